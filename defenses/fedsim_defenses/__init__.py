@@ -1,0 +1,1 @@
+"""First-party defenses; fedsim finds them through entry points, like anybody else's."""

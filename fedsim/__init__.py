@@ -1,0 +1,1 @@
+"""fedsim: train federated Vision Transformers, and audit what each client's update leaks."""

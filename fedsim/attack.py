@@ -1,0 +1,48 @@
+"""The attack contract: one frozen dataclass, one verb."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from fedsim.exchange import Finding, Observation
+
+Need = Literal["batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data"]
+Recovers = Literal["images", "labels", "features"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """An honest-but-curious attacker; the fields of a subclass are its YAML parameters.
+
+    Subclass as a frozen, keyword-only dataclass, give every field a default, and check ranges in `__post_init__` with
+    `ValueError("field: expected ..., got ...")`.
+
+    Class facts:
+        citation: the paper, with a link; printed in the report's footer.
+        needs: grants without which the attack cannot run; a scenario that does not grant them is refused before the
+            first gradient. Anything else that is granted may be used, and must be optional.
+        recovers: what `Finding` will hold; decides which metrics apply.
+    """
+
+    citation: ClassVar[str]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    recovers: ClassVar[frozenset[Recovers]] = frozenset()
+
+    @abstractmethod
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        """Recover what can be recovered from one observation.
+
+        Args:
+            observation: the only source of knowledge; must not be changed.
+            generator: the only source of randomness; the same generator state gives the same finding.
+
+        Returns:
+            The finding. Choices on the way (restart, iterate, cut-off) rest on observable quantities alone.
+
+        Raises:
+            AttackRefusedError: a precondition does not hold for this update (recorded as `refused`).
+        """

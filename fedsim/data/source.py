@@ -1,0 +1,94 @@
+"""The data-source contract: where pictures come from, in three disjoint pools."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.exchange import HardLabels, LabeledImages
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A set of labeled pictures that are read when needed.
+
+    Args:
+        labels: class of every sample.
+        fetch: sample numbers -> uint8 pictures, shape (batch, channels, height, width); a pure function.
+    """
+
+    labels: HardLabels
+    fetch: Callable[[Sequence[int]], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Sequence[int]) -> LabeledImages:
+        """Return the named samples, pixels in [0, 1]."""
+        chosen = [int(i) for i in indices]
+        return LabeledImages(self.fetch(chosen).float() / 255, self.labels[chosen])
+
+    @staticmethod
+    def of_arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray) -> Pool:
+        """Return a pool over pictures in memory.
+
+        Args:
+            images: uint8, shape (samples, height, width, channels).
+            labels: class of every sample.
+        """
+        stored = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+        return Pool(torch.as_tensor(np.asarray(labels), dtype=torch.int64), lambda chosen: stored[list(chosen)])
+
+
+@dataclass(frozen=True)
+class Pools:
+    """What a source delivers: three disjoint pools and the names of the classes.
+
+    Args:
+        train: dealt to the clients by the partition.
+        test: for the central evaluation.
+        auxiliary: the attacker's, when granted; also the data-set mean of the controls.
+        class_names: one name per class, in label order.
+    """
+
+    train: Pool
+    test: Pool
+    auxiliary: Pool
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """A data source; the fields of a subclass are its YAML parameters, beside `name` and `partition`.
+
+    Args:
+        image_size: side of the square pictures in pixels; None keeps the size of the files, which must be equal.
+        samples: size of the training pool; None takes what there is.
+        test_samples: size of the test pool; None as above.
+        auxiliary_samples: size of the auxiliary pool.
+    """
+
+    image_size: int | None = 32
+    samples: int | None = None
+    test_samples: int | None = None
+    auxiliary_samples: int = 256
+
+    def __post_init__(self) -> None:
+        for field in ("image_size", "samples", "test_samples", "auxiliary_samples"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field}: expected at least 1, got {value}.")
+
+    @abstractmethod
+    def load(self, seed: int) -> Pools:
+        """Return the pools; a pure function of the parameters, the files they name and the seed.
+
+        Raises:
+            ScenarioError: a file is missing, damaged or does not hold what the parameters say; `where` is `data.path` or
+                whichever parameter is at fault.
+        """

@@ -1,0 +1,92 @@
+"""The defense contract: one frozen dataclass, a few hooks that are identity by default."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.exchange import Images, Labels, Update
+
+
+@dataclass(frozen=True)
+class PrivacyBudget:
+    """An accounted guarantee: (epsilon, delta) under a stated neighboring relation."""
+
+    epsilon: float
+    delta: float
+    neighbors: str
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """One mini-batch on its way through the defenses of a client.
+
+    Args:
+        model: the client's model, in the mode the scenario states; gradients are accumulated in `p.grad`.
+        images: normalized model input.
+        labels: hard or soft labels.
+        round: server round, from 1.
+        rounds: number of rounds of the scenario.
+        progress: share of the whole training that is done when this step starts, in [0, 1).
+    """
+
+    model: nn.Module
+    images: Images
+    labels: Labels
+    round: int
+    rounds: int
+    progress: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defense(ABC):
+    """What one client does differently; the fields of a subclass are its YAML parameters.
+
+    The hooks run on the client, each defense's in the listed order. Subclass as a frozen, keyword-only dataclass, give
+    every field a default, and check ranges in `__post_init__` with `ValueError("field: expected ..., got ...")`.
+
+    Class facts:
+        citation: the paper, with a link; printed in the report's footer.
+    """
+
+    citation: ClassVar[str]
+
+    def cautions(self, model: nn.Module) -> tuple[str, ...]:
+        """Return reasons to doubt this defense on this (prepared) model; they travel with every record."""
+        return ()
+
+    def prepare_model(self, model: nn.Module) -> None:
+        """Add what the defense needs to the architecture, in place.
+
+        Called on the model of every client and of the server, also where the defense is off, so that all share the same
+        parameter names; a model of a client without the defense must behave like the plain one. Extra parameters are
+        drawn from torch's global generator, which the caller has seeded.
+        """
+
+    def protect_batch(self, images: Images, labels: Labels, generator: torch.Generator) -> tuple[Images, Labels]:
+        """Return the batch to train on, once per local step, before `train_step`."""
+        return images, labels
+
+    def train_step(
+        self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]
+    ) -> Tensor:
+        """Accumulate this step's gradient in `p.grad` and return the detached mean loss.
+
+        `proceed(step)` runs the next defense's step, the innermost being forward, cross-entropy, backward. A recipe
+        changes the step it passes on (adversarial pictures, shuffled patches), adds a term afterwards, or does not call
+        `proceed` at all and computes gradients itself (DP-SGD).
+        """
+        return proceed(step)
+
+    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+        """Return the update to send."""
+        return update
+
+    def budget(self, participations: int) -> PrivacyBudget | None:
+        """Return the guarantee after that many rounds of participation, or None where none is accounted."""
+        return None

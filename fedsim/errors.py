@@ -1,0 +1,52 @@
+"""What a user can do something about: printed without a traceback, exit code 2.
+
+Every message says, in this order: where (the YAML path or the file), what was given, what is allowed, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FedsimError(Exception):
+    """Any error that the user can mend; the command line prints the message alone and exits with 2."""
+
+
+class ScenarioError(FedsimError):
+    """A scenario that cannot mean what it says; the message starts with the YAML path.
+
+    Args:
+        where: YAML path, dots between the parts, as in `attacks.0.params.steps`.
+        message: what was given, what is allowed, what to do.
+    """
+
+    def __init__(self, where: str, message: str) -> None:
+        super().__init__(f"{where}: {message}" if where else message)
+        self.where = where
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[ScenarioError], tuple[str, str]]:
+        """Pickle by the two arguments, so that the error survives the way back from a worker process."""
+        return type(self), (self.where, self.message)
+
+
+class PluginError(FedsimError):
+    """An installed plug-in that breaks the contract or clashes with another."""
+
+
+class RunFolderError(FedsimError):
+    """A run folder that is missing, damaged or of another schema; the message starts with the file."""
+
+
+class AttackRefusedError(FedsimError):
+    """Raised by an attack whose precondition this observation does not meet.
+
+    The audit records the attempt with `status: refused` and this message; it is not a failure of the run.
+    """
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the closest allowed word, or an empty string when none is close."""
+    matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,171 @@
+"""What crosses the wire, what the attacker is shown, and what only the evaluator may see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+UpdateKind = Literal["gradient", "delta"]
+
+Images = Float[Tensor, "batch channel height width"]
+HardLabels = Int[Tensor, " batch"]
+SoftLabels = Float[Tensor, "batch class"]
+Labels = HardLabels | SoftLabels
+
+
+@dataclass(frozen=True)
+class Update:
+    """One client's reply of one round; nothing else crossed the wire.
+
+    Args:
+        round: server round, from 1.
+        client: partition number, from 0.
+        kind: `gradient`, the gradient of the mean loss over one batch; `delta`, new minus old weights.
+        tensors: name of the parameter -> its gradient or difference, in the model's order, float32.
+        num_examples: what the client reported to the server as `num-examples`.
+    """
+
+    round: int
+    client: int
+    kind: UpdateKind
+    tensors: Mapping[str, Tensor]
+    num_examples: int
+
+    def norm(self) -> float:
+        """Return the l2 norm over all tensors."""
+        return math.sqrt(sum(float(t.double().square().sum()) for t in self.tensors.values()))
+
+    def is_finite(self) -> bool:
+        """Return whether every entry of every tensor is finite."""
+        return all(bool(torch.isfinite(t).all()) for t in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation that turn pixels in [0, 1] into the model's input."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def _column(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+    def normalize(self, images: Images) -> Images:
+        """Return the model's input for pixels in [0, 1]."""
+        return (images - self._column(self.mean, images)) / self._column(self.std, images)
+
+    def denormalize(self, images: Images) -> Images:
+        """Return pixels (unclamped) for the model's input."""
+        return images * self._column(self.std, images) + self._column(self.mean, images)
+
+
+@dataclass(frozen=True)
+class TrainingKnowledge:
+    """The local training recipe, when the threat model grants `training`.
+
+    Args:
+        optimizer: `sgd` or `adamw`.
+        learning_rate: step size.
+        momentum: of SGD; 0 for AdamW.
+        weight_decay: coefficient; applied to every parameter but those in `decay_exempt`.
+        local_steps: steps per round; None when the client runs whole epochs over a set of unknown size.
+        local_epochs: epochs per round; None when the client runs a fixed number of steps.
+        decay_exempt: names of parameters without weight decay.
+    """
+
+    optimizer: str
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    local_steps: int | None
+    local_epochs: int | None
+    decay_exempt: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DefenseKnowledge:
+    """One defense that the observed client carries, when the threat model grants `defenses`."""
+
+    name: str
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """Pictures with labels: pixels in [0, 1], float32."""
+
+    images: Images
+    labels: HardLabels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that an attack gets: the update, the model it was computed on, and what the threat model grants.
+
+    Args:
+        update: the client's update.
+        model: factory for a fresh module that holds the round's global weights, in evaluation mode, on the CPU.
+            Its `pretrained_cfg` says nothing about the client: the normalization is a grant of its own.
+        image_shape: (channels, height, width) of the model's input.
+        num_classes: outputs of the head.
+        batch_size: pictures per local step; None when not granted.
+        labels: the batch's labels in no particular order; None when not granted.
+        normalization: the model's input normalization; None when not granted.
+        training: the local recipe; None when not granted.
+        train_mode: whether dropout and the like were active on the client; None when not granted.
+        defenses: the defenses of this client, in order of application; None when not granted.
+        auxiliary_data: pictures of the same distribution, disjoint from every client's; None when not granted.
+    """
+
+    update: Update
+    model: Callable[[], nn.Module]
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    batch_size: int | None = None
+    labels: Labels | None = None
+    normalization: Normalization | None = None
+    training: TrainingKnowledge | None = None
+    train_mode: bool | None = None
+    defenses: tuple[DefenseKnowledge, ...] | None = None
+    auxiliary_data: LabeledImages | None = None
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The pictures behind an update, for `fedsim.threat` and `fedsim.metrics` alone.
+
+    Args:
+        images: every distinct picture the client used in the round, pixels in [0, 1].
+        labels: their labels.
+    """
+
+    images: Images
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an attack claims to have recovered.
+
+    Args:
+        images: pixels in [0, 1], any number of pictures in any order; None when the attack recovers none.
+        labels: hard labels with repeats, in any order, or soft labels; None when the attack recovers none.
+        features: head inputs, one row a picture; None when the attack recovers none.
+        trace: observable quantities of the run (loss, residual, condition number), JSON-able.
+        cautions: reasons to doubt the finding, each one sentence.
+    """
+
+    images: Images | None = None
+    labels: Labels | None = None
+    features: Float[Tensor, "batch embed"] | None = None
+    trace: Mapping[str, Any] = field(default_factory=dict)
+    cautions: tuple[str, ...] = ()

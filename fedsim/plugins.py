@@ -1,0 +1,184 @@
+"""Plug-ins by name: entry points of installed distributions, or "module:Class" while developing.
+
+First-party attacks, defenses and data sources come through the same door as anybody's: the entry-point groups
+`fedsim.attacks`, `fedsim.defenses` and `fedsim.data`. Listing names imports nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+import pydantic
+
+from fedsim.errors import PluginError, ScenarioError, nearest
+
+Kind = Literal["attacks", "defenses", "data"]
+_NOUN = {"attacks": "attack", "defenses": "defense", "data": "data source"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PluginInfo:
+    """Where a plug-in comes from: enough to build it again, without having imported it.
+
+    Args:
+        kind: the group.
+        name: its name in YAML.
+        target: "module:Class".
+        distribution: name of the installed distribution; None for a bare "module:Class".
+        version: version of the distribution; "unknown" for a bare "module:Class".
+    """
+
+    kind: Kind
+    name: str
+    target: str
+    distribution: str | None
+    version: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One YAML parameter of a plug-in: its name, its type as written, its default."""
+
+    name: str
+    type: str
+    default: Any
+
+
+def _info(kind: Kind, point: EntryPoint) -> PluginInfo:
+    dist = point.dist
+    return PluginInfo(kind, point.name, point.value, dist.name if dist else None, dist.version if dist else "unknown")
+
+
+def installed(kind: Kind) -> dict[str, PluginInfo]:
+    """Return the plug-ins of one kind, by name, in alphabetical order.
+
+    Raises:
+        PluginError: two distributions offer the same name.
+    """
+    found: dict[str, PluginInfo] = {}
+    for point in sorted(entry_points(group=f"fedsim.{kind}"), key=lambda p: p.name):
+        info = _info(kind, point)
+        other = found.setdefault(info.name, info)
+        if (other.target, other.distribution) != (info.target, info.distribution):
+            raise PluginError(
+                f"{_NOUN[kind]} {info.name!r} is offered twice, by {other.distribution} ({other.target}) and by "
+                f"{info.distribution} ({info.target}). Uninstall one of the two."
+            )
+    return found
+
+
+def find(kind: Kind, name: str, where: str) -> PluginInfo:
+    """Return the plug-in called `name`, which may also be a "module:Class".
+
+    Raises:
+        ScenarioError: there is none; names the nearest match and what is installed.
+    """
+    if ":" in name:
+        return PluginInfo(kind, name, name, None, "unknown")
+    known = installed(kind)
+    if name not in known:
+        raise ScenarioError(
+            where,
+            f"no {_NOUN[kind]} {name!r}.{nearest(name, known)} Installed: {', '.join(known) or 'none'} "
+            '(run "fedsim list").',
+        )
+    return known[name]
+
+
+def load(info: PluginInfo, contract: type, where: str) -> type:
+    """Import the class behind `info` and check that it keeps the contract.
+
+    Raises:
+        ScenarioError: a "module:Class" that cannot be imported.
+        PluginError: an entry point that cannot be imported, or a class outside the contract.
+    """
+    module_name, _, attribute = info.target.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        message = f"cannot import {info.target!r}: {error}"
+        if info.distribution is None:
+            raise ScenarioError(where, f"{message}. A name with a colon means 'module:Class', importable here.") from None
+        raise PluginError(f"{where}: {message}. Reinstall {info.distribution}.") from error
+    if not (inspect.isclass(cls) and issubclass(cls, contract)):
+        raise PluginError(f"{where}: {info.target} is not a subclass of {contract.__module__}.{contract.__qualname__}")
+    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    if not frozen or inspect.isabstract(cls):
+        raise PluginError(f"{where}: {info.target} must be a concrete dataclass(frozen=True, kw_only=True)")
+    return cls
+
+
+def parameters(cls: type) -> list[Parameter]:
+    """Return the YAML parameters of a plug-in class, in order."""
+    listed = []
+    for field in dataclasses.fields(cls):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        written = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+        listed.append(Parameter(field.name, written, default))
+    return listed
+
+
+def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
+    """Build an instance from YAML parameters.
+
+    Numbers may be given as strings (YAML 1.1 reads 1e-4 as one); booleans may not.
+
+    Raises:
+        ScenarioError: an unknown, missing or wrongly typed parameter, or a value that the class refuses.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for name, value in params.items():
+        if name not in fields:
+            allowed = ", ".join(fields) or "none"
+            raise ScenarioError(f"{where}.{name}", f"unknown parameter.{nearest(str(name), fields)} Allowed: {allowed}.")
+        values[name] = _coerce(value, types[name], f"{where}.{name}")
+    for name, field in fields.items():
+        no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if no_default and name not in values:
+            raise ScenarioError(f"{where}.{name}", "missing; this parameter has no default.")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        field_name, separator, message = str(error).partition(": ")
+        if separator and field_name in fields:
+            raise ScenarioError(f"{where}.{field_name}", message) from None
+        raise ScenarioError(where, str(error)) from None
+
+
+def _coerce(value: Any, annotation: Any, where: str) -> Any:
+    wants_bool = annotation is bool or bool in typing.get_args(annotation)
+    if isinstance(value, bool) and not wants_bool:
+        raise ScenarioError(where, f"expected {_describe(annotation)}, got {value!r}.")
+    try:
+        adapter = pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+        return adapter.validate_python(value, strict=wants_bool)
+    except pydantic.ValidationError as error:
+        detail = error.errors()[0]["msg"]
+        raise ScenarioError(where, f"expected {_describe(annotation)}, got {value!r} ({detail}).") from None
+
+
+def _describe(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Literal:
+        return "one of " + ", ".join(repr(value) for value in typing.get_args(annotation))
+    return getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)  # type: ignore[return-value]
+
+
+def build(kind: Kind, contract: type, name: str, params: Mapping[str, Any], where: str) -> Any:
+    """Find, import and configure one plug-in; the parameters live at `{where}.params`, or beside the name for data.
+
+    Raises:
+        ScenarioError: unknown name or bad parameters.
+        PluginError: a plug-in that breaks the contract.
+    """
+    cls = load(find(kind, name, f"{where}.name"), contract, f"{where}.name")
+    return configure(cls, params, where if kind == "data" else f"{where}.params")
