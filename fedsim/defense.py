@@ -72,9 +72,7 @@ class Defense(ABC):
         """Return the batch to train on, once per local step, before `train_step`."""
         return images, labels
 
-    def train_step(
-        self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]
-    ) -> Tensor:
+    def train_step(self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]) -> Tensor:
         """Accumulate this step's gradient in `p.grad` and return the detached mean loss.
 
         `proceed(step)` runs the next defense's step, the innermost being forward, cross-entropy, backward. A recipe

@@ -43,11 +43,12 @@ class PluginInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One YAML parameter of a plug-in: its name, its type as written, its default."""
+    """One YAML parameter of a plug-in: its name, its type as written, its default (None for a required one)."""
 
     name: str
     type: str
     default: Any
+    required: bool = False
 
 
 def _info(kind: Kind, point: EntryPoint) -> PluginInfo:
@@ -104,7 +105,9 @@ def load(info: PluginInfo, contract: type, where: str) -> type:
     except (ImportError, AttributeError) as error:
         message = f"cannot import {info.target!r}: {error}"
         if info.distribution is None:
-            raise ScenarioError(where, f"{message}. A name with a colon means 'module:Class', importable here.") from None
+            raise ScenarioError(
+                where, f"{message}. A name with a colon means 'module:Class', importable here."
+            ) from None
         raise PluginError(f"{where}: {message}. Reinstall {info.distribution}.") from error
     if not (inspect.isclass(cls) and issubclass(cls, contract)):
         raise PluginError(f"{where}: {info.target} is not a subclass of {contract.__module__}.{contract.__qualname__}")
@@ -118,12 +121,16 @@ def parameters(cls: type) -> list[Parameter]:
     """Return the YAML parameters of a plug-in class, in order."""
     listed = []
     for field in dataclasses.fields(cls):
-        default = field.default
+        default = None if field.default is dataclasses.MISSING else field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         written = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-        listed.append(Parameter(field.name, written, default))
+        listed.append(Parameter(field.name, written, default, _is_required(field)))
     return listed
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
@@ -140,11 +147,12 @@ def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
     for name, value in params.items():
         if name not in fields:
             allowed = ", ".join(fields) or "none"
-            raise ScenarioError(f"{where}.{name}", f"unknown parameter.{nearest(str(name), fields)} Allowed: {allowed}.")
+            raise ScenarioError(
+                f"{where}.{name}", f"unknown parameter.{nearest(str(name), fields)} Allowed: {allowed}."
+            )
         values[name] = _coerce(value, types[name], f"{where}.{name}")
     for name, field in fields.items():
-        no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if no_default and name not in values:
+        if _is_required(field) and name not in values:
             raise ScenarioError(f"{where}.{name}", "missing; this parameter has no default.")
     try:
         return cls(**values)

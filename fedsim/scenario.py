@@ -65,7 +65,12 @@ class PartitionPart(_Part):
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> PartitionPart:
-        own = {"dirichlet": "alpha", "shards": "shards_per_client", "pathological": "classes_per_client", "sizes": "sizes"}
+        own = {
+            "dirichlet": "alpha",
+            "shards": "shards_per_client",
+            "pathological": "classes_per_client",
+            "sizes": "sizes",
+        }
         needed = own.get(self.name)
         for field in own.values():
             if field != needed and getattr(self, field) is not None:
@@ -171,7 +176,8 @@ class AttackPart(_Part):
 class AuditPart(_Part):
     """Which updates are attacked, how attempts are scored, and on how many processes.
 
-    `rounds` is `all` or a list of round numbers, `last` among them.
+    `rounds` is `all` or a list of round numbers, `last` among them. `processes: n` audits beside the training on n worker
+    processes; 0 audits in the process of the server, once training is over.
     """
 
     rounds: Literal["all"] | list[Integer | Literal["last"]] = "all"
@@ -179,7 +185,7 @@ class AuditPart(_Part):
     metrics: list[Literal["psnr", "ssim", "lpips", "fft2d", "label_recall"]] = Field(
         default_factory=lambda: ["psnr", "ssim", "label_recall"]
     )
-    processes: Annotated[Integer, Field(ge=1)] = 1
+    processes: Annotated[Integer, Field(ge=0)] = 1
 
 
 class Scenario(_Part):
@@ -219,7 +225,9 @@ def parse(raw: Any, source: str) -> Scenario:
         raise ScenarioError(where, "\n".join([message, *lines[1:]])) from None
 
 
-_UNION_BRANCH = re.compile(r"^(literal\[|list\[|function-|constrained-|int$|str$|bool$|float$|FractionOfClients$|nullable)")
+_UNION_BRANCH = re.compile(
+    r"^(literal\[|list\[|function-|constrained-|int$|str$|bool$|float$|FractionOfClients$|nullable)"
+)
 
 
 def _line(detail: Any) -> str:
@@ -367,7 +375,7 @@ def select_clients(selector: Selector, clients: int, seed: int, where: str) -> t
         for part in selector.split(","):
             match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
             if not match:
-                raise ScenarioError(where, f"expected all, [0, 2], \"0-3\" or {{fraction: 0.5}}, got {selector!r}.")
+                raise ScenarioError(where, f'expected all, [0, 2], "0-3" or {{fraction: 0.5}}, got {selector!r}.')
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 raise ScenarioError(where, f"the range {part.strip()!r} runs backwards.")

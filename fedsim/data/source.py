@@ -66,11 +66,15 @@ class Pools:
 class Source(ABC):
     """A data source; the fields of a subclass are its YAML parameters, beside `name` and `partition`.
 
+    The sizes are upper bounds where pictures are read, since one scenario may be pointed at other files: a source that
+    holds fewer gives what it has. Sources that draw their pictures meet them exactly.
+
     Args:
         image_size: side of the square pictures in pixels; None keeps the size of the files, which must be equal.
         samples: size of the training pool; None takes what there is.
-        test_samples: size of the test pool; None as above.
-        auxiliary_samples: size of the auxiliary pool.
+        test_samples: size of the test pool; where no test set is given it is held out of the training set,
+            a quarter at most. None takes the whole test set, or a tenth.
+        auxiliary_samples: size of the auxiliary pool, held out of the training set: an eighth of it at most.
     """
 
     image_size: int | None = 32
@@ -89,6 +93,6 @@ class Source(ABC):
         """Return the pools; a pure function of the parameters, the files they name and the seed.
 
         Raises:
-            ScenarioError: a file is missing, damaged or does not hold what the parameters say; `where` is `data.path` or
-                whichever parameter is at fault.
+            ScenarioError: a file is missing, damaged or does not hold what the parameters say; `where` is `data.path`
+                or whichever parameter is at fault.
         """

@@ -1,0 +1,146 @@
+"""One attack on one update: the finding, stored before anybody scores it.
+
+A finding file (safetensors) is complete or absent, and its header names the attack with all parameters, so a resumed audit
+knows whether it may be used again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Finding
+from fedsim.plan import Plan, PlannedAttack
+from fedsim.recording import RunFolder, write_atomically
+from fedsim.seeds import derive, seeded
+from fedsim.threat import ThreatModel
+
+Status = Literal["found", "failed", "refused"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of one attack on one update.
+
+    Args:
+        status: `found`; `refused` when the attack's precondition does not hold; `failed` when it raised.
+        finding: empty unless found.
+        message: why it was refused or failed.
+        seconds: wall time of the attack itself.
+        seed: what its generator was seeded with.
+    """
+
+    status: Status
+    finding: Finding
+    message: str | None
+    seconds: float
+    seed: int
+
+
+def identity(planned: PlannedAttack) -> dict[str, Any]:
+    """Return what names an attack in records: its name, all parameters, and the version it came from."""
+    return {
+        "name": planned.info.name,
+        "params": planned.params,
+        "version": planned.info.version,
+        "distribution": planned.info.distribution,
+    }
+
+
+def finding_path(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Path:
+    """Return where the finding of an attempt is stored."""
+    return folder.artifact(round, client, f"{planned.slug}.safetensors")
+
+
+def run(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt:
+    """Return the attempt, from the folder when it is there, else by running the attack and storing the finding.
+
+    Raises:
+        RunFolderError: the capture is missing or corrupted.
+    """
+    path = finding_path(folder, round, client, planned)
+    stored = _read(path, planned)
+    if stored is None:
+        stored = _run(plan, folder, round, client, planned)
+        _write(path, planned, stored)
+    return stored
+
+
+def _run(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt:
+    update, weights = folder.read_update(round, client), folder.read_global(round, client)
+    params = json.dumps(planned.params, sort_keys=True, default=str)
+    seed = derive(plan.scenario.seed, "attack", planned.info.name, params, round, client)
+    empty = Finding()
+    if not update.is_finite():
+        return Attempt("refused", empty, "the update is not finite", 0.0, seed)
+    observation = ThreatModel(plan).observe(update, weights)
+    started = time.perf_counter()
+    try:
+        with seeded(seed):
+            finding = planned.attack.run(observation, torch.Generator().manual_seed(seed))
+        status: Status = "found"
+        message = None
+        finding = _checked(finding, observation.image_shape)
+    except AttackRefusedError as error:
+        finding, status, message = empty, "refused", str(error)
+    except Exception as error:  # noqa: BLE001  (boundary: a failed attack is a record, and the rest of the audit goes on)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        finding, status, message = empty, "failed", f"{type(error).__name__}: {error} ({where})"
+    return Attempt(status, finding, message, float(f"{time.perf_counter() - started:.4g}"), seed)
+
+
+def _checked(finding: Finding, image_shape: tuple[int, int, int]) -> Finding:
+    """Check what the plug-in claims and bring it to the CPU in float32, pixels clamped."""
+    images = finding.images
+    if images is not None:
+        if tuple(images.shape[1:]) != image_shape:
+            raise ValueError(f"the attack returned pictures of shape {tuple(images.shape[1:])}, not {image_shape}")
+        if not bool(torch.isfinite(images).all()):
+            raise ValueError("the attack returned pixels that are not finite")
+        images = images.detach().cpu().float().clamp(0, 1)
+    labels = finding.labels if finding.labels is None else finding.labels.detach().cpu()
+    features = finding.features if finding.features is None else finding.features.detach().cpu().float()
+    return replace(finding, images=images, labels=labels, features=features)
+
+
+def _write(path: Path, planned: PlannedAttack, attempt: Attempt) -> None:
+    finding = attempt.finding
+    tensors = {"images": finding.images, "labels": finding.labels, "features": finding.features}
+    header = {
+        "attack": identity(planned),
+        "status": attempt.status,
+        "message": attempt.message,
+        "trace": dict(finding.trace),
+        "cautions": list(finding.cautions),
+        "seconds": attempt.seconds,
+        "seed": attempt.seed,
+    }
+    content = save(
+        {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None},
+        {"fedsim": json.dumps(header, default=str)},
+    )
+    write_atomically(path, content)
+
+
+def _read(path: Path, planned: PlannedAttack) -> Attempt | None:
+    """Return a stored attempt; None when there is none, or one of other parameters or of another version."""
+    try:
+        with safe_open(path, "pt") as opened:
+            header = json.loads(opened.metadata()["fedsim"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+    if header["attack"] != json.loads(json.dumps(identity(planned), default=str)):
+        return None
+    finding = Finding(**tensors, trace=header["trace"], cautions=tuple(header["cautions"]))
+    return Attempt(header["status"], finding, header["message"], header["seconds"], header["seed"])

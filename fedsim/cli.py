@@ -1,0 +1,215 @@
+"""The command line: run, audit, report, check, list, schema.
+
+Exit codes: 0, all done; 1, all done and saved, but an attack or a client failed; 2, the user can mend it, and the message
+says how.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedsim import scenario as scenarios
+from fedsim import yaml_loader
+from fedsim.errors import FedsimError, ScenarioError
+from fedsim.scenario import AttackPart, Scenario
+
+app = typer.Typer(
+    name="fedsim",
+    help="Train federated Vision Transformers, and audit what each client's update leaks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+
+ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (YAML).", show_default=False)]
+Folder = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one key of the scenario; may be repeated.")
+]
+Engine = Annotated[str | None, typer.Option("--engine", help="inline or ray; the scenario's own otherwise.")]
+
+
+def _load(file: Path, overrides: Sequence[str] | None, engine: str | None) -> Scenario:
+    settings = [*(overrides or ()), *([f"engine={engine}"] if engine else ())]
+    scenario, notes = scenarios.load(file, settings)
+    for note in notes:
+        _out.print(f"note: {note}", style="yellow", markup=False)
+    return scenario
+
+
+@app.command()
+def run(
+    scenario: Annotated[Path | None, typer.Argument(help="Scenario file (YAML).", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name>-<time> otherwise.")] = None,
+    engine: Engine = None,
+    settings: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Complete an interrupted run in this folder.")] = None,
+) -> None:
+    """Train, capture, audit and report."""
+    from fedsim.recording import RunFolder
+
+    if (scenario is None) == (resume is None):
+        raise FedsimError("run: give a scenario file, or --resume with a run folder, and not both.")
+    if resume is not None:
+        if out or settings or engine:
+            raise FedsimError("run --resume: goes on exactly as the run began; leave --out, --engine and --set away.")
+        folder = RunFolder.open(resume)
+        plan = _plan(folder.scenario())
+    else:
+        assert scenario is not None
+        loaded = _load(scenario, settings, engine)
+        plan = _plan(loaded)
+        folder = RunFolder.create(out or _default_folder(loaded), loaded)
+    _carry_out(plan, folder, train=True)
+
+
+def _default_folder(scenario: Scenario) -> Path:
+    from fedsim.simulation import default_folder
+
+    return default_folder(scenario)
+
+
+def _plan(scenario: Scenario) -> Any:
+    from fedsim import plan as planning
+
+    with _out.status("Preparing data and model"):
+        return planning.of(scenario)
+
+
+def _carry_out(plan: Any, folder: Any, train: bool) -> None:
+    from fedsim import simulation
+    from fedsim.display import Display, summary
+
+    _out.print(f"Run folder: {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    with Display(_out, plan.scenario.federation.rounds, training=train) as display:
+        step = simulation.simulate if train else simulation.audit
+        records = step(plan, folder, display.progress)
+    _out.print(summary(folder.path))
+    _out.print(f"Report: {folder.path / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    _exit_by(records, folder.rounds.read())
+
+
+def _exit_by(records: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> None:
+    failed = [record for record in records if record["status"] == "failed"]
+    clients = {client for line in lines for client in line["failed"]}
+    if failed:
+        _out.print(f"{len(failed)} of {len(records)} attempts failed; records.jsonl says why.", style="red")
+    if clients:
+        _out.print(
+            f"Clients failed in some rounds: {', '.join(sorted(clients, key=int))}; see rounds.jsonl.", style="red"
+        )
+    if failed or clients:
+        raise typer.Exit(1)
+
+
+@app.command()
+def audit(
+    folder: Folder,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(help="Add an attack: its name, or '{name: ..., params: {...}}'; may be repeated."),
+    ] = None,
+) -> None:
+    """Attack the captured updates of a run; attempts that have a record are left alone."""
+    from fedsim.recording import RunFolder
+
+    opened = RunFolder.open(folder)
+    before = opened.scenario()
+    scenario = _with_attacks(before, attack or [])
+    plan = _plan(scenario)
+    if scenario != before:
+        opened.write_scenario(scenario)
+    _carry_out(plan, opened, train=False)
+
+
+def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
+    content = scenario.resolved()
+    for text in added:
+        value = yaml_loader.parse(text, "--attack")
+        part = {"name": value} if isinstance(value, str) else value
+        if not isinstance(part, dict):
+            raise ScenarioError("--attack", f"expected a name or {{name: ..., params: ...}}, got {text!r}.")
+        parsed = scenarios.parse({**content, "attacks": [part]}, "--attack").attacks[0]
+        if parsed not in [AttackPart(**known) for known in content["attacks"]]:
+            content["attacks"].append(parsed.model_dump())
+    return scenarios.parse(content, "--attack")
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Render report.html, report.md and tables/ from a run folder."""
+    from fedsim import report as reports
+    from fedsim.recording import RunFolder
+
+    path = reports.render(RunFolder.open(folder).path)
+    _out.print(f"Report: {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = None) -> None:
+    """Check a scenario without training: names, parameters, grants, data, partition, model."""
+    loaded = _load(scenario, settings, engine)
+    plan = _plan(loaded)
+    parameters = sum(p.numel() for p in plan.initial_weights().values())
+    table = Table(show_header=False, box=None, pad_edge=False)
+    sizes = [len(samples) for samples in plan.data.partition]
+    table.add_row(
+        "data", f"{loaded.data.name}, {plan.num_classes} classes, {min(sizes)} to {max(sizes)} samples a client"
+    )
+    table.add_row("model", f"{loaded.model.name}, {parameters / 1e6:.1f} M parameters, input {plan.image_shape}")
+    table.add_row("federation", f"{loaded.federation.clients} clients, {loaded.federation.rounds} rounds")
+    table.add_row("server knows", ", ".join(loaded.threat.grants) or "the update and the model")
+    for planned in plan.defenses:
+        clients = ", ".join(map(str, sorted(planned.clients)))
+        table.add_row("defense", f"{planned.info.name} {planned.params} on clients {clients}")
+    for planned in plan.attacks:
+        table.add_row("attack", f"{planned.info.name} {planned.params}")
+    for client in range(loaded.federation.clients):
+        for text in plan.cautions_of(client):
+            table.add_row("caution", f"client {client}: {text}")
+    _out.print(table)
+    _out.print(f"{scenario}: fine", style="green", highlight=False)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="attacks, defenses, data, models, strategies or metrics.")] = None,
+) -> None:
+    """List what a scenario can name, with parameters and their defaults."""
+    from fedsim import catalogue
+
+    sections = catalogue.sections()
+    if kind is not None and kind not in sections:
+        raise ScenarioError("list", f"no kind {kind!r}; known: {', '.join(sections)}.")
+    for name, rows in sections.items():
+        if kind in (None, name):
+            table = Table(title=name, title_justify="left", title_style="bold", show_lines=False, expand=False)
+            for column in ("name", "what it is", "parameters"):
+                table.add_column(column, overflow="fold")
+            for row in rows():
+                table.add_row(row.name, row.summary, row.parameters)
+            _out.print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a scenario, for editors."""
+    sys.stdout.write(json.dumps(Scenario.model_json_schema(), indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the command line; errors that the user can mend are printed without a traceback."""
+    try:
+        app()
+    except FedsimError as error:
+        Console(stderr=True).print(f"fedsim: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,129 @@
+"""Which pictures a client uses in a round: a pure function of (seed, client, round)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from fedsim import plugins
+from fedsim.data.partition import deal
+from fedsim.data.source import Pools, Source
+from fedsim.errors import ScenarioError
+from fedsim.exchange import LabeledImages, Truth
+from fedsim.scenario import DataPart, TrainingPart
+from fedsim.seeds import numpy_generator
+
+Step = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """The pools of a source and how the training pool is dealt.
+
+    Args:
+        pools: training, test and auxiliary pictures.
+        partition: numbers of the training samples of each client.
+        seed: of the scenario; moves the order in which a client uses its samples.
+    """
+
+    pools: Pools
+    partition: tuple[tuple[int, ...], ...]
+    seed: int
+
+    def client_steps(
+        self, client: int, round: int, batch_size: int, local_steps: int | None = None, local_epochs: int | None = None
+    ) -> list[Step]:
+        """Return the sample numbers, in the training pool, of each local step of a round.
+
+        With steps (one by default), successive rounds walk on through the client's samples: each pass takes them in a
+        new order, whole batches only, so that no batch holds a sample twice and every batch is full. With epochs, each
+        epoch of each round is a pass of its own, and its last batch may be smaller.
+
+        Args:
+            client: partition number, from 0.
+            round: server round, from 1.
+            batch_size: samples a step; all samples of the client where it has fewer.
+            local_steps: steps in the round.
+            local_epochs: passes in the round; excludes `local_steps`.
+        """
+        count = len(self.partition[client])
+        size = min(batch_size, count)
+        if local_epochs is not None:
+            passes = [self._shuffled(client, "epoch", round, epoch) for epoch in range(local_epochs)]
+            return [samples[start : start + size] for samples in passes for start in range(0, count, size)]
+        steps = local_steps or 1
+        places = [divmod(step, count // size) for step in range((round - 1) * steps, round * steps)]
+        turns = {turn: self._shuffled(client, "pass", turn) for turn, _ in places}
+        return [turns[turn][place * size : (place + 1) * size] for turn, place in places]
+
+    def client_batches(self, client: int, round: int, training: TrainingPart) -> list[LabeledImages]:
+        """Return the pictures of each local step of a round; all of them are held in memory."""
+        return [self.pools.train.read(step) for step in self._steps(client, round, training)]
+
+    def truth(self, client: int, round: int, training: TrainingPart) -> Truth:
+        """Return every distinct picture that the client used in a round, in the order of first use."""
+        read = self.pools.train.read(self._used(client, round, training))
+        return Truth(read.images, read.labels)
+
+    def verify(self, rounds: int, training: TrainingPart) -> None:
+        """Read every picture that a run may use, so that a damaged one is refused before the first gradient.
+
+        Raises:
+            ScenarioError: a picture is damaged.
+        """
+        clients = range(len(self.partition))
+        used = {sample for c in clients for r in range(1, rounds + 1) for sample in self._used(c, r, training)}
+        for pool, samples in (
+            (self.pools.train, sorted(used)),
+            (self.pools.test, range(len(self.pools.test))),
+            (self.pools.auxiliary, range(len(self.pools.auxiliary))),
+        ):
+            for sample in samples:
+                pool.fetch([sample])
+
+    def _used(self, client: int, round: int, training: TrainingPart) -> list[int]:
+        return list(dict.fromkeys(chain.from_iterable(self._steps(client, round, training))))
+
+    def _steps(self, client: int, round: int, training: TrainingPart) -> list[Step]:
+        return self.client_steps(client, round, training.batch_size, training.local_steps, training.local_epochs)
+
+    def _shuffled(self, client: int, *path: str | int) -> Step:
+        samples = np.asarray(self.partition[client])
+        order = numpy_generator(self.seed, "batches", client, *path).permutation(len(samples))
+        return tuple(samples[order].tolist())
+
+
+def load(part: DataPart, clients: int, seed: int) -> FederatedData:
+    """Build the source of a scenario, check what it delivers, and deal the training pool to the clients.
+
+    Raises:
+        ScenarioError: the source, its parameters or its files are at fault, or the partition is impossible.
+        PluginError: a source that breaks the contract.
+    """
+    source: Source = plugins.build("data", Source, part.name, part.params, "data")
+    pools = source.load(seed)
+    _check(pools)
+    return FederatedData(pools, deal(pools.train.labels.tolist(), part.partition, clients, seed), seed)
+
+
+def _check(pools: Pools) -> None:
+    classes = len(pools.class_names)
+    if classes < 2:
+        raise ScenarioError("data", f"{classes} class; a classifier needs at least 2.")
+    shapes = {}
+    for name, pool in (("training", pools.train), ("test", pools.test), ("auxiliary", pools.auxiliary)):
+        if not len(pool):
+            raise ScenarioError("data", f"the {name} pool is empty.")
+        if int(pool.labels.min()) < 0 or int(pool.labels.max()) >= classes:
+            raise ScenarioError("data", f"the {name} pool has labels outside 0 to {classes - 1}.")
+        shapes[name] = tuple(pool.fetch([0]).shape[1:])
+    channels, height, width = shapes["training"]
+    if height != width:
+        raise ScenarioError("data.image_size", f"pictures of {width}x{height} pixels; give the side of a square.")
+    for name, shape in shapes.items():
+        if shape != (channels, height, width):
+            raise ScenarioError(
+                "data.image_size", f"{name} pictures have shape {shape}, training {shapes['training']}."
+            )

@@ -1,0 +1,84 @@
+"""Image data sets of the Hugging Face hub; needs a network, or a data set that is in the local cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.data.listing import Encoded, Listing, check_column, code_labels, pools
+from fedsim.data.source import Pools, Source
+from fedsim.errors import ScenarioError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(Source):
+    """A data set of the hub, by name.
+
+    Args:
+        dataset: its name on the hub.
+        subset: its configuration, where it has several.
+        image_column: column of pictures.
+        label_column: column of class numbers.
+        train_split: split that the clients train on.
+        test_split: split for testing; None holds pictures of the training split out.
+    """
+
+    dataset: str = "uoft-cs/cifar10"
+    subset: str | None = None
+    image_column: str = "img"
+    label_column: str = "label"
+    train_split: str = "train"
+    test_split: str | None = "test"
+
+    def load(self, seed: int) -> Pools:
+        """Return the pools; pictures stay memory-mapped in the hub's cache and are decoded when they are read.
+
+        Raises:
+            ScenarioError: the hub or the data set cannot be reached, or it lacks a split or a column.
+        """
+        splits = [split for split in (self.train_split, self.test_split) if split is not None]
+        tables = [self._table(split) for split in splits]
+        feature = tables[0].features[self.label_column]
+        columns = [np.asarray(table.with_format("numpy")[self.label_column][:]) for table in tables]
+        coded, names = code_labels(columns, getattr(feature, "names", None), "data.label_column")
+        listings = [
+            Listing(labels, _namer(f"{self.dataset} {split}"), _opener(table, self.image_column), "data.dataset")
+            for table, labels, split in zip(tables, coded, splits, strict=True)
+        ]
+        return pools(self, seed, listings[0], listings[1] if self.test_split is not None else None, names)
+
+    def _table(self, split: str) -> Any:
+        import datasets
+
+        try:
+            table = datasets.load_dataset(self.dataset, self.subset, split=split)
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            raise ScenarioError(
+                "data.dataset",
+                f"cannot load split {split!r} of {self.dataset!r} from the hub: {' '.join(str(error).split())} "
+                "Without a network, give local files: --set data.name=parquet --set data.path=...",
+            ) from None
+        check_column(self.image_column, table.column_names, "data.image_column", self.dataset)
+        check_column(self.label_column, table.column_names, "data.label_column", self.dataset)
+        if not isinstance(table.features[self.image_column], datasets.Image):
+            raise ScenarioError(
+                "data.image_column", f"column {self.image_column!r} of {self.dataset} is no picture column."
+            )
+        return table.cast_column(self.image_column, datasets.Image(decode=False))
+
+
+def _namer(table: str) -> Callable[[int], str]:
+    return lambda number: f"{table}, row {number},"
+
+
+def _opener(table: Any, column: str) -> Callable[[Sequence[int]], Callable[[int], Encoded]]:
+    def read(number: int) -> Encoded:
+        stored = table[number][column] or {}
+        encoded, path = stored.get("bytes"), stored.get("path")
+        return Path(path) if encoded is None and path is not None else encoded or b""
+
+    return lambda numbers: lambda index: read(numbers[index])

@@ -1,0 +1,135 @@
+"""What a run shows in the terminal while it goes on, and at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from fedsim import simulation
+from fedsim.report import evidence
+from fedsim.report.glance import Entry, entries, headline
+from fedsim.report.ratings import Rating, scale
+from fedsim.report.summaries import NO_DEFENSE, by_client
+
+_SHOWN_ROWS = 18
+_STYLES: dict[Rating, str] = {"leaks": "bold red", "partial": "yellow", "held": "green", "unrated": "dim"}
+
+
+def _leakage(entry: Entry) -> Text:
+    """Return a line's verdict, its score, and what the score is worth beyond its best control."""
+    found = entry.summary
+    if found.metric is None or found.mean is None:
+        reason = "failed" if found.failed else "refused" if found.refused else "not scored"
+        return Text(reason, style="red" if found.failed else "dim")
+    metric = scale(found.metric)
+    text = f"{entry.rating}: {metric.title} {metric.write(found.mean)}"
+    if found.best is not None and found.skill is not None:
+        text += f", {metric.write(found.skill, True)} against {found.best.name}"
+    return Text(text, style=_STYLES[entry.rating])
+
+
+def _entries_of(record: dict[str, Any]) -> list[Entry]:
+    return entries(by_client([evidence.Record.model_validate(record)]))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(title_justify="left", caption_justify="left", pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in ("round", "client", "accuracy") else "left")
+    return table
+
+
+class Display:
+    """A live table of attempts with progress bars; on a plain stream, one line per attempt.
+
+    Args:
+        console: where to write.
+        rounds: rounds of the scenario.
+        training: whether rounds will be trained, so that their bar is worth showing.
+    """
+
+    def __init__(self, console: Console, rounds: int, training: bool = True) -> None:
+        self._console = console
+        self._accuracy: dict[int, float] = {}
+        self._rows: list[tuple[str | Text, ...]] = []
+        self._bars = Progress(
+            TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        self._rounds: TaskID | None = self._bars.add_task("rounds", total=rounds) if training else None
+        self._attempts = self._bars.add_task("attacks", total=None)
+        self._live = Live(self, console=console, refresh_per_second=4, transient=True)
+
+    def __rich__(self) -> Group:
+        """Draw the last attempts and the bars."""
+        if not self._rows:
+            return Group(self._bars)
+        table = _table("round", "client", "defense", "attack", "leakage", "accuracy")
+        for row in self._rows[-_SHOWN_ROWS:]:
+            table.add_row(*row)
+        return Group(table, self._bars)
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    @property
+    def progress(self) -> simulation.Progress:
+        """The callbacks that feed this display."""
+        return simulation.Progress(self._on_round, self._on_record, self._on_total)
+
+    def _on_round(self, line: dict[str, Any]) -> None:
+        self._accuracy[line["round"]] = line["accuracy"]
+        if self._rounds is not None:
+            self._bars.update(self._rounds, completed=line["round"])
+        if not self._console.is_terminal:
+            failed = f", failed: {', '.join(line['failed'])}" if line.get("failed") else ""
+            self._console.print(
+                f"round {line['round']}: accuracy {line['accuracy']:.3f}, loss {line['loss']:.3f}{failed}"
+            )
+
+    def _on_total(self, total: int) -> None:
+        self._bars.update(self._attempts, total=total)
+
+    def _on_record(self, record: dict[str, Any]) -> None:
+        self._bars.advance(self._attempts)
+        accuracy = self._accuracy.get(record["round"])
+        for entry in _entries_of(record):
+            found, leaked = entry.summary, _leakage(entry)
+            if record["status"] != "found":
+                leaked.append(f": {record['message']}")
+            shown = "" if accuracy is None else f"{accuracy:.3f}"
+            place = str(record["round"]), str(record["client"])
+            self._rows.append((*place, found.defenses, found.attack, leaked, shown))
+            if not self._console.is_terminal:
+                said = f"round {place[0]} client {place[1]} ({found.defenses}) {found.attack}: {leaked}"
+                self._console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def summary(folder: Path) -> Group:
+    """Return the result of a run in one sentence and one table, a line per client, attack and kind of finding."""
+    read = evidence.read(folder)
+    lines = entries(by_client(read.records))
+    table = _table("client", "defense", "attack", "leakage, mean over the audited rounds")
+    previous = None
+    for line in lines:
+        if previous not in (None, line.client):
+            table.add_section()
+        previous = line.client
+        defenses = line.summary.defenses
+        table.add_row(str(line.client), "" if defenses == NO_DEFENSE else defenses, line.summary.attack, _leakage(line))
+    if read.rounds:
+        table.caption = f"accuracy of the global model after the last round: {read.rounds[-1].accuracy:.3f}"
+    return Group(Text(headline(read, lines), style="bold"), table)

@@ -1,0 +1,72 @@
+"""What a run ran on: versions, platform, and where each package was imported from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+_PACKAGES = (
+    "fedsim",
+    "flwr",
+    "ray",
+    "torch",
+    "torchvision",
+    "timm",
+    "opacus",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "lpips",
+)
+_OWN = ("fedsim", "fedsim_attacks", "fedsim_defenses")
+
+Origin = Literal["simulated", "observed"]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def imported_from() -> dict[str, str | None]:
+    """Return the folder that each of fedsim's packages is imported from; they differ when a checkout shadows a wheel."""
+    found = {name: importlib.util.find_spec(name) for name in _OWN}
+    return {name: os.path.dirname(spec.origin) if spec and spec.origin else None for name, spec in found.items()}
+
+
+def describe(origin: Origin) -> dict[str, Any]:
+    """Return the environment of this process.
+
+    Args:
+        origin: `simulated` when fedsim trained the clients itself, so that the truth can be derived from the scenario;
+            `observed` when it watched somebody else's app, whose data it does not know.
+    """
+    return {
+        "origin": origin,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "imported_from": imported_from(),
+    }
+
+
+def origin(folder: Path) -> Origin:
+    """Return how a run folder came about, as its environment.json states; `observed` when that is missing or damaged."""
+    try:
+        stated = json.loads((folder / "environment.json").read_text())["origin"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "observed"
+    return "simulated" if stated == "simulated" else "observed"
+
+
+def as_json(origin: Origin) -> str:
+    """Return `describe` as the text of environment.json."""
+    return json.dumps(describe(origin), indent=2) + "\n"

@@ -1,0 +1,1 @@
+"""The scenario as a Flower app: client, server, the wrappers around Flower's Grid, and the engines."""

@@ -1,0 +1,134 @@
+"""From exchanges to the run folder, and back when a run is resumed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from fedsim.federation import records
+from fedsim.federation.grid import Exchange
+from fedsim.recording import Capture, RunFolder
+
+_CLIENT_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
+
+class Recorder:
+    """The observer's callback: copies what crossed the wire to disk and keeps nothing in memory.
+
+    Works on any Flower app: takes the single ArrayRecord of each message, whatever its name, and counts rounds itself where
+    messages do not state them. Safe to call from several threads, as legacy strategies do.
+
+    Args:
+        folder: where captures go.
+        client_of: node id -> client number.
+        on_capture: called with (round, client) after a reply has been stored.
+    """
+
+    def __init__(
+        self, folder: RunFolder, client_of: Callable[[int], int], on_capture: Callable[[int, int], None] | None = None
+    ) -> None:
+        self._folder = folder
+        self._client_of = client_of
+        self._on_capture = on_capture
+        self._lock = threading.Lock()
+        self._sent: tuple[int, ArrayRecord] | None = None
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Store one exchange of a training round; other messages are not the observer's business."""
+        if exchange.request.metadata.message_type.partition(".")[0] != "train":
+            return
+        with self._lock:
+            self._store(exchange)
+
+    def _store(self, exchange: Exchange) -> None:
+        request, reply = exchange.request, exchange.reply
+        client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
+        if reply.has_error():
+            self._folder.write_failure(round, client, records.failure_text(reply.error.reason))
+            return
+        sent, got = _only_arrays(request.content), _only_arrays(reply.content)
+        if sent is None or got is None:
+            return
+        self._store_global(round, client, sent)
+        stated: Any = reply.content.get(records.UPDATE, {})
+        side = {name: dict(record) for name, record in reply.content.config_records.items() if name == records.PRIVACY}
+        metrics: dict[str, Any] = {}
+        for record in reply.content.metric_records.values():
+            metrics.update({key: value for key, value in record.items() if not isinstance(value, list)})
+        kind = "gradient" if stated.get("kind") == "gradient" else "delta"
+        tensors = records.to_tensors(got)
+        self._folder.write_capture(Capture(round, client, kind, tensors, metrics, side))
+        if self._on_capture:
+            self._on_capture(round, client)
+
+    def _store_global(self, round: int, client: int, sent: ArrayRecord) -> None:
+        # Strategies put one shared record into all messages of a round: the identity check spares the comparison.
+        if self._sent is not None and self._sent[0] == round and self._sent[1] is sent:
+            return
+        weights = records.to_tensors(sent)
+        if not self._folder.has_global(round):
+            self._folder.write_global(round, weights)
+            self._sent = (round, sent)
+            return
+        common = self._folder.read_global(round, -1)
+        equal = list(common) == list(weights) and all(torch.equal(common[name], weights[name]) for name in common)
+        if equal:
+            self._sent = (round, sent)
+        else:
+            self._folder.write_global(round, weights, client)
+
+
+def round_of(request: Message) -> int:
+    """Return the server round that a request states: in its config, or in its group id as legacy strategies do."""
+    for record in request.content.config_records.values():
+        if records.ROUND in record:
+            return int(record[records.ROUND])  # type: ignore[arg-type]
+    return int(request.metadata.group_id) if request.metadata.group_id.isdigit() else 0
+
+
+def _only_arrays(content: RecordDict) -> ArrayRecord | None:
+    found = list(content.array_records.values())
+    return found[0] if len(found) == 1 else None
+
+
+class Replayer:
+    """Gives the recorded reply of a request, if an earlier run of the same scenario has stored it."""
+
+    def __init__(self, folder: RunFolder, client_of: Callable[[int], int]) -> None:
+        self._folder = folder
+        self._client_of = client_of
+        self._participations: dict[int, int] = {}
+
+    def replay(self, request: Message) -> Message | None:
+        """Return the recorded reply or failure; None when the client has to be asked."""
+        if request.metadata.message_type != "train":
+            return None
+        client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
+        failure = self._folder.failures(round).get(client)
+        if failure is not None:
+            return Message(Error(_CLIENT_RAISED, failure), reply_to=request)
+        if not self._folder.has_capture(round, client):
+            return None
+        capture = self._folder.read_capture(round, client)
+        self._participations[client] = self._participations.get(client, 0) + 1
+        content = RecordDict(
+            {
+                records.ARRAYS: ArrayRecord({name: Array(tensor.numpy()) for name, tensor in capture.arrays.items()}),
+                records.METRICS: MetricRecord(dict(capture.metrics)),
+                records.UPDATE: ConfigRecord({"kind": capture.kind}),
+            }
+        )
+        return Message(content, reply_to=request)
+
+    def prepare(self, request: Message) -> None:
+        """State the client's replayed participations, for its privacy accounting; the shared record stays untouched."""
+        done = self._participations.get(self._client_of(request.metadata.dst_node_id), 0)
+        if request.metadata.message_type == "train" and done:
+            config: Any = dict(request.content[records.CONFIG])
+            content = RecordDict(dict(request.content))
+            content[records.CONFIG] = ConfigRecord({**config, records.PARTICIPATIONS: done})
+            request.content = content

@@ -1,0 +1,88 @@
+"""The client side of the Flower app: a thin shell around `fedsim.training`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
+
+from fedsim import plan as planning
+from fedsim import training
+from fedsim.federation import records
+from fedsim.scenario import Scenario, parse
+from fedsim.seeds import torch_threads
+
+# Flower's wrappers with clipping on the client count on a mod there; without it their noise would be calibrated to
+# updates that nobody has clipped.
+_CLIENT_SIDE_MODS = {
+    "DifferentialPrivacyClientSideFixedClipping": fixedclipping_mod,
+    "DifferentialPrivacyClientSideAdaptiveClipping": adaptiveclipping_mod,
+}
+
+
+class Client:
+    """Answers `train` and `query.identify` for whichever partition the node holds.
+
+    Pickles to Ray's workers by the scenario alone; each worker builds its own plan once.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._resolved = json.dumps(scenario.resolved())
+
+    def _plan(self) -> planning.Plan:
+        return planning.of(parse(json.loads(self._resolved), "scenario"))
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Train on the partition's batches of the round and reply with the update."""
+        plan, client = self._plan(), int(context.node_config[records.PARTITION])
+        config: Any = message.content[records.CONFIG]
+        weights = records.to_tensors(message.content[records.ARRAYS])  # type: ignore[arg-type]
+        with torch_threads(1):
+            result = training.local_update(
+                plan, client, int(config[records.ROUND]), weights, float(config.get("proximal-mu", 0.0))
+            )
+        update = result.update
+        arrays = update.tensors
+        if update.kind == "delta":
+            arrays = {name: weights[name] + tensor for name, tensor in arrays.items()}
+        content = RecordDict(
+            {
+                records.ARRAYS: records.to_arrays(arrays),
+                records.METRICS: MetricRecord({records.NUM_EXAMPLES: update.num_examples, records.LOSS: result.loss}),
+                records.UPDATE: ConfigRecord({"kind": update.kind}),
+            }
+        )
+        self._account(plan, client, message, context, content)
+        return Message(content, reply_to=message)
+
+    @staticmethod
+    def _account(plan: planning.Plan, client: int, message: Message, context: Context, content: RecordDict) -> None:
+        """Compose the client's privacy budget over its participations, which live in its own state."""
+        state: Any = context.state.setdefault("privacy", ConfigRecord({"participations": 0}))
+        config: Any = message.content[records.CONFIG]
+        # After a restart the node's state is empty; the server then states the replies it has on record.
+        earlier = max(int(state["participations"]), int(config.get(records.PARTICIPATIONS, 0)))
+        state["participations"] = earlier + 1
+        budget = training.privacy_budget(plan.defenses_of(client), earlier + 1)
+        if budget is not None:
+            content[records.PRIVACY] = ConfigRecord(
+                {"epsilon": budget.epsilon, "delta": budget.delta, "neighbors": budget.neighbors}
+            )
+
+    @staticmethod
+    def identify(message: Message, context: Context) -> Message:
+        """Say which partition this node holds."""
+        answer = ConfigRecord({records.PARTITION: int(context.node_config[records.PARTITION])})
+        return Message(RecordDict({records.NODE: answer}), reply_to=message)
+
+
+def client_app(scenario: Scenario) -> ClientApp:
+    """Return the ClientApp of a scenario; it works for every partition."""
+    client, app = Client(scenario), ClientApp()
+    mod = _CLIENT_SIDE_MODS.get(scenario.federation.strategy)
+    app.train(mods=[mod] if mod else None)(client.train)
+    app.query("identify")(client.identify)
+    return app

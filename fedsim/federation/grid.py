@@ -1,0 +1,238 @@
+"""Wrappers around Flower's Grid, the one narrow place that every exchange passes.
+
+Strategies stay unchanged. From the strategy to the wire: `AppliedGradientsGrid` turns shared gradients into the weights
+that strategies expect, `OrderedGrid` puts nodes and replies into partition order, `ReplayingGrid` answers from an earlier,
+interrupted run, `ObservingGrid` shows every exchange to a callback as soon as it is complete.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedsim.federation import records
+
+_log = logging.getLogger(__name__)
+
+
+class GridProxy(Grid):
+    """A Grid that hands everything on to another."""
+
+    def __init__(self, inner: Grid) -> None:
+        self._inner = inner
+
+    def set_run(self, run: Any) -> None:
+        """See `Grid.set_run`."""
+        self._inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """See `Grid.run`."""
+        return self._inner.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """See `Grid.create_message`."""
+        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid.get_node_ids`."""
+        return self._inner.get_node_ids()
+
+    def get_nodes(self) -> Iterable[Any]:
+        """See `Grid.get_nodes`."""
+        return self._inner.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `Grid.push_messages`."""
+        return self._inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid.pull_messages`."""
+        return self._inner.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See `Grid.send_and_receive`."""
+        return self._inner.send_and_receive(list(messages), timeout=timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request and its reply, as they are on the wire at that moment; copy what is to be kept."""
+
+    request: Message
+    reply: Message
+
+
+class ObservingGrid(GridProxy):
+    """Shows every exchange to `on_exchange`, one at a time, as soon as the reply is there.
+
+    An exception of the callback must never disturb the host's training: it is logged and kept in `errors`.
+    """
+
+    def __init__(self, inner: Grid, on_exchange: Callable[[Exchange], None]) -> None:
+        super().__init__(inner)
+        self._on_exchange = on_exchange
+        self._sent: dict[str, Message] = {}
+        self.errors: list[Exception] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `Grid.push_messages`; sending gives each message its id, in place."""
+        sent = list(messages)
+        ids = list(self._inner.push_messages(sent))
+        self._sent.update((message.metadata.message_id, message) for message in sent)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid.pull_messages`."""
+        replies = list(self._inner.pull_messages(message_ids))
+        for reply in replies:
+            request = self._sent.pop(reply.metadata.reply_to_message_id, None)
+            if request is not None:
+                self._show(Exchange(request, reply))
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, then pull until every reply is there or the time is over, as Flower's own grids do.
+
+        Pulling here rather than in the inner grid lets a long round be recorded reply by reply.
+        """
+        waiting = set(self.push_messages(messages))
+        end = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        # Flower's in-memory grid polls every 0.1 s; the one that talks HTTP every 3 s.
+        interval = float(getattr(self._inner, "pull_interval", 3.0))
+        while waiting:
+            arrived = list(self.pull_messages(waiting))
+            replies += arrived
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if end is not None and time.monotonic() >= end:
+                break
+            if waiting and not arrived:
+                time.sleep(interval)
+        return replies
+
+    def _show(self, exchange: Exchange) -> None:
+        try:
+            self._on_exchange(exchange)
+        except Exception as error:  # noqa: BLE001  (boundary: the host's training goes on, and the error is kept)
+            _log.exception("fedsim could not record an exchange")
+            self.errors.append(error)
+
+
+class OrderedGrid(GridProxy):
+    """Gives node ids and replies in partition order: random node ids and arrival times no longer matter.
+
+    Strategies sample clients from the list of node ids and sum replies in their order; both orders become a function of
+    the partition numbers alone.
+    """
+
+    def __init__(self, inner: Grid, partition: Mapping[int, int]) -> None:
+        super().__init__(inner)
+        self._partition = partition
+
+    def _position(self, node: int) -> int:
+        return self._partition.get(node, -1)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid.get_node_ids`."""
+        return sorted(self._inner.get_node_ids(), key=self._position)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid.pull_messages`."""
+        return self._sorted(self._inner.pull_messages(message_ids))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See `Grid.send_and_receive`."""
+        return self._sorted(self._inner.send_and_receive(list(messages), timeout=timeout))
+
+    def _sorted(self, replies: Iterable[Message]) -> list[Message]:
+        return sorted(replies, key=lambda reply: self._position(reply.metadata.src_node_id))
+
+
+def partitions(grid: Grid, nodes: Iterable[int], timeout: float = 120.0) -> dict[int, int]:
+    """Ask every node for its partition number (`query.identify`); nodes that do not answer are left out."""
+    asks = [Message(RecordDict(), node, "query.identify") for node in nodes]
+    answers = grid.send_and_receive(asks, timeout=timeout)
+    return {
+        answer.metadata.src_node_id: int(answer.content[records.NODE][records.PARTITION])  # type: ignore[arg-type]
+        for answer in answers
+        if not answer.has_error() and records.NODE in answer.content
+    }
+
+
+class ReplayingGrid(GridProxy):
+    """Answers train messages from an earlier, interrupted run and sends only the others.
+
+    The strategy runs again from round 1 on the recorded replies, so that any state it holds (moments, accountants) is
+    rebuilt exactly without pickling it, and no client computes twice.
+
+    Args:
+        inner: the next grid.
+        replay: request -> recorded reply, or None when the client has to be asked.
+        prepare: changes a request before it is really sent.
+    """
+
+    def __init__(
+        self, inner: Grid, replay: Callable[[Message], Message | None], prepare: Callable[[Message], None]
+    ) -> None:
+        super().__init__(inner)
+        self._replay = replay
+        self._prepare = prepare
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See `Grid.send_and_receive`."""
+        replies: list[Message] = []
+        to_send: list[Message] = []
+        for message in messages:
+            recorded = self._replay(message)
+            if recorded is None:
+                self._prepare(message)
+                to_send.append(message)
+            else:
+                replies.append(recorded)
+        if to_send:
+            replies += self._inner.send_and_receive(to_send, timeout=timeout)
+        return replies
+
+
+class AppliedGradientsGrid(GridProxy):
+    """FedSGD for any strategy: replaces a shared gradient g by the weights W - learning_rate * g of one SGD step.
+
+    Clients send gradients over the wire; Flower's strategies aggregate weights. The step happens here, at the server.
+    """
+
+    def __init__(self, inner: Grid, learning_rate: float) -> None:
+        super().__init__(inner)
+        self._learning_rate = learning_rate
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See `Grid.send_and_receive`."""
+        requests = list(messages)
+        by_node = {request.metadata.dst_node_id: request for request in requests}
+        replies = list(self._inner.send_and_receive(requests, timeout=timeout))
+        for reply in replies:
+            if not reply.has_error() and _kind(reply) == "gradient":
+                self._apply(by_node[reply.metadata.src_node_id], reply)
+        return replies
+
+    def _apply(self, request: Message, reply: Message) -> None:
+        weights = records.to_tensors(request.content[records.ARRAYS])  # type: ignore[arg-type]
+        gradients = records.to_tensors(reply.content[records.ARRAYS])  # type: ignore[arg-type]
+        stepped = {name: weight - self._learning_rate * gradients[name] for name, weight in weights.items()}
+        reply.content[records.ARRAYS] = records.to_arrays(stepped)
+
+
+def _kind(reply: Message) -> str:
+    stated = reply.content.get(records.UPDATE, {})
+    return str(stated.get("kind", "delta"))  # type: ignore[union-attr]

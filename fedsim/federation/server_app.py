@@ -1,0 +1,186 @@
+"""The server side of the Flower app, and the observer for anybody's ServerApp."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
+
+from fedsim import environment, training
+from fedsim.errors import FedsimError, RunFolderError, ScenarioError
+from fedsim.federation import records
+from fedsim.federation.capture import Recorder, Replayer
+from fedsim.federation.grid import AppliedGradientsGrid, ObservingGrid, OrderedGrid, ReplayingGrid, partitions
+from fedsim.federation.strategy import build_strategy
+from fedsim.plan import Plan
+from fedsim.recording import SCHEMA, RunFolder, write_atomically
+from fedsim.scenario import load
+from fedsim.seeds import seeded
+from fedsim.training import NonFiniteUpdateError
+
+RoundLine = dict[str, Any]
+# Flower's default time to live of a message: a client that has not answered by then never will.
+_TIMEOUT = 43_200.0
+
+
+class ClientsFailedError(FedsimError):
+    """No client of a round delivered an update, so there is nothing to aggregate or audit."""
+
+
+def server_app(
+    plan: Plan,
+    folder: RunFolder | None,
+    on_round: Callable[[RoundLine], None] | None = None,
+    on_model: Callable[[dict[str, Tensor]], None] | None = None,
+) -> ServerApp:
+    """Return the ServerApp of a plan; with a folder it observes, records, and resumes what the folder already holds.
+
+    Args:
+        plan: the run's plan.
+        folder: where captures and rounds go; None trains and evaluates without an observer.
+        on_round: called with each line of rounds.jsonl, new or found in the folder.
+        on_model: called with the final global weights.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        scenario = plan.scenario
+        client_of = partitions(grid, _wait_for_nodes(grid, scenario.federation.clients))
+        log = _RoundLog(plan, on_round)
+        if folder is not None:
+            grid = log.recorded(grid, folder, client_of)
+        grid = OrderedGrid(grid, client_of)
+        if scenario.training.shares == "gradient":
+            grid = AppliedGradientsGrid(grid, scenario.training.learning_rate)
+        # Strategies draw clients from `random` and noise from NumPy's global generator.
+        with seeded(scenario.seed, "server"):
+            result = build_strategy(scenario.federation).start(
+                grid=grid,
+                initial_arrays=records.to_arrays(plan.initial_weights()),
+                num_rounds=scenario.federation.rounds,
+                timeout=_TIMEOUT,
+                evaluate_fn=log,
+            )
+        weights = records.to_tensors(result.arrays)
+        if folder is not None:
+            folder.write_model(weights)
+        if on_model:
+            on_model(weights)
+
+    return app
+
+
+def _wait_for_nodes(grid: Grid, count: int) -> list[int]:
+    while len(nodes := list(grid.get_node_ids())) < count:
+        time.sleep(0.1)
+    return nodes
+
+
+class _RoundLog:
+    """Central evaluation after each round; with a folder, written to rounds.jsonl together with who took part."""
+
+    def __init__(self, plan: Plan, on_round: Callable[[RoundLine], None] | None) -> None:
+        self._plan, self._on_round = plan, on_round
+        self._folder: RunFolder | None = None
+        self._observing: ObservingGrid | None = None
+        self._known: dict[int, RoundLine] = {}
+        self._started = time.monotonic()
+
+    def recorded(self, grid: Grid, folder: RunFolder, client_of: Mapping[int, int]) -> Grid:
+        """Return the grid with the observer and the replay of `folder` in it, and log rounds there."""
+        self._folder = folder
+        self._known = {line["round"]: line for line in folder.rounds.read()}
+        self._observing = ObservingGrid(grid, Recorder(folder, client_of.__getitem__))
+        replayer = Replayer(folder, client_of.__getitem__)
+        return ReplayingGrid(self._observing, replayer.replay, replayer.prepare)
+
+    def __call__(self, round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Evaluate the global weights after a round: Flower's `evaluate_fn`."""
+        if self._folder is not None:
+            self._refuse(self._folder, round)
+        line = self._known.get(round)
+        if line is None:
+            accuracy, loss = training.evaluate(self._plan, records.to_tensors(arrays))
+            line = {"schema": SCHEMA, "round": round, "accuracy": accuracy, "loss": loss}
+            if self._folder is not None:
+                line.update(self._exchanged(self._folder, round))
+                self._folder.rounds.append(line)
+        if self._on_round:
+            self._on_round(line)
+        return MetricRecord({"accuracy": line["accuracy"], "loss": line["loss"]})
+
+    def _refuse(self, folder: RunFolder, round: int) -> None:
+        """Stop a run whose captures cannot be stored, or of which no client is left."""
+        if self._observing is not None and self._observing.errors:
+            raise RunFolderError(f"{folder.path}: an update could not be stored: {self._observing.errors[0]}")
+        failures = folder.failures(round)
+        if folder.captured(round) or not failures:
+            return
+        client, message = next(iter(failures.items()))
+        text = f"no client delivered an update in round {round}; client {client} said: {message}."
+        if NonFiniteUpdateError.advice in message:
+            raise ScenarioError("training.learning_rate", text)
+        raise ClientsFailedError(text)
+
+    def _exchanged(self, folder: RunFolder, round: int) -> RoundLine:
+        now = time.monotonic()
+        seconds, self._started = now - self._started, now
+        participants = list(folder.captured(round))
+        sides = {client: folder.read_side(round, client) for client in participants}
+        return {
+            "participants": participants,
+            "failed": {str(client): text for client, text in sorted(folder.failures(round).items())},
+            "epsilon": {str(c): side[records.PRIVACY] for c, side in sides.items() if records.PRIVACY in side},
+            "seconds": float(f"{seconds:.4g}"),
+        }
+
+
+def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None = None) -> ServerApp:
+    """Put an honest-but-curious observer into anybody's Flower app: every client's update is captured to disk.
+
+    The wrapped app trains exactly as before: the observer sits between the strategy and the wire, only reads, and a fault
+    of its own is logged and never reaches the training.
+
+        app = fedsim.observe(app, folder="runs/my-app", scenario="audit.yaml")
+
+    Args:
+        inner: the app's ServerApp, with any strategy, in simulation or deployment.
+        folder: run folder to write; refused if it already holds a run.
+        scenario: what `fedsim audit FOLDER` needs to know (model, data for controls, threat, attacks); None captures
+            only.
+
+    Returns:
+        A ServerApp to use in the inner one's place.
+
+    Raises:
+        FedsimError: the folder is occupied or the scenario is refused.
+    """
+    path = Path(folder)
+    if scenario is not None:
+        run_folder = RunFolder.create(path, load(Path(scenario))[0])
+    else:
+        if path.exists() and any(path.iterdir()):
+            raise RunFolderError(f"{path}: already exists and is not empty. Name another.")
+        run_folder = RunFolder(path)
+    write_atomically(path / "environment.json", environment.as_json("observed"))
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        numbers: dict[int, int] = {}
+
+        def client_of(node: int) -> int:
+            if node not in numbers:
+                for known in sorted({*grid.get_node_ids(), node}):
+                    numbers.setdefault(known, len(numbers))
+            return numbers[node]
+
+        inner(ObservingGrid(grid, Recorder(run_folder, client_of)), context)
+
+    return app

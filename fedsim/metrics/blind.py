@@ -1,0 +1,67 @@
+"""Controls: what somebody scores who never saw the update. A score says something only beside these."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import binom
+from torch import Tensor
+
+from fedsim.exchange import HardLabels, Images, Labels
+from fedsim.metrics.label import classes
+
+Image = Float[Tensor, "channel height width"]
+
+GREY = 0.5
+_TIE = 1e-12
+
+
+def grey(true: Images) -> Images:
+    """Return mid-grey pictures: what one guesses who knows nothing."""
+    return torch.full_like(true, GREY)
+
+
+def own_mean(true: Images) -> Images:
+    """Return each picture's own mean color: more than a blind guesser has, so a demanding control."""
+    return true.mean(dim=(2, 3), keepdim=True).expand_as(true)
+
+
+def dataset_mean(true: Images, auxiliary_mean: Image) -> Images:
+    """Return the mean picture of other data for every picture: what one guesses who knows the kind of data."""
+    return auxiliary_mean.to(true).expand_as(true)
+
+
+def frequencies(labels: HardLabels) -> dict[int, float]:
+    """Return how often each class occurs among `labels`."""
+    return {label: count / len(labels) for label, count in sorted(Counter(classes(labels)).items())}
+
+
+def uniform(labels: HardLabels) -> dict[int, float]:
+    """Return equal frequencies for the classes that occur among `labels`."""
+    present = sorted(set(classes(labels)))
+    return {label: 1 / len(present) for label in present}
+
+
+def blind_recall(true: Labels, prior: Mapping[int, float]) -> float:
+    """Return the label recall of the best guess that knows the batch size B and `prior`, but no update.
+
+    Under the prior, n_c is binomial, and the expected recall of a multiset with m_c labels of class c is
+    sum_c sum_{j <= m_c} P(n_c >= j) / B; the best multiset takes the B largest of these probabilities. It is scored on
+    the true labels. Where several are tied at the cut, so that the guesser would toss a coin, the mean over the tosses
+    counts: with equal frequencies and B = 1 this is 1 / C for every batch.
+
+    Args:
+        true: the batch's labels.
+        prior: class -> probability.
+    """
+    size, counts = len(true), Counter(classes(true))
+    ranks = np.arange(size)
+    chances = binom.sf(ranks, size, np.array(list(prior.values()))[:, None])
+    hits = np.array([counts[label] for label in prior])[:, None] > ranks
+    cut = np.sort(chances, axis=None)[-size]
+    sure, tied = chances > cut + _TIE, np.abs(chances - cut) <= _TIE
+    return float(hits[sure].sum() + (size - sure.sum()) * hits[tied].mean()) / size

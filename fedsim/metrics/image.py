@@ -1,0 +1,164 @@
+"""Distances between one reconstructed picture and one original.
+
+Pictures are pixels in [0, 1] at their native size; nothing is resized before PSNR, SSIM and FFT2D. Sums run in float64
+through NumPy, whose results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from fedsim.seeds import seeded
+
+Image = Float[Tensor, "channel height width"]
+
+_SMALL = 16
+_SMALL_WINDOW = 7
+_LPIPS_SIDE = 64
+# The name carries the first eight digits of the file's SHA-256, as torch.hub checks it on download.
+_ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
+
+
+class MetricUnavailableError(Exception):
+    """This metric cannot be computed here; the message says why, and goes into the record."""
+
+
+def _array(image: Image) -> np.ndarray:
+    return image.detach().cpu().numpy().astype(np.float64)
+
+
+def psnr(found: Image, true: Image, data_range: float) -> float:
+    """Peak signal-to-noise ratio in decibels; higher means more leakage.
+
+    Args:
+        found: reconstruction, in the units of `true`.
+        true: the client's image.
+        data_range: largest minus smallest possible pixel value; 1.0 for images in [0, 1].
+
+    Returns:
+        10 log10(data_range^2 / mse); infinity for equal images.
+
+    Raises:
+        ValueError: `data_range` is not positive.
+
+    Source: Hore and Ziou, "Image Quality Metrics: PSNR vs. SSIM", ICPR 2010.
+    """
+    if not data_range > 0:
+        raise ValueError(f"data_range: expected a positive number, got {data_range}.")
+    mse = float(np.square(_array(found) - _array(true)).mean())
+    return math.inf if mse == 0 else 10 * math.log10(data_range**2 / mse)
+
+
+def ssim(found: Image, true: Image, data_range: float) -> float:
+    """Structural similarity, the mean over channels; 1 for equal images, higher means more leakage.
+
+    The window is Gaussian, 11 x 11 with sigma 1.5. Pictures of at most 16 px get the uniform 7 x 7 window,
+    because too few positions of the large one would fit. Computed by scikit-image.
+
+    Args:
+        found: reconstruction, in the units of `true`.
+        true: the client's image.
+        data_range: largest minus smallest possible pixel value; 1.0 for images in [0, 1].
+
+    Raises:
+        ValueError: `data_range` is not positive.
+        MetricUnavailableError: a side is shorter than 7 px.
+
+    Source: Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment", IEEE Transactions on Image Processing, 2004.
+    """
+    if not data_range > 0:
+        raise ValueError(f"data_range: expected a positive number, got {data_range}.")
+    side = min(true.shape[1:])
+    if side < _SMALL_WINDOW:
+        raise MetricUnavailableError(f"SSIM needs pictures of at least {_SMALL_WINDOW} px, these have {side}")
+    window: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5} if side > _SMALL else {"win_size": _SMALL_WINDOW}
+    similarity: Any = structural_similarity
+    return float(
+        similarity(
+            _array(found), _array(true), data_range=data_range, channel_axis=0, use_sample_covariance=False, **window
+        )
+    )
+
+
+def fft2d(found: Image, true: Image) -> float:
+    """Distance of the amplitude spectra, in [0, 1]; lower means more leakage.
+
+    1 - cos(|F(found)|, |F(true)|), the mean over channels. Blind to where things are, so a shifted copy scores 0; a
+    flat grey scores low on natural pictures, because the mean dominates their spectrum. Papers define "FFT2D" in
+    several ways: do not compare with their tables.
+    """
+    spectra = [np.abs(np.fft.fft2(_array(image))).reshape(len(image), -1) for image in (found, true)]
+    products = (spectra[0] * spectra[1]).sum(axis=1)
+    norms = np.linalg.norm(spectra[0], axis=1) * np.linalg.norm(spectra[1], axis=1)
+    both_zero = ~spectra[0].any(axis=1) & ~spectra[1].any(axis=1)
+    cosines = np.where(norms > 0, products / np.where(norms > 0, norms, 1.0), both_zero)
+    return float(np.clip(1 - cosines, 0, 1).mean())
+
+
+def lpips(found: Image, true: Image) -> float:
+    """Learned perceptual distance on AlexNet (version 0.1); 0 for equal images, lower means more leakage.
+
+    Pictures below 64 px are enlarged to 64 (bilinear): the network was not made for smaller ones, and its verdict on
+    them is rough. The backbone's weights are read from torch's hub cache and never fetched.
+
+    Args:
+        found: reconstruction, pixels in [0, 1].
+        true: the client's image, pixels in [0, 1].
+
+    Raises:
+        MetricUnavailableError: the weights are damaged or not in the cache, or the pictures have not 1 or 3 channels.
+
+    Source: Zhang, Isola, Efros, Shechtman, Wang, "The Unreasonable Effectiveness of Deep Features as a Perceptual
+    Metric", CVPR 2018.
+    """
+    if len(true) not in (1, 3):
+        raise MetricUnavailableError(f"LPIPS needs pictures of 1 or 3 channels, these have {len(true)}")
+    network = _lpips_network(Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET_FILE)
+    with torch.no_grad():
+        return float(network(_for_lpips(found), _for_lpips(true)))
+
+
+def _for_lpips(image: Image) -> Float[Tensor, "1 3 _ _"]:
+    batch = image.detach().cpu().float().expand(3, -1, -1)[None]
+    side = min(batch.shape[2:])
+    if side < _LPIPS_SIDE:
+        size = [round(length * _LPIPS_SIDE / side) for length in batch.shape[2:]]
+        batch = torch.nn.functional.interpolate(batch, size=size, mode="bilinear", align_corners=False)
+    return 2 * batch - 1
+
+
+@functools.lru_cache(maxsize=1)
+def _lpips_network(weights: Path) -> torch.nn.Module:
+    if not weights.is_file():
+        raise MetricUnavailableError(
+            f"LPIPS needs AlexNet's weights, and {weights.name} is not in torch's hub cache; put it into "
+            "$TORCH_HOME/hub/checkpoints (torchvision's alexnet fetches it)"
+        )
+    if not _is_intact(weights):
+        raise MetricUnavailableError(
+            f"{weights.name} in torch's hub cache is damaged: its SHA-256 does not fit its name"
+        )
+    import lpips as package
+
+    # The package builds its network with random weights first, and through arguments that torchvision has renamed.
+    with seeded(0, "lpips"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network: torch.nn.Module = package.LPIPS(net="alex", verbose=False)
+    return network.requires_grad_(False)
+
+
+def _is_intact(weights: Path) -> bool:
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest.startswith(weights.stem.rsplit("-", 1)[1])

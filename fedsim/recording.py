@@ -1,0 +1,348 @@
+"""The run folder: what capture, audit and report hand to one another.
+
+    scenario.yaml            resolved scenario
+    environment.json         versions, platform, where each package was imported from
+    captures/index.jsonl     one line per file or failed client, with a SHA-256
+    captures/round-0001/     global.safetensors and client-000.safetensors: the wire, verbatim
+    rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
+    artifacts/               findings (safetensors) and picture strips (PNG)
+    records.jsonl            one line per attempt: see `fedsim.audit`
+
+Files appear under their name only when complete (written aside, flushed, renamed). A line counts only when it ends with
+a newline and parses; a half-written last line is cut off. So a kill at any moment leaves a folder that resumes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fedsim import yaml_loader
+from fedsim.errors import RunFolderError
+from fedsim.exchange import Update, UpdateKind
+from fedsim.scenario import Scenario, parse
+
+SCHEMA = 1
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a whole file or nothing: aside first, flushed to disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+    data = content.encode() if isinstance(content, str) else content
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a JSON Lines file; a half-written last line does not count.
+
+    Raises:
+        RunFolderError: a line before the last is not JSON, so the file was damaged by something else than a kill.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    complete, found = lines[:-1], []
+    for number, line in enumerate(complete, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            if number < len(complete):
+                raise RunFolderError(f"{path}: line {number} is not JSON. Delete the file to redo it.") from None
+    return found
+
+
+class JsonLines:
+    """An append-only JSON Lines file, safe against a kill in the middle of a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the complete lines."""
+        return read_lines(self.path)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add one line and flush it to disk; a half-written line before it is cut off first."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            self._cut_half_line(file)
+            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @staticmethod
+    def _cut_half_line(file: Any) -> None:
+        end = file.seek(0, os.SEEK_END)
+        if end == 0:
+            return
+        file.seek(end - 1)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.seek(0, os.SEEK_END)
+
+    def rewrite(self, lines: list[dict[str, Any]]) -> None:
+        """Replace the whole file atomically."""
+        write_atomically(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One client's reply as it crossed the wire.
+
+    Args:
+        round: server round.
+        client: partition number.
+        kind: whether `arrays` is the gradient, or new weights (then the update is the difference).
+        arrays: the reply's arrays, verbatim.
+        metrics: the reply's metrics, `num-examples` among them.
+        side: what the client stated beside it, such as its privacy budget; never shown to an attack.
+    """
+
+    round: int
+    client: int
+    kind: UpdateKind
+    arrays: Mapping[str, Tensor]
+    metrics: Mapping[str, int | float]
+    side: Mapping[str, Any]
+
+
+class RunFolder:
+    """Paths, atomic writes and checked reads of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rounds = JsonLines(path / "rounds.jsonl")
+        self.records = JsonLines(path / "records.jsonl")
+        self._index = JsonLines(path / "captures" / "index.jsonl")
+        self._entries: dict[str, dict[str, Any]] | None = None
+        self._verified: set[str] = set()
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Return an existing run folder.
+
+        Raises:
+            RunFolderError: there is none at `path`.
+        """
+        if not (path / "scenario.yaml").is_file():
+            raise RunFolderError(f"{path}: not a run folder, it has no scenario.yaml.")
+        return cls(path)
+
+    @classmethod
+    def create(cls, path: Path, scenario: Scenario) -> RunFolder:
+        """Make a run folder with the resolved scenario in it.
+
+        Raises:
+            RunFolderError: `path` already holds something, or cannot be made.
+        """
+        try:
+            occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+            if occupied:
+                raise RunFolderError(f"{path}: already exists and is not empty. Name another, or use --resume.")
+            path.mkdir(parents=True, exist_ok=True)
+            folder = cls(path)
+            folder.write_scenario(scenario)
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be written: {error.strerror}.") from None
+        return folder
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, which is the run's."""
+        return self.path.resolve().name
+
+    def scenario(self) -> Scenario:
+        """Return the resolved scenario of the run."""
+        return parse(yaml_loader.read(self.path / "scenario.yaml"), str(self.path / "scenario.yaml"))
+
+    def write_scenario(self, scenario: Scenario) -> None:
+        """Store the resolved scenario."""
+        write_atomically(self.path / "scenario.yaml", yaml_loader.dump(scenario.resolved()))
+
+    # Captures
+
+    def _load_index(self) -> dict[str, dict[str, Any]]:
+        if self._entries is None:
+            self._entries = {entry["key"]: entry for entry in self._index.read()}
+        return self._entries
+
+    def refresh(self) -> None:
+        """Read the capture index again, after another process has written to the folder."""
+        self._entries = None
+
+    def _add(self, key: str, entry: dict[str, Any]) -> None:
+        # Reading the index before the first write also finds what an earlier, killed run has captured.
+        entries = self._load_index()
+        self._index.append({"key": key, **entry})
+        entries[key] = {"key": key, **entry}
+
+    def _write_tensors(self, key: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+        content = save(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+            {"fedsim": json.dumps({"schema": SCHEMA, "order": list(tensors), **header})},
+        )
+        write_atomically(self._file(key), content)
+        self._add(key, {"sha256": hashlib.sha256(content).hexdigest()})
+
+    def _file(self, key: str) -> Path:
+        return self.path / "captures" / f"{key}.safetensors"
+
+    @staticmethod
+    def _key(round: int, client: int) -> str:
+        return f"round-{round:04d}/client-{client:03d}"
+
+    @staticmethod
+    def _global_key(round: int, client: int | None = None) -> str:
+        # An active server may send other weights to one client; those are stored beside the round's.
+        return f"round-{round:04d}/global" + ("" if client is None else f"-{client:03d}")
+
+    def _read_tensors(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        file = self._file(key)
+        entry = self._load_index().get(key)
+        if entry is None or "sha256" not in entry:
+            raise RunFolderError(f"{file}: not in captures/index.jsonl.")
+        try:
+            if key not in self._verified and hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
+                raise RunFolderError(
+                    f"{file}: corrupted, its checksum differs from captures/index.jsonl. Restore the file, or delete "
+                    "it and its line in the index and use --resume."
+                )
+            self._verified.add(key)
+            with safe_open(file, "pt") as opened:
+                header = json.loads(opened.metadata()["fedsim"])
+                tensors = {name: opened.get_tensor(name) for name in header["order"]}
+        except FileNotFoundError:
+            raise RunFolderError(f"{file}: missing, though captures/index.jsonl lists it.") from None
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise RunFolderError(f"{file}: not a capture of fedsim: {error}.") from None
+        return tensors, header
+
+    def has_capture(self, round: int, client: int) -> bool:
+        """Return whether the client's reply of the round is stored."""
+        return "sha256" in self._load_index().get(self._key(round, client), {})
+
+    def has_global(self, round: int) -> bool:
+        """Return whether the round's global weights are stored."""
+        return self._global_key(round) in self._load_index()
+
+    def captured(self, round: int) -> tuple[int, ...]:
+        """Return the clients whose replies of the round are stored, ascending."""
+        prefix = f"round-{round:04d}/client-"
+        found = self._load_index().items()
+        return tuple(sorted(int(k.removeprefix(prefix)) for k, e in found if k.startswith(prefix) and "sha256" in e))
+
+    def captured_rounds(self) -> tuple[int, ...]:
+        """Return the rounds of which a client's reply is stored, ascending."""
+        found = {
+            int(key.partition("/")[0].removeprefix("round-"))
+            for key, entry in self._load_index().items()
+            if "/client-" in key and "sha256" in entry
+        }
+        return tuple(sorted(found))
+
+    def failures(self, round: int) -> dict[int, str]:
+        """Return the clients that failed in the round, with their messages."""
+        prefix = f"round-{round:04d}/client-"
+        found = self._load_index().items()
+        return {int(k.removeprefix(prefix)): e["failed"] for k, e in found if k.startswith(prefix) and "failed" in e}
+
+    def write_global(self, round: int, weights: Mapping[str, Tensor], client: int | None = None) -> None:
+        """Store the weights that the server sent out in a round, to all clients or to this one alone."""
+        self._write_tensors(self._global_key(round, client), weights, {"round": round})
+
+    def read_global(self, round: int, client: int) -> dict[str, Tensor]:
+        """Return the weights that the server sent to a client in a round."""
+        own = self._global_key(round, client)
+        return self._read_tensors(own if own in self._load_index() else self._global_key(round))[0]
+
+    def write_capture(self, capture: Capture) -> None:
+        """Store one client's reply."""
+        header = {
+            "round": capture.round,
+            "client": capture.client,
+            "kind": capture.kind,
+            "metrics": dict(capture.metrics),
+            "side": dict(capture.side),
+        }
+        self._write_tensors(self._key(capture.round, capture.client), capture.arrays, header)
+
+    def write_failure(self, round: int, client: int, message: str) -> None:
+        """Store that a client failed in a round."""
+        self._add(self._key(round, client), {"failed": message})
+
+    def read_capture(self, round: int, client: int) -> Capture:
+        """Return one client's reply.
+
+        Raises:
+            RunFolderError: missing, truncated or changed since it was written.
+        """
+        tensors, header = self._read_tensors(self._key(round, client))
+        return Capture(round, client, header["kind"], tensors, header["metrics"], header["side"])
+
+    def read_side(self, round: int, client: int) -> dict[str, Any]:
+        """Return what a client stated beside its update, without reading the arrays."""
+        with safe_open(self._file(self._key(round, client)), "pt") as opened:
+            return dict(json.loads(opened.metadata()["fedsim"])["side"])
+
+    def write_model(self, weights: Mapping[str, Tensor]) -> None:
+        """Store the final global weights."""
+        write_atomically(self.path / "model.safetensors", save({n: t.contiguous() for n, t in weights.items()}))
+
+    def has_model(self) -> bool:
+        """Return whether the training came to its end."""
+        return (self.path / "model.safetensors").is_file()
+
+    def read_update(self, round: int, client: int) -> Update:
+        """Return one client's update, computed from its reply and the round's global weights."""
+        capture = self.read_capture(round, client)
+        tensors = capture.arrays
+        if capture.kind == "delta":
+            weights = self.read_global(round, client)
+            tensors = {name: array - weights[name] for name, array in tensors.items()}
+        return Update(round, client, capture.kind, tensors, int(capture.metrics.get("num-examples", 1)))
+
+    # Artifacts
+
+    def artifact(self, round: int, client: int, name: str) -> Path:
+        """Return the path of an artifact of one client's update."""
+        return self.path / "artifacts" / f"round-{round:04d}" / f"client-{client:03d}" / name
+
+    def relative(self, path: Path) -> str:
+        """Return a path inside the folder as records and reports name it."""
+        return path.relative_to(self.path).as_posix()
+
+    # Exclusion
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second fedsim process; the lock ends with this process, however it ends.
+
+        Raises:
+            RunFolderError: another process holds it.
+        """
+        import fcntl
+
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunFolderError(f"{self.path}: another fedsim process is working on this run.") from None
+            yield

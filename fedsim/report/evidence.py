@@ -1,0 +1,240 @@
+"""What a run folder holds, as typed lines: the report's only source, so that a report is a pure function of the folder.
+
+A run may have been killed, or still be running: what is there counts, what is missing or damaged becomes a note.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+
+from fedsim import yaml_loader
+from fedsim.errors import RunFolderError, ScenarioError
+from fedsim.metrics.skill import Direction
+
+SCHEMA = 1
+
+Controls = Mapping[str, Mapping[str, float]]
+
+
+class _Line(pydantic.BaseModel):
+    # Fields that a later version adds are ignored; a change of meaning changes the schema number instead.
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
+
+
+class PluginUse(_Line):
+    """An attack or a defense as a record names it."""
+
+    name: str
+    params: dict[str, Any] = {}
+    version: str | None = None
+    distribution: str | None = None
+
+
+class RecordedScore(_Line):
+    """One metric of one attempt; `value` is None when the metric was unavailable."""
+
+    value: float | None = None
+    per_example: tuple[float, ...] | None = None
+    worse: Direction
+    unavailable: str | None = None
+
+    @property
+    def examples(self) -> tuple[float, ...]:
+        """One value per true picture; the mean alone where the record holds no more."""
+        if self.value is None:
+            return ()
+        return self.per_example or (self.value,)
+
+
+class Record(_Line):
+    """One line of records.jsonl: one attack on one client's update of one round."""
+
+    run: str | None = None
+    round: int
+    client: int
+    attack: PluginUse
+    defenses: tuple[PluginUse, ...] = ()
+    grants: tuple[str, ...] = ()
+    status: Literal["found", "failed", "refused"]
+    scores: dict[str, RecordedScore] = {}
+    controls: dict[str, dict[str, float]] = {}
+    cautions: tuple[str, ...] = ()
+    message: str | None = None
+    trace: dict[str, Any] = {}
+    seconds: float | None = None
+    seed: int | None = None
+    artifacts: dict[str, str] = {}
+
+
+class Budget(_Line):
+    """What differential privacy promises one client after its rounds so far; None when no finite epsilon holds."""
+
+    epsilon: float | None
+    delta: float
+    neighbors: str
+
+
+class Round(_Line):
+    """One line of rounds.jsonl: the global model after a round; round 0 is before the training."""
+
+    round: int
+    accuracy: float | None = None
+    loss: float | None = None
+    participants: tuple[int, ...] = ()
+    failed: dict[int, str] = {}
+    epsilon: dict[int, Budget] = {}
+    seconds: float | None = None
+
+
+_AnyLine = TypeVar("_AnyLine", Record, Round)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a report is made from.
+
+    Args:
+        folder: the run folder; artifacts are read from it.
+        scenario: the resolved scenario as plain data; empty when it cannot be read.
+        scenario_text: the same as text; None when it cannot be read.
+        environment: what environment.json says; empty when it cannot be read.
+        rounds: lines of rounds.jsonl, by round.
+        records: lines of records.jsonl, by round and client.
+        notes: what is missing or damaged, one sentence each.
+    """
+
+    folder: Path
+    scenario: Mapping[str, Any]
+    scenario_text: str | None
+    environment: Mapping[str, Any]
+    rounds: tuple[Round, ...]
+    records: tuple[Record, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The scenario's name."""
+        return str(self.scenario.get("name") or "run")
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """Return one part of the scenario, such as `federation`; empty when it is missing or not a mapping."""
+        value = self.scenario.get(name)
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def planned_rounds(self) -> int | None:
+        """How many rounds the scenario asks for."""
+        value = self.part("federation").get("rounds")
+        return value if isinstance(value, int) else None
+
+    @property
+    def planned_clients(self) -> int | None:
+        """How many clients the scenario has."""
+        value = self.part("federation").get("clients")
+        return value if isinstance(value, int) else None
+
+    @property
+    def grants(self) -> tuple[str, ...]:
+        """What the threat model grants the attacker."""
+        stated = self.part("threat").get("grants")
+        if isinstance(stated, list):
+            return tuple(str(grant) for grant in stated)
+        return self.records[0].grants if self.records else ()
+
+
+def read(folder: Path) -> Evidence:
+    """Return what a run folder holds.
+
+    Raises:
+        RunFolderError: no such folder, nothing of a run in it, or lines of a schema that this version does not know.
+    """
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder}: no such folder. Give the folder of a run, as in runs/quickstart-1.")
+    names = ("scenario.yaml", "environment.json", "rounds.jsonl", "records.jsonl")
+    if not any((folder / name).exists() for name in names):
+        raise RunFolderError(f"{folder}: not a run folder; expected one of {', '.join(names)} in it.")
+    notes: list[str] = []
+    scenario, text = _scenario(folder / "scenario.yaml", notes)
+    environment = _environment(folder / "environment.json", notes)
+    rounds = _lines(folder / "rounds.jsonl", Round, notes)
+    records = _lines(folder / "records.jsonl", Record, notes)
+    return Evidence(
+        folder=folder,
+        scenario=scenario,
+        scenario_text=text,
+        environment=environment,
+        rounds=tuple(sorted(rounds, key=lambda line: line.round)),
+        records=tuple(sorted(records, key=lambda line: (line.round, line.client))),
+        notes=tuple(notes),
+    )
+
+
+def _scenario(path: Path, notes: list[str]) -> tuple[dict[str, Any], str | None]:
+    try:
+        value = yaml_loader.read(path)
+    except ScenarioError as error:
+        notes.append(f"{path.name}: {error.message}")
+        return {}, None
+    if not isinstance(value, dict):
+        notes.append(f"{path.name}: not a mapping.")
+        return {}, None
+    return value, path.read_text(encoding="utf-8")
+
+
+def _environment(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        notes.append(f"{path.name}: no such file.")
+        return {}
+    except (OSError, ValueError):
+        notes.append(f"{path.name}: not readable as JSON.")
+        return {}
+    if not isinstance(value, dict):
+        notes.append(f"{path.name}: not a mapping.")
+        return {}
+    return value
+
+
+def _lines(path: Path, kind: type[_AnyLine], notes: list[str]) -> list[_AnyLine]:
+    if not path.exists():
+        notes.append(f"{path.name}: no such file; nothing of it was recorded.")
+        return []
+    *complete, rest = path.read_bytes().split(b"\n")
+    if rest.strip():
+        notes.append(
+            f"{path.name}: the last line is half-written and left out; the run was stopped, or is still writing."
+        )
+    found = []
+    for number, line in enumerate(complete, 1):
+        if line.strip():
+            parsed = _parsed(line, kind, f"{path.name}, line {number}", notes)
+            found += [] if parsed is None else [parsed]
+    return found
+
+
+def _parsed(line: bytes, kind: type[_AnyLine], where: str, notes: list[str]) -> _AnyLine | None:
+    try:
+        # NaN and infinity are not JSON, but Python writes and reads them: here they mean "no value".
+        value = json.loads(line, parse_constant=lambda _: None)
+    except ValueError:
+        notes.append(f"{where}: not JSON; left out.")
+        return None
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if isinstance(schema, int) and schema != SCHEMA:
+        raise RunFolderError(
+            f"{where}: schema {schema}, this version of fedsim reads {SCHEMA}. Use the one that wrote it."
+        )
+    try:
+        return kind.model_validate(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "line"
+        notes.append(f"{where}: {field}: {first['msg']}; left out.")
+        return None

@@ -1,0 +1,144 @@
+"""Picture strips of a run: originals beside what the attacks made of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image, UnidentifiedImageError
+
+from fedsim.report.evidence import Evidence, Record
+from fedsim.report.ratings import scale
+from fedsim.report.summaries import Naming, scored
+
+_SHOWN_SIDE = 96
+_STORED_SIDE = 128
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Pictures side by side, ready for a page.
+
+    Args:
+        title: `Original`, or the name of the attack.
+        score: the attack's score in words; empty for originals.
+        skill: how far the score is beyond the best blind control; empty where that is not known.
+        link: path of the file inside the run folder, quoted for a link.
+        source: data URI of the picture, reduced where it was larger than the page shows.
+        count: number of pictures in the strip.
+        width: of the whole strip on the page, in CSS pixels.
+        height: of the whole strip on the page, in CSS pixels.
+        is_small: whether the page enlarges the pictures, so that pixels must stay sharp.
+    """
+
+    title: str
+    score: str
+    skill: str
+    link: str
+    source: str
+    count: int
+    width: int
+    height: int
+    is_small: bool
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One client in one round: originals first, then each attack."""
+
+    round: int
+    strips: tuple[Strip, ...]
+
+
+@dataclass(frozen=True)
+class Display:
+    """All panels of one client."""
+
+    client: int
+    defenses: str
+    panels: tuple[Panel, ...]
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether its strips need the whole width of the page."""
+        return any(strip.count > 2 for panel in self.panels for strip in panel.strips)
+
+
+def displays(evidence: Evidence) -> tuple[list[Display], list[str]]:
+    """Return the pictures of each client in its first and its last audited round, and notes on missing files."""
+    naming, notes = Naming(evidence.records), list[str]()
+    with_pictures = [record for record in evidence.records if "originals" in record.artifacts]
+    if not with_pictures:
+        return [], notes
+    found = []
+    for client in sorted({record.client for record in with_pictures}):
+        own = [record for record in with_pictures if record.client == client]
+        rounds = sorted({record.round for record in own})
+        panels = [
+            _panel(evidence.folder, naming, [record for record in own if record.round == round], notes)
+            for round in dict.fromkeys((rounds[0], rounds[-1]))
+        ]
+        found.append(Display(client, naming.defenses(own[0]), tuple(panels)))
+    return found, list(dict.fromkeys(notes))
+
+
+def _panel(folder: Path, naming: Naming, records: Sequence[Record], notes: list[str]) -> Panel:
+    strips = [_strip(folder, records[0].artifacts["originals"], "Original", ("", ""), notes)]
+    for record in records:
+        if "reconstructions" in record.artifacts:
+            title = naming.attack(record)
+            strips.append(_strip(folder, record.artifacts["reconstructions"], title, _score(record), notes))
+    return Panel(records[0].round, tuple(strip for strip in strips if strip is not None))
+
+
+def _score(record: Record) -> tuple[str, str]:
+    """Return the first picture score of an attempt and its skill, both in words."""
+    for metric in record.scores:
+        if scale(metric).recovers == "images":
+            for one in scored([record], metric):
+                written = scale(metric)
+                gained = "" if one.skill is None else written.write(one.skill, True)
+                return f"{written.title} {written.write(one.value)}", gained
+    return "", ""
+
+
+def _strip(folder: Path, relative: str, title: str, score: tuple[str, str], notes: list[str]) -> Strip | None:
+    path = folder / relative
+    # A run folder may come from somebody else: what it names outside itself is not read.
+    if not path.resolve().is_relative_to(folder.resolve()):
+        notes.append(f"{relative}: outside the run folder, not shown.")
+        return None
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.load()
+            return _shown(picture, title, score, quote(relative))
+    except FileNotFoundError:
+        notes.append(f"{relative}: no such file.")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        notes.append(f"{relative}: not readable as a PNG.")
+    return None
+
+
+def _shown(picture: Image.Image, title: str, score: tuple[str, str], link: str) -> Strip:
+    side = picture.height
+    count = max(1, round(picture.width / side))
+    enlarged = max(1, round(_SHOWN_SIDE / side)) * side if side <= _STORED_SIDE else _STORED_SIDE
+    if side > _STORED_SIDE:
+        picture = picture.convert("RGB").resize((count * _STORED_SIDE, _STORED_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return Strip(
+        title=title,
+        score=score[0],
+        skill=score[1],
+        link=link,
+        source=f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}",
+        count=count,
+        width=count * enlarged,
+        height=enlarged,
+        is_small=enlarged > side,
+    )

@@ -1,0 +1,97 @@
+"""From skill to a verdict in three steps, and how each metric is written.
+
+The thresholds are conventions of this report, stated in its legend. They apply to skill, the distance to the best blind
+control, never to a bare score: 15 dB may be a flat grey.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+Rating = Literal["leaks", "partial", "held", "unrated"]
+Recovers = Literal["images", "labels", "other"]
+
+ORDER: tuple[Rating, ...] = ("unrated", "held", "partial", "leaks")
+"""From nothing known to the worst."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How one metric is written and rated.
+
+    Args:
+        title: its name in headings.
+        recovers: what it measures.
+        digits: decimals that are shown.
+        unit: written after the number.
+        partial: skill from which a leak counts as partial; None for a metric that is not rated.
+        leaks: skill from which a leak counts as such.
+    """
+
+    title: str
+    recovers: Recovers
+    digits: int = 3
+    unit: str = ""
+    partial: float | None = None
+    leaks: float = math.inf
+
+    def write(self, value: float, signed: bool = False) -> str:
+        """Return a value of the metric as text; with a sign for differences."""
+        rounded = round(value, self.digits) + 0.0  # no "-0.0"
+        return f"{rounded:{'+' if signed else ''}.{self.digits}f}{self.unit}"
+
+    def between(self, low: float, high: float) -> str:
+        """Return an interval as text, its unit once."""
+        return f"{self.write(low).removesuffix(self.unit)} to {self.write(high)}"
+
+    def thresholds(self) -> str:
+        """Return the rule of the legend."""
+        if self.partial is None:
+            return f"{self.title}: shown, not rated"
+        return f"{self.title}: partial from {self.write(self.partial, True)}, leaks from {self.write(self.leaks, True)}"
+
+
+SCALES: Mapping[str, Scale] = MappingProxyType(
+    {
+        # 1 dB is what noise does to the best control; 6 dB means a quarter of its squared error.
+        "psnr": Scale("PSNR", "images", 1, " dB", 1.0, 6.0),
+        "ssim": Scale("SSIM", "images", 3, "", 0.05, 0.2),
+        "lpips": Scale("LPIPS", "images", 3, "", 0.05, 0.2),
+        "fft2d": Scale("FFT2D", "images", 4),
+        "label_recall": Scale("Label recall", "labels", 2, "", 0.1, 0.3),
+    }
+)
+
+
+def scale(metric: str) -> Scale:
+    """Return how a metric is written and rated; one that this version does not know is shown and not rated."""
+    return SCALES.get(metric) or Scale(metric, "other")
+
+
+def rate(metric: str, mean_skill: float | None, peak_skill: float | None) -> Rating:
+    """Return the verdict for a group of attempts.
+
+    Pictures are rated by the worst audited round, since one picture that got out is out. Labels are rated by the mean,
+    since a guess can be lucky once.
+
+    Args:
+        metric: name of the metric.
+        mean_skill: skill of the mean score; None without a control.
+        peak_skill: skill of the attempt that leaked most; None without a control.
+    """
+    found = scale(metric)
+    skill = peak_skill if found.recovers == "images" else mean_skill
+    if found.partial is None or skill is None:
+        return "unrated"
+    if skill >= found.leaks:
+        return "leaks"
+    return "partial" if skill >= found.partial else "held"
+
+
+def worst(ratings: Iterable[Rating]) -> Rating:
+    """Return the worst of several verdicts; `unrated` when there is none."""
+    return max(ratings, key=ORDER.index, default="unrated")

@@ -1,0 +1,76 @@
+"""From a run folder to report.html, report.md and tables/*.csv; no clock, and one fixed seed for the intervals."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from fedsim.recording import write_atomically
+from fedsim.report import evidence, tables
+from fedsim.report.view import context
+
+_TEMPLATES = Path(__file__).parent.parent / "templates"
+
+
+def render(folder: Path) -> Path:
+    """Write the report of a run into its folder; returns the path of report.html.
+
+    The same folder gives the same bytes. Whatever is missing or damaged is said in the report.
+
+    Args:
+        folder: a run folder, finished or not.
+
+    Raises:
+        RunFolderError: no run folder, or one of a schema that this version does not know.
+    """
+    found = evidence.read(folder)
+    values = context(found)
+    page = folder / "report.html"
+    write_atomically(folder / "report.md", _markdown().get_template("report.md.j2").render(values))
+    for name, content in tables.csv_files(found).items():
+        write_atomically(folder / "tables" / name, content)
+    write_atomically(page, _html().get_template("report.html.j2").render(values))
+    return page
+
+
+def _html() -> jinja2.Environment:
+    return jinja2.Environment(autoescape=True, **_options())
+
+
+def _markdown() -> jinja2.Environment:
+    # Autoescape makes macros return Markup, which `finalize` leaves alone; everything else is escaped for Markdown.
+    environment = jinja2.Environment(autoescape=True, finalize=_finalized, **_options())
+    environment.filters["fenced"] = _fenced
+    return environment
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "loader": jinja2.FileSystemLoader(_TEMPLATES),
+        "undefined": jinja2.StrictUndefined,
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+        "keep_trailing_newline": True,
+    }
+
+
+def _finalized(value: object) -> Markup:
+    return value if isinstance(value, Markup) else Markup(_escaped(str(value)))
+
+
+def _escaped(text: str) -> str:
+    """Return text that GitHub's Markdown shows as it is, inside a table cell too."""
+    text = re.sub(r"\s+", " ", text).replace("&", "&amp;")
+    text = re.sub(r"([\\`*\[\]<>|~$])", r"\\\1", text)
+    # An underscore between letters is no emphasis, and names are full of them.
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])|^#", lambda found: f"\\{found.group()}", text)
+
+
+def _fenced(text: str, language: str) -> Markup:
+    """Return a code block whose fence is longer than any run of backticks in it."""
+    fence = "`" * (max([2, *map(len, re.findall("`+", text))]) + 1)
+    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")

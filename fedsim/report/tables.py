@@ -1,0 +1,127 @@
+"""A run as flat tables: the CSV files beside the report, and rows for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedsim.report.evidence import Evidence, Record, Round
+from fedsim.report.summaries import Naming, Summary, by_client, by_defense, scored
+
+Row = dict[str, Any]
+
+
+def record_rows(records: Sequence[Record]) -> list[Row]:
+    """Return one row per attempt and metric; an attempt without a score has one row, its metric None."""
+    naming = Naming(records)
+    return [
+        {
+            "run": record.run,
+            "round": record.round,
+            "client": record.client,
+            "defenses": naming.defenses(record),
+            "attack": naming.attack(record),
+            "version": record.attack.version,
+            "params": json.dumps(record.attack.params, sort_keys=True),
+            "status": record.status,
+            **_score_columns(record, metric),
+            "cautions": len(record.cautions),
+            "seconds": record.seconds,
+            "seed": record.seed,
+            "message": record.message,
+        }
+        for record in records
+        for metric in list[str | None](record.scores) or [None]
+    ]
+
+
+def _score_columns(record: Record, metric: str | None) -> Row:
+    score = record.scores[metric] if metric else None
+    found = next(iter(scored([record], metric)), None) if metric else None
+    return {
+        "metric": metric,
+        "value": score.value if score else None,
+        "worse": score.worse if score else None,
+        "examples": len(score.examples) if score else 0,
+        "best_control": found.best.name if found and found.best else None,
+        "control_value": found.best.value if found and found.best else None,
+        "skill": found.skill if found else None,
+        "unavailable": score.unavailable if score else None,
+    }
+
+
+def summary_rows(summaries: Iterable[Summary]) -> list[Row]:
+    """Return summaries as flat rows."""
+    return [
+        {
+            "clients": " ".join(str(client) for client in summary.clients),
+            "defenses": summary.defenses,
+            "attack": summary.attack,
+            "metric": summary.metric,
+            "attempts": summary.attempts,
+            "failed": summary.failed,
+            "refused": summary.refused,
+            "examples": summary.examples,
+            "mean": summary.mean,
+            "low": summary.spread.low if summary.spread else None,
+            "high": summary.spread.high if summary.spread else None,
+            "best_control": summary.best.name if summary.best else None,
+            "control_value": summary.best.value if summary.best else None,
+            "skill": summary.skill,
+            "peak_round": summary.peak.round if summary.peak else None,
+            "peak_client": summary.peak.client if summary.peak else None,
+            "peak_value": summary.peak.value if summary.peak else None,
+            "peak_skill": summary.peak.skill if summary.peak else None,
+            "rating": summary.rating,
+            "unavailable": summary.unavailable,
+        }
+        for summary in summaries
+    ]
+
+
+def round_rows(rounds: Iterable[Round]) -> list[Row]:
+    """Return one row per round."""
+    return [
+        {
+            "round": line.round,
+            "accuracy": line.accuracy,
+            "loss": line.loss,
+            "participants": " ".join(str(client) for client in line.participants),
+            "failed": " ".join(str(client) for client in line.failed),
+            "seconds": line.seconds,
+        }
+        for line in rounds
+    ]
+
+
+def budget_rows(rounds: Iterable[Round]) -> list[Row]:
+    """Return one row per round and client that states a privacy budget; epsilon counts all rounds so far."""
+    return [
+        {"round": line.round, "client": client, **budget.model_dump()}
+        for line in rounds
+        for client, budget in sorted(line.epsilon.items())
+    ]
+
+
+def csv_files(evidence: Evidence) -> dict[str, str]:
+    """Return the tables of a run by file name; a table without rows is left out."""
+    tables = {
+        "records.csv": record_rows(evidence.records),
+        "by_client.csv": summary_rows(by_client(evidence.records)),
+        "by_defense.csv": summary_rows(by_defense(evidence.records)),
+        "rounds.csv": round_rows(evidence.rounds),
+        "privacy.csv": budget_rows(evidence.rounds),
+    }
+    return {name: _as_csv(rows) for name, rows in tables.items() if rows}
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{value:.10g}" if isinstance(value, float) else value for name, value in row.items()})
+    return buffer.getvalue()

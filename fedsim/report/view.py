@@ -1,0 +1,211 @@
+"""What the two templates show: the same values for the page and for the Markdown."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedsim.report import gallery, plots
+from fedsim.report.citations import citations
+from fedsim.report.doubts import Cautions, limits
+from fedsim.report.evidence import Budget, Evidence, Record
+from fedsim.report.glance import Entry, client_ratings, entries, headline
+from fedsim.report.ratings import SCALES, scale
+from fedsim.report.summaries import NO_DEFENSE, Naming, Summary, by_client, by_defense, scored
+
+_SHOWN_ROUNDS = 8
+
+GRANTS: Mapping[str, str] = {
+    "batch_size": "how many pictures each local step saw",
+    "labels": "which labels the pictures had, in no order",
+    "normalization": "how pixels become the model's input",
+    "training": "the local recipe: optimizer, learning rate, steps",
+    "train_mode": "whether dropout and the like were active",
+    "defenses": "which defenses the client carried, with their parameters",
+    "auxiliary_data": "other pictures of the same kind",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure: its caption, what it shows in words, and the drawing as a data URI."""
+
+    caption: str
+    alt: str
+    source: str
+
+
+@dataclass(frozen=True)
+class ClientCost:
+    """What taking part cost one client."""
+
+    client: int
+    defenses: str
+    rounds: int
+    failed: int
+    budget: Budget | None
+
+
+def context(evidence: Evidence) -> dict[str, Any]:
+    """Return everything the templates refer to."""
+    naming, cautions = Naming(evidence.records), Cautions(evidence.records)
+    summaries = by_client(evidence.records)
+    lines = entries(summaries)
+    displays, missing = gallery.displays(evidence)
+    return {
+        "evidence": evidence,
+        "naming": naming,
+        "headline": headline(evidence, lines),
+        "facts": _facts(evidence),
+        "lines": lines,
+        "picture_ratings": client_ratings(line for line in lines if line.kind == "pictures"),
+        "legend": [scale.thresholds() for name, scale in SCALES.items() if _is_used(evidence, name)],
+        "cautions": cautions,
+        "limits": limits(evidence, summaries, lines),
+        "notes": [*evidence.notes, *missing],
+        "displays": displays,
+        "leakage_plots": _leakage_plots(evidence, lines),
+        "utility_plot": _utility_plot(evidence),
+        "budgets": _budgets(evidence),
+        "budget_rounds": _shown_rounds(evidence),
+        "costs": _costs(evidence, naming),
+        "by_client": [summary for summary in summaries if summary.mean is not None],
+        "by_defense": [summary for summary in by_defense(evidence.records) if summary.mean is not None],
+        "metrics": list(dict.fromkeys(metric for record in evidence.records for metric in record.scores)),
+        "controls": list(dict.fromkeys(name for summary in summaries for name in summary.controls or {})),
+        "failed_clients": [
+            (line.round, client, message) for line in evidence.rounds for client, message in line.failed.items()
+        ],
+        "epsilon": _epsilon,
+        "troubled": [record for record in evidence.records if record.status != "found"],
+        "grants": [(grant, GRANTS.get(grant, "")) for grant in evidence.grants],
+        "withheld": [(grant, text) for grant, text in GRANTS.items() if grant not in evidence.grants],
+        "environment": _flat(evidence.environment),
+        "citations": citations(evidence.records),
+        "scale": scale,
+        "own_score": _own_score,
+        "NO_DEFENSE": NO_DEFENSE,
+    }
+
+
+def _is_used(evidence: Evidence, metric: str) -> bool:
+    return any(metric in record.scores for record in evidence.records)
+
+
+def _own_score(record: Record, metric: str) -> str:
+    """Return one attempt's score and skill in words, for the table of all attempts."""
+    for one in scored([record], metric):
+        written = scale(metric)
+        return written.write(one.value) + ("" if one.skill is None else f" ({written.write(one.skill, True)})")
+    return "unavailable" if metric in record.scores else ""
+
+
+def _facts(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return the set-up in pairs of a name and a value, as far as it is known."""
+    done = max((line.round for line in evidence.rounds), default=0)
+    accuracies = [line.accuracy for line in evidence.rounds if line.accuracy is not None]
+    pairs = [
+        ("Rounds", f"{done} of {evidence.planned_rounds}" if evidence.planned_rounds else str(done)),
+        ("Clients", evidence.planned_clients),
+        ("Global accuracy", f"{accuracies[0]:.3f} before, {accuracies[-1]:.3f} after" if accuracies else None),
+        ("Model", evidence.part("model").get("name")),
+        ("Data", evidence.part("data").get("name")),
+        ("Clients share", evidence.part("training").get("shares")),
+        ("Batch size", evidence.part("training").get("batch_size")),
+        ("Strategy", evidence.part("federation").get("strategy")),
+        ("Seed", evidence.scenario.get("seed")),
+    ]
+    return [(name, str(value)) for name, value in pairs if value is not None]
+
+
+def _epsilon(budget: Budget | None) -> str:
+    if budget is None:
+        return "-"
+    return "∞" if budget.epsilon is None else f"{budget.epsilon:.3g}"
+
+
+def _figure(caption: str, alt: str, svg: bytes) -> Plot:
+    return Plot(caption, alt, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}")
+
+
+def _leakage_plots(evidence: Evidence, lines: Sequence[Entry]) -> list[Plot]:
+    shown: dict[tuple[str, str], list[Summary]] = {}
+    for line in lines:
+        if line.summary.metric and line.summary.skill is not None:
+            shown.setdefault((line.summary.attack, line.summary.metric), []).append(line.summary)
+    figures = []
+    for (attack, metric), summaries in shown.items():
+        written = scale(metric)
+        means = "; ".join(
+            f"client {summary.clients[0]} ({summary.defenses}) {written.write(summary.skill or 0.0, True)}"
+            for summary in summaries
+        )
+        figures.append(
+            _figure(
+                f"{attack}: {written.title} over rounds, one line per client.",
+                f"{written.title} of {attack} over rounds. Mean skill by client: {means}.",
+                plots.leakage(evidence.records, attack, metric),
+            )
+        )
+    return figures
+
+
+def _utility_plot(evidence: Evidence) -> Plot | None:
+    known = [line for line in evidence.rounds if line.accuracy is not None]
+    if not known:
+        return None
+    alt = "Test accuracy and loss of the global model. " + "; ".join(
+        f"round {line.round}: accuracy {line.accuracy:.3f}" + ("" if line.loss is None else f", loss {line.loss:.3f}")
+        for line in known
+    )
+    return _figure("Accuracy and loss of the global model on the test pictures.", f"{alt}.", plots.utility(known))
+
+
+def _budget_rounds(evidence: Evidence) -> list[int]:
+    return [line.round for line in evidence.rounds if line.epsilon]
+
+
+def _shown_rounds(evidence: Evidence) -> list[int]:
+    """Return at most eight rounds with a privacy budget, evenly spread, the first and the last among them."""
+    rounds = _budget_rounds(evidence)
+    if len(rounds) <= _SHOWN_ROUNDS:
+        return rounds
+    step = (len(rounds) - 1) / (_SHOWN_ROUNDS - 1)
+    return [rounds[round(position * step)] for position in range(_SHOWN_ROUNDS)]
+
+
+def _budgets(evidence: Evidence) -> dict[int, dict[int, Budget]]:
+    """Return client -> round -> budget."""
+    found: dict[int, dict[int, Budget]] = {}
+    for line in evidence.rounds:
+        for client, budget in line.epsilon.items():
+            found.setdefault(client, {})[line.round] = budget
+    return dict(sorted(found.items()))
+
+
+def _costs(evidence: Evidence, naming: Naming) -> list[ClientCost]:
+    defenses = {record.client: naming.defenses(record) for record in evidence.records}
+    taken = [client for line in evidence.rounds for client in line.participants]
+    failed = [client for line in evidence.rounds for client in line.failed]
+    last = {client: budget for line in evidence.rounds for client, budget in line.epsilon.items()}
+    clients = sorted({*defenses, *taken, *failed, *range(evidence.planned_clients or 0)})
+    return [
+        ClientCost(
+            client, defenses.get(client, "not recorded"), taken.count(client), failed.count(client), last.get(client)
+        )
+        for client in clients
+    ]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested plain data as pairs of a dotted name and a value."""
+    pairs: list[tuple[str, str]] = []
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(inner, dict):
+            pairs += _flat(inner, f"{name}.")
+        elif inner is not None:
+            pairs.append((name, ", ".join(str(part) for part in inner) if isinstance(inner, list) else str(inner)))
+    return pairs

@@ -1,0 +1,100 @@
+"""A whole run: train and capture, audit beside it, report. Each step starts where the folder ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim import environment, report
+from fedsim.assessment import Record
+from fedsim.audit import Auditor
+from fedsim.errors import FedsimError
+from fedsim.federation.engine import train
+from fedsim.plan import Plan
+from fedsim.recording import RunFolder, write_atomically
+from fedsim.scenario import Scenario
+from fedsim.seeds import torch_threads
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a display wants to hear of while a run goes on.
+
+    Args:
+        on_round: a line of rounds.jsonl, new or found in the folder.
+        on_record: a new audit record.
+        on_total: how many records the rounds so far will have.
+    """
+
+    on_round: Callable[[dict[str, Any]], None] = lambda line: None
+    on_record: Callable[[Record], None] = lambda record: None
+    on_total: Callable[[int], None] = lambda total: None
+
+
+def default_folder(scenario: Scenario) -> Path:
+    """Return runs/<name>-<time> under the working directory; the time is the start of the run."""
+    return Path("runs") / f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def simulate(plan: Plan, folder: RunFolder, progress: Progress) -> list[Record]:
+    """Train, audit and report; a folder that already holds part of the run is completed.
+
+    Returns:
+        All records of the run, in canonical order.
+
+    Raises:
+        FedsimError: the training cannot go on, after what was captured before has been audited and reported.
+    """
+    if not (folder.path / "environment.json").exists():
+        write_atomically(folder.path / "environment.json", environment.as_json("simulated"))
+    auditor = Auditor(plan, folder, progress.on_record, progress.on_total)
+
+    def on_round(line: dict[str, Any]) -> None:
+        progress.on_round(line)
+        if line["round"]:
+            auditor.add_round(line["round"])
+
+    with folder.locked(), torch_threads(1):
+        if plan.scenario.audit.processes:
+            auditor.start()
+        try:
+            _train(plan, folder, on_round)
+        except FedsimError:
+            auditor.finish()
+            report.render(folder.path)
+            raise
+        records = auditor.finish()
+    report.render(folder.path)
+    return records
+
+
+def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], None]) -> None:
+    lines = folder.rounds.read()
+    if len(lines) == plan.scenario.federation.rounds + 1 and folder.has_model():
+        for line in lines:
+            on_round(line)
+    else:
+        train(plan, folder, on_round)
+
+
+def audit(plan: Plan, folder: RunFolder, progress: Progress) -> list[Record]:
+    """Audit every captured round of a run and report; attempts that have a record are left alone.
+
+    Returns:
+        All records of the run, in canonical order.
+
+    Raises:
+        RunFolderError: a capture is missing or corrupted.
+    """
+    auditor = Auditor(plan, folder, progress.on_record, progress.on_total)
+    with folder.locked(), torch_threads(1):
+        for round in folder.captured_rounds():
+            auditor.add_round(round)
+        if plan.scenario.audit.processes:
+            auditor.start()
+        records = auditor.finish()
+    report.render(folder.path)
+    return records

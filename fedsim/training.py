@@ -1,0 +1,209 @@
+"""One client's local work in a round: the only training loop.
+
+A pure function of (scenario, client, round, global weights): batches, dropout and every defense's draws come from
+generators derived from the seed, so any engine computes the same update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.defense import LocalStep, PrivacyBudget
+from fedsim.exchange import LabeledImages, TrainingKnowledge, Update
+from fedsim.plan import Plan, PlannedDefense
+from fedsim.scenario import TrainingPart
+from fedsim.seeds import seeded, torch_generator
+
+Weights = Mapping[str, Tensor]
+
+
+class NonFiniteUpdateError(ArithmeticError):
+    """The client's loss or update overflowed; the client counts as failed in this round."""
+
+    advice = "lower training.learning_rate"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the {what} is not finite; {self.advice}")
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a client has after its local work.
+
+    Args:
+        update: what it sends, defenses applied.
+        loss: mean training loss over its samples.
+    """
+
+    update: Update
+    loss: float
+
+
+def training_knowledge(training: TrainingPart, model: nn.Module) -> TrainingKnowledge:
+    """Return the local recipe as the grant `training` tells it."""
+    exempt = tuple(sorted(_decay_exempt(model))) if training.weight_decay else ()
+    steps = None if training.local_epochs else training.local_steps or 1
+    return TrainingKnowledge(
+        training.optimizer,
+        training.learning_rate,
+        training.momentum,
+        training.weight_decay,
+        steps,
+        training.local_epochs,
+        exempt,
+    )
+
+
+def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal_mu: float = 0.0) -> LocalResult:
+    """Train one client on its batches of a round and return what it sends.
+
+    Args:
+        plan: the run's plan.
+        client: partition number.
+        round: server round, from 1.
+        weights: the round's global weights.
+        proximal_mu: FedProx's coefficient mu, from the server; adds mu/2 * ||w - weights||^2 to the local loss.
+
+    Raises:
+        NonFiniteUpdateError: the loss or the update is not finite.
+    """
+    scenario, defenses = plan.scenario, plan.defenses_of(client)
+    model = plan.model(weights)
+    model.train(scenario.training.mode == "train")
+    batches = plan.data.client_batches(client, round, scenario.training)
+    with seeded(scenario.seed, "training", round, client):
+        if scenario.training.shares == "gradient":
+            loss = _accumulate_gradient(plan, defenses, model, batches[0], client, round, 0, 1)
+            tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+        else:
+            pull = _proximal_pull(weights, proximal_mu)
+            loss = _train(plan, defenses, model, batches, client, round, pull)
+            tensors = {name: parameter.detach() - weights[name] for name, parameter in model.named_parameters()}
+    count = sum(len(batch) for batch in batches)
+    update = Update(round, client, scenario.training.shares, {n: t.detach() for n, t in tensors.items()}, count)
+    _check_finite(update, loss)
+    for planned in defenses:
+        generator = torch_generator(scenario.seed, "protect_update", planned.index, round, client)
+        update = planned.defense.protect_update(update, generator)
+    return LocalResult(update, loss)
+
+
+def _check_finite(update: Update, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise NonFiniteUpdateError("training loss")
+    if not update.is_finite():
+        raise NonFiniteUpdateError("update")
+
+
+def _train(
+    plan: Plan,
+    defenses: tuple[PlannedDefense, ...],
+    model: nn.Module,
+    batches: list[LabeledImages],
+    client: int,
+    round: int,
+    pull: Callable[[nn.Module], None],
+) -> float:
+    optimizer = _optimizer(plan.scenario.training, model)
+    total, count = 0.0, 0
+    for index, batch in enumerate(batches):
+        optimizer.zero_grad(set_to_none=True)
+        loss = _accumulate_gradient(plan, defenses, model, batch, client, round, index, len(batches))
+        pull(model)
+        optimizer.step()
+        total, count = total + loss * len(batch), count + len(batch)
+    return total / count
+
+
+def _proximal_pull(weights: Weights, mu: float) -> Callable[[nn.Module], None]:
+    """Return what adds the gradient of FedProx's term; it is zero where training starts, so shared gradients lack it."""
+
+    def pull(model: nn.Module) -> None:
+        if mu:
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - weights[name], alpha=mu)
+
+    return pull
+
+
+def _accumulate_gradient(
+    plan: Plan,
+    defenses: tuple[PlannedDefense, ...],
+    model: nn.Module,
+    batch: LabeledImages,
+    client: int,
+    round: int,
+    index: int,
+    steps: int,
+) -> float:
+    """Run one batch through the defenses, first listed outermost; returns the mean loss."""
+    seed, rounds = plan.scenario.seed, plan.scenario.federation.rounds
+    progress = (round - 1 + index / steps) / rounds
+    step = LocalStep(model, plan.normalization.normalize(batch.images), batch.labels, round, rounds, progress)
+    proceed: Callable[[LocalStep], Tensor] = plain_step
+    for planned in defenses:
+        generator = torch_generator(seed, "protect_batch", planned.index, round, client, index)
+        images, labels = planned.defense.protect_batch(step.images, step.labels, generator)
+        step = replace(step, images=images, labels=labels)
+    for planned in reversed(defenses):
+        generator = torch_generator(seed, "train_step", planned.index, round, client, index)
+        proceed = _bound(planned, generator, proceed)
+    return float(proceed(step))
+
+
+def _bound(
+    planned: PlannedDefense, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]
+) -> Callable[[LocalStep], Tensor]:
+    return lambda step: planned.defense.train_step(step, generator, proceed)
+
+
+def plain_step(step: LocalStep) -> Tensor:
+    """Forward, mean cross-entropy, backward: the innermost step of every client."""
+    loss = nn.functional.cross_entropy(step.model(step.images), step.labels)
+    torch.autograd.backward(loss)
+    return loss.detach()
+
+
+def _decay_exempt(model: nn.Module) -> set[str]:
+    return set(model.no_weight_decay())  # type: ignore[operator]
+
+
+def _optimizer(training: TrainingPart, model: nn.Module) -> torch.optim.Optimizer:
+    exempt = _decay_exempt(model)
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if n not in exempt], "weight_decay": training.weight_decay},
+        {"params": [p for n, p in model.named_parameters() if n in exempt], "weight_decay": 0.0},
+    ]
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=training.learning_rate)
+    return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum)
+
+
+def privacy_budget(defenses: tuple[PlannedDefense, ...], participations: int) -> PrivacyBudget | None:
+    """Return the strongest guarantee that a client's defenses account for, or None where none is finite.
+
+    Each guarantee holds on its own whatever the other defenses do to the update, so the smallest epsilon is the claim; its
+    own delta and neighboring relation are stated with it.
+    """
+    budgets = [planned.defense.budget(participations) for planned in defenses]
+    finite = [budget for budget in budgets if budget is not None and math.isfinite(budget.epsilon)]
+    return min(finite, key=lambda budget: budget.epsilon, default=None)
+
+
+def evaluate(plan: Plan, weights: Weights, batch_size: int = 256) -> tuple[float, float]:
+    """Return accuracy and mean cross-entropy of global weights on the test pool, never shuffled or masked."""
+    model, pool = plan.model(weights), plan.data.pools.test
+    correct, total = 0, 0.0
+    with torch.inference_mode():
+        for start in range(0, len(pool), batch_size):
+            batch = pool.read(range(start, min(start + batch_size, len(pool))))
+            logits = model(plan.normalization.normalize(batch.images))
+            total += float(nn.functional.cross_entropy(logits, batch.labels, reduction="sum"))
+            correct += int((logits.argmax(1) == batch.labels).sum())
+    return correct / len(pool), total / len(pool)

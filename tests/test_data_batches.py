@@ -1,0 +1,195 @@
+"""Which samples a client uses: pure in (seed, client, round), no sample twice in a pass."""
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsim.data import batches
+from fedsim.data.batches import FederatedData, load
+from fedsim.data.source import Pool, Pools, Source
+from fedsim.errors import ScenarioError
+from fedsim.scenario import DataPart, TrainingPart
+
+
+def _pool(count, side=4, classes=3):
+    images = np.zeros((count, side, side, 3), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.arange(count)
+    return Pool.of_arrays(images, np.arange(count) % classes)
+
+
+def _data(sizes, seed=0):
+    edges = np.cumsum([0, *sizes])
+    pool = _pool(int(edges[-1]))
+    partition = tuple(
+        tuple(range(start, stop)) for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+    )
+    return FederatedData(Pools(pool, pool, pool, ("a", "b", "c")), partition, seed)
+
+
+counts, sizes = st.integers(1, 40), st.integers(1, 50)
+
+
+@given(counts, sizes, st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**32))
+def test_rounds_walk_through_the_samples_without_repeats_in_a_pass(count, batch_size, steps, rounds, seed):
+    data = _data([3, count], seed)
+    walked = [step for round in range(1, rounds + 1) for step in data.client_steps(1, round, batch_size, steps)]
+    size = min(batch_size, count)
+    assert len(walked) == steps * rounds
+    for step in walked:
+        assert len(step) == len(set(step)) == size
+        assert set(step) <= set(range(3, 3 + count))
+    per_pass = count // size
+    for start in range(0, len(walked), per_pass):
+        used = [sample for step in walked[start : start + per_pass] for sample in step]
+        assert len(set(used)) == len(used)
+
+
+@given(counts, sizes, st.integers(1, 4), st.integers(1, 4))
+def test_every_epoch_takes_every_sample_once(count, batch_size, epochs, round):
+    steps = _data([count]).client_steps(0, round, batch_size, local_epochs=epochs)
+    used = Counter(sample for step in steps for sample in step)
+    assert used == dict.fromkeys(range(count), epochs)
+    size = min(batch_size, count)
+    assert len(steps) == epochs * -(-count // size)
+    assert all(len(step) == size for number, step in enumerate(steps, 1) if number % -(-count // size))
+
+
+def test_one_step_is_the_default():
+    data = _data([10])
+    assert data.client_steps(0, 3, 4) == data.client_steps(0, 3, 4, local_steps=1)
+    assert len(data.client_steps(0, 3, 4)) == 1
+
+
+def test_splitting_steps_over_rounds_does_not_change_the_walk():
+    data = _data([11])
+    slow = [step for round in range(1, 13) for step in data.client_steps(0, round, 3)]
+    fast = [step for round in range(1, 4) for step in data.client_steps(0, round, 3, local_steps=4)]
+    assert slow == fast
+
+
+def test_passes_epochs_clients_and_seeds_are_shuffled_apart():
+    data = _data([30, 30])
+    orders = [tuple(data.client_steps(0, round, 30)[0]) for round in (1, 2)]
+    orders += [tuple(step) for step in data.client_steps(0, 1, 30, local_epochs=2)]
+    orders += [tuple(data.client_steps(0, 2, 30, local_epochs=1)[0])]
+    orders += [tuple(sample - 30 for sample in data.client_steps(1, 1, 30)[0])]
+    orders += [tuple(_data([30, 30], seed=1).client_steps(0, 1, 30)[0])]
+    assert len(set(orders)) == len(orders)
+
+
+def test_batches_are_the_same_in_another_process():
+    code = (
+        "from fedsim.data.batches import load; from fedsim.scenario import DataPart, TrainingPart; "
+        "data = load(DataPart(name='shapes', image_size=8, samples=40), 3, 9); "
+        "print(data.partition, data.client_steps(2, 5, 4, 3))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    data = load(DataPart(name="shapes", image_size=8, samples=40), 3, 9)
+    assert printed == f"{data.partition} {data.client_steps(2, 5, 4, 3)}"
+
+
+def test_batches_hold_the_pictures_of_the_steps():
+    data = _data([6, 6])
+    training = TrainingPart(batch_size=2, local_steps=2, shares="delta")
+    found = data.client_batches(1, 1, training)
+    steps = data.client_steps(1, 1, 2, 2)
+    assert [len(batch) for batch in found] == [2, 2]
+    for batch, step in zip(found, steps, strict=True):
+        assert (batch.images[:, 0, 0, 0] * 255).round().int().tolist() == list(step)
+        assert batch.labels.tolist() == [sample % 3 for sample in step]
+
+
+@given(counts, sizes, st.integers(1, 3), st.booleans())
+def test_truth_holds_every_used_picture_once_in_the_order_of_first_use(count, batch_size, work, epochs):
+    data = _data([count])
+    local = {"local_epochs": work} if epochs else {"local_steps": work}
+    training = TrainingPart(batch_size=batch_size, shares="delta", **local)
+    steps = data.client_steps(0, 2, batch_size, training.local_steps, training.local_epochs)
+    expected = list(dict.fromkeys(sample for step in steps for sample in step))
+    truth = data.truth(0, 2, training)
+    assert (truth.images[:, 0, 0, 0] * 255).round().int().tolist() == expected
+    assert truth.labels.tolist() == [sample % 3 for sample in expected]
+
+
+def test_truth_is_the_batch_for_one_step():
+    data, training = _data([9]), TrainingPart(batch_size=4)
+    (batch,) = data.client_batches(0, 3, training)
+    truth = data.truth(0, 3, training)
+    assert torch.equal(batch.images, truth.images)
+    assert torch.equal(batch.labels, truth.labels)
+
+
+def test_verify_reads_what_a_run_uses_and_nothing_else():
+    read = set()
+    plain = _pool(100)
+    watched = Pool(plain.labels, lambda chosen: (read.update(chosen), plain.fetch(chosen))[1])
+    data = FederatedData(
+        Pools(watched, _pool(3), _pool(3), ("a", "b", "c")), (tuple(range(50)), tuple(range(50, 100))), 0
+    )
+    training = TrainingPart(batch_size=2)
+    data.verify(3, training)
+    used = {s for client in (0, 1) for round in (1, 2, 3) for step in data.client_steps(client, round, 2) for s in step}
+    assert read == used
+    assert len(used) == 12
+
+
+def test_load_builds_the_default_scenario():
+    data = load(DataPart(), 4, 7)
+    assert len(data.partition) == 4
+    assert sum(len(samples) for samples in data.partition) == len(data.pools.train) == 600
+    assert data.pools.train.read([0]).images.shape == (1, 3, 32, 32)
+
+
+def test_load_names_what_is_wrong_with_the_parameters():
+    with pytest.raises(ScenarioError, match=r"^data\.image_siz: unknown parameter\. Did you mean 'image_size'\?"):
+        load(DataPart(name="shapes", image_siz=8), 2, 0)
+    with pytest.raises(ScenarioError, match=r"^data\.name: no data source 'shape'\. Did you mean 'shapes'\?"):
+        load(DataPart(name="shape"), 2, 0)
+    with pytest.raises(ScenarioError, match=r"^data\.image_size: "):
+        load(DataPart(name="photos", image_size=None), 2, 0)
+    with pytest.raises(ScenarioError, match=r"^data\.samples: expected at least 1, got 0"):
+        load(DataPart(name="shapes", samples=0), 2, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(Source):
+    """A source that delivers what the test gives it."""
+
+    def load(self, seed):
+        return _GIVEN[0]
+
+
+_GIVEN = []
+
+
+@pytest.mark.parametrize(
+    "pools,where,message",
+    [
+        (Pools(_pool(9), _pool(9), _pool(9), ("a",)), "data", "1 class"),
+        (Pools(_pool(9), _pool(0), _pool(9), ("a", "b", "c")), "data", "the test pool is empty"),
+        (Pools(_pool(9), _pool(9), _pool(9), ("a", "b")), "data", "training pool has labels outside 0 to 1"),
+        (
+            Pools(_pool(9), _pool(9), _pool(9, side=5), ("a", "b", "c")),
+            "data.image_size",
+            "auxiliary pictures have shape",
+        ),
+        (
+            Pools(Pool.of_arrays(np.zeros((4, 3, 5, 3), np.uint8), [0, 1, 0, 1]), _pool(9), _pool(9), ("a", "b", "c")),
+            "data.image_size",
+            "5x3",
+        ),
+    ],
+)
+def test_load_refuses_pools_that_cannot_be_used(pools, where, message, monkeypatch):
+    _GIVEN[:] = [pools]
+    monkeypatch.setattr(batches.plugins, "build", lambda *arguments: Given())
+    with pytest.raises(ScenarioError, match=message) as refusal:
+        load(DataPart(name="given"), 2, 0)
+    assert refusal.value.where == where

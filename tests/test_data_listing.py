@@ -1,0 +1,182 @@
+"""Dividing stored pictures into pools, and turning them into squares."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fedsim.data.listing import Listing, check_column, code_labels, pools, spread
+from fedsim.data.shapes import Shapes
+from fedsim.errors import ScenarioError
+
+
+def listing(labels, encoded=None):
+    """Pictures whose first pixel tells their number."""
+    stored = encoded or [_picture(number) for number in range(len(labels))]
+    return Listing(
+        labels=np.asarray(labels),
+        name=lambda number: f"pictures.bin, {number},",
+        open=lambda numbers: lambda index: stored[numbers[index]],
+        where="data.path",
+    )
+
+
+def _picture(number, size=(8, 8)):
+    return Image.new("RGB", size, (number % 256, number // 256, 0))
+
+
+def _numbers(pool):
+    pixels = pool.fetch(range(len(pool)))[:, :, 0, 0].long()
+    return (pixels[:, 0] + 256 * pixels[:, 1]).tolist()
+
+
+def _encode(image, format="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, format)
+    return buffer.getvalue()
+
+
+label_lists = st.lists(st.integers(0, 5), min_size=3, max_size=300)
+
+
+@given(label_lists, st.integers(1, 400), st.none() | st.integers(1, 400), st.none() | st.integers(1, 400))
+def test_held_out_pools_are_disjoint_and_never_empty(labels, auxiliary, test, samples):
+    source = Shapes(image_size=8, auxiliary_samples=auxiliary)
+    object.__setattr__(source, "test_samples", test)
+    object.__setattr__(source, "samples", samples)
+    found = pools(source, 0, listing(labels), None, [str(c) for c in range(6)])
+    parts = [_numbers(pool) for pool in (found.train, found.test, found.auxiliary)]
+    assert all(parts)
+    together = sorted(number for part in parts for number in part)
+    assert len(set(together)) == len(together)
+    if samples is None:
+        assert together == list(range(len(labels)))
+    assert len(parts[2]) == min(auxiliary, max(1, len(labels) // 8))
+    if test is not None:
+        assert len(parts[1]) == min(test, max(1, len(labels) // 4))
+    for part, pool in zip(parts, (found.train, found.test, found.auxiliary), strict=True):
+        assert [labels[number] for number in part] == pool.labels.tolist()
+
+
+def test_one_picture_a_class_leaves_a_training_pool():
+    source = Shapes(image_size=8, test_samples=500)
+    found = pools(source, 0, listing(range(32)), None, [str(c) for c in range(32)])
+    assert (len(found.train), len(found.test), len(found.auxiliary)) == (20, 8, 4)
+
+
+@given(label_lists, st.integers(0, 2**32), st.floats(0, 1))
+def test_every_beginning_of_the_spread_order_holds_the_classes_in_proportion(labels, seed, share):
+    order = spread(np.asarray(labels), np.random.default_rng(seed))
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    taken = int(share * len(labels))
+    counts = np.bincount(np.asarray(labels), minlength=6)
+    held = np.bincount(np.asarray(labels)[order[:taken]], minlength=6)
+    assert (np.abs(held - counts * taken / len(labels)) <= 3.5).all()
+
+
+def test_the_spread_order_is_another_one_for_another_seed():
+    labels = np.arange(40) % 4
+    orders = {tuple(spread(labels, np.random.default_rng(seed))) for seed in range(5)}
+    assert len(orders) == 5
+
+
+def test_a_test_listing_is_taken_whole_and_the_auxiliary_pool_from_training():
+    source = Shapes(image_size=8, samples=100, test_samples=500, auxiliary_samples=5)
+    found = pools(source, 0, listing([0, 1] * 40), listing([1, 0, 1]), ["a", "b"])
+    assert (len(found.train), len(found.test), len(found.auxiliary)) == (75, 3, 5)
+
+
+@pytest.mark.parametrize("train,test", [([0, 1], None), ([0, 1, 0], [])])
+def test_too_few_pictures_are_refused(train, test):
+    tested = None if test is None else listing(test)
+    with pytest.raises(ScenarioError, match=r"^data\.path: .*at least 3"):
+        pools(Shapes(image_size=8), 0, listing(train), tested, ["a", "b"])
+
+
+def test_a_picture_of_the_right_size_keeps_every_pixel():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    found = listing([0], [_encode(Image.fromarray(pixels))]).pool(np.array([0]), 8).fetch([0])
+    assert np.array_equal(found[0].permute(1, 2, 0).numpy(), pixels)
+
+
+def test_the_shorter_side_is_resized_and_the_center_is_cut():
+    image = Image.new("RGB", (64, 16), (0, 0, 0))
+    image.paste((250, 250, 250), (24, 0, 40, 16))
+    found = listing([0], [image]).pool(np.array([0]), 8).fetch([0])
+    assert found.shape == (1, 3, 8, 8)
+    assert int(found.min()) == 250
+
+
+@pytest.mark.parametrize(
+    "mode,color,expected",
+    [
+        ("L", 77, [77, 77, 77]),
+        ("RGBA", (10, 20, 30, 255), [10, 20, 30]),
+        ("P", 0, [0, 0, 0]),
+        ("1", 1, [255] * 3),
+    ],
+)
+def test_every_common_mode_becomes_three_channels(mode, color, expected):
+    found = listing([0], [_encode(Image.new(mode, (8, 8), color))]).pool(np.array([0]), 8).fetch([0])
+    assert found[0, :, 0, 0].tolist() == expected
+
+
+def test_more_than_eight_bits_are_refused():
+    deep = Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16))
+    with pytest.raises(ScenarioError, match="8 bits"):
+        listing([0], [_encode(deep)]).pool(np.array([0]), 8).fetch([0])
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kept", [0, 0.02, 0.5])
+def test_a_truncated_picture_is_refused_with_its_name(format, kept):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = _encode(Image.fromarray(noise), format)
+    pool = listing([0, 0], [whole, whole[: int(kept * len(whole))]]).pool(np.array([0, 1]), 8)
+    assert pool.fetch([0]).shape == (1, 3, 8, 8)
+    with pytest.raises(ScenarioError, match=r"^data\.path: pictures\.bin, 1, is no readable picture"):
+        pool.fetch([1])
+
+
+def test_pictures_of_unequal_size_need_an_image_size():
+    stored = [_picture(0, (8, 8)), _picture(1, (9, 8))]
+    assert listing([0, 0], stored).pool(np.array([0]), None).fetch([0]).shape == (1, 3, 8, 8)
+    with pytest.raises(ScenarioError, match=r"^data\.image_size: pictures\.bin, 1, has 9x8"):
+        listing([0, 0], stored).pool(np.array([0, 1]), None).fetch([1])
+
+
+def test_fetching_is_pure():
+    pool = listing([0, 1, 0]).pool(np.array([0, 1, 2]), 4)
+    first = pool.fetch([2, 0])
+    first.zero_()
+    assert _numbers(pool) == [0, 1, 2]
+    assert torch.equal(pool.read([1]).labels, torch.tensor([1]))
+
+
+def test_labels_without_names_are_numbered_in_order():
+    coded, names = code_labels([np.array([3, 9, 3]), np.array([5])], None, "data.label_column")
+    assert [column.tolist() for column in coded] == [[0, 2, 0], [1]]
+    assert names == ("3", "5", "9")
+
+
+@pytest.mark.parametrize("column", [np.array([0.0, 1.0]), np.array(["a"]), np.array([None, 1], dtype=object)])
+def test_labels_that_are_no_numbers_are_refused(column):
+    with pytest.raises(ScenarioError, match=r"^data\.label_column: .*whole numbers"):
+        code_labels([column], None, "data.label_column")
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_outside_the_names_is_refused(label):
+    with pytest.raises(ScenarioError, match=f"label {label} is outside the 2 classes"):
+        code_labels([np.array([0, label])], ["a", "b"], "data.label_column")
+
+
+def test_a_missing_column_is_refused_with_the_nearest():
+    with pytest.raises(
+        ScenarioError, match=r"no column 'imgs' in t\.parquet\. Did you mean 'img'\? Columns: img, label"
+    ):
+        check_column("imgs", ["img", "label"], "data.image_column", "t.parquet")

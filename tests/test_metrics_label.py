@@ -1,0 +1,50 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsim.metrics.label import label_recall, recalled
+
+label_lists = st.lists(st.integers(0, 4), min_size=1, max_size=12)
+
+
+def counts(labels: list[int]) -> torch.Tensor:
+    return torch.bincount(torch.tensor(labels, dtype=torch.int64), minlength=5)
+
+
+@given(found=label_lists, true=label_lists)
+def test_recall_is_the_multiset_overlap_over_the_larger_size(found: list[int], true: list[int]) -> None:
+    overlap = int(torch.minimum(counts(found), counts(true)).sum())
+    value = label_recall(torch.tensor(found), torch.tensor(true))
+    assert abs(value - overlap / max(len(found), len(true))) < 1e-12
+
+
+@given(found=label_lists, true=label_lists)
+def test_recall_does_not_depend_on_the_order(found: list[int], true: list[int]) -> None:
+    value = label_recall(torch.tensor(found), torch.tensor(true))
+    assert value == label_recall(torch.tensor(sorted(found)), torch.tensor(sorted(true)))
+
+
+@given(found=label_lists, true=label_lists)
+def test_the_shares_of_the_labels_average_to_the_recall(found: list[int], true: list[int]) -> None:
+    shares = recalled(torch.tensor(found), torch.tensor(true))
+    assert len(shares) == len(true)
+    assert abs(sum(shares) / len(true) - label_recall(torch.tensor(found), torch.tensor(true))) < 1e-12
+
+
+def test_listing_every_label_is_not_rewarded() -> None:
+    true = torch.tensor([3, 3])
+    assert label_recall(torch.arange(10).repeat(2), true) == 0.1
+
+
+def test_repeats_count() -> None:
+    assert label_recall(torch.tensor([1, 1, 2, 0]), torch.tensor([1, 1, 1, 2])) == 0.75
+
+
+def test_nothing_found_is_no_recall() -> None:
+    assert label_recall(torch.zeros(0, dtype=torch.int64), torch.tensor([1, 2])) == 0.0
+
+
+def test_a_soft_label_counts_as_its_most_probable_class() -> None:
+    soft = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])
+    assert label_recall(soft, torch.tensor([1, 0])) == 1.0
+    assert label_recall(torch.tensor([1, 0]), soft) == 1.0

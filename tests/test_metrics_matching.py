@@ -1,0 +1,41 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.metrics.matching import match
+
+
+def pictures(seed: int, count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), order=st.permutations(range(5)))
+def test_a_shuffled_copy_is_put_back_in_order(seed: int, order: list[int]) -> None:
+    true = pictures(seed, 5)
+    assert [order[index] for index in match(true[order], true)] == list(range(5))
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000))
+def test_the_assignment_has_the_least_total_error_of_all_permutations(seed: int) -> None:
+    found, true = pictures(seed, 4), pictures(seed + 1, 4)
+    totals = {order: float((found[list(order)] - true).square().sum()) for order in itertools.permutations(range(4))}
+    assert totals[match(found, true)] == pytest.approx(min(totals.values()))
+
+
+def test_no_found_picture_is_used_twice_and_the_rest_stays_unmatched() -> None:
+    true = pictures(0, 4)
+    assert match(true[[2, 1]], true) == (None, 1, 0, None)
+
+
+def test_surplus_found_pictures_are_left_out() -> None:
+    true = pictures(1, 2)
+    assert match(torch.cat([pictures(2, 3), true]), true) == (3, 4)
+
+
+def test_an_empty_finding_matches_nothing() -> None:
+    assert match(torch.zeros(0, 3, 4, 4), pictures(0, 2)) == (None, None)

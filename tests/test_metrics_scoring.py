@@ -1,0 +1,135 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim import scenario
+from fedsim.exchange import Finding, Truth
+from fedsim.metrics.image import psnr
+from fedsim.metrics.scoring import METRICS, PSNR_CAP, controls, score
+from fedsim.metrics.skill import best_control, skill
+
+
+def pictures(seed: int, count: int = 3) -> torch.Tensor:
+    return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+TRUTH = Truth(pictures(0), torch.tensor([1, 4, 4]))
+
+
+def test_the_registry_holds_the_metrics_that_a_scenario_may_name() -> None:
+    assert tuple(METRICS) == scenario.METRICS
+
+
+def test_only_metrics_that_apply_are_scored() -> None:
+    names = ["label_recall", "ssim", "psnr"]
+    assert list(score(names, Finding(images=pictures(1)), TRUTH)) == ["ssim", "psnr"]
+    assert list(score(names, Finding(labels=torch.tensor([4])), TRUTH)) == ["label_recall"]
+    assert list(score(names, Finding(images=pictures(1), labels=torch.tensor([4, 0, 0])), TRUTH)) == names
+    assert score(names, Finding(features=torch.zeros(3, 8)), TRUTH) == {}
+
+
+@settings(max_examples=20)
+@given(order=st.permutations(range(3)))
+def test_scores_do_not_depend_on_the_order_of_the_finding(order: list[int]) -> None:
+    found = (TRUTH.images + 0.1 * pictures(5)).clamp(0, 1)
+    names = ["psnr", "ssim", "fft2d"]
+    assert score(names, Finding(images=found[order]), TRUTH) == score(names, Finding(images=found), TRUTH)
+
+
+def test_an_exact_copy_scores_the_cap_and_no_infinity() -> None:
+    result = score(["psnr"], Finding(images=TRUTH.images[[2, 0, 1]]), TRUTH)["psnr"]
+    assert result.per_example == (PSNR_CAP,) * 3
+    assert result.value == PSNR_CAP == 150.0
+
+
+def test_originals_that_nothing_was_found_for_score_as_grey() -> None:
+    result = score(["psnr"], Finding(images=TRUTH.images[[1]]), TRUTH)["psnr"]
+    grey = [psnr(torch.full((3, 16, 16), 0.5), picture, 1.0) for picture in TRUTH.images]
+    assert result.per_example == pytest.approx((grey[0], PSNR_CAP, grey[2]))
+
+
+def test_an_empty_finding_scores_as_grey() -> None:
+    found = score(["psnr", "ssim"], Finding(images=torch.zeros(0, 3, 16, 16)), TRUTH)
+    grey = controls(["psnr", "ssim"], TRUTH, None, None, None)["grey"]
+    assert {name: value.value for name, value in found.items()} == pytest.approx(grey)
+
+
+def test_the_value_is_the_mean_of_the_examples() -> None:
+    for result in score(["psnr", "ssim", "fft2d", "label_recall"], Finding(pictures(1), TRUTH.labels), TRUTH).values():
+        assert len(result.per_example) == 3
+        assert result.value == pytest.approx(sum(result.per_example) / 3)
+
+
+def test_pixels_are_clamped_before_they_are_compared() -> None:
+    wild = torch.where(TRUTH.images > 0.5, 7.0, -7.0)
+    tame = (TRUTH.images > 0.5).float()
+    assert score(["psnr"], Finding(images=wild), TRUTH) == score(["psnr"], Finding(images=tame), TRUTH)
+
+
+def test_pictures_of_another_shape_are_refused_with_both_shapes() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 8, 8\), true ones \(3, 16, 16\)"):
+        score(["psnr"], Finding(images=torch.zeros(3, 3, 8, 8)), TRUTH)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_pixels_that_are_not_finite_are_refused(value: float) -> None:
+    broken = pictures(1)
+    broken[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="1 of 2304 found pixel values are not finite"):
+        score(["psnr"], Finding(images=broken), TRUTH)
+
+
+def test_soft_labels_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="labels are not finite"):
+        score(["label_recall"], Finding(labels=torch.full((3, 5), math.nan)), TRUTH)
+
+
+def test_an_unknown_metric_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ValueError, match=r"no metric 'pnsr'\. Did you mean 'psnr'\?"):
+        score(["pnsr"], Finding(), TRUTH)
+
+
+def test_a_metric_that_cannot_be_computed_is_unavailable_with_the_reason(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    result = score(["psnr", "lpips"], Finding(images=pictures(1)), TRUTH)
+    assert result["lpips"].value is None
+    assert result["lpips"].per_example is None
+    assert "hub cache" in result["lpips"].unavailable
+    assert result["psnr"].unavailable is None
+    assert "lpips" not in controls(["lpips", "psnr"], TRUTH, None, None, None)["grey"]
+
+
+def test_controls_stand_beside_the_metrics_they_apply_to() -> None:
+    wrong = Finding(images=pictures(9), labels=torch.tensor([4, 0, 0]))
+    found = controls(["psnr", "label_recall"], TRUTH, pictures(8).mean(dim=0), torch.arange(10), wrong)
+    assert {name: set(values) for name, values in found.items()} == {
+        "grey": {"psnr"},
+        "own_mean": {"psnr"},
+        "dataset_mean": {"psnr"},
+        "wrong_update": {"psnr", "label_recall"},
+        "prior": {"label_recall"},
+        "uniform": {"label_recall"},
+    }
+    assert found["wrong_update"]["label_recall"] == pytest.approx(1 / 3)
+    assert found["uniform"]["label_recall"] == pytest.approx(0.2)
+
+
+def test_controls_without_auxiliary_data_or_wrong_update_are_left_out() -> None:
+    assert set(controls(["psnr", "label_recall"], TRUTH, None, None, None)) == {"grey", "own_mean"}
+    assert controls(["label_recall"], TRUTH, None, None, None) == {}
+
+
+@pytest.mark.parametrize(("worse", "best"), [("higher", ("own_mean", 15.0)), ("lower", ("grey", 9.0))])
+def test_the_best_control_is_the_one_that_leaks_most(worse: str, best: tuple[str, float]) -> None:
+    scores = {"grey": {"m": 9.0}, "own_mean": {"m": 15.0}, "prior": {"label_recall": 0.1}}
+    assert best_control("m", scores, worse) == best
+    assert best_control("other", scores, worse) is None
+
+
+def test_skill_is_positive_where_the_score_leaks_more_than_the_control() -> None:
+    assert skill(20.0, 15.0, "higher") == 5.0
+    assert skill(0.1, 0.4, "lower") == pytest.approx(0.3)
+    assert skill(0.5, 0.4, "lower") == pytest.approx(-0.1)
