@@ -1,7 +1,7 @@
 """One attack on one update: the finding, stored before anybody scores it.
 
-A finding file (safetensors) is complete or absent, and its header names the attack with all parameters, so a resumed audit
-knows whether it may be used again.
+A finding file (safetensors) is complete or absent, and its header names the attack with all parameters, so a resumed
+audit knows whether it may be used again.
 """
 
 from __future__ import annotations

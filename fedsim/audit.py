@@ -1,7 +1,7 @@
 """The audit: which updates, which attacks, which process; one record per attempt.
 
-Attempts (the attack itself) and assessments (scores and controls) are separate tasks joined by a stored finding, since the
-wrong-update control of one client is another client's finding. Tasks run in this process or on a pool; records are
+Attempts (the attack itself) and assessments (scores and controls) are separate tasks joined by a stored finding, since
+the wrong-update control of one client is another client's finding. Tasks run in this process or on a pool; records are
 appended as they come and put into canonical order at the end, so the number of processes leaves no trace.
 """
 
@@ -180,7 +180,7 @@ class Auditor:
             if self._ready:
                 kind: _Kind = "assess"
                 task = self._ready.popleft()
-                future = executor.submit(_assess, task, self._partners[task])
+                future: Future[Any] = executor.submit(_assess, task, self._partners[task])
             else:
                 kind, task = "attempt", next(iter(self._todo))
                 del self._todo[task]
@@ -209,7 +209,7 @@ def _task_of(plan: Plan, record: Record) -> Task:
         index = named.index((record["attack"]["name"], record["attack"]["params"]))
     except ValueError:
         raise RunFolderError(
-            f"records.jsonl: attack {record['attack']['name']!r} with these parameters is not in the run's scenario.yaml. "
+            f"records.jsonl: attack {record['attack']['name']!r} with these parameters is not in scenario.yaml. "
             "Delete the line, or the file, to audit again."
         ) from None
     return Task(record["round"], record["client"], index)

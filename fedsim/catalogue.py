@@ -41,7 +41,7 @@ def _plugins(kind: Kind, contract: type) -> list[Row]:
         # A plug-in module opens with one line that says what it is.
         summary = _first_line(inspect.getdoc(module) if module else None)
         listed = ", ".join(p.name if p.required else f"{p.name}={p.default!r}" for p in plugins.parameters(cls))
-        needs = getattr(cls, "needs", frozenset())
+        needs: frozenset[str] = getattr(cls, "needs", frozenset())
         rows.append(Row(name, summary + (f" Needs {', '.join(sorted(needs))}." if needs else ""), listed or "none"))
     return rows
 

@@ -1,7 +1,7 @@
 """The command line: run, audit, report, check, list, schema.
 
-Exit codes: 0, all done; 1, all done and saved, but an attack or a client failed; 2, the user can mend it, and the message
-says how.
+Exit codes: 0, all done; 1, all done and saved, but an attack or a client failed; 2, the user can mend it, and the
+message says how.
 """
 
 from __future__ import annotations
@@ -78,11 +78,14 @@ def _default_folder(scenario: Scenario) -> Path:
     return default_folder(scenario)
 
 
-def _plan(scenario: Scenario) -> Any:
+def _plan(scenario: Scenario, verify: bool = True) -> Any:
     from fedsim import plan as planning
 
     with _out.status("Preparing data and model"):
-        return planning.of(scenario)
+        plan = planning.of(scenario)
+        if verify:
+            plan.data.verify(scenario.federation.rounds, scenario.training)
+    return plan
 
 
 def _carry_out(plan: Any, folder: Any, train: bool) -> None:

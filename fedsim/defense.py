@@ -60,7 +60,7 @@ class Defense(ABC):
         """Return reasons to doubt this defense on this (prepared) model; they travel with every record."""
         return ()
 
-    def prepare_model(self, model: nn.Module) -> None:
+    def prepare_model(self, model: nn.Module) -> None:  # noqa: B027  (identity by default, like every hook)
         """Add what the defense needs to the architecture, in place.
 
         Called on the model of every client and of the server, also where the defense is off, so that all share the same

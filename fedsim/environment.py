@@ -36,7 +36,7 @@ def _version(package: str) -> str | None:
 
 
 def imported_from() -> dict[str, str | None]:
-    """Return the folder that each of fedsim's packages is imported from; they differ when a checkout shadows a wheel."""
+    """Return the folder of each of fedsim's packages; the parents differ when a checkout shadows a wheel."""
     found = {name: importlib.util.find_spec(name) for name in _OWN}
     return {name: os.path.dirname(spec.origin) if spec and spec.origin else None for name, spec in found.items()}
 
@@ -59,7 +59,7 @@ def describe(origin: Origin) -> dict[str, Any]:
 
 
 def origin(folder: Path) -> Origin:
-    """Return how a run folder came about, as its environment.json states; `observed` when that is missing or damaged."""
+    """Return how a run folder came about, as environment.json states; `observed` when that is missing or damaged."""
     try:
         stated = json.loads((folder / "environment.json").read_text())["origin"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -154,12 +154,35 @@ def _create(name: str, kwargs: dict[str, Any], num_classes: int, pretrained: boo
             raise ScenarioError("model.pretrained", f"no weights file {pretrained}. Give a .safetensors or .pth file.")
         extra["pretrained_cfg_overlay"] = {"file": pretrained}
     try:
-        return timm.create_model(name, pretrained=bool(pretrained), **extra)  # type: ignore[no-any-return]
+        return timm.create_model(name, pretrained=bool(pretrained), **extra)
     except TypeError as error:
         raise ScenarioError("model.kwargs", f"{name} does not take these: {error}.") from None
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         where = "model.pretrained" if pretrained else "model.kwargs"
         raise ScenarioError(where, f"{name} cannot be built: {type(error).__name__}: {error}") from None
+
+
+class HeadNames(NamedTuple):
+    """Parameter names of one linear classifier; `bias` is None where it has none."""
+
+    weight: str
+    bias: str | None
+
+
+def head_names(model: nn.Module) -> tuple[HeadNames, ...]:
+    """Return the names of a timm ViT's classifier: one entry, or two whose logits a distilled ViT averages."""
+    heads = model.get_classifier()  # type: ignore[operator]
+    modules = {id(module): name for name, module in model.named_modules()}
+    found = []
+    for head in heads if isinstance(heads, tuple | list) else (heads,):
+        name = modules[id(head)]
+        found.append(HeadNames(f"{name}.weight", None if head.bias is None else f"{name}.bias"))
+    return tuple(found)
+
+
+def prefix_rows(model: nn.Module) -> int:
+    """Return how many rows of `pos_embed` precede those of the patches (class, distillation, register tokens)."""
+    return 0 if model.no_embed_class else int(model.num_prefix_tokens)  # type: ignore[call-overload]
 
 
 @contextlib.contextmanager

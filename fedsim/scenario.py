@@ -53,8 +53,8 @@ Selector = Literal["all"] | list[Integer] | FractionOfClients | str
 class PartitionPart(_Part):
     """How training samples are dealt to clients.
 
-    `iid`; `dirichlet` with `alpha`; `shards` with `shards_per_client`; `pathological` with `classes_per_client`; `sizes`
-    with `sizes`, one number a client.
+    `iid`; `dirichlet` with `alpha`; `shards` with `shards_per_client`; `pathological` with `classes_per_client`;
+    `sizes` with `sizes`, one number a client.
     """
 
     name: Literal["iid", "dirichlet", "shards", "pathological", "sizes"] = "iid"
@@ -139,8 +139,8 @@ class TrainingPart(_Part):
             several = (self.local_steps or 1) > 1 or self.local_epochs is not None
             if several or self.optimizer != "sgd" or self.momentum or self.weight_decay:
                 raise ValueError(
-                    "shares: gradient is one plain SGD step: local_steps 1, optimizer sgd, no momentum, no weight_decay."
-                    " Use shares: delta for anything else"
+                    "shares: gradient is one plain SGD step: local_steps 1, optimizer sgd, no momentum, no "
+                    "weight_decay. Use shares: delta for anything else"
                 )
         return self
 
@@ -148,7 +148,7 @@ class TrainingPart(_Part):
 class ThreatPart(_Part):
     """What the honest-but-curious server knows beside the update and the global model."""
 
-    grants: list[Grant] = Field(default_factory=lambda: ["batch_size", "normalization"])
+    grants: list[Grant] = ["batch_size", "normalization"]
 
     @pydantic.field_validator("grants")
     @classmethod
@@ -176,15 +176,13 @@ class AttackPart(_Part):
 class AuditPart(_Part):
     """Which updates are attacked, how attempts are scored, and on how many processes.
 
-    `rounds` is `all` or a list of round numbers, `last` among them. `processes: n` audits beside the training on n worker
-    processes; 0 audits in the process of the server, once training is over.
+    `rounds` is `all` or a list of round numbers, `last` among them. `processes: n` audits beside the training on n
+    worker processes; 0 audits in the process of the server, once training is over.
     """
 
     rounds: Literal["all"] | list[Integer | Literal["last"]] = "all"
     clients: Selector = "all"
-    metrics: list[Literal["psnr", "ssim", "lpips", "fft2d", "label_recall"]] = Field(
-        default_factory=lambda: ["psnr", "ssim", "label_recall"]
-    )
+    metrics: list[Literal["psnr", "ssim", "lpips", "fft2d", "label_recall"]] = ["psnr", "ssim", "label_recall"]
     processes: Annotated[Integer, Field(ge=0)] = 1
 
 
@@ -388,7 +386,7 @@ def select_clients(selector: Selector, clients: int, seed: int, where: str) -> t
     return tuple(sorted(set(chosen)))
 
 
-def select_rounds(selector: str | list[int | str], rounds: int) -> tuple[int, ...]:
+def select_rounds(selector: Literal["all"] | Sequence[int | Literal["last"]], rounds: int) -> tuple[int, ...]:
     """Return the round numbers that `audit.rounds` names, ascending.
 
     Raises:

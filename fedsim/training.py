@@ -7,19 +7,20 @@ generators derived from the seed, so any engine computes the same update.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.defense import LocalStep, PrivacyBudget
-from fedsim.exchange import LabeledImages, TrainingKnowledge, Update
+from fedsim.exchange import TrainingKnowledge, Update
 from fedsim.plan import Plan, PlannedDefense
 from fedsim.scenario import TrainingPart
 from fedsim.seeds import seeded, torch_generator
 
 Weights = Mapping[str, Tensor]
+Steps = Sequence[Sequence[int]]  # sample numbers of each local step
 
 
 class NonFiniteUpdateError(ArithmeticError):
@@ -75,16 +76,17 @@ def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal
     scenario, defenses = plan.scenario, plan.defenses_of(client)
     model = plan.model(weights)
     model.train(scenario.training.mode == "train")
-    batches = plan.data.client_batches(client, round, scenario.training)
+    part = scenario.training
+    steps = plan.data.client_steps(client, round, part.batch_size, part.local_steps, part.local_epochs)
     with seeded(scenario.seed, "training", round, client):
         if scenario.training.shares == "gradient":
-            loss = _accumulate_gradient(plan, defenses, model, batches[0], client, round, 0, 1)
+            loss = _accumulate_gradient(plan, defenses, model, steps, client, round, 0)
             tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
         else:
             pull = _proximal_pull(weights, proximal_mu)
-            loss = _train(plan, defenses, model, batches, client, round, pull)
+            loss = _train(plan, defenses, model, steps, client, round, pull)
             tensors = {name: parameter.detach() - weights[name] for name, parameter in model.named_parameters()}
-    count = sum(len(batch) for batch in batches)
+    count = sum(len(step) for step in steps)
     update = Update(round, client, scenario.training.shares, {n: t.detach() for n, t in tensors.items()}, count)
     _check_finite(update, loss)
     for planned in defenses:
@@ -104,24 +106,24 @@ def _train(
     plan: Plan,
     defenses: tuple[PlannedDefense, ...],
     model: nn.Module,
-    batches: list[LabeledImages],
+    steps: Steps,
     client: int,
     round: int,
     pull: Callable[[nn.Module], None],
 ) -> float:
     optimizer = _optimizer(plan.scenario.training, model)
     total, count = 0.0, 0
-    for index, batch in enumerate(batches):
+    for index, samples in enumerate(steps):
         optimizer.zero_grad(set_to_none=True)
-        loss = _accumulate_gradient(plan, defenses, model, batch, client, round, index, len(batches))
+        loss = _accumulate_gradient(plan, defenses, model, steps, client, round, index)
         pull(model)
         optimizer.step()
-        total, count = total + loss * len(batch), count + len(batch)
+        total, count = total + loss * len(samples), count + len(samples)
     return total / count
 
 
 def _proximal_pull(weights: Weights, mu: float) -> Callable[[nn.Module], None]:
-    """Return what adds the gradient of FedProx's term; it is zero where training starts, so shared gradients lack it."""
+    """Return what adds the gradient of FedProx's term, which is zero where training starts."""
 
     def pull(model: nn.Module) -> None:
         if mu:
@@ -136,15 +138,15 @@ def _accumulate_gradient(
     plan: Plan,
     defenses: tuple[PlannedDefense, ...],
     model: nn.Module,
-    batch: LabeledImages,
+    steps: Steps,
     client: int,
     round: int,
     index: int,
-    steps: int,
 ) -> float:
     """Run one batch through the defenses, first listed outermost; returns the mean loss."""
     seed, rounds = plan.scenario.seed, plan.scenario.federation.rounds
-    progress = (round - 1 + index / steps) / rounds
+    progress = (round - 1 + index / len(steps)) / rounds
+    batch = plan.data.pools.train.read(steps[index])
     step = LocalStep(model, plan.normalization.normalize(batch.images), batch.labels, round, rounds, progress)
     proceed: Callable[[LocalStep], Tensor] = plain_step
     for planned in defenses:
@@ -188,8 +190,8 @@ def _optimizer(training: TrainingPart, model: nn.Module) -> torch.optim.Optimize
 def privacy_budget(defenses: tuple[PlannedDefense, ...], participations: int) -> PrivacyBudget | None:
     """Return the strongest guarantee that a client's defenses account for, or None where none is finite.
 
-    Each guarantee holds on its own whatever the other defenses do to the update, so the smallest epsilon is the claim; its
-    own delta and neighboring relation are stated with it.
+    Each guarantee holds on its own whatever the other defenses do to the update, so the smallest epsilon is the claim;
+    its own delta and neighboring relation are stated with it.
     """
     budgets = [planned.defense.budget(participations) for planned in defenses]
     finite = [budget for budget in budgets if budget is not None and math.isfinite(budget.epsilon)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data import batches
@@ -36,6 +36,7 @@ def _data(sizes, seed=0):
 counts, sizes = st.integers(1, 40), st.integers(1, 50)
 
 
+@settings(deadline=None)
 @given(counts, sizes, st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**32))
 def test_rounds_walk_through_the_samples_without_repeats_in_a_pass(count, batch_size, steps, rounds, seed):
     data = _data([3, count], seed)
@@ -51,6 +52,7 @@ def test_rounds_walk_through_the_samples_without_repeats_in_a_pass(count, batch_
         assert len(set(used)) == len(used)
 
 
+@settings(deadline=None)
 @given(counts, sizes, st.integers(1, 4), st.integers(1, 4))
 def test_every_epoch_takes_every_sample_once(count, batch_size, epochs, round):
     steps = _data([count]).client_steps(0, round, batch_size, local_epochs=epochs)
@@ -84,15 +86,21 @@ def test_passes_epochs_clients_and_seeds_are_shuffled_apart():
     assert len(set(orders)) == len(orders)
 
 
+_FINGERPRINT = """
+import hashlib
+from fedsim.data.batches import load
+from fedsim.scenario import DataPart, PartitionPart, TrainingPart
+data = load(DataPart(name="photos", samples=40, partition=PartitionPart(name="dirichlet")), 3, 9)
+truth = data.truth(2, 5, TrainingPart(batch_size=4))
+found = f"{data.partition} {data.client_steps(2, 5, 4)} {hashlib.sha256(truth.images.numpy().tobytes()).hexdigest()}"
+"""
+
+
 def test_batches_are_the_same_in_another_process():
-    code = (
-        "from fedsim.data.batches import load; from fedsim.scenario import DataPart, TrainingPart; "
-        "data = load(DataPart(name='shapes', image_size=8, samples=40), 3, 9); "
-        "print(data.partition, data.client_steps(2, 5, 4, 3))"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    data = load(DataPart(name="shapes", image_size=8, samples=40), 3, 9)
-    assert printed == f"{data.partition} {data.client_steps(2, 5, 4, 3)}"
+    here = {}
+    exec(_FINGERPRINT, here)
+    command = [sys.executable, "-c", _FINGERPRINT + "print(found)"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == here["found"]
 
 
 def test_batches_hold_the_pictures_of_the_steps():
@@ -106,6 +114,7 @@ def test_batches_hold_the_pictures_of_the_steps():
         assert batch.labels.tolist() == [sample % 3 for sample in step]
 
 
+@settings(deadline=None)
 @given(counts, sizes, st.integers(1, 3), st.booleans())
 def test_truth_holds_every_used_picture_once_in_the_order_of_first_use(count, batch_size, work, epochs):
     data = _data([count])

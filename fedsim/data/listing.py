@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fedsim.data.source import Pool, Pools, Source
@@ -142,20 +141,23 @@ def check_column(given: str, columns: Sequence[str], where: str, table: str) -> 
 
 def _decode(encoded: Encoded, name: str, where: str) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = encoded if isinstance(encoded, Image.Image) else Image.open(_file(encoded))
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-                raise ScenarioError(where, f"{name} has more than 8 bits a channel. Convert it to 8 bits.")
-            if "transparency" in image.info:
-                image = image.convert("RGBA")
-            return image.convert("RGB")
-    except (*_DAMAGED, Image.DecompressionBombWarning) as error:
-        raise ScenarioError(where, f"{name} is no readable picture ({error}). Mend or remove it.") from None
+        if isinstance(encoded, Image.Image):
+            return _in_color(encoded)
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+            return _in_color(image)
+    except UnidentifiedImageError:
+        reason = "unknown format"
+    except _DAMAGED as error:
+        reason = str(error)
+    raise ScenarioError(where, f"{name} is no readable picture ({reason}). Mend or remove it.")
 
 
-def _file(encoded: bytes | Path) -> Path | io.BytesIO:
-    return io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+def _in_color(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise ValueError("more than 8 bits a channel; convert it to 8")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def _fit(image: Image.Image, size: int | None) -> np.ndarray:

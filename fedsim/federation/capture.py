@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from fedsim.exchange import UpdateKind
 from fedsim.federation import records
 from fedsim.federation.grid import Exchange
 from fedsim.recording import Capture, RunFolder
@@ -19,8 +20,8 @@ _CLIENT_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 class Recorder:
     """The observer's callback: copies what crossed the wire to disk and keeps nothing in memory.
 
-    Works on any Flower app: takes the single ArrayRecord of each message, whatever its name, and counts rounds itself where
-    messages do not state them. Safe to call from several threads, as legacy strategies do.
+    Works on any Flower app: takes the single ArrayRecord of each message, whatever its name. Safe to call from several
+    threads, as legacy strategies do.
 
     Args:
         folder: where captures go.
@@ -48,7 +49,7 @@ class Recorder:
         request, reply = exchange.request, exchange.reply
         client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
         if reply.has_error():
-            self._folder.write_failure(round, client, records.failure_text(reply.error.reason))
+            self._folder.write_failure(round, client, records.failure_text(reply.error.reason or ""))
             return
         sent, got = _only_arrays(request.content), _only_arrays(reply.content)
         if sent is None or got is None:
@@ -59,7 +60,7 @@ class Recorder:
         metrics: dict[str, Any] = {}
         for record in reply.content.metric_records.values():
             metrics.update({key: value for key, value in record.items() if not isinstance(value, list)})
-        kind = "gradient" if stated.get("kind") == "gradient" else "delta"
+        kind: UpdateKind = "gradient" if stated.get("kind") == "gradient" else "delta"
         tensors = records.to_tensors(got)
         self._folder.write_capture(Capture(round, client, kind, tensors, metrics, side))
         if self._on_capture:

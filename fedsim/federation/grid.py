@@ -1,8 +1,8 @@
 """Wrappers around Flower's Grid, the one narrow place that every exchange passes.
 
 Strategies stay unchanged. From the strategy to the wire: `AppliedGradientsGrid` turns shared gradients into the weights
-that strategies expect, `OrderedGrid` puts nodes and replies into partition order, `ReplayingGrid` answers from an earlier,
-interrupted run, `ObservingGrid` shows every exchange to a callback as soon as it is complete.
+that strategies expect, `OrderedGrid` puts nodes and replies into partition order, `ReplayingGrid` answers from an
+earlier, interrupted run, `ObservingGrid` shows every exchange to a callback as soon as it is complete.
 """
 
 from __future__ import annotations
@@ -234,5 +234,5 @@ class AppliedGradientsGrid(GridProxy):
 
 
 def _kind(reply: Message) -> str:
-    stated = reply.content.get(records.UPDATE, {})
-    return str(stated.get("kind", "delta"))  # type: ignore[union-attr]
+    stated: Any = reply.content.get(records.UPDATE, {})
+    return str(stated.get("kind", "delta"))

@@ -144,8 +144,8 @@ class _RoundLog:
 def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None = None) -> ServerApp:
     """Put an honest-but-curious observer into anybody's Flower app: every client's update is captured to disk.
 
-    The wrapped app trains exactly as before: the observer sits between the strategy and the wire, only reads, and a fault
-    of its own is logged and never reaches the training.
+    The wrapped app trains exactly as before: the observer sits between the strategy and the wire, only reads, and a
+    fault of its own is logged and never reaches the training.
 
         app = fedsim.observe(app, folder="runs/my-app", scenario="audit.yaml")
 

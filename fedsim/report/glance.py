@@ -70,10 +70,8 @@ def clients_named(numbers: Sequence[int]) -> str:
 
 def headline(evidence: Evidence, lines: Sequence[Entry]) -> str:
     """Return the result in one sentence: the pictures first, then the labels in short."""
-    rated = {
-        kind: [line for line in lines if line.kind == kind and line.summary.best] for kind in ("pictures", "labels")
-    }
-    pictures, labels = rated["pictures"], rated["labels"]
+    rated = [line for line in lines if line.rating != "unrated"]
+    pictures, labels = ([line for line in rated if line.kind == kind] for kind in ("pictures", "labels"))
     if pictures:
         return f"{_claim(pictures, 'pictures')}{_labels_too(labels)}."
     if labels:
@@ -127,17 +125,15 @@ def _reach(lines: Sequence[Entry]) -> str:
     """Return how far the strongest attempt gets, and what a blind guess gets there."""
     top = max((line.decisive or line.summary for line in lines), key=_severity)
     written = scale(str(top.metric))
-    if written.recovers == "images" and top.peak and top.peak.skill is not None:
-        value, gained = top.peak.value, top.peak.skill
-    else:
-        value, gained = top.mean or 0.0, top.skill or 0.0
-    blind = value - gained if top.worse == "higher" else value + gained
+    value, control = top.mean, top.best.value if top.best else None
+    if top.peak and top.peak.control is not None:
+        value, control = top.peak.value, top.peak.control
+    assert value is not None and control is not None
     title = written.title if written.recovers == "images" else "recall"
-    return f"up to {written.write(value)} {title} where a blind guess reaches {written.write(blind)}"
+    return f"up to {written.write(value)} {title} where a blind guess reaches {written.write(control)}"
 
 
 def _severity(summary: Summary) -> float:
     """Return skill in units of the threshold for a leak, so that metrics can be compared."""
-    gained = summary.peak.skill if summary.peak and scale(str(summary.metric)).recovers == "images" else summary.skill
-    threshold = scale(str(summary.metric)).leaks
-    return -math.inf if gained is None else gained / threshold
+    gained = summary.peak.skill if summary.peak and summary.peak.skill is not None else summary.skill
+    return -math.inf if gained is None else gained / scale(str(summary.metric)).leaks

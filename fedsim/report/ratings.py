@@ -30,6 +30,8 @@ class Scale:
         unit: written after the number.
         partial: skill from which a leak counts as partial; None for a metric that is not rated.
         leaks: skill from which a leak counts as such.
+        ceiling: the best value that can be reached; where it is given, skill counts as a share of the way from the best
+            control to it, because a good blind guess leaves little to find.
     """
 
     title: str
@@ -38,6 +40,7 @@ class Scale:
     unit: str = ""
     partial: float | None = None
     leaks: float = math.inf
+    ceiling: float | None = None
 
     def write(self, value: float, signed: bool = False) -> str:
         """Return a value of the metric as text; with a sign for differences."""
@@ -52,6 +55,10 @@ class Scale:
         """Return the rule of the legend."""
         if self.partial is None:
             return f"{self.title}: shown, not rated"
+        if self.ceiling is not None:
+            return (
+                f"{self.title}: partial from {self.partial:.0%}, leaks from {self.leaks:.0%} of what the control leaves"
+            )
         return f"{self.title}: partial from {self.write(self.partial, True)}, leaks from {self.write(self.leaks, True)}"
 
 
@@ -62,7 +69,7 @@ SCALES: Mapping[str, Scale] = MappingProxyType(
         "ssim": Scale("SSIM", "images", 3, "", 0.05, 0.2),
         "lpips": Scale("LPIPS", "images", 3, "", 0.05, 0.2),
         "fft2d": Scale("FFT2D", "images", 4),
-        "label_recall": Scale("Label recall", "labels", 2, "", 0.1, 0.3),
+        "label_recall": Scale("Label recall", "labels", 2, "", 0.15, 0.5, 1.0),
     }
 )
 
@@ -72,21 +79,20 @@ def scale(metric: str) -> Scale:
     return SCALES.get(metric) or Scale(metric, "other")
 
 
-def rate(metric: str, mean_skill: float | None, peak_skill: float | None) -> Rating:
-    """Return the verdict for a group of attempts.
-
-    Pictures are rated by the worst audited round, since one picture that got out is out. Labels are rated by the mean,
-    since a guess can be lucky once.
+def rate(metric: str, skill: float | None, control: float | None) -> Rating:
+    """Return the verdict on one skill.
 
     Args:
         metric: name of the metric.
-        mean_skill: skill of the mean score; None without a control.
-        peak_skill: skill of the attempt that leaked most; None without a control.
+        skill: distance beyond the best control; None without a control.
+        control: value of the best control; None without one.
     """
     found = scale(metric)
-    skill = peak_skill if found.recovers == "images" else mean_skill
-    if found.partial is None or skill is None:
+    if found.partial is None or skill is None or control is None:
         return "unrated"
+    if found.ceiling is not None:
+        left = abs(found.ceiling - control)
+        skill = skill / left if left > 0 else 0.0
     if skill >= found.leaks:
         return "leaks"
     return "partial" if skill >= found.partial else "held"

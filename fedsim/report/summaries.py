@@ -18,12 +18,13 @@ _BOOTSTRAP_SEED = 0
 
 
 class Peak(NamedTuple):
-    """The attempt that leaked most; its skill is None for labels, or without a control."""
+    """The attempt that leaked most, with its own best control; that is None for labels, or where none was recorded."""
 
     round: int
     client: int
     value: float
     skill: float | None
+    control: float | None
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,15 @@ def _summary(members: Sequence[Record], naming: Naming, metric: str | None, grou
         best=best,
         skill=gained,
         peak=peak,
-        rating=rate(metric, gained, peak.skill),
+        rating=_rating(metric, gained, best, peak),
     )
+
+
+def _rating(metric: str, mean_skill: float | None, best: Control | None, peak: Peak) -> Rating:
+    """Rate pictures by the worst attempt: what got out is out. Rate labels by the mean: a guess can be lucky once."""
+    if scale(metric).recovers == "images":
+        return rate(metric, peak.skill, peak.control)
+    return rate(metric, mean_skill, best.value if best else None)
 
 
 def mean_controls(found: Sequence[Scored], metric: str) -> dict[str, float]:
@@ -203,4 +211,7 @@ def _peak(found: Sequence[Scored], metric: str, worse: Direction) -> Peak:
         return gained, sign * one.value
 
     top = max(found, key=leakage)
-    return Peak(top.record.round, top.record.client, top.value, top.skill if by_skill else None)
+    best = top.best if by_skill else None
+    return Peak(
+        top.record.round, top.record.client, top.value, top.skill if best else None, best.value if best else None
+    )

@@ -1,0 +1,97 @@
+"""From a captured update to the mean gradient behind it: undo step size, momentum and weight decay of local SGD.
+
+SGD is linear in its gradients: w_T = a w_0 - sum_t c_t g_t, where a and the c_t follow from the recipe alone. So the
+weight decay of known weights w_0 can be subtracted, and what is left is a weighted mean of the steps' gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Observation, TrainingKnowledge
+
+
+@dataclass(frozen=True)
+class MeanGradient:
+    """A weighted mean of the gradients of the local steps.
+
+    Args:
+        tensors: name of the parameter -> gradient, float64; with an unknown positive factor unless `is_scaled`.
+        is_scaled: whether the factor is one.
+        is_decay_known: whether weight decay is known to be absent or has been subtracted.
+    """
+
+    tensors: Mapping[str, Tensor]
+    is_scaled: bool
+    is_decay_known: bool
+
+
+def mean_gradient(observation: Observation, names: Collection[str]) -> MeanGradient:
+    """Return the mean gradient of the named tensors, of those that the update holds.
+
+    Raises:
+        AttackRefusedError: the client is known to use an optimizer that rescales every entry.
+    """
+    update, training = observation.update, observation.training
+    found = {name: update.tensors[name].double() for name in names if name in update.tensors}
+    if update.kind == "gradient":
+        return MeanGradient(found, True, True)
+    negated = {name: -tensor for name, tensor in found.items()}
+    if training is None:
+        return MeanGradient(negated, False, False)
+    if training.optimizer != "sgd":
+        raise AttackRefusedError(
+            f"the client trains with {training.optimizer}, which rescales every entry of the gradient by itself: its "
+            "update is not a sum of gradients. This attack needs local SGD."
+        )
+    steps = local_steps(observation)
+    if steps is None:
+        return MeanGradient(negated, False, training.weight_decay == 0)
+    if training.weight_decay == 0:
+        _, gain = response(training, steps, weight_decay=0.0)
+        return MeanGradient({name: tensor / gain for name, tensor in negated.items()}, True, True)
+    start = dict(observation.model().named_parameters())
+    corrected = {}
+    for name, tensor in negated.items():
+        exempt = name in training.decay_exempt
+        kept, gain = response(training, steps, weight_decay=0.0 if exempt else training.weight_decay)
+        corrected[name] = (tensor + (kept - 1) * start[name].detach().double()) / gain
+    return MeanGradient(corrected, True, True)
+
+
+def local_steps(observation: Observation) -> int | None:
+    """Return the number of local steps, or None when the grants do not tell."""
+    training, examples = observation.training, observation.update.num_examples
+    if training is None:
+        return None
+    if training.local_epochs is None:
+        return training.local_steps
+    samples = examples // training.local_epochs
+    if samples == 1:
+        return training.local_epochs
+    if observation.batch_size is None:
+        return None
+    return training.local_epochs * math.ceil(samples / observation.batch_size)
+
+
+def response(training: TrainingKnowledge, steps: int, weight_decay: float) -> tuple[float, float]:
+    """Return (a, sum of c_t) of w_T = a w_0 - sum_t c_t g_t for SGD with momentum and coupled weight decay.
+
+    Args:
+        training: learning rate and momentum.
+        steps: T.
+        weight_decay: of the tensor at hand.
+    """
+    kept, gain = 1.0, 0.0
+    kept_velocity, gain_velocity = 0.0, 0.0
+    for _ in range(steps):
+        kept_velocity = training.momentum * kept_velocity + weight_decay * kept
+        gain_velocity = training.momentum * gain_velocity + 1.0 - weight_decay * gain
+        kept -= training.learning_rate * kept_velocity
+        gain += training.learning_rate * gain_velocity
+    return kept, gain

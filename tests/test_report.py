@@ -1,0 +1,272 @@
+import html.parser
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedsim.errors import RunFolderError
+from fedsim.report import render
+from fedsim.report.evidence import read
+from fedsim.report.ratings import scale
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN / "run", tmp_path / "run"))
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would load, jump to and show."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+    def attributes(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page(run: Path) -> Page:
+    return Page(render(run).read_text(encoding="utf-8"))
+
+
+def write_lines(path: Path, lines: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def lines_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_markdown_and_tables_of_the_stored_run_are_as_stored_byte_for_byte(run: Path) -> None:
+    render(run)
+    expected = {path.relative_to(GOLDEN / "expected"): path for path in (GOLDEN / "expected").rglob("*.*")}
+    written = {path.relative_to(run) for path in [run / "report.md", *(run / "tables").iterdir()]}
+    assert written == set(expected)
+    for name, path in expected.items():
+        assert (run / name).read_bytes() == path.read_bytes(), name
+
+
+def test_the_same_folder_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "another name"))
+    assert render(run).read_bytes() == render(other).read_bytes() == render(other).read_bytes()
+
+
+def test_nothing_but_the_report_changes_in_the_folder(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    render(run)
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    new = {path.relative_to(run).parts[0] for path in after.keys() - before.keys()}
+    assert new == {"report.html", "report.md", "tables"}
+    assert all(after[path] == content for path, content in before.items())
+
+
+def test_the_page_is_well_formed_and_loads_nothing(run: Path) -> None:
+    shown = page(run)
+    assert shown.open == []
+    assert shown.attributes("script") == []
+    loads = [a.get("src", "") for a in shown.attributes("img")] + [a.get("href", "") for a in shown.attributes("link")]
+    assert loads
+    assert all(address.startswith("data:") for address in loads)
+    style = re.search(r"<style>(.*?)</style>", (run / "report.html").read_text(), re.DOTALL)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+
+
+def test_every_picture_has_an_alternative_text_and_every_jump_a_target(run: Path) -> None:
+    shown = page(run)
+    assert all(len(image["alt"]) > 10 for image in shown.attributes("img"))
+    identifiers = [attributes["id"] for _, attributes in shown.tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    jumps = [a["href"][1:] for a in shown.attributes("a") if a["href"].startswith("#")]
+    assert jumps
+    assert set(jumps) <= set(identifiers)
+    assert len(shown.attributes("h1")) == 1
+
+
+def test_the_page_holds_every_score_control_and_caution(run: Path) -> None:
+    text = page(run).text
+    for record in read(run).records:
+        for metric, score in record.scores.items():
+            assert (scale(metric).write(score.value) if score.value is not None else "unavailable") in text
+        for caution in record.cautions:
+            assert re.sub(r"\d+", "", caution) in re.sub(r"\d+", "", text)
+        for control in record.controls:
+            assert control in text
+        assert record.message is None or record.message in text
+
+
+def test_originals_stand_beside_reconstructions_for_the_first_and_the_last_round(run: Path) -> None:
+    alternatives = [image["alt"] for image in page(run).attributes("img")]
+    for round in (1, 2):
+        assert f"Original, client 0, round {round}" in alternatives
+        assert any(a.startswith(f"golden_inversion, client 0, round {round}: PSNR") for a in alternatives)
+    small = next(image for image in page(run).attributes("img") if image["alt"].startswith("Original"))
+    assert (small["width"], small["height"], small["class"]) == ("192", "96", "crisp")
+
+
+HOSTILE = "</title><script>alert(1)</script>\n| # `x` [a](javascript:b) $c$ {{ 1 }} *d* <img src=http://e.invalid>"
+
+
+def test_strings_from_a_run_are_shown_and_never_interpreted(run: Path) -> None:
+    records = lines_of(run / "records.jsonl")
+    for record in records:
+        record["attack"] = {"name": HOSTILE, "params": {HOSTILE: HOSTILE}, "version": HOSTILE}
+        record["defenses"] = [{"name": HOSTILE, "params": {}}]
+        record["cautions"] = [HOSTILE]
+        record["message"] = HOSTILE
+        record["controls"] = {HOSTILE: {metric: 0.5 for metric in record["scores"]}}
+    write_lines(run / "records.jsonl", records)
+    (run / "scenario.yaml").write_text(json.dumps({"name": HOSTILE, "threat": {"grants": [HOSTILE]}, "x": "```\n# h"}))
+    (run / "environment.json").write_text(json.dumps({HOSTILE: {HOSTILE: HOSTILE}}))
+    shown = page(run)
+    assert shown.open == []
+    assert shown.attributes("script") == []
+    assert all(image["src"].startswith("data:") for image in shown.attributes("img"))
+    assert HOSTILE.replace("\n", " ") in shown.text.replace("\n", " ")
+    markdown = (run / "report.md").read_text()
+    outside_code = re.sub(r"(`{3,})yaml\n.*?\n\1\n", "", markdown, flags=re.DOTALL)
+    assert "<script" not in outside_code.replace("\\<script", "")
+    assert "](javascript" not in outside_code
+    rows = [line for line in outside_code.splitlines() if line.startswith("| 1 | 0 |")]
+    assert rows
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+
+
+def test_a_plugin_named_as_module_and_class_is_not_imported_for_its_citation(run: Path) -> None:
+    records = lines_of(run / "records.jsonl")
+    for record in records:
+        record["attack"] = {"name": "antigravity:Flight", "params": {}}
+    write_lines(run / "records.jsonl", records)
+    assert "named as module:Class" in page(run).text
+
+
+def test_a_half_written_last_line_is_left_out_with_a_note(run: Path) -> None:
+    with (run / "records.jsonl").open("a") as file:
+        file.write('{"schema": 1, "round": 3, "cli')
+    text = page(run).text
+    assert "records.jsonl: the last line is half-written and left out" in text
+    assert "Every attempt (8)" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        (b"\xff\xfe not json", "line 1: not JSON; left out."),
+        (b'{"schema": 1, "round": 1}', "line 1: client: Field required; left out."),
+        (b"[1, 2]", "line 1: line: Input should be"),
+    ],
+)
+def test_a_damaged_line_is_left_out_with_a_note(run: Path, line: bytes, note: str) -> None:
+    path = run / "records.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    text = page(run).text
+    assert note in text
+    assert "Every attempt (8)" in text
+
+
+@pytest.mark.parametrize("missing", ["scenario.yaml", "environment.json", "rounds.jsonl", "records.jsonl", "artifacts"])
+def test_a_missing_part_is_noted_and_the_rest_is_shown(run: Path, missing: str) -> None:
+    path = run / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = page(run).text
+    assert re.search(rf"{re.escape(missing)}\S*: no such file", text)
+    assert "Threat model" in text
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "data: [1", "name: x\nfederation: 3\nthreat: []\ndata: text\n"])
+def test_any_scenario_and_environment_text_still_gives_a_report(run: Path, content: str) -> None:
+    (run / "scenario.yaml").write_text(content)
+    (run / "environment.json").write_text(content)
+    assert "environment.json: not readable as JSON." in page(run).text or content == "[1, 2]"
+
+
+def test_a_run_that_was_killed_early_says_so(run: Path) -> None:
+    for name in ("records.jsonl", "rounds.jsonl"):
+        (run / name).unlink()
+    text = page(run).text
+    assert "No attack has been recorded yet." in text
+    assert "The run is not complete: 0 of 2 rounds are recorded." in text
+
+
+def test_a_picture_that_cannot_be_read_is_noted(run: Path) -> None:
+    (run / "artifacts/round-0001/client-000/originals.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    assert "artifacts/round-0001/client-000/originals.png: not readable as a PNG." in page(run).text
+
+
+def test_a_picture_outside_the_run_folder_is_not_read(run: Path) -> None:
+    shutil.copy(run / "artifacts/round-0001/client-000/originals.png", run.parent / "secret.png")
+    records = lines_of(run / "records.jsonl")
+    records[0]["artifacts"]["reconstructions"] = "../secret.png"
+    write_lines(run / "records.jsonl", records)
+    assert "../secret.png: outside the run folder, not shown." in page(run).text
+
+
+def test_values_that_are_not_numbers_are_shown_as_missing(run: Path) -> None:
+    path = run / "rounds.jsonl"
+    path.write_text(path.read_text().replace('"loss": 1.125', '"loss": NaN'))
+    assert "nan" not in page(run).text.lower()
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "rounds.jsonl"])
+def test_lines_of_another_schema_are_refused(run: Path, name: str) -> None:
+    write_lines(run / name, [{**line, "schema": 2} for line in lines_of(run / name)])
+    with pytest.raises(RunFolderError, match=rf"{name}, line 1: schema 2, this version of fedsim reads 1"):
+        render(run)
+
+
+def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="no such folder"):
+        render(tmp_path / "nowhere")
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        render(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_findings_of_an_observed_run_are_listed_without_scores(run: Path) -> None:
+    records = [{**r, "scores": {}, "controls": {}} for r in lines_of(run / "records.jsonl") if r["status"] == "found"]
+    write_lines(run / "records.jsonl", records)
+    text = page(run).text
+    assert "Attacks returned 6 findings, none of which could be rated." in text
+    assert "not scored" in text
+
+
+def test_a_single_audited_round_without_controls_is_shown(run: Path) -> None:
+    records = [{**r, "controls": {}} for r in lines_of(run / "records.jsonl") if r["round"] == 1]
+    write_lines(run / "records.jsonl", records)
+    text = page(run).text
+    assert "59.9 dB" in text
+    assert "Attacks returned 4 findings, none of which could be rated." in text
+
+
+def test_large_pictures_are_embedded_at_the_size_they_are_shown(run: Path) -> None:
+    from PIL import Image
+
+    path = run / "artifacts/round-0001/client-000/originals.png"
+    Image.new("RGB", (448, 224), "navy").save(path)
+    shown = next(image for image in page(run).attributes("img") if image["alt"] == "Original, client 0, round 1")
+    assert (shown["width"], shown["height"]) == ("256", "128")
+    assert "class" not in shown
