@@ -26,6 +26,7 @@ SCENARIO = {
     "data": {"name": "shapes", "samples": 400, "test_samples": 100, "auxiliary_samples": 10},
     "model": {"name": "vit_tiny_patch16_224", "kwargs": {"img_size": 32, "patch_size": 4}},
     "training": {"batch_size": 16, "shares": "delta"},
+    "attacks": [],
     "federation": {"clients": 4},
 }
 

@@ -19,7 +19,7 @@ from fedsim.attempt import Attempt
 from fedsim.exchange import Truth
 from fedsim.metrics import scoring
 from fedsim.metrics.matching import match
-from fedsim.plan import Plan, PlannedAttack
+from fedsim.plan import Plan, PlannedAttack, PlannedDefense
 from fedsim.recording import RunFolder, write_atomically
 from fedsim.scenario import Scenario
 
@@ -67,8 +67,8 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
         "run": run_id(plan.scenario),
         "round": task.round,
         "client": task.client,
-        "attack": json.loads(json.dumps(attempt.identity(planned), default=str)),
-        "defenses": [{"name": d.info.name, "params": d.params} for d in plan.defenses_of(task.client)],
+        "attack": _cited(planned, attempt.identity(planned)),
+        "defenses": [_cited(d, {"name": d.info.name, "params": d.params}) for d in plan.defenses_of(task.client)],
         "grants": list(plan.scenario.threat.grants),
         "status": tried.status,
         "scores": {},
@@ -91,6 +91,12 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
     return record
 
 
+def _cited(planned: PlannedAttack | PlannedDefense, named: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON-able name of a plug-in together with its paper, so that a report needs no plug-in installed."""
+    plugin = planned.attack if isinstance(planned, PlannedAttack) else planned.defense
+    return {**json.loads(json.dumps(named, default=str)), "citation": getattr(plugin, "citation", None)}
+
+
 def _score(
     plan: Plan,
     folder: RunFolder,
@@ -108,6 +114,11 @@ def _score(
         wrong = other.finding if other.status == "found" else None
     if wrong is None:
         record["cautions"].append("no wrong-update control: no other client's update of this round gave a finding")
+    found, true = tried.finding.images, truth.images
+    if found is not None and len(found) > len(true):
+        record["cautions"].append(
+            f"{len(found)} pictures were returned for {len(true)} originals; the best assignment counts, which flatters"
+        )
     mean, labels = _auxiliary(plan)
     record["scores"] = {name: _plain(score) for name, score in scores.items()}
     record["controls"] = scoring.controls(list(scores), truth, mean, labels, wrong)

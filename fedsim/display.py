@@ -130,6 +130,6 @@ def summary(folder: Path) -> Group:
         previous = line.client
         defenses = line.summary.defenses
         table.add_row(str(line.client), "" if defenses == NO_DEFENSE else defenses, line.summary.attack, _leakage(line))
-    if read.rounds:
+    if read.rounds and read.rounds[-1].accuracy is not None:
         table.caption = f"accuracy of the global model after the last round: {read.rounds[-1].accuracy:.3f}"
     return Group(Text(headline(read, lines), style="bold"), table)

@@ -156,6 +156,8 @@ class Truth:
 class Finding:
     """What an attack claims to have recovered.
 
+    The three may differ in number.
+
     Args:
         images: pixels in [0, 1], any number of pictures in any order; None when the attack recovers none.
         labels: hard labels with repeats, in any order, or soft labels; None when the attack recovers none.
@@ -165,7 +167,7 @@ class Finding:
     """
 
     images: Images | None = None
-    labels: Labels | None = None
-    features: Float[Tensor, "batch embed"] | None = None
+    labels: Int[Tensor, " found"] | Float[Tensor, "found class"] | None = None
+    features: Float[Tensor, "recovered embed"] | None = None
     trace: Mapping[str, Any] = field(default_factory=dict)
     cautions: tuple[str, ...] = ()

@@ -9,17 +9,18 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-import pydantic
-
+from fedsim.coercion import coerce
 from fedsim.errors import PluginError, ScenarioError, nearest
 
 Kind = Literal["attacks", "defenses", "data"]
 _NOUN = {"attacks": "attack", "defenses": "defense", "data": "data source"}
+_TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,8 @@ def find(kind: Kind, name: str, where: str) -> PluginInfo:
         ScenarioError: there is none; names the nearest match and what is installed.
     """
     if ":" in name:
+        if not _TARGET.fullmatch(name):
+            raise ScenarioError(where, f"expected a name, or 'module:Class', got {name!r}.")
         return PluginInfo(kind, name, name, None, "unknown")
     known = installed(kind)
     if name not in known:
@@ -110,10 +113,10 @@ def load(info: PluginInfo, contract: type, where: str) -> type:
             ) from None
         raise PluginError(f"{where}: {message}. Reinstall {info.distribution}.") from error
     if not (inspect.isclass(cls) and issubclass(cls, contract)):
-        raise PluginError(f"{where}: {info.target} is not a subclass of {contract.__module__}.{contract.__qualname__}")
+        raise PluginError(f"{where}: {info.target} is not a subclass of {contract.__module__}.{contract.__qualname__}.")
     frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    if not frozen or inspect.isabstract(cls):
-        raise PluginError(f"{where}: {info.target} must be a concrete dataclass(frozen=True, kw_only=True)")
+    if not frozen or inspect.isabstract(cls) or not all(f.kw_only for f in dataclasses.fields(cls)):
+        raise PluginError(f"{where}: {info.target} must be a concrete dataclass(frozen=True, kw_only=True).")
     return cls
 
 
@@ -121,6 +124,8 @@ def parameters(cls: type) -> list[Parameter]:
     """Return the YAML parameters of a plug-in class, in order."""
     listed = []
     for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
         default = None if field.default is dataclasses.MISSING else field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
@@ -140,9 +145,13 @@ def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
 
     Raises:
         ScenarioError: an unknown, missing or wrongly typed parameter, or a value that the class refuses.
+        PluginError: a field whose annotation does not resolve.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    types = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as error:
+        raise PluginError(f"{where}: the type of a field of {cls.__qualname__} is not to be had: {error}.") from None
     values: dict[str, Any] = {}
     for name, value in params.items():
         if name not in fields:
@@ -150,7 +159,7 @@ def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
             raise ScenarioError(
                 f"{where}.{name}", f"unknown parameter.{nearest(str(name), fields)} Allowed: {allowed}."
             )
-        values[name] = _coerce(value, types[name], f"{where}.{name}")
+        values[name] = coerce(value, hints[name], f"{where}.{name}")
     for name, field in fields.items():
         if _is_required(field) and name not in values:
             raise ScenarioError(f"{where}.{name}", "missing; this parameter has no default.")
@@ -161,24 +170,6 @@ def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
         if separator and field_name in fields:
             raise ScenarioError(f"{where}.{field_name}", message) from None
         raise ScenarioError(where, str(error)) from None
-
-
-def _coerce(value: Any, annotation: Any, where: str) -> Any:
-    wants_bool = annotation is bool or bool in typing.get_args(annotation)
-    if isinstance(value, bool) and not wants_bool:
-        raise ScenarioError(where, f"expected {_describe(annotation)}, got {value!r}.")
-    try:
-        adapter = pydantic.TypeAdapter(annotation, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
-        return adapter.validate_python(value, strict=wants_bool)
-    except pydantic.ValidationError as error:
-        detail = error.errors()[0]["msg"]
-        raise ScenarioError(where, f"expected {_describe(annotation)}, got {value!r} ({detail}).") from None
-
-
-def _describe(annotation: Any) -> str:
-    if typing.get_origin(annotation) is Literal:
-        return "one of " + ", ".join(repr(value) for value in typing.get_args(annotation))
-    return getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)  # type: ignore[return-value]
 
 
 def build(kind: Kind, contract: type, name: str, params: Mapping[str, Any], where: str) -> Any:

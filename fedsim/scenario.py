@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from fedsim import yaml_loader
-from fedsim.errors import ScenarioError, nearest
+from fedsim import faults, overrides, yaml_loader
+from fedsim.errors import ScenarioError
+from fedsim.faults import shown, worded
 from fedsim.seeds import numpy_generator
 
 SCENARIO_VERSION = 1
@@ -28,7 +29,7 @@ METRICS = ("psnr", "ssim", "lpips", "fft2d", "label_recall")
 def _not_bool(value: Any) -> Any:
     # pydantic reads true as 1, YAML reads "on" and "yes" as true: a number that was meant as a switch is refused.
     if isinstance(value, bool):
-        raise ValueError("expected a number, got a boolean")
+        raise ValueError(f"expected a number, got {shown(value)}")
     return value
 
 
@@ -47,7 +48,10 @@ class FractionOfClients(_Part):
     fraction: Annotated[Number, Field(gt=0, le=1)]
 
 
-Selector = Literal["all"] | list[Integer] | FractionOfClients | str
+Selector = Annotated[
+    Literal["all"] | list[Integer] | FractionOfClients | str,
+    worded('all, [0, 2], "0-3" or {fraction: 0.5} (above 0, at most 1)'),
+]
 
 
 class PartitionPart(_Part):
@@ -99,7 +103,7 @@ class ModelPart(_Part):
 
     name: str = "vit_mini"
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    pretrained: Switch | str = False
+    pretrained: Annotated[Switch | str, worded("true, false or the path of a weights file")] = False
 
 
 class FederationPart(_Part):
@@ -180,7 +184,9 @@ class AuditPart(_Part):
     worker processes; 0 audits in the process of the server, once training is over.
     """
 
-    rounds: Literal["all"] | list[Integer | Literal["last"]] = "all"
+    rounds: Annotated[
+        Literal["all"] | list[Integer | Literal["last"]], worded("all, or a list of round numbers such as [1, last]")
+    ] = "all"
     clients: Selector = "all"
     metrics: list[Literal["psnr", "ssim", "lpips", "fft2d", "label_recall"]] = ["psnr", "ssim", "label_recall"]
     processes: Annotated[Integer, Field(ge=0)] = 1
@@ -204,156 +210,72 @@ class Scenario(_Part):
 
     def resolved(self) -> dict[str, Any]:
         """Return the scenario with every default filled in, as plain data that `load` reads again."""
-        return self.model_dump(mode="json", exclude_none=True)
+        content = self.model_dump(mode="json", exclude_none=True)
+        # Null is a value for a source: `image_size: null` keeps the size of the files.
+        content["data"].update(self.data.params)
+        return content
 
 
 def parse(raw: Any, source: str) -> Scenario:
     """Build a scenario from plain data.
 
     Raises:
-        ScenarioError: one line per fault, each starting with its YAML path.
+        ScenarioError: one line per fault, each starting with its YAML path; `source` names the data itself.
     """
-    if not isinstance(raw, dict):
-        raise ScenarioError(source, f"expected a mapping such as 'name: my-run', got {type(raw).__name__}.")
-    try:
-        return Scenario.model_validate(raw)
-    except pydantic.ValidationError as error:
-        lines = sorted({_line(detail) for detail in error.errors()})
-        where, _, message = lines[0].partition(": ")
-        raise ScenarioError(where, "\n".join([message, *lines[1:]])) from None
+    return _validated(Scenario, raw, source, ())
 
 
-_UNION_BRANCH = re.compile(
-    r"^(literal\[|list\[|function-|constrained-|int$|str$|bool$|float$|FractionOfClients$|nullable)"
-)
-
-
-def _line(detail: Any) -> str:
-    keys = [str(part) for part in detail["loc"] if not _UNION_BRANCH.match(str(part))]
-    where = ".".join(keys) or "scenario"
-    given = detail.get("input")
-    if detail["type"] == "extra_forbidden":
-        allowed = _keys_at(keys[:-1])
-        return f"{where}: unknown key.{nearest(keys[-1], allowed)} Allowed: {', '.join(allowed)}."
-    if detail["type"] == "missing":
-        return f"{where}: missing, and it has no default."
-    message = detail["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(given, dict | list) else f", got {given!r}"
-    return f"{where}: {message}{shown}."
-
-
-def _keys_at(path: Sequence[str]) -> list[str]:
-    """Return the keys allowed at a YAML path, read off the JSON schema."""
-    schema = Scenario.model_json_schema()
-    node: dict[str, Any] = schema
-    for key in path:
-        node = node.get("properties", {}).get(key, {}) if not key.isdigit() else node.get("items", {})
-        reference = node.get("$ref") or next((o["$ref"] for o in node.get("anyOf", []) if "$ref" in o), None)
-        if reference:
-            node = schema["$defs"][reference.rsplit("/", 1)[1]]
-    return sorted(node.get("properties", {}))
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Scenario, list[str]]:
-    """Read a scenario file and apply `a.b=value` overrides.
-
-    File paths inside the file are relative to the file; those in an override to the working directory first, then to
-    the file. Both become absolute, so that the resolved scenario runs from anywhere.
-
-    Returns:
-        The scenario, and notes on what an override replaced beyond its own key.
+def parse_attack(raw: Any, where: str) -> AttackPart:
+    """Build one item of `attacks` from plain data: its mapping, or its name alone.
 
     Raises:
-        ScenarioError: see `parse`; also an override that is not of the form a.b=value.
+        ScenarioError: see `parse`; `where` comes first in every path.
+    """
+    return _validated(AttackPart, {"name": raw} if isinstance(raw, str) else raw, where, (where,))
+
+
+_AnyPart = TypeVar("_AnyPart", bound=pydantic.BaseModel)
+
+
+def _validated(model: type[_AnyPart], raw: Any, source: str, path: tuple[str, ...]) -> _AnyPart:
+    if not isinstance(raw, dict):
+        raise ScenarioError(source, f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
+    try:
+        return model.model_validate(raw)
+    except pydantic.ValidationError as error:
+        found = [(".".join((*path, *fault.path)), fault.message) for fault in faults.of(error, model)]
+        others = [f"{where}: {message}" for where, message in found[1:]]
+        raise ScenarioError(found[0][0], "\n".join([found[0][1], *others])) from None
+
+
+def load(path: Path, settings: Sequence[str] = ()) -> tuple[Scenario, list[str]]:
+    """Read a scenario file and apply `a.b=value` settings.
+
+    File paths inside the file are relative to the file; those in a setting to the working directory first, then to the
+    file. Both become absolute, so that the resolved scenario runs from anywhere.
+
+    Returns:
+        The scenario, and notes on what a setting replaced beyond its own key.
+
+    Raises:
+        ScenarioError: see `parse`; also a setting that is not of the form a.b=value.
     """
     raw = yaml_loader.read(path)
     if raw is None:
         raise ScenarioError(str(path), "the file is empty; five lines suffice, see scenarios/quickstart.yaml.")
     if not isinstance(raw, dict):
-        raise ScenarioError(str(path), f"expected a mapping such as 'name: my-run', got {type(raw).__name__}.")
-    raw.setdefault("name", path.stem)
+        raise ScenarioError(str(path), f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
+    raw.setdefault("name", _name_of(path))
     folder = path.resolve().parent
-    _resolve_paths(raw, [folder])
+    overrides.resolve_paths(raw, [folder])
     notes: list[str] = []
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ScenarioError(f"--set {override}", "expected a.b=value, as in training.batch_size=4.")
-        value = yaml_loader.parse(text, f"--set {key}")
-        if isinstance(value, str | dict):
-            value = _resolved_override(key, value, [Path.cwd(), folder])
-        notes += _set(raw, key.split("."), value, key)
+    for setting in settings:
+        notes += overrides.apply(raw, setting, Scenario().resolved(), folder)
     return parse(raw, str(path)), notes
 
 
-_PATH_KEYS = ("path", "test_path", "root")
-
-
-def _absolute(text: str, folders: Iterable[Path]) -> str:
-    tried = [(folder / Path(text).expanduser()).resolve() for folder in folders]
-    return str(next((p for p in tried if p.exists()), tried[0]))
-
-
-def _resolve_paths(raw: dict[str, Any], folders: list[Path]) -> None:
-    data = raw.get("data")
-    if isinstance(data, dict):
-        for key in _PATH_KEYS:
-            if isinstance(data.get(key), str):
-                data[key] = _absolute(data[key], folders)
-    model = raw.get("model")
-    if isinstance(model, dict) and isinstance(model.get("pretrained"), str):
-        model["pretrained"] = _absolute(model["pretrained"], folders)
-
-
-def _resolved_override(key: str, value: Any, folders: list[Path]) -> Any:
-    """Resolve the file paths that one override brings, by wrapping it into the scenario it stands for."""
-    wrapped: Any = value
-    for part in reversed(key.split(".")):
-        wrapped = {part: wrapped}
-    _resolve_paths(wrapped, folders)
-    for part in key.split("."):
-        wrapped = wrapped[part]
-    return wrapped
-
-
-def _set(raw: Any, keys: list[str], value: Any, override: str) -> list[str]:
-    """Set one nested key in place; returns notes on keys dropped because a data source was exchanged."""
-    node = raw
-    for position, key in enumerate(keys[:-1]):
-        if isinstance(node, list):
-            node = _item(node, key, override)
-        else:
-            if node.get(key) is None:
-                node[key] = {}
-            node = node[key]
-        if not isinstance(node, dict | list):
-            raise ScenarioError(f"--set {override}", f"{'.'.join(keys[: position + 1])} is a value, not a mapping.")
-    if isinstance(node, list):
-        _item(node, keys[-1], override)
-        node[int(keys[-1])] = value
-        return []
-    exchanged = keys == ["data", "name"] and node.get("name", DataPart().name) != value
-    node[keys[-1]] = value
-    return _drop_foreign(node, str(value)) if exchanged else []
-
-
-def _item(node: list[Any], key: str, override: str) -> Any:
-    if not key.isdigit() or int(key) >= len(node):
-        raise ScenarioError(f"--set {override}", f"{key!r} is not an index of a list of {len(node)}.")
-    return node[int(key)]
-
-
-def _drop_foreign(data: dict[str, Any], name: str) -> list[str]:
-    """Drop parameters of the old source that the new one does not have, so that `--set data.name=...` suffices."""
-    from fedsim import plugins
-    from fedsim.data.source import Source
-
-    cls = plugins.load(plugins.find("data", name, "data.name"), Source, "data.name")
-    known = {"name", "partition", *(parameter.name for parameter in plugins.parameters(cls))}
-    foreign = [key for key in data if key not in known]
-    for key in foreign:
-        del data[key]
-    return [f"data.name is now {name!r}: dropped {', '.join(foreign)}, which it does not have"] if foreign else []
+def _name_of(path: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-") or "run"
 
 
 def select_clients(selector: Selector, clients: int, seed: int, where: str) -> tuple[int, ...]:

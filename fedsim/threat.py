@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedsim.errors import RunFolderError
 from fedsim.exchange import Observation, Update
 from fedsim.plan import Plan
 from fedsim.training import training_knowledge
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFactory:
+    """Gives fresh copies of one module, and reaches nothing else: neither the plan nor any data.
+
+    Args:
+        original: module with the round's global weights.
+    """
+
+    original: nn.Module
+
+    def __call__(self) -> nn.Module:
+        """Return a copy that may be changed at will."""
+        return copy.deepcopy(self.original)
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,9 @@ class ThreatModel:
         Args:
             update: one client's update.
             weights: the round's global weights.
+
+        Raises:
+            RunFolderError: the tensors are not those of the scenario's model.
         """
         plan, grants = self.plan, frozenset(self.plan.scenario.threat.grants)
         training = plan.scenario.training
@@ -37,20 +57,37 @@ class ThreatModel:
             truth = plan.data.truth(update.client, update.round, training)
             # Sorted, because the order of the batch is not part of the grant.
             labels = torch.sort(truth.labels).values
-        auxiliary = plan.data.pools.auxiliary
+        auxiliary, model = plan.data.pools.auxiliary, self._model(update, weights)
         return Observation(
             update=update,
-            model=lambda: plan.model(weights),
+            model=model,
             image_shape=plan.image_shape,
             num_classes=plan.num_classes,
             batch_size=self._batch_size(update) if "batch_size" in grants else None,
             labels=labels,
             normalization=plan.normalization if "normalization" in grants else None,
-            training=training_knowledge(training, plan.model()) if "training" in grants else None,
+            training=training_knowledge(training, model.original) if "training" in grants else None,
             train_mode=training.mode == "train" if "train_mode" in grants else None,
             defenses=tuple(d.knowledge for d in plan.defenses_of(update.client)) if "defenses" in grants else None,
             auxiliary_data=auxiliary.read(range(len(auxiliary))) if "auxiliary_data" in grants else None,
         )
+
+    def _model(self, update: Update, weights: Mapping[str, Tensor]) -> ModelFactory:
+        model = self.plan.model()
+        for name, parameter in model.named_parameters():
+            for tensors in (weights, update.tensors):
+                if name not in tensors or tensors[name].shape != parameter.shape:
+                    found = tuple(tensors[name].shape) if name in tensors else "none"
+                    raise RunFolderError(
+                        f"the captures of round {update.round}, client {update.client} are not of model "
+                        f"{self.plan.scenario.model.name}: {name} has shape {tuple(parameter.shape)} there, {found} "
+                        "here. Name the model of the observed app in the scenario."
+                    )
+            parameter.data.copy_(weights[name])
+        # timm keeps the normalization in these, which is a grant of its own.
+        for attribute in ("pretrained_cfg", "default_cfg"):
+            setattr(model, attribute, {})
+        return ModelFactory(model)
 
     def _batch_size(self, update: Update) -> int:
         # A client with fewer samples than the batch size trains on what it has.

@@ -47,7 +47,7 @@ class LocalResult:
 
 def training_knowledge(training: TrainingPart, model: nn.Module) -> TrainingKnowledge:
     """Return the local recipe as the grant `training` tells it."""
-    exempt = tuple(sorted(_decay_exempt(model))) if training.weight_decay else ()
+    exempt = _decay_exempt(model) if training.weight_decay else set()
     steps = None if training.local_epochs else training.local_steps or 1
     return TrainingKnowledge(
         training.optimizer,
@@ -56,7 +56,7 @@ def training_knowledge(training: TrainingPart, model: nn.Module) -> TrainingKnow
         training.weight_decay,
         steps,
         training.local_epochs,
-        exempt,
+        tuple(name for name, _ in model.named_parameters() if name in exempt),
     )
 
 

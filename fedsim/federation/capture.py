@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -18,38 +20,57 @@ _CLIENT_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 class Recorder:
-    """The observer's callback: copies what crossed the wire to disk and keeps nothing in memory.
+    """The observer's callback: copies what crossed the wire, and writes it to disk while the next client computes.
 
     Works on any Flower app: takes the single ArrayRecord of each message, whatever its name. Safe to call from several
-    threads, as legacy strategies do.
+    threads, as legacy strategies do. Memory stays flat: no more than two replies wait to be written.
 
     Args:
         folder: where captures go.
         client_of: node id -> client number.
-        on_capture: called with (round, client) after a reply has been stored.
     """
 
-    def __init__(
-        self, folder: RunFolder, client_of: Callable[[int], int], on_capture: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, folder: RunFolder, client_of: Callable[[int], int]) -> None:
         self._folder = folder
         self._client_of = client_of
-        self._on_capture = on_capture
         self._lock = threading.Lock()
         self._sent: tuple[int, ArrayRecord] | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedsim-capture")
+        self._pending: deque[Future[None]] = deque()
 
     def __call__(self, exchange: Exchange) -> None:
-        """Store one exchange of a training round; other messages are not the observer's business."""
+        """Store one exchange of a training round; other messages are not the observer's business.
+
+        Raises:
+            OSError: this or an earlier exchange could not be written.
+        """
         if exchange.request.metadata.message_type.partition(".")[0] != "train":
             return
         with self._lock:
             self._store(exchange)
 
+    def flush(self) -> None:
+        """Wait until everything shown so far is on disk.
+
+        Raises:
+            OSError: an exchange could not be written.
+        """
+        with self._lock:
+            self._wait(0)
+
+    def _wait(self, allowed: int) -> None:
+        while len(self._pending) > allowed:
+            self._pending.popleft().result()
+
+    def _write(self, write: Callable[..., None], *what: Any) -> None:
+        self._wait(2)
+        self._pending.append(self._writer.submit(write, *what))
+
     def _store(self, exchange: Exchange) -> None:
         request, reply = exchange.request, exchange.reply
         client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
         if reply.has_error():
-            self._folder.write_failure(round, client, records.failure_text(reply.error.reason or ""))
+            self._write(self._folder.write_failure, round, client, records.failure_text(reply.error.reason or ""))
             return
         sent, got = _only_arrays(request.content), _only_arrays(reply.content)
         if sent is None or got is None:
@@ -62,17 +83,16 @@ class Recorder:
             metrics.update({key: value for key, value in record.items() if not isinstance(value, list)})
         kind: UpdateKind = "gradient" if stated.get("kind") == "gradient" else "delta"
         tensors = records.to_tensors(got)
-        self._folder.write_capture(Capture(round, client, kind, tensors, metrics, side))
-        if self._on_capture:
-            self._on_capture(round, client)
+        self._write(self._folder.write_capture, Capture(round, client, kind, tensors, metrics, side))
 
     def _store_global(self, round: int, client: int, sent: ArrayRecord) -> None:
         # Strategies put one shared record into all messages of a round: the identity check spares the comparison.
         if self._sent is not None and self._sent[0] == round and self._sent[1] is sent:
             return
         weights = records.to_tensors(sent)
+        self._wait(0)
         if not self._folder.has_global(round):
-            self._folder.write_global(round, weights)
+            self._write(self._folder.write_global, round, weights)
             self._sent = (round, sent)
             return
         common = self._folder.read_global(round, -1)
@@ -80,7 +100,7 @@ class Recorder:
         if equal:
             self._sent = (round, sent)
         else:
-            self._folder.write_global(round, weights, client)
+            self._write(self._folder.write_global, round, weights, client)
 
 
 def round_of(request: Message) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from fedsim.recording import SCHEMA, RunFolder, write_atomically
 from fedsim.scenario import load
 from fedsim.seeds import seeded
 from fedsim.training import NonFiniteUpdateError
+
+_log = logging.getLogger(__name__)
 
 RoundLine = dict[str, Any]
 # Flower's default time to live of a message: a client that has not answered by then never will.
@@ -89,6 +92,7 @@ class _RoundLog:
         self._plan, self._on_round = plan, on_round
         self._folder: RunFolder | None = None
         self._observing: ObservingGrid | None = None
+        self._recorder: Recorder | None = None
         self._known: dict[int, RoundLine] = {}
         self._started = time.monotonic()
 
@@ -96,7 +100,8 @@ class _RoundLog:
         """Return the grid with the observer and the replay of `folder` in it, and log rounds there."""
         self._folder = folder
         self._known = {line["round"]: line for line in folder.rounds.read()}
-        self._observing = ObservingGrid(grid, Recorder(folder, client_of.__getitem__))
+        self._recorder = Recorder(folder, client_of.__getitem__)
+        self._observing = ObservingGrid(grid, self._recorder)
         replayer = Replayer(folder, client_of.__getitem__)
         return ReplayingGrid(self._observing, replayer.replay, replayer.prepare)
 
@@ -117,8 +122,10 @@ class _RoundLog:
 
     def _refuse(self, folder: RunFolder, round: int) -> None:
         """Stop a run whose captures cannot be stored, or of which no client is left."""
-        if self._observing is not None and self._observing.errors:
-            raise RunFolderError(f"{folder.path}: an update could not be stored: {self._observing.errors[0]}")
+        if self._recorder is not None and self._observing is not None:
+            _flush(self._recorder, self._observing)
+            if self._observing.errors:
+                raise RunFolderError(f"{folder.path}: an update could not be stored: {self._observing.errors[0]}")
         failures = folder.failures(round)
         if folder.captured(round) or not failures:
             return
@@ -181,6 +188,20 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
                     numbers.setdefault(known, len(numbers))
             return numbers[node]
 
-        inner(ObservingGrid(grid, Recorder(run_folder, client_of)), context)
+        recorder = Recorder(run_folder, client_of)
+        observing = ObservingGrid(grid, recorder)
+        try:
+            inner(observing, context)
+        finally:
+            _flush(recorder, observing)
 
     return app
+
+
+def _flush(recorder: Recorder, observing: ObservingGrid) -> None:
+    """Wait for the disk; a fault is the observer's own, so it is logged and kept, never raised into the training."""
+    try:
+        recorder.flush()
+    except OSError as error:
+        _log.error("fedsim could not record an exchange: %s", error)
+        observing.errors.append(error)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_BLOCK = 1_000_000  # indices drawn at once, so that memory does not grow with the number of values
+
 
 class Interval(NamedTuple):
     """Bounds of a confidence interval."""
@@ -39,6 +41,8 @@ def interval(
     if len(values) < 2:
         return None
     data = np.asarray(values, dtype=np.float64)
-    means = [data[generator.integers(0, len(data), size=len(data))].mean() for _ in range(resamples)]
+    rows = max(1, _BLOCK // len(data))
+    blocks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    means = np.concatenate([data[generator.integers(0, len(data), (n, len(data)))].mean(axis=1) for n in blocks])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))

@@ -1,23 +1,16 @@
-"""Who to cite: the papers behind the attacks and defenses that a run used."""
+"""Who to cite: the papers behind the attacks and defenses that a run used, as its records state them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-from fedsim import plugins
-from fedsim.attack import Attack
-from fedsim.defense import Defense
-from fedsim.errors import FedsimError
 from fedsim.report.evidence import PluginUse, Record
-
-_CONTRACTS: dict[Literal["attacks", "defenses"], type] = {"attacks": Attack, "defenses": Defense}
 
 
 @dataclass(frozen=True)
 class Citation:
-    """The paper behind one plug-in, or why it cannot be given."""
+    """The paper behind one plug-in, or that it states none."""
 
     name: str
     version: str | None
@@ -26,22 +19,11 @@ class Citation:
 
 def citations(records: Iterable[Record]) -> list[Citation]:
     """Return one citation for each attack and each defense in the records, attacks first."""
-    uses: dict[tuple[Literal["attacks", "defenses"], str], PluginUse] = {}
-    for record in records:
-        uses.setdefault(("attacks", record.attack.name), record.attack)
+    read = list(records)
+    uses: dict[tuple[str, str], PluginUse] = {}
+    for record in read:
+        uses.setdefault(("attack", record.attack.name), record.attack)
+    for record in read:
         for defense in record.defenses:
-            uses.setdefault(("defenses", defense.name), defense)
-    kinds = ("attacks", "defenses")
-    ordered = sorted(uses.items(), key=lambda item: kinds.index(item[0][0]))
-    return [Citation(use.name, use.version, _text(kind, use.name)) for (kind, _), use in ordered]
-
-
-def _text(kind: Literal["attacks", "defenses"], name: str) -> str:
-    if ":" in name:
-        # Rendering somebody's run folder must not import whatever module it names.
-        return "named as module:Class; see its source"
-    try:
-        cls = plugins.load(plugins.find(kind, name, name), _CONTRACTS[kind], name)
-    except FedsimError:
-        return "not installed where this report was rendered, so its citation is not known"
-    return str(getattr(cls, "citation", "states no citation"))
+            uses.setdefault(("defense", defense.name), defense)
+    return [Citation(use.name, use.version, use.citation or "states no citation") for use in uses.values()]

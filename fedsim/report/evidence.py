@@ -34,6 +34,7 @@ class PluginUse(_Line):
     params: dict[str, Any] = {}
     version: str | None = None
     distribution: str | None = None
+    citation: str | None = None
 
 
 class RecordedScore(_Line):

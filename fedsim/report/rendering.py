@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ def render(folder: Path) -> Path:
     return page
 
 
+@functools.cache
 def _html() -> jinja2.Environment:
     return jinja2.Environment(autoescape=True, **_options())
 
 
+@functools.cache
 def _markdown() -> jinja2.Environment:
     # Autoescape makes macros return Markup, which `finalize` leaves alone; everything else is escaped for Markdown.
     environment = jinja2.Environment(autoescape=True, finalize=_finalized, **_options())

@@ -1,0 +1,111 @@
+"""What pydantic found wrong with a value, in fedsim's words: what is expected, what was given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pydantic
+from pydantic import BaseModel, WrapValidator
+
+from fedsim.errors import nearest
+
+# pydantic's type of error -> what was expected; braces are filled from the error's context.
+_EXPECTED = MappingProxyType(
+    {
+        "bool_type": "true or false",
+        "dict_type": "a mapping",
+        "finite_number": "a finite number",
+        "float_parsing": "a number",
+        "float_type": "a number",
+        "greater_than": "a number above {gt:g}",
+        "greater_than_equal": "at least {ge:g}",
+        "int_from_float": "a whole number",
+        "int_parsing": "a whole number",
+        "int_parsing_size": "a smaller number",
+        "int_type": "a whole number",
+        "less_than": "a number below {lt:g}",
+        "less_than_equal": "at most {le:g}",
+        "list_type": "a list",
+        "literal_error": "{expected}",
+        "model_type": "a mapping",
+        "string_pattern_mismatch": "text that matches {pattern}",
+        "string_type": "text",
+    }
+)
+
+
+class Fault(NamedTuple):
+    """One fault: the keys that lead to it, and a message of one line."""
+
+    path: tuple[str, ...]
+    message: str
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: as YAML would write it, text in quotes, at most 80 characters."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        text = "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+    elif isinstance(value, list):
+        text = "[" + ", ".join(map(shown, value)) + "]"
+    else:
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def worded(expected: str) -> WrapValidator:
+    """Return an annotation that gives one message for a value that fits no branch of a union."""
+
+    def validate(value: Any, proceed: Callable[[Any], Any]) -> Any:
+        try:
+            return proceed(value)
+        except pydantic.ValidationError:
+            raise ValueError(f"expected {expected}, got {shown(value)}") from None
+
+    return WrapValidator(validate)
+
+
+def of(error: pydantic.ValidationError, model: type[BaseModel]) -> list[Fault]:
+    """Return the faults of plain data that was to become a `model`, in the order of its fields."""
+    return list(dict.fromkeys(_fault(detail, model) for detail in error.errors()))
+
+
+def _fault(detail: Any, model: type[BaseModel]) -> Fault:
+    path = tuple(str(part) for part in detail["loc"] if part != "[key]")
+    if detail["type"] == "extra_forbidden":
+        allowed = _keys_at(path[:-1], model.model_json_schema())
+        return Fault(path, f"unknown key.{nearest(path[-1], allowed)} Allowed: {', '.join(allowed)}.")
+    if detail["type"] == "missing":
+        return Fault(path, "missing, and it has no default.")
+    return Fault(path, message(detail))
+
+
+def message(detail: Any) -> str:
+    """Return one of pydantic's details as expectation and value."""
+    if detail["type"] == "value_error":
+        return detail["msg"].removeprefix("Value error, ").rstrip(".") + "."  # type: ignore[no-any-return]
+    given, context = detail["input"], detail.get("ctx", {})
+    if detail["type"] not in _EXPECTED:
+        return f"{detail['msg']}, got {shown(given)}."
+    expected = _EXPECTED[detail["type"]].format(**context)
+    guess = ""
+    if detail["type"] == "literal_error" and isinstance(given, str):
+        guess = nearest(given, re.findall("'([^']*)'", expected))
+    return f"expected {expected}, got {shown(given)}.{guess}"
+
+
+def _keys_at(path: Sequence[str], schema: dict[str, Any]) -> list[str]:
+    """Return the keys allowed at a path, read off the JSON schema."""
+    node = schema
+    for key in path:
+        node = node.get("items", {}) if key.isdecimal() else node.get("properties", {}).get(key, {})
+        reference = node.get("$ref") or next((o["$ref"] for o in node.get("anyOf", []) if "$ref" in o), None)
+        if reference:
+            node = schema["$defs"][reference.rsplit("/", 1)[1]]
+    return list(node.get("properties", {}))

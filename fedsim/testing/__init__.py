@@ -1,0 +1,34 @@
+"""Conformance kit: checks that anybody's test-suite can run on an attack or a defense. Needs no test framework.
+
+    from fedsim.testing import check_attack, check_defense
+
+    def test_my_attack_keeps_the_contract():
+        check_attack(MyAttack)
+        check_attack(MyAttack, variant="strong")
+
+    def test_my_defense_keeps_the_contract():
+        check_defense(MyDefense, strength=0.5)
+
+Each raises AssertionError that says what is wrong and what the simulator relies on. Keeping the contract does not mean
+that an attack works; that takes a positive control, which is three lines:
+
+    pictures = random_pictures(generator, count=4)
+    finding = MyAttack().run(observation(pictures), generator)
+    assert label_recall(finding.labels, pictures.labels) == 1.0
+
+For a defense, `make_update(small_model(), pictures)` is an update to protect.
+"""
+
+from fedsim.testing.attack import check_attack
+from fedsim.testing.defense import check_defense
+from fedsim.testing.material import ALL_GRANTS, make_update, observation, random_pictures, small_model
+
+__all__ = [
+    "check_attack",
+    "check_defense",
+    "observation",
+    "random_pictures",
+    "make_update",
+    "small_model",
+    "ALL_GRANTS",
+]

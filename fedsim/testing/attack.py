@@ -1,0 +1,232 @@
+"""The conformance check of an attack."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import re
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from fedsim.attack import Attack, Need, Recovers
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Finding, Labels, Observation, UpdateKind
+from fedsim.seeds import seeded, torch_generator
+from fedsim.testing.ambience import check_cautions, equal, expect, no_change, no_global_effect
+from fedsim.testing.contract import check_contract
+from fedsim.testing.material import ALL_GRANTS, observation, random_pictures
+
+_BUDGET = re.compile(r"(^|_)(steps|iterations|restarts|trials|epochs)$")
+_BRIEF = 3
+
+
+def check_attack(
+    plugin: type[Any] | Attack, /, *, observations: Sequence[Observation] | None = None, **params: Any
+) -> None:
+    """Check that an attack keeps the contract of `fedsim.attack.Attack`.
+
+    It is run several times on a small model, where it may refuse an observation but not all of them. Budgets (integer
+    fields called or ending in steps, iterations, restarts, trials or epochs) are cut down to 3, except those in
+    `params`; those of an instance are left as they are.
+
+    Args:
+        plugin: the class, or an instance.
+        observations: what to run it on, for an attack that refuses the usual: one or three pictures, gradient or delta,
+            with the grants that it needs or with all.
+        params: parameters that differ from the defaults.
+
+    Raises:
+        AssertionError: says what is wrong and what the simulator relies on.
+    """
+    attack: Attack = check_contract(plugin, Attack, params)
+    who = type(attack).__qualname__
+    _check_facts(attack)
+    keep = {f.name for f in dataclasses.fields(attack)} if isinstance(plugin, Attack) else set(params)
+    brief = _with_budgets(attack, _BRIEF, keep)
+    answered: list[Observation] = []
+    held: set[Recovers] = set()
+    for seen in _usual(attack) if observations is None else observations:
+        _check_granted(attack, seen)
+        finding = _check_run(brief, seen)
+        if finding is not None:
+            answered.append(seen)
+            held |= _held(finding)
+    expect(
+        bool(answered), f"{who} refuses every observation it was given. Pass observations=[...] that it should answer."
+    )
+    missing = ", ".join(sorted(attack.recovers - held))
+    expect(not missing, f"{who}.recovers promises {missing}, but no finding holds it.")
+    smallest = _with_budgets(attack, 0)
+    if smallest != brief:
+        expect(
+            _check_run(smallest, answered[0]) is not None,
+            f"{who} refuses with its smallest budget {smallest} what it answers otherwise; return the best so far.",
+        )
+
+
+def _check_facts(attack: Attack) -> None:
+    who = type(attack).__qualname__
+    facts: Mapping[str, tuple[object, tuple[str, ...]]] = {
+        "needs": (attack.needs, get_args(Need)),
+        "recovers": (attack.recovers, get_args(Recovers)),
+    }
+    for name, (value, allowed) in facts.items():
+        expect(
+            isinstance(value, frozenset) and value <= set(allowed),
+            f"{who}.{name} must be a frozenset out of {', '.join(allowed)}; got {value!r}.",
+        )
+    expect(bool(attack.recovers), f"{who}.recovers is empty, so no metric would apply.")
+
+
+def _check_granted(attack: Attack, seen: Observation) -> None:
+    missing = sorted(need for need in attack.needs if getattr(seen, need) is None)
+    expect(
+        not missing,
+        f"{type(attack).__qualname__} needs {', '.join(missing)}, which this observation does not grant; the simulator "
+        "would refuse the scenario.",
+    )
+
+
+def _with_budgets(attack: Attack, at_least: int, keep: Collection[str] = ()) -> Attack:
+    """Return the attack with each budget at the least allowed value from `at_least` on, and never above its own."""
+    hints = typing.get_type_hints(type(attack))
+    for field in dataclasses.fields(attack):
+        own = getattr(attack, field.name)
+        if not (_BUDGET.search(field.name) and hints[field.name] is int) or field.name in keep:
+            continue
+        for value in range(min(at_least, own), own):
+            try:
+                attack = dataclasses.replace(attack, **{field.name: value})
+            except ValueError:
+                continue
+            break
+    return attack
+
+
+def _usual(attack: Attack) -> list[Observation]:
+    usual: list[tuple[UpdateKind, int, frozenset[Need]]] = [
+        ("gradient", 1, attack.needs),
+        ("gradient", 1, ALL_GRANTS),
+        ("gradient", 3, attack.needs),
+        ("delta", 1, attack.needs),
+    ]
+    generator = torch_generator(0, "testing", "attack")
+    return [observation(random_pictures(generator, count), kind, grants) for kind, count, grants in usual]
+
+
+def _check_run(attack: Attack, seen: Observation) -> Finding | None:
+    """Run twice, the second time a pickled copy under another global seed; None where the attack refuses."""
+    who = type(attack).__qualname__
+    finding = _run(attack, seen, global_seed=0)
+    again = _run(pickle.loads(pickle.dumps(attack)), seen, global_seed=1)
+    if finding is None or again is None:
+        expect(finding is again, f"{who} refuses an observation in one run and answers it in the next.")
+        return None
+    _check_finding(attack, finding, seen)
+    for name in ("images", "labels", "features"):
+        expect(
+            equal(getattr(finding, name), getattr(again, name)),
+            f"{who}: same observation, same generator state, but other {name}. Draw from the generator alone.",
+        )
+    expect(
+        (finding.trace, finding.cautions) == (again.trace, again.cautions),
+        f"{who}: trace or cautions differ between two equal runs: {finding.trace} and {again.trace}, "
+        f"{finding.cautions} and {again.cautions}.",
+    )
+    return finding
+
+
+def _run(attack: Attack, seen: Observation, global_seed: int) -> Finding | None:
+    who = f"{type(attack).__qualname__}.run"
+    with (
+        seeded(global_seed, "testing"),
+        no_global_effect(who),
+        no_change(who, seen.update.tensors),
+        no_change(who, _granted_tensors(seen)),
+    ):
+        try:
+            return attack.run(seen, torch_generator(0, "testing", "run"))
+        except AttackRefusedError as refusal:
+            expect(bool(str(refusal).strip()), f"{who} refuses without saying why.")
+            return None
+
+
+def _granted_tensors(seen: Observation) -> dict[str, Tensor]:
+    found = {} if seen.labels is None else {"the labels": seen.labels}
+    if seen.auxiliary_data is not None:
+        found["the auxiliary pictures"] = seen.auxiliary_data.images
+        found["the auxiliary labels"] = seen.auxiliary_data.labels
+    return found
+
+
+def _held(finding: Finding) -> set[Recovers]:
+    kinds: tuple[Recovers, ...] = get_args(Recovers)
+    return {kind for kind in kinds if getattr(finding, kind) is not None}
+
+
+def _check_finding(attack: Attack, finding: Finding, seen: Observation) -> None:
+    who = type(attack).__qualname__
+    expect(isinstance(finding, Finding), f"{who}.run must return a Finding, got {type(finding).__name__}.")
+    excess = ", ".join(sorted(_held(finding) - attack.recovers))
+    expect(not excess, f"{who} found {excess}, which {who}.recovers does not name, so it would not be scored.")
+    if finding.images is not None:
+        _check_images(who, finding.images, seen.image_shape)
+    if finding.labels is not None:
+        _check_labels(who, finding.labels, seen.num_classes)
+    if finding.features is not None:
+        features = finding.features
+        ok = features.ndim == 2 and features.is_floating_point() and bool(torch.isfinite(features).all())
+        expect(ok, f"{who}: features must be finite rows, one a picture; got {_describe(features)}.")
+    expect(
+        isinstance(finding.trace, Mapping) and _is_json(dict(finding.trace)),
+        f"{who}: the trace must be a mapping that JSON can express, without nan or infinity; got {finding.trace!r}.",
+    )
+    check_cautions(who, finding.cautions)
+
+
+def _check_images(who: str, images: Tensor, shape: tuple[int, int, int]) -> None:
+    expect(
+        images.ndim == 4
+        and tuple(images.shape[1:]) == shape
+        and images.is_floating_point()
+        and not images.requires_grad,
+        f"{who}: images must be detached floats of shape (n, {shape[0]}, {shape[1]}, {shape[2]}); got "
+        f"{_describe(images)}.",
+    )
+    inside = bool(((images >= 0) & (images <= 1)).all())
+    expect(inside, f"{who}: pixels must be finite and in [0, 1], so denormalize and clamp; got {_describe(images)}.")
+
+
+def _check_labels(who: str, labels: Labels, num_classes: int) -> None:
+    if labels.is_floating_point():
+        sums = labels.double().sum(dim=-1)
+        is_distribution = labels.ndim == 2 and labels.shape[1] == num_classes and bool((labels >= 0).all())
+        expect(
+            is_distribution and bool(((sums - 1).abs() < 1e-4).all()),
+            f"{who}: soft labels must be rows of {num_classes} probabilities that sum to 1; got {_describe(labels)}.",
+        )
+        return
+    is_hard = labels.ndim == 1 and labels.dtype != torch.bool and not labels.is_complex()
+    expect(
+        is_hard and bool(((labels >= 0) & (labels < num_classes)).all()),
+        f"{who}: hard labels must be one row of integers from 0 to {num_classes - 1}; got {_describe(labels)}.",
+    )
+
+
+def _describe(tensor: Tensor) -> str:
+    values = tensor.detach()
+    extent = f", values from {float(values.min()):g} to {float(values.max()):g}" if values.numel() else ""
+    gradient = ", requires_grad" if tensor.requires_grad else ""
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}{extent}{gradient}"
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,154 @@
+"""What attacks and defenses have in common: a documented, frozen dataclass whose fields are YAML parameters."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import math
+import pickle
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from fedsim import plugins, yaml_loader
+from fedsim.errors import ScenarioError
+from fedsim.testing.ambience import expect
+
+_LINK = re.compile(r"https?://\S+")
+_SCALARS = (bool, int, float, str, type(None))
+_NESTED = (list, tuple, dict, Sequence, Mapping, typing.Union, types.UnionType)
+
+
+def check_contract(plugin: Any, contract: type[Any], params: Mapping[str, Any]) -> Any:
+    """Check what needs no run, and return the configured instance.
+
+    Args:
+        plugin: a class, or an instance that says how the class is configured.
+        contract: `Attack` or `Defense`.
+        params: parameters that differ from the defaults, or from the instance.
+    """
+    cls: type[Any] = plugin if inspect.isclass(plugin) else type(plugin)
+    expect(issubclass(cls, contract), f"{cls.__qualname__} is not a subclass of {contract.__qualname__}.")
+    who = cls.__qualname__
+    _check_class(cls)
+    _check_documentation(cls)
+    try:
+        defaults = cls()
+    except ValueError as error:
+        raise AssertionError(f"{who}: the default values are refused: {error}") from error
+    configured = dataclasses.replace(defaults if inspect.isclass(plugin) else plugin, **params)
+    for instance in (defaults, configured):
+        _check_copies(instance)
+        _check_yaml(instance)
+    _check_refusals(configured)
+    return configured
+
+
+def _check_class(cls: type) -> None:
+    who = cls.__qualname__
+    decorated = "__dataclass_params__" in vars(cls)
+    expect(decorated, f"{who} is not decorated itself; put @dataclass(frozen=True, kw_only=True) before the class.")
+    expect(not inspect.isabstract(cls), f"{who} leaves abstract methods open: {', '.join(_abstract(cls))}.")
+    hints = _hints(cls)
+    required = {parameter.name for parameter in plugins.parameters(cls) if parameter.required}
+    for field in dataclasses.fields(cls):
+        expect(field.kw_only is True, f"{who}.{field.name} is positional; use @dataclass(frozen=True, kw_only=True).")
+        expect(field.name not in required, f"{who}.{field.name} has no default; a scenario may name the plug-in alone.")
+        expect(
+            _is_yaml(hints[field.name]),
+            f"{who}.{field.name}: YAML cannot express {field.type}. Use bool, int, float, str, None, Literal, and "
+            "lists, tuples or mappings of these.",
+        )
+
+
+def _abstract(cls: type) -> list[str]:
+    return sorted(getattr(cls, "__abstractmethods__", ()))
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls)
+    except NameError as error:
+        raise AssertionError(
+            f"{cls.__qualname__}: annotations cannot be read at run time: {error}. Import what they name outside of "
+            "TYPE_CHECKING."
+        ) from error
+
+
+def _is_yaml(annotation: Any) -> bool:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return all(isinstance(value, _SCALARS) for value in arguments)
+    if origin is Annotated:
+        return _is_yaml(arguments[0])
+    if origin in _NESTED:
+        return all(_is_yaml(argument) for argument in arguments if argument is not Ellipsis)
+    return annotation in _SCALARS
+
+
+def _check_documentation(cls: type) -> None:
+    who, module = cls.__qualname__, inspect.getmodule(cls)
+    text = (inspect.getdoc(module) if module else None) or ""
+    expect(
+        bool(_LINK.search(text)),
+        f"{who}: the docstring of its module lacks a link to the paper (http...); its first line is what "
+        '"fedsim list" prints.',
+    )
+    citation = getattr(cls, "citation", None)
+    expect(
+        isinstance(citation, str) and bool(_LINK.search(citation)),
+        f"{who}.citation must be a text with a link (http...), which the report prints; got {citation!r}.",
+    )
+
+
+def _check_copies(instance: Any) -> None:
+    who = type(instance).__qualname__
+    try:
+        pickled = pickle.loads(pickle.dumps(instance))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise AssertionError(f"{who} cannot be pickled, so it cannot travel to another process: {error}") from error
+    expect(pickled == instance, f"{who} differs from itself after pickling.")
+    expect(copy.deepcopy(instance) == instance, f"{who} differs from its deep copy.")
+
+
+def _check_yaml(instance: Any) -> None:
+    cls = type(instance)
+    try:
+        text = yaml_loader.dump(dataclasses.asdict(instance))
+        read = plugins.configure(cls, yaml_loader.parse(text, cls.__qualname__), cls.__qualname__)
+    except (yaml.YAMLError, ScenarioError) as error:
+        raise AssertionError(f"{cls.__qualname__}: its parameters do not survive a scenario file: {error}") from error
+    expect(read == instance, f"{cls.__qualname__}: a scenario file turns {instance} into {read}.")
+
+
+def _check_refusals(instance: Any) -> None:
+    """Check that numbers outside a field's range are refused in the way that leads to a YAML path."""
+    cls = type(instance)
+    names = {field.name for field in dataclasses.fields(cls)}
+    for name, hint in _hints(cls).items():
+        for value in _probes(hint) if name in names else ():
+            try:
+                dataclasses.replace(instance, **{name: value})
+            except ValueError as error:
+                named = str(error).partition(": ")[0]
+                expect(
+                    named in names,
+                    f"{cls.__qualname__} refuses {name}={value} with {str(error)!r}; begin the message with the field: "
+                    f'"{name}: expected ..., got {value}.".',
+                )
+            else:
+                is_number = not math.isnan(value)
+                expect(is_number, f"{cls.__qualname__} accepts {name}=nan; raise ValueError in __post_init__.")
+
+
+def _probes(annotation: Any) -> Iterator[float]:
+    kinds = {annotation, *typing.get_args(annotation)}
+    if float in kinds:
+        yield from (math.nan, math.inf, -math.inf, -1.0, 0.0)
+    if int in kinds:
+        yield from (-1, 0)

@@ -1,0 +1,175 @@
+"""The conformance check of a defense."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import torch
+from timm.models import VisionTransformer
+from torch import nn
+
+from fedsim.defense import Defense, PrivacyBudget
+from fedsim.exchange import Update, UpdateKind
+from fedsim.seeds import seeded, torch_generator
+from fedsim.testing.ambience import check_cautions, equal, expect, no_change, no_global_effect
+from fedsim.testing.contract import check_contract
+from fedsim.testing.local_step import (
+    Batch,
+    hook,
+    picture_batch,
+    plain_local_step,
+    protected_local_step,
+    same,
+    weights,
+)
+from fedsim.testing.material import make_update, random_pictures, small_model
+from fedsim.testing.preparation import check_preparation
+
+_PROGRESS = (0.0, 0.75)
+_BATCH_SIZES = (1, 3)
+_KINDS: tuple[UpdateKind, ...] = ("gradient", "delta")
+_PARTICIPATIONS = (1, 2, 3, 10, 100)
+
+
+def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | None = None, **params: Any) -> None:
+    """Check that a defense keeps the contract of `fedsim.defense.Defense`.
+
+    Args:
+        plugin: the class, or an instance.
+        model: what to protect, without dropout; `small_model()` unless given.
+        params: parameters that differ from the defaults.
+
+    Raises:
+        AssertionError: says what is wrong and what the simulator relies on.
+    """
+    defense: Defense = check_contract(plugin, Defense, params)
+    plain = small_model() if model is None else model
+    prepared = check_preparation(defense, plain)
+    for count, progress in itertools.product(_BATCH_SIZES, _PROGRESS):
+        batch = _check_batch(defense, picture_batch(plain, count))
+        _check_step(defense, plain, prepared, batch, progress)
+    for kind in _KINDS:
+        update = make_update(prepared, random_pictures(torch_generator(0, "testing", "update"), 2), kind)
+        _check_update(defense, update)
+        nothing = {name: torch.zeros_like(tensor) for name, tensor in update.tensors.items()}
+        _check_update(defense, dataclasses.replace(update, tensors=nothing))
+    _check_budget(defense)
+    _check_own_cautions(defense, prepared)
+
+
+# One local step
+
+
+def _check_batch(defense: Defense, given: Batch) -> Batch:
+    """Check `protect_batch`, and return the batch that it gives."""
+    who = hook(defense, "protect_batch")
+
+    def protect(global_seed: int) -> Batch:
+        with (
+            seeded(global_seed, "testing"),
+            no_global_effect(who),
+            no_change(who, {"the images": given.images, "the labels": given.labels}),
+        ):
+            return Batch(*defense.protect_batch(given.images, given.labels, torch_generator(0, "testing", "batch")))
+
+    found, again = protect(0), protect(1)
+    images, labels = found
+    repeats = equal(images, again.images) and equal(labels, again.labels)
+    expect(repeats, f"{who}: same batch, same generator state, but another result. Draw from the generator alone.")
+    expect(
+        images.shape[1:] == given.images.shape[1:] and images.dtype == given.images.dtype,
+        f"{who} turns pictures of shape {tuple(given.images.shape)} into {tuple(images.shape)}, {images.dtype}.",
+    )
+    expect(len(labels) == len(images) > 0, f"{who} returns {len(images)} pictures and {len(labels)} labels.")
+    return found
+
+
+def _check_step(defense: Defense, plain: nn.Module, prepared: nn.Module, batch: Batch, progress: float) -> None:
+    who = hook(defense, "train_step")
+    found = protected_local_step(defense, prepared, batch, progress)
+    expect(
+        found.loss.ndim == 0 and not found.loss.requires_grad, f"{who} must return the mean loss, a detached scalar."
+    )
+    expect(bool(torch.isfinite(found.loss)), f"{who} returns the loss {float(found.loss)}.")
+    for name, gradient in plain_local_step(plain, picture_batch(plain, 1), plain.training).gradients.items():
+        if gradient is not None:
+            own = found.gradients[name]
+            expect(own is not None, f"{who} leaves {name}.grad empty, which plain training fills.")
+            assert own is not None
+            finite = own.shape == gradient.shape and bool(torch.isfinite(own).all())
+            expect(finite, f"{who}: {name}.grad must be finite and of shape {tuple(gradient.shape)}.")
+    again = protected_local_step(defense, prepared, batch, progress, global_seed=1)
+    expect(
+        equal(found.loss, again.loss) and same(found.gradients, again.gradients),
+        f"{who}: same step, same generator state, but other gradients. Draw from the generator alone.",
+    )
+    twice = protected_local_step(defense, prepared, batch, progress, fresh=False)
+    for name, once in found.gradients.items():
+        total = twice.gradients[name]
+        adds = (once is None) == (total is None)
+        if once is not None and total is not None:
+            adds = torch.allclose(total, 2 * once, rtol=1e-3, atol=1e-5 * (1 + float(once.abs().max())))
+        expect(adds, f"{who} must add to {name}.grad, not replace it: another defense's step may come before.")
+
+
+# The update
+
+
+def _check_update(defense: Defense, update: Update) -> None:
+    who = hook(defense, "protect_update")
+
+    def protect(global_seed: int) -> Update:
+        with seeded(global_seed, "testing"), no_global_effect(who), no_change(who, update.tensors):
+            return defense.protect_update(update, torch_generator(0, "testing", "update"))
+
+    sent, again = protect(0), protect(1)
+    expect(list(sent.tensors) == list(update.tensors), f"{who} must keep the names of the tensors and their order.")
+    for name, tensor in update.tensors.items():
+        own = sent.tensors[name]
+        expect(
+            own.shape == tensor.shape and own.dtype == tensor.dtype,
+            f"{who} turns {name}, {tensor.dtype} {tuple(tensor.shape)}, into {own.dtype} {tuple(own.shape)}.",
+        )
+    kept = (sent.round, sent.client, sent.kind) == (update.round, update.client, update.kind)
+    expect(kept, f"{who} must keep round, client and kind; use dataclasses.replace(update, tensors=...).")
+    expect(sent.is_finite(), f"{who} sends entries that are not finite, from an update of norm {update.norm():g}.")
+    expect(
+        same(sent.tensors, again.tensors),
+        f"{who}: same update, same generator state, but another result. Draw from the generator alone.",
+    )
+
+
+# Claims
+
+
+def _check_budget(defense: Defense) -> None:
+    who = hook(defense, "budget")
+    budgets = [defense.budget(count) for count in _PARTICIPATIONS]
+    stated = [budget for budget in budgets if isinstance(budget, PrivacyBudget)]
+    if not any(budget is not None for budget in budgets):
+        return
+    expect(
+        len(stated) == len(budgets), f"{who} must return a PrivacyBudget for every count or None for all: {budgets}."
+    )
+    for budget in stated:
+        sound = budget.epsilon >= 0 and 0 <= budget.delta < 1 and not math.isnan(budget.delta)
+        expect(sound, f"{who}: epsilon must be at least 0, delta from 0 to below 1; got {budget}.")
+        expect(bool(budget.neighbors), f"{who} must name the neighboring relation; got {budget}.")
+    for fewer, more in itertools.pairwise(stated):
+        grows = fewer.epsilon <= more.epsilon and fewer.delta <= more.delta and fewer.neighbors == more.neighbors
+        expect(grows, f"{who} must not shrink with participations: {fewer}, then {more}.")
+
+
+def _check_own_cautions(defense: Defense, prepared: nn.Module) -> None:
+    who = hook(defense, "cautions")
+
+    def cautions(global_seed: int) -> tuple[str, ...]:
+        with seeded(global_seed, "testing"), no_global_effect(who), no_change(who, weights(prepared)):
+            return defense.cautions(prepared)
+
+    stated = cautions(0)
+    check_cautions(who, stated)
+    expect(stated == cautions(1), f"{who} must be the same at every call.")

@@ -1,0 +1,105 @@
+"""One local step, plain or through a defense, and what it leaves behind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fedsim import models
+from fedsim.defense import Defense, LocalStep
+from fedsim.exchange import Images, Labels
+from fedsim.seeds import seeded, torch_generator
+from fedsim.testing.ambience import equal, expect, no_change, no_global_effect
+from fedsim.testing.material import random_pictures
+from fedsim.training import plain_step
+
+_ROUNDS = 4
+
+Tensors = Mapping[str, Tensor | None]
+
+
+class Batch(NamedTuple):
+    """Normalized model input, with hard or soft labels."""
+
+    images: Images
+    labels: Labels
+
+
+class Stepped(NamedTuple):
+    """The loss that a step returned, and every parameter's `.grad` after it."""
+
+    loss: Tensor
+    gradients: Tensors
+
+
+def hook(defense: Defense, name: str) -> str:
+    """Return how messages call a hook."""
+    return f"{type(defense).__qualname__}.{name}"
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters by name, sharing memory with the model."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def same(first: Tensors, second: Tensors) -> bool:
+    """Return whether both have the same names in one order and equal tensors."""
+    return list(first) == list(second) and all(equal(first[name], second[name]) for name in first)
+
+
+def picture_batch(model: nn.Module, count: int) -> Batch:
+    """Return random pictures that fit the model."""
+    pictures = random_pictures(torch_generator(0, "testing", "batch"), count, int(model.num_classes))  # type: ignore[arg-type]
+    return Batch(models.normalization(model).normalize(pictures.images), pictures.labels)
+
+
+def plain_local_step(model: nn.Module, batch: Batch, training: bool) -> Stepped:
+    """Step on a copy of the model without any defense.
+
+    Args:
+        model: stays as it is.
+        batch: what to step on.
+        training: whether the model is in training mode.
+    """
+    trained = copy.deepcopy(model).train(training)
+    with seeded(0, "testing"):
+        loss = plain_step(LocalStep(trained, batch.images, batch.labels, 1, _ROUNDS, 0.0))
+    return Stepped(loss, _gradients(trained))
+
+
+def _gradients(model: nn.Module) -> Tensors:
+    return {n: None if p.grad is None else p.grad.detach().clone() for n, p in model.named_parameters()}
+
+
+def protected_local_step(
+    defense: Defense, model: nn.Module, batch: Batch, progress: float, global_seed: int = 0, fresh: bool = True
+) -> Stepped:
+    """Step through the defense, and check what the step leaves alone.
+
+    Args:
+        defense: its `train_step` is called.
+        model: a prepared model.
+        batch: what to step on.
+        progress: share of the training that is done.
+        global_seed: of the global generators, which must not matter.
+        fresh: whether `.grad` is emptied first.
+    """
+    who = hook(defense, "train_step")
+    if fresh:
+        model.zero_grad(set_to_none=True)
+    step = LocalStep(model, batch.images, batch.labels, 1, _ROUNDS, progress)
+    training, before = model.training, {name: weight.clone() for name, weight in weights(model).items()}
+    with (
+        seeded(global_seed, "testing"),
+        no_global_effect(who),
+        no_change(who, {"the images": batch.images, "the labels": batch.labels}),
+    ):
+        loss = defense.train_step(step, torch_generator(0, "testing", "step"), plain_step)
+    after = weights(model)
+    expect(list(before) == list(after), f"{who} adds or removes parameters; prepare_model is for that.")
+    expect(same(before, after), f"{who} changes weights; it may fill p.grad alone, and must restore what it tries.")
+    expect(model.training == training, f"{who} switches between training and evaluation mode.")
+    return Stepped(loss, _gradients(model))

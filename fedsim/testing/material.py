@@ -1,0 +1,117 @@
+"""Small real material for tests: a model, pictures, an update, and what an attacker observes of it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Collection
+from typing import get_args
+
+import torch
+from timm.models import VisionTransformer
+from torch import nn
+
+from fedsim import models
+from fedsim.attack import Need
+from fedsim.exchange import HardLabels, LabeledImages, Observation, TrainingKnowledge, Update, UpdateKind
+from fedsim.scenario import ModelPart
+from fedsim.seeds import torch_generator
+
+ALL_GRANTS: frozenset[Need] = frozenset(get_args(Need))
+
+_DEFAULT_GRANTS: frozenset[Need] = frozenset({"batch_size", "normalization"})
+_SIDE = 32  # pixels; the input of vit_nano
+
+
+def small_model(num_classes: int = 10, seed: int = 0) -> VisionTransformer:
+    """Return the preset `vit_nano`, untrained, in evaluation mode: 0.2 M parameters, input (3, 32, 32)."""
+    return models.build(ModelPart(name="vit_nano"), num_classes, _SIDE, seed)
+
+
+def random_pictures(
+    generator: torch.Generator, count: int = 1, num_classes: int = 10, labels: HardLabels | None = None
+) -> LabeledImages:
+    """Return smooth random pictures of 32 x 32 pixels in [0, 1], with labels.
+
+    Args:
+        generator: of every draw.
+        count: how many.
+        num_classes: labels are drawn from 0 to this, excluded.
+        labels: use these, one a picture, instead of drawing them.
+    """
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    images = nn.functional.interpolate(coarse, size=_SIDE, mode="bicubic").clamp(0, 1)
+    drawn = torch.randint(num_classes, (count,), generator=generator)
+    return LabeledImages(images, drawn if labels is None else labels)
+
+
+def make_update(
+    model: nn.Module,
+    pictures: LabeledImages,
+    kind: UpdateKind = "gradient",
+    learning_rate: float = 0.01,
+    local_steps: int = 1,
+) -> Update:
+    """Return what an unprotected client sends that trains `model`, which stays as it is, on `pictures`.
+
+    Args:
+        model: a timm ViT with the round's global weights.
+        pictures: one batch.
+        kind: `gradient` of the mean loss, or the `delta` of plain SGD.
+        learning_rate: of SGD; no matter for a gradient.
+        local_steps: steps of SGD, each on the whole batch; no matter for a gradient.
+    """
+    trained = copy.deepcopy(model)
+    inputs = models.normalization(model).normalize(pictures.images)
+    if kind == "gradient":
+        tensors = models.gradient_of(trained, inputs, pictures.labels)
+    else:
+        for _ in range(local_steps):
+            gradient = models.gradient_of(trained, inputs, pictures.labels)
+            with torch.no_grad():
+                for name, parameter in trained.named_parameters():
+                    parameter.sub_(gradient[name], alpha=learning_rate)
+        before = dict(model.named_parameters())
+        tensors = {name: after.detach() - before[name].detach() for name, after in trained.named_parameters()}
+    return Update(1, 0, kind, tensors, len(pictures))
+
+
+def observation(
+    pictures: LabeledImages,
+    kind: UpdateKind = "gradient",
+    grants: Collection[Need] = _DEFAULT_GRANTS,
+    learning_rate: float = 0.01,
+    local_steps: int = 1,
+    model: VisionTransformer | None = None,
+    update: Update | None = None,
+) -> Observation:
+    """Return what an attacker sees of a client that trained on one batch of pictures.
+
+    Args:
+        pictures: the client's batch.
+        kind: what the client shares.
+        grants: what the attacker is told beside the update and the model; a scenario's default unless given.
+        learning_rate: of the client's SGD.
+        local_steps: steps of SGD, each on the whole batch.
+        model: the global model; `small_model()` unless given.
+        update: what the client sent, for example after a defense; an unprotected client's unless given.
+    """
+    shared = small_model() if model is None else model
+    grid = models.patch_grid(shared)
+    if update is None:
+        update = make_update(shared, pictures, kind, learning_rate, local_steps)
+    recipe = TrainingKnowledge("sgd", learning_rate, 0.0, 0.0, local_steps, None)
+    auxiliary = random_pictures(torch_generator(0, "testing", "auxiliary"), 2 * shared.num_classes, shared.num_classes)
+    return Observation(
+        update=update,
+        model=functools.partial(copy.deepcopy, shared.eval()),
+        image_shape=(grid.channels, grid.rows * grid.patch, grid.columns * grid.patch),
+        num_classes=shared.num_classes,
+        batch_size=len(pictures) if "batch_size" in grants else None,
+        labels=torch.sort(pictures.labels).values if "labels" in grants else None,
+        normalization=models.normalization(shared) if "normalization" in grants else None,
+        training=recipe if "training" in grants else None,
+        train_mode=False if "train_mode" in grants else None,
+        defenses=() if "defenses" in grants else None,
+        auxiliary_data=auxiliary if "auxiliary_data" in grants else None,
+    )

@@ -1,0 +1,57 @@
+"""What several test files share: a tiny scenario, and plug-ins that exist for tests alone."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedsim import plan as planning
+from fedsim.plan import Plan
+from fedsim.recording import RunFolder
+from fedsim.scenario import Scenario, parse
+
+STAND_INS = Path(__file__).parent / "stand_ins"
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "seed": 3,
+    "engine": "inline",
+    "data": {"name": "shapes", "samples": 48, "test_samples": 8, "auxiliary_samples": 8},
+    "model": {"name": "vit_nano"},
+    "federation": {"clients": 3, "rounds": 2},
+    "attacks": [{"name": "stand_ins:Guess"}],
+    "audit": {"processes": 0},
+}
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `stand_ins` importable, here and in worker processes."""
+    monkeypatch.syspath_prepend(STAND_INS)
+    monkeypatch.setenv("PYTHONPATH", str(STAND_INS), prepend=os.pathsep)
+
+
+@pytest.fixture
+def tiny_scenario(stand_ins: None) -> Callable[..., Scenario]:
+    """Return a function: parts of a scenario -> the tiny scenario with these parts merged in."""
+
+    def make(**parts: Any) -> Scenario:
+        content = dict(TINY)
+        for name, part in parts.items():
+            content[name] = {**TINY.get(name, {}), **part} if isinstance(part, dict) else part
+        return parse(content, "tiny")
+
+    return make
+
+
+@pytest.fixture
+def tiny_plan(tiny_scenario: Callable[..., Scenario]) -> Callable[..., Plan]:
+    """Return a function: parts of a scenario -> its plan, the very one that an inline client uses."""
+    return lambda **parts: planning.of(tiny_scenario(**parts))
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Callable[..., RunFolder]:
+    """Return a function: plan, name -> a new run folder."""
+    return lambda plan, name="run": RunFolder.create(tmp_path / name, plan.scenario)

@@ -1,0 +1,238 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedMedian
+
+from fedsim.federation import records
+from fedsim.federation.engine_inline import InlineGrid
+from fedsim.federation.grid import (
+    AppliedGradientsGrid,
+    GridProxy,
+    ObservingGrid,
+    OrderedGrid,
+    ReplayingGrid,
+    partitions,
+)
+
+
+def adding_app(log=None, fails=()):
+    """A ClientApp that adds its partition number to what it gets, and notes whom it asked in `log`."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        partition = context.node_config["partition-id"]
+        if log is not None:
+            log.append(f"train {partition}")
+        if partition in fails:
+            raise RuntimeError("out of battery")
+        arrays = {name: Array(a.numpy() + partition) for name, a in message.content["arrays"].items()}
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
+
+    @app.query("identify")
+    def identify(message, context):
+        if context.node_config["partition-id"] in fails:
+            raise RuntimeError("out of battery")
+        answer = ConfigRecord({"partition-id": context.node_config["partition-id"]})
+        return Message(RecordDict({"node": answer}), reply_to=message)
+
+    return app
+
+
+def requests(grid, round=1, arrays=None):
+    """Train messages as Flower's strategies make them: one shared record for all nodes."""
+    shared = RecordDict(
+        {
+            "arrays": arrays or ArrayRecord({"w": Array(np.arange(3, dtype=np.float32))}),
+            "config": ConfigRecord({"server-round": round}),
+        }
+    )
+    return [Message(shared, node, "train") for node in grid.get_node_ids()]
+
+
+class BackwardsGrid(GridProxy):
+    """Everything in the opposite order, as a slow network may do."""
+
+    def get_node_ids(self):
+        return list(self._inner.get_node_ids())[::-1]
+
+    def pull_messages(self, message_ids):
+        return [reply for id in list(message_ids)[::-1] for reply in self._inner.pull_messages([id])]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return list(self._inner.send_and_receive(messages, timeout=timeout))[::-1]
+
+
+class DeafGrid(GridProxy):
+    """Nobody ever answers."""
+
+    def pull_messages(self, message_ids):
+        return []
+
+
+def senders(replies):
+    return [reply.metadata.src_node_id for reply in replies]
+
+
+def test_a_proxy_hands_everything_on():
+    inner = InlineGrid(adding_app(), 2)
+    inner.close = lambda: "closed"
+    grid = GridProxy(inner)
+    run = object()
+    grid.set_run(run)
+    assert inner.run is run and grid.run is run
+    assert list(grid.get_node_ids()) == [1000, 1001]
+    assert grid.close() == "closed"
+    message = grid.create_message(RecordDict(), "train", 1001, "group")
+    assert (message.metadata.dst_node_id, message.metadata.group_id) == (1001, "group")
+    ids = list(grid.push_messages(requests(grid)))
+    assert senders(reply for id in ids for reply in grid.pull_messages([id])) == [1000, 1001]
+    assert senders(grid.send_and_receive(iter(requests(grid)))) == [1000, 1001]
+
+
+def test_nodes_and_replies_come_in_partition_order():
+    inner = InlineGrid(adding_app(), 4)
+    partition = {1000: 2, 1001: 0, 1002: 3, 1003: 1}
+    grid = OrderedGrid(BackwardsGrid(inner), partition)
+    ordered = [1001, 1003, 1000, 1002]
+    assert grid.get_node_ids() == ordered
+    assert senders(grid.send_and_receive(requests(inner))) == ordered
+    ids = grid.push_messages(requests(inner))
+    assert senders(grid.pull_messages(ids)) == ordered
+
+
+def test_partitions_are_asked_of_the_nodes_and_silence_is_left_out():
+    grid = InlineGrid(adding_app(fails=(1,)), 3)
+    assert partitions(grid, grid.get_node_ids()) == {1000: 0, 1002: 2}
+
+
+def test_a_strategy_may_change_replies_without_changing_what_was_observed():
+    seen = {}
+
+    def copy(exchange):
+        sent, got = (records.to_tensors(m.content["arrays"]) for m in (exchange.request, exchange.reply))
+        seen[exchange.reply.metadata.src_node_id] = (sent["w"], got["w"])
+
+    grid = ObservingGrid(InlineGrid(adding_app(), 3), copy)
+    replies = list(grid.send_and_receive(requests(grid)))
+    # FedMedian pops every array out of the replies.
+    FedMedian().aggregate_train(1, replies)
+    assert all(not reply.content["arrays"] for reply in replies)
+    start = torch.arange(3.0)
+    assert seen.keys() == {1000, 1001, 1002}
+    for node, (sent, got) in seen.items():
+        assert torch.equal(sent, start) and torch.equal(got, start + (node - 1000))
+
+
+def test_an_exception_in_the_callback_is_kept_and_does_not_disturb(caplog):
+    def burn(exchange):
+        raise OSError("disk full")
+
+    plain = InlineGrid(adding_app(), 3).send_and_receive
+    grid = ObservingGrid(InlineGrid(adding_app(), 3), burn)
+    with caplog.at_level(logging.ERROR, "fedsim"):
+        replies = list(grid.send_and_receive(requests(grid)))
+    expected = plain(requests(grid))
+    assert [r.content["arrays"] for r in replies] == [r.content["arrays"] for r in expected]
+    assert [str(error) for error in grid.errors] == ["disk full"] * 3
+    assert "could not record" in caplog.text and "disk full" in caplog.text
+
+
+def test_every_reply_is_shown_before_the_next_client_is_asked():
+    log = []
+    grid = ObservingGrid(
+        InlineGrid(adding_app(log), 3), lambda e: log.append(f"seen {e.reply.metadata.src_node_id - 1000}")
+    )
+    list(grid.send_and_receive(requests(grid)))
+    assert log == ["train 0", "seen 0", "train 1", "seen 1", "train 2", "seen 2"]
+
+
+def test_pushed_and_pulled_exchanges_are_shown_once_and_paired():
+    seen = []
+    grid = ObservingGrid(InlineGrid(adding_app(), 2), seen.append)
+    messages = requests(grid)
+    ids = list(grid.push_messages(messages))
+    replies = [*grid.pull_messages(ids), *grid.pull_messages(ids), *grid.pull_messages(ids)]
+    assert senders(replies) == [1000, 1001]
+    assert [exchange.request for exchange in seen] == messages
+    assert [exchange.reply for exchange in seen] == replies
+
+
+def test_errors_of_clients_are_shown_too():
+    seen = []
+    grid = ObservingGrid(InlineGrid(adding_app(fails=(1,)), 2), seen.append)
+    replies = list(grid.send_and_receive(requests(grid)))
+    assert [reply.has_error() for reply in replies] == [False, True]
+    assert records.failure_text(seen[1].reply.error.reason) == "out of battery"
+
+
+def test_waiting_ends_with_the_timeout_and_gives_what_has_come():
+    grid = ObservingGrid(DeafGrid(InlineGrid(adding_app(), 2)), lambda exchange: None)
+    assert grid.send_and_receive(requests(grid), timeout=0.0) == []
+    assert grid.send_and_receive([]) == []
+
+
+def test_recorded_replies_are_given_back_and_only_the_others_are_asked():
+    log, prepared = [], []
+    inner = InlineGrid(adding_app(log), 3)
+    messages = requests(inner)
+
+    def replay(message):
+        known = message.metadata.dst_node_id == 1001
+        return Message(RecordDict({"from": ConfigRecord({"record": True})}), reply_to=message) if known else None
+
+    grid = ReplayingGrid(inner, replay, prepared.append)
+    replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages)}
+    assert log == ["train 0", "train 2"] and prepared == [messages[0], messages[2]]
+    assert replies.keys() == {1000, 1001, 1002} and "from" in replies[1001].content
+    assert len(ReplayingGrid(DeafGrid(inner), lambda m: replies[1001], prepared.append).send_and_receive(messages)) == 3
+
+
+def gradient_app(gradient, kind="gradient", fails=()):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        if context.node_config["partition-id"] in fails:
+            raise RuntimeError("out of battery")
+        content = RecordDict(
+            {
+                "arrays": records.to_arrays(gradient),
+                "metrics": MetricRecord({"num-examples": 1}),
+                "update": ConfigRecord({"kind": kind}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def test_an_applied_gradient_is_one_step_of_sgd():
+    generator = torch.Generator().manual_seed(0)
+    weights, gradient = (
+        {n: torch.randn(s, generator=generator) for n, s in (("a", (3, 2)), ("b", (4,)))} for _ in "wg"
+    )
+    parameters = {n: torch.nn.Parameter(w.clone()) for n, w in weights.items()}
+    for name, parameter in parameters.items():
+        parameter.grad = gradient[name]
+    torch.optim.SGD(parameters.values(), lr=0.3).step()
+    grid = AppliedGradientsGrid(InlineGrid(gradient_app(gradient), 2), learning_rate=0.3)
+    for reply in grid.send_and_receive(requests(grid, arrays=records.to_arrays(weights))):
+        stepped = records.to_tensors(reply.content["arrays"])
+        assert list(stepped) == ["a", "b"]
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(stepped[name], parameter.detach())
+
+
+@pytest.mark.parametrize("kind", ["delta", "unheard of"])
+def test_replies_that_are_no_gradients_pass_unchanged(kind):
+    given = {"w": torch.ones(3)}
+    grid = AppliedGradientsGrid(InlineGrid(gradient_app(given, kind, fails=(1,)), 2), learning_rate=0.3)
+    first, second = grid.send_and_receive(requests(grid))
+    assert torch.equal(records.to_tensors(first.content["arrays"])["w"], given["w"])
+    assert second.has_error()

@@ -1,0 +1,1 @@
+"""An attack and a defense that fedsim finds through entry points."""

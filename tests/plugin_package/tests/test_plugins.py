@@ -1,0 +1,61 @@
+import pytest
+import torch
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Update
+from fedsim.testing import check_attack, check_defense, make_update, observation, random_pictures, small_model
+from fedsim_example_plugins.sign_of_bias import SignOfBias
+from fedsim_example_plugins.top_k import TopK
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_sign_of_bias_keeps_the_contract() -> None:
+    check_attack(SignOfBias)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "delta"])
+@pytest.mark.parametrize("label", range(10))
+def test_sign_of_bias_reads_every_label_of_an_unprotected_update(kind: str, label: int) -> None:
+    picture = random_pictures(generator(), labels=torch.tensor([label]))
+    finding = SignOfBias().run(observation(picture, kind), generator())
+    assert finding.labels.tolist() == [label]
+    assert finding.cautions == ()
+
+
+def test_sign_of_bias_doubts_an_update_that_no_single_label_explains() -> None:
+    batch = random_pictures(generator(), labels=torch.tensor([3, 7]), count=2)
+    mixed = observation(batch, update=make_update(small_model(), batch), grants=[])
+    seen = observation(random_pictures(generator()), update=mixed.update)
+    assert SignOfBias().run(seen, generator()).cautions == ("2 bias gradients are negative; one label leaves one.",)
+
+
+def test_sign_of_bias_refuses_a_batch_of_several_pictures() -> None:
+    with pytest.raises(AttackRefusedError, match="holds 2 pictures"):
+        SignOfBias().run(observation(random_pictures(generator(), count=2)), generator())
+
+
+def test_sign_of_bias_refuses_an_update_without_the_bias() -> None:
+    with pytest.raises(AttackRefusedError, match=r"no fc\.bias"):
+        SignOfBias(parameter="fc.bias").run(observation(random_pictures(generator())), generator())
+
+
+@pytest.mark.parametrize("keep", [0.001, 0.1, 1.0])
+def test_top_k_keeps_the_contract(keep: float) -> None:
+    check_defense(TopK, keep=keep)
+
+
+@pytest.mark.parametrize("keep", [1e-9, 0.01, 0.5, 1.0])
+def test_top_k_agrees_with_sorting_all_entries(keep: float) -> None:
+    update = make_update(small_model(), random_pictures(generator()))
+    sent = flat(TopK(keep=keep).protect_update(update, generator()))
+    entries = flat(update)
+    order = entries.abs().argsort(descending=True)
+    count = max(1, round(keep * len(entries)))
+    assert torch.equal(sent[order[:count]], entries[order[:count]])
+    assert not sent[order[count:]].any()
+
+
+def flat(update: Update) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in update.tensors.values()])

@@ -1,0 +1,124 @@
+"""Attacks and defenses that exist for tests alone, named in scenarios as `stand_ins:Class`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.attack import Attack
+from fedsim.defense import Defense, LocalStep, PrivacyBudget
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Finding, Images, Labels, Observation, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess(Attack):
+    """Random pictures and labels, a function of the generator and of the update."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"images", "labels"})
+
+    pictures: int = 1
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        images = torch.rand((self.pictures, *observation.image_shape), generator=generator)
+        labels = torch.randint(observation.num_classes, (self.pictures,), generator=generator)
+        trace = {"norm": observation.update.norm(), "granted": observation.batch_size}
+        return Finding(images=images, labels=labels, trace=trace, cautions=("a guess",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaisesOn(Attack):
+    """Raises on one client's updates, refuses another's, guesses otherwise."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"images", "labels"})
+
+    raises: int = 1
+    refuses: int = 2
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        if observation.update.client == self.raises:
+            raise RuntimeError("out of luck")
+        if observation.update.client == self.refuses:
+            raise AttackRefusedError("one picture at a time")
+        return Guess().run(observation, generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims(Attack):
+    """Returns whatever the test has put into `finding`."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"images", "labels"})
+    finding: ClassVar[Any] = Finding()
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        return self.finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailsIn(Defense):
+    """Makes its clients fail in one round, or in every round for 0."""
+
+    citation: ClassVar[str] = "none"
+
+    round: int = 0
+    message: str = "out of battery"
+
+    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+        if self.round in (0, update.round):
+            raise RuntimeError(self.message)
+        return update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales(Defense):
+    """Multiplies the update by a factor."""
+
+    citation: ClassVar[str] = "none"
+
+    factor: float = 0.5
+
+    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+        return replace(update, tensors={name: self.factor * t for name, t in update.tensors.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets(Defense):
+    """States a budget and does nothing."""
+
+    citation: ClassVar[str] = "none"
+
+    epsilon: float = 1.0
+
+    def budget(self, participations: int) -> PrivacyBudget:
+        return PrivacyBudget(self.epsilon * participations, 1e-5, "replace")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes(Defense):
+    """Notes every hook's call in `calls`, and that of the step on its way in and out."""
+
+    citation: ClassVar[str] = "none"
+    calls: ClassVar[list[tuple[Any, ...]]] = []
+
+    tag: str = "a"
+
+    def protect_batch(self, images: Images, labels: Labels, generator: torch.Generator) -> tuple[Images, Labels]:
+        self.calls.append((self.tag, "batch", len(images)))
+        return images, labels
+
+    def train_step(self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]) -> Tensor:
+        self.calls.append((self.tag, "in", step.progress))
+        loss = proceed(step)
+        self.calls.append((self.tag, "out", step.progress))
+        return loss
+
+    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+        self.calls.append((self.tag, "update", update.round))
+        return update

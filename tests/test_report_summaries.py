@@ -1,0 +1,243 @@
+import csv
+import io
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.metrics.scoring import METRICS
+from fedsim.metrics.skill import skill
+from fedsim.report import glance, tables
+from fedsim.report.doubts import Cautions, limits
+from fedsim.report.evidence import Evidence, Record, Round
+from fedsim.report.ratings import SCALES, rate, scale, worst
+from fedsim.report.summaries import Naming, by_client, by_defense
+
+
+def record(
+    client: int = 0,
+    round: int = 1,
+    attack: str = "inversion",
+    params: dict[str, Any] | None = None,
+    defenses: tuple[str, ...] = (),
+    controls: dict[str, dict[str, float]] | None = None,
+    status: str = "found",
+    cautions: tuple[str, ...] = (),
+    **scores: list[float],
+) -> Record:
+    """Return a record; scores are given as lists of per-example values."""
+    worse = {name: METRICS[name].worse for name in scores}
+    plain = {n: {"value": statistics.fmean(v), "per_example": v, "worse": worse[n]} for n, v in scores.items()}
+    return Record.model_validate(
+        {
+            "round": round,
+            "client": client,
+            "attack": {"name": attack, "params": params or {}},
+            "defenses": [{"name": name} for name in defenses],
+            "status": status,
+            "scores": plain,
+            "controls": controls or {},
+            "cautions": cautions,
+        }
+    )
+
+
+def evidence(*records: Record, clients: int | None = None, rounds: int = 1) -> Evidence:
+    federation = {"rounds": rounds} | ({"clients": clients} if clients else {})
+    lines = tuple(Round(round=r) for r in range(2))
+    return Evidence(Path(), {"federation": federation}, None, {}, lines, tuple(records), ())
+
+
+def lines(*records: Record) -> list[glance.Entry]:
+    return glance.entries(by_client(records))
+
+
+GREY = {"grey": {"psnr": 10.0, "ssim": 0.1, "lpips": 0.7}, "own_mean": {"psnr": 12.0, "ssim": 0.2, "lpips": 0.6}}
+
+
+def test_every_metric_has_a_scale_of_its_kind() -> None:
+    assert {name: found.recovers for name, found in SCALES.items()} == {n: m.recovers for n, m in METRICS.items()}
+
+
+def test_the_mean_is_over_examples_and_the_skill_is_its_distance_to_the_best_mean_control() -> None:
+    one = record(round=1, psnr=[20.0, 30.0, 40.0], controls={"grey": {"psnr": 9.0}, "own_mean": {"psnr": 13.0}})
+    two = record(round=2, psnr=[50.0], controls={"grey": {"psnr": 17.0}, "own_mean": {"psnr": 5.0}})
+    (row,) = by_client([one, two])
+    assert row.mean == 35.0
+    assert row.examples == 4
+    assert row.controls == pytest.approx({"grey": 11.0, "own_mean": 11.0})
+    assert row.skill == pytest.approx(24.0)
+    assert (row.peak.round, row.peak.value, row.peak.skill, row.peak.control) == (2, 50.0, 33.0, 17.0)
+
+
+def test_lower_is_worse_where_the_metric_says_so() -> None:
+    (row,) = by_client([record(lpips=[0.1], controls=GREY), record(round=2, lpips=[0.5], controls=GREY)])
+    assert row.best == ("own_mean", 0.6)
+    assert row.skill == pytest.approx(0.3)
+    assert row.peak.round == 1
+    assert row.rating == "leaks"
+
+
+@settings(max_examples=30, deadline=None)
+@given(values=st.lists(st.floats(0, 60), min_size=2, max_size=6), order=st.randoms(use_true_random=False))
+def test_summaries_do_not_depend_on_the_order_of_the_records(values: list[float], order: Any) -> None:
+    records = [record(client=i % 2, round=i, psnr=[v, v + 1], controls=GREY) for i, v in enumerate(values)]
+    shuffled = records.copy()
+    order.shuffle(shuffled)
+    for before, after in zip(by_client(records), by_client(shuffled), strict=True):
+        assert before.clients == after.clients
+        assert math.isclose(before.mean, after.mean)
+        assert math.isclose(before.skill, after.skill)
+        assert before.rating == after.rating
+
+
+def test_the_interval_holds_the_mean_and_one_example_has_none() -> None:
+    rows = by_client([record(psnr=[10.0, 20.0, 30.0]), record(client=1, psnr=[10.0])])
+    assert rows[0].spread.low < rows[0].mean < rows[0].spread.high
+    assert rows[1].spread is None
+
+
+def test_an_attack_that_always_failed_keeps_its_row() -> None:
+    (row,) = by_client([record(status="failed"), record(round=2, status="refused")])
+    assert (row.metric, row.attempts, row.failed, row.refused, row.rating) == (None, 2, 1, 1, "unrated")
+
+
+def test_clients_with_the_same_defenses_are_one_group() -> None:
+    records = [record(client=c, defenses=("noise",) if c > 1 else (), psnr=[10.0 + c], controls=GREY) for c in range(4)]
+    rows = by_defense(records)
+    assert [(row.defenses, row.clients) for row in rows] == [("none", (0, 1)), ("noise", (2, 3))]
+
+
+def test_one_attack_with_two_settings_is_told_apart_by_what_differs() -> None:
+    records = [record(attack="match", params={"steps": 9, "loss": loss}) for loss in ("l2", "cosine")]
+    records.append(record(attack="other", params={"steps": 9}))
+    names = [Naming(records).attack(one) for one in records]
+    assert names == ["match (loss=l2)", "match (loss=cosine)", "other"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "skill", "control", "rating"),
+    [
+        ("psnr", 0.9, 12.0, "held"),
+        ("psnr", 1.0, 12.0, "partial"),
+        ("psnr", 6.0, 12.0, "leaks"),
+        ("psnr", -9.0, 12.0, "held"),
+        ("psnr", None, None, "unrated"),
+        ("fft2d", 0.5, 0.5, "unrated"),
+        ("another", 9.0, 0.0, "unrated"),
+        # A guess that is right three times in four leaves a quarter, and all of it was found.
+        ("label_recall", 0.25, 0.75, "leaks"),
+        ("label_recall", 0.25, 0.25, "partial"),
+        ("label_recall", 0.0, 1.0, "held"),
+    ],
+)
+def test_verdicts_follow_the_thresholds(metric: str, skill: float | None, control: float | None, rating: str) -> None:
+    assert rate(metric, skill, control) == rating
+
+
+def test_the_worst_of_no_verdicts_is_unrated() -> None:
+    assert worst([]) == "unrated"
+    assert worst(["held", "leaks", "unrated"]) == "leaks"
+
+
+def test_one_leaked_round_in_many_is_a_leak_of_pictures_but_not_of_labels() -> None:
+    controls = {"grey": {"psnr": 10.0}, "prior": {"label_recall": 0.1}}
+    records = [
+        record(round=r, psnr=[80.0 if r == 7 else 10.0], label_recall=[float(r == 7)], controls=controls)
+        for r in range(1, 21)
+    ]
+    ratings = {row.metric: row.rating for row in by_client(records)}
+    assert ratings == {"psnr": "leaks", "label_recall": "held"}
+
+
+def test_structure_that_psnr_misses_decides_the_verdict() -> None:
+    (line,) = lines(record(psnr=[12.5], ssim=[0.7], controls=GREY))
+    assert (line.summary.metric, line.rating, line.decisive.metric) == ("psnr", "leaks", "ssim")
+
+
+def test_the_headline_counts_the_clients_that_leak_and_names_their_defenses() -> None:
+    records = [record(client=c, psnr=[60.0 + c], controls=GREY) for c in range(3)]
+    records += [record(client=c, defenses=("noise",), psnr=[11.0], controls=GREY) for c in (3, 4)]
+    found = glance.headline(evidence(*records), lines(*records))
+    assert found == (
+        "3 of 5 clients leak their pictures: clients 0, 1 and 2 (no defense), "
+        "up to 62.0 dB PSNR where a blind guess reaches 12.0 dB."
+    )
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([], "No attack has been recorded yet."),
+        ([record(status="failed")], "No attack returned a finding: 1 failed and 0 were refused."),
+        ([record(psnr=[60.0])], "Attacks returned 1 finding, none of which could be rated."),
+        (
+            [record(psnr=[11.0], controls=GREY)],
+            "None of 1 client leaks its pictures: up to 11.0 dB PSNR where a blind guess reaches 12.0 dB.",
+        ),
+        (
+            [record(psnr=[15.0], controls=GREY), record(client=1, psnr=[12.0], controls=GREY)],
+            "1 of 2 clients leaks part of its pictures: client 0 (no defense), "
+            "up to 15.0 dB PSNR where a blind guess reaches 12.0 dB.",
+        ),
+        (
+            [record(label_recall=[1.0, 1.0], controls={"prior": {"label_recall": 0.5}})],
+            "1 of 1 client leaks its labels: client 0 (no defense), "
+            "up to 1.00 recall where a blind guess reaches 0.50.",
+        ),
+    ],
+)
+def test_the_headline_says_what_is_known(records: list[Record], expected: str) -> None:
+    assert glance.headline(evidence(*records), lines(*records)) == expected
+
+
+def test_cautions_that_differ_in_numbers_alone_are_one_with_a_count() -> None:
+    records = [record(client=c, cautions=(f"rank {40 + c} of 48", "few samples")) for c in range(3)]
+    records.append(record(client=3, cautions=("few samples",)))
+    cautions = Cautions(records)
+    rank, few = cautions.listed()
+    assert (rank.number, rank.text, rank.varies, rank.count, rank.clients) == (1, "rank 40 of 48", True, 3, (0, 1, 2))
+    assert (few.varies, few.count) == (False, 4)
+    assert cautions.of_record(records[3]) == [2]
+    assert cautions.of_attack(0, "inversion") == [1, 2]
+
+
+def test_an_attack_that_got_nowhere_is_called_unproven() -> None:
+    held = [record(client=c, psnr=[11.0] * 10, controls=GREY) for c in range(2)]
+    found = limits(evidence(*held), by_client(held), lines(*held))
+    assert [text for text in found if "nothing in this run shows that it can work" in text]
+    leaky = [*held, record(client=2, psnr=[60.0] * 10, controls=GREY)]
+    assert limits(evidence(*leaky), by_client(leaky), lines(*leaky)) == []
+
+
+def test_clients_without_a_record_and_missing_rounds_are_limits() -> None:
+    one = record(client=1, psnr=[60.0] * 10, controls=GREY)
+    found = limits(evidence(one, clients=3, rounds=4), by_client([one]), lines(one))
+    assert found[0].startswith("The run is not complete: 1 of 4 rounds")
+    assert found[1].startswith("No record of clients 0 and 2")
+
+
+def test_every_score_has_a_flat_row_with_all_its_digits() -> None:
+    one = record(psnr=[1 / 3], ssim=[0.5], controls=GREY)
+    rows = list(csv.DictReader(io.StringIO(tables.csv_files(evidence(one, record(status="failed")))["records.csv"])))
+    assert [row["metric"] for row in rows] == ["psnr", "ssim", ""]
+    assert float(rows[0]["value"]) == pytest.approx(1 / 3, rel=1e-9)
+    assert rows[0]["best_control"] == "own_mean"
+    assert float(rows[0]["skill"]) == pytest.approx(skill(1 / 3, 12.0, "higher"), rel=1e-9)
+    assert json.loads(rows[0]["params"]) == {}
+
+
+def test_tables_without_rows_are_not_written() -> None:
+    assert set(tables.csv_files(evidence())) == {"rounds.csv"}
+
+
+def test_numbers_are_written_with_unit_and_sign() -> None:
+    assert scale("psnr").write(61.25) == "61.2 dB"
+    assert scale("psnr").write(-0.01, signed=True) == "+0.0 dB"
+    assert scale("psnr").between(1.0, 2.0) == "1.0 to 2.0 dB"
+    assert scale("unheard_of").write(0.12345) == "0.123"

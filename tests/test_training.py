@@ -1,0 +1,241 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fedsim import plugins, training
+from fedsim.defense import Defense
+from fedsim.plan import PlannedDefense
+from fedsim.plugins import PluginInfo
+from fedsim.training import NonFiniteUpdateError, local_update
+
+DELTA = {"shares": "delta", "batch_size": 4, "local_steps": 3, "learning_rate": 0.05}
+EXEMPT = {"pos_embed", "cls_token"}  # what timm's ViT names in no_weight_decay
+
+
+def moved(plan, scale=0.02):
+    """Return weights unlike the initial ones, so that a test cannot pass by accident of initialization."""
+    generator = torch.Generator().manual_seed(1)
+    return {n: w + scale * torch.randn(w.shape, generator=generator) for n, w in plan.initial_weights().items()}
+
+
+def gradient(plan, weights, batch, train=False):
+    model = plan.model(weights).train(train)
+    loss = nn.functional.cross_entropy(model(plan.normalization.normalize(batch.images)), batch.labels)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True)), float(loss.detach())
+
+
+def assert_same(found, expected, **tolerance):
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, **(tolerance or {"rtol": 0, "atol": 0}), msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("round", [1, 2])
+def test_a_shared_gradient_is_what_autograd_says_of_the_batch(tiny_plan, round):
+    plan = tiny_plan(training={"batch_size": 4})
+    weights = moved(plan)
+    batch = plan.data.client_batches(1, round, plan.scenario.training)[0]
+    expected, loss = gradient(plan, weights, batch)
+    result = local_update(plan, 1, round, weights)
+    assert_same(result.update.tensors, expected)
+    assert result.loss == loss
+    assert (result.update.kind, result.update.round, result.update.client) == ("gradient", round, 1)
+
+
+def sgd(plan, weights, batches, proximal_mu=0.0):
+    """SGD with momentum and weight decay, written out; returns new minus old weights."""
+    recipe, new, velocity = plan.scenario.training, {n: w.clone() for n, w in weights.items()}, {}
+    for batch in batches:
+        for name, slope in gradient(plan, new, batch)[0].items():
+            slope = slope + proximal_mu * (new[name] - weights[name])
+            slope = slope + (0.0 if name in EXEMPT else recipe.weight_decay) * new[name]
+            velocity[name] = recipe.momentum * velocity[name] + slope if name in velocity else slope
+        for name, step in velocity.items():
+            new[name] = new[name] - recipe.learning_rate * step
+    return {name: new[name] - weights[name] for name in new}
+
+
+def adamw(plan, weights, batches):
+    """AdamW with its customary constants, written out; returns new minus old weights."""
+    recipe, new = plan.scenario.training, {n: w.clone() for n, w in weights.items()}
+    first, second = ({n: torch.zeros_like(w) for n, w in weights.items()} for _ in range(2))
+    for count, batch in enumerate(batches, 1):
+        for name, slope in gradient(plan, new, batch)[0].items():
+            first[name] = 0.9 * first[name] + 0.1 * slope
+            second[name] = 0.999 * second[name] + 0.001 * slope**2
+        for name in new:
+            decay = 0.0 if name in EXEMPT else recipe.weight_decay
+            scaled = first[name] / (1 - 0.9**count) / ((second[name] / (1 - 0.999**count)).sqrt() + 1e-8)
+            new[name] = (1 - recipe.learning_rate * decay) * new[name] - recipe.learning_rate * scaled
+    return {name: new[name] - weights[name] for name in new}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "by_hand"),
+    [
+        ({}, sgd),
+        ({"momentum": 0.9}, sgd),
+        ({"momentum": 0.5, "weight_decay": 0.3}, sgd),
+        ({"local_steps": None, "local_epochs": 2, "weight_decay": 0.3}, sgd),
+        ({"optimizer": "adamw", "learning_rate": 1e-3}, adamw),
+        ({"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.3}, adamw),
+    ],
+    ids=lambda value: "-".join(map(str, value)) or "plain" if isinstance(value, dict) else value.__name__,
+)
+def test_a_delta_is_what_the_optimizer_does_written_out_by_hand(tiny_plan, recipe, by_hand):
+    plan = tiny_plan(training={**DELTA, **recipe})
+    weights = moved(plan)
+    batches = plan.data.client_batches(2, 1, plan.scenario.training)
+    assert len(batches) >= 3
+    update = local_update(plan, 2, 1, weights).update
+    found, expected = ({n: t.clone() for n, t in u.items()} for u in (update.tensors, by_hand(plan, weights, batches)))
+    for tensors in (found, expected):
+        for name, tensor in tensors.items():
+            if name.endswith("qkv.bias"):
+                # Softmax ignores the keys' bias: its gradient is rounding noise, which AdamW brings to full size.
+                tensor.view(3, -1)[1] = 0
+    assert_same(found, expected, rtol=1e-3, atol=1e-5)
+    assert update.kind == "delta"
+
+
+def test_weight_decay_leaves_position_and_class_token_alone(tiny_plan):
+    plain, decayed = tiny_plan(training={**DELTA, "local_steps": 1}), None
+    weights = moved(plain)
+    without = local_update(plain, 0, 1, weights).update.tensors
+    decayed = tiny_plan(training={**DELTA, "local_steps": 1, "weight_decay": 0.3})
+    with_decay = local_update(decayed, 0, 1, weights).update.tensors
+    assert {name for name in weights if torch.equal(without[name], with_decay[name])} == EXEMPT
+    knowledge = training.training_knowledge(decayed.scenario.training, decayed.model())
+    assert set(knowledge.decay_exempt) == EXEMPT
+
+
+def test_the_proximal_term_pulls_towards_the_global_weights(tiny_plan):
+    plan = tiny_plan(training=DELTA)
+    weights, mu = moved(plan), 2.0
+    batches = plan.data.client_batches(0, 1, plan.scenario.training)
+    pulled = local_update(plan, 0, 1, weights, proximal_mu=mu).update
+    assert_same(pulled.tensors, sgd(plan, weights, batches, proximal_mu=mu), rtol=1e-4, atol=1e-6)
+    assert pulled.norm() < local_update(plan, 0, 1, weights).update.norm()
+
+
+@pytest.mark.parametrize("recipe", [{"batch_size": 2}, DELTA], ids=["gradient", "delta"])
+@pytest.mark.parametrize(
+    "defense",
+    [
+        {"name": "stand_ins:Scales"},
+        {"name": "dp_noise", "params": {"clip_norm": 1.0, "noise_multiplier": 0.1}},
+        {"name": "mjp"},
+    ],
+    ids=lambda defense: defense["name"],
+)
+def test_a_defense_of_one_client_changes_the_update_of_that_client_alone(tiny_plan, recipe, defense):
+    off = tiny_plan(training=recipe, defenses=[{**defense, "clients": []}])
+    weights = moved(off)
+    before = [local_update(off, client, 1, weights).update.tensors for client in range(3)]
+    on = tiny_plan(training=recipe, defenses=[{**defense, "clients": [1]}])
+    after = [local_update(on, client, 1, weights).update.tensors for client in range(3)]
+    for client in (0, 2):
+        assert_same(after[client], before[client])
+    assert any(not torch.equal(after[1][name], before[1][name]) for name in weights)
+
+
+def test_the_scaled_update_is_the_plain_one_times_the_factor(tiny_plan):
+    weights = moved(tiny_plan())
+    plain = local_update(tiny_plan(), 1, 1, weights).update.tensors
+    scaled = tiny_plan(defenses=[{"name": "stand_ins:Scales", "params": {"factor": 0.25}}])
+    assert_same(local_update(scaled, 1, 1, weights).update.tensors, {n: 0.25 * t for n, t in plain.items()})
+
+
+def test_dropout_is_active_in_training_mode_alone(tiny_plan):
+    dropping = {"name": "vit_nano", "kwargs": {"drop_rate": 0.5}}
+    plain, weights = tiny_plan(), moved(tiny_plan())
+    expected = local_update(plain, 0, 1, weights).update.tensors
+    evaluating = tiny_plan(model=dropping, training={"mode": "eval"})
+    assert_same(local_update(evaluating, 0, 1, weights).update.tensors, expected)
+    active = tiny_plan(model=dropping, training={"mode": "train"})
+    dropped = local_update(active, 0, 1, weights).update.tensors
+    assert not torch.equal(dropped["head.weight"], expected["head.weight"])
+    assert_same(local_update(active, 0, 1, weights).update.tensors, dropped)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({"batch_size": 4}, 4),
+        ({"batch_size": 99}, 16),
+        (DELTA, 12),
+        ({**DELTA, "local_steps": None, "local_epochs": 2}, 32),
+    ],
+)
+def test_num_examples_counts_the_samples_of_all_local_steps(tiny_plan, recipe, expected):
+    plan = tiny_plan(training=recipe)
+    assert local_update(plan, 0, 1, plan.initial_weights()).update.num_examples == expected
+
+
+@pytest.mark.parametrize("recipe", [{}, {**DELTA, "learning_rate": 1e30}], ids=["gradient", "delta"])
+def test_an_update_that_is_not_finite_is_refused_with_advice(tiny_plan, recipe):
+    plan = tiny_plan(training=recipe)
+    weights = plan.initial_weights()
+    if not recipe:
+        weights["head.bias"][0] = math.inf
+    with pytest.raises(NonFiniteUpdateError, match=r"lower training\.learning_rate"):
+        local_update(plan, 0, 1, weights)
+
+
+def test_hooks_run_in_the_listed_order_and_steps_nest(tiny_plan):
+    tags = [{"name": "stand_ins:Notes", "params": {"tag": tag}} for tag in "ab"]
+    plan = tiny_plan(training={**DELTA, "local_steps": 2}, defenses=tags)
+    calls = plan.defenses[0].defense.calls
+    calls.clear()
+    local_update(plan, 0, 2, plan.initial_weights())
+    # Round 2 of 2: half of the training is done when its first step starts, three quarters at the second.
+    steps = [
+        (("a", "batch", 4), ("b", "batch", 4), ("a", "in", p), ("b", "in", p), ("b", "out", p), ("a", "out", p))
+        for p in (0.5, 0.75)
+    ]
+    assert calls == [*steps[0], *steps[1], ("a", "update", 2), ("b", "update", 2)]
+
+
+def test_training_leaves_the_global_generator_and_the_weights_untouched(tiny_plan):
+    plan = tiny_plan(training=DELTA, model={"name": "vit_nano", "kwargs": {"drop_rate": 0.5}})
+    weights = plan.initial_weights()
+    before, state = {n: w.clone() for n, w in weights.items()}, torch.get_rng_state()
+    local_update(plan, 0, 1, weights)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(weights, before)
+
+
+def test_evaluation_is_accuracy_and_mean_loss_over_the_test_pool(tiny_plan):
+    plan = tiny_plan()
+    weights, pool = moved(plan), plan.data.pools.test
+    samples = pool.read(range(len(pool)))
+    with torch.no_grad():
+        logits = plan.model(weights)(plan.normalization.normalize(samples.images))
+    expected = float(nn.functional.cross_entropy(logits, samples.labels))
+    accuracy, loss = training.evaluate(plan, weights, batch_size=3)
+    assert accuracy == float((logits.argmax(1) == samples.labels).float().mean())
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def planned(name, **params):
+    defense = plugins.build("defenses", Defense, name, params, "defenses.0")
+    return PlannedDefense(0, PluginInfo("defenses", name, name, None, "unknown"), defense, frozenset({0}))
+
+
+def test_the_claimed_budget_is_the_smallest_finite_epsilon(stand_ins):
+    defenses = [planned("stand_ins:Budgets", epsilon=e) for e in (3.0, 2.0, 1e308)]
+    budget = training.privacy_budget((*defenses, planned("stand_ins:Scales")), participations=4)
+    assert budget is not None and budget.epsilon == 8.0
+    assert training.privacy_budget((planned("stand_ins:Scales"), defenses[2]), 2) is None
+    assert training.privacy_budget((), 1) is None
+
+
+def test_the_budget_of_noise_grows_with_participation():
+    noise = (planned("dp_noise", clip_norm=1.0, noise_multiplier=1.0),)
+    epsilons = [training.privacy_budget(noise, rounds).epsilon for rounds in (1, 2, 8)]
+    assert epsilons == sorted(set(epsilons))
