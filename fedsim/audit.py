@@ -55,7 +55,8 @@ class Auditor:
         on_record: Callable[[Record], None] | None = None,
         on_total: Callable[[int], None] | None = None,
     ) -> None:
-        self._plan, self._folder = plan, folder
+        # A view of its own: the run's writes go on in other threads while this one reads the index.
+        self._plan, self._folder = plan, RunFolder(folder.path)
         self._on_record, self._on_total = on_record, on_total
         self._events: queue.Queue[_Event] = queue.Queue()
         self._thread: threading.Thread | None = None

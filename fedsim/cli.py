@@ -18,8 +18,8 @@ from rich.table import Table
 
 from fedsim import scenario as scenarios
 from fedsim import yaml_loader
-from fedsim.errors import FedsimError, ScenarioError
-from fedsim.scenario import AttackPart, Scenario
+from fedsim.errors import FedsimError, ScenarioError, nearest
+from fedsim.scenario import Scenario
 
 app = typer.Typer(
     name="fedsim",
@@ -63,6 +63,7 @@ def run(
         if out or settings or engine:
             raise FedsimError("run --resume: goes on exactly as the run began; leave --out, --engine and --set away.")
         folder = RunFolder.open(resume)
+        folder.check()
         plan = _plan(folder.scenario())
     else:
         assert scenario is not None
@@ -126,6 +127,7 @@ def audit(
     from fedsim.recording import RunFolder
 
     opened = RunFolder.open(folder)
+    opened.check()
     before = opened.scenario()
     scenario = _with_attacks(before, attack or [])
     plan = _plan(scenario, verify=False)
@@ -137,13 +139,9 @@ def audit(
 def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
     content = scenario.resolved()
     for text in added:
-        value = yaml_loader.parse(text, "--attack")
-        part = {"name": value} if isinstance(value, str) else value
-        if not isinstance(part, dict):
-            raise ScenarioError("--attack", f"expected a name or {{name: ..., params: ...}}, got {text!r}.")
-        parsed = scenarios.parse({**content, "attacks": [part]}, "--attack").attacks[0]
-        if parsed not in [AttackPart(**known) for known in content["attacks"]]:
-            content["attacks"].append(parsed.model_dump())
+        part = scenarios.parse_attack(yaml_loader.parse(text, "--attack"), "--attack").model_dump()
+        if part not in content["attacks"]:
+            content["attacks"].append(part)
     return scenarios.parse(content, "--attack")
 
 
@@ -192,7 +190,7 @@ def list_(
 
     sections = catalogue.sections()
     if kind is not None and kind not in sections:
-        raise ScenarioError("list", f"no kind {kind!r}; known: {', '.join(sections)}.")
+        raise ScenarioError("list", f"no kind {kind!r}.{nearest(kind, sections)} Known: {', '.join(sections)}.")
     for name, rows in sections.items():
         if kind in (None, name):
             table = Table(title=name, title_justify="left", title_style="bold", show_lines=False, expand=False)

@@ -31,7 +31,7 @@ def _leakage(entry: Entry) -> Text:
     metric = scale(found.metric)
     text = f"{entry.rating}: {metric.title} {metric.write(found.mean)}"
     if found.best is not None and found.skill is not None:
-        text += f", {metric.write(found.skill, True)} against {found.best.name}"
+        text += f" ({metric.write(found.skill, True).removesuffix(metric.unit)} vs {found.best.name})"
     return Text(text, style=_STYLES[entry.rating])
 
 
@@ -122,7 +122,7 @@ def summary(folder: Path) -> Group:
     """Return the result of a run in one sentence and one table, a line per client, attack and kind of finding."""
     read = evidence.read(folder)
     lines = entries(by_client(read.records))
-    table = _table("client", "defense", "attack", "leakage, mean over the audited rounds")
+    table = _table("client", "defense", "attack", "mean leakage")
     previous = None
     for line in lines:
         if previous not in (None, line.client):

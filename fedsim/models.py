@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,18 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.models import VisionTransformer
+from timm.layers.patch_embed import PatchEmbed
+from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
+from fedsim import weights
+from fedsim.coercion import coerce
 from fedsim.errors import ScenarioError, nearest
 from fedsim.exchange import Images, Normalization
+from fedsim.faults import shown
 from fedsim.scenario import ModelPart
 from fedsim.seeds import seeded
+from fedsim.weights import in_one_line
 
 Patches = Tensor  # (batch, patch, values): values in the order channel, row, column of the projection's kernel
 
@@ -48,6 +54,18 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 4, "num_heads": 3},
             "1.8 M parameters, 32 px",
         ),
+    }
+)
+
+_VIT_MODULES = ("vision_transformer", "deit")
+_SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+_FOLLOWING = ("num_classes", "in_chans")
+# Layers go by name; classes, devices and number types are no YAML values.
+_KWARGS: Mapping[str, Any] = MappingProxyType(
+    {
+        name: str | None if name.endswith("_layer") else parameter.annotation
+        for name, parameter in inspect.signature(VisionTransformer).parameters.items()
+        if name not in (*_FOLLOWING, "embed_layer", "block_fn", "mlp_layer", "device", "dtype")
     }
 )
 
@@ -110,56 +128,87 @@ def build(part: ModelPart, num_classes: int, image_size: int, seed: int) -> Visi
     Raises:
         ScenarioError: no such model, not a ViT, kwargs it does not take, sizes that do not fit, weights not to be had.
     """
-    name, kwargs = part.name, dict(part.kwargs)
+    name, given = part.name, _checked_kwargs(part.kwargs)
     if name in PRESETS:
-        name, kwargs = PRESETS[name].timm_name, {**PRESETS[name].kwargs, **kwargs}
+        name, given = PRESETS[name].timm_name, {**PRESETS[name].kwargs, **given}
+        if part.pretrained is True:
+            raise ScenarioError(
+                "model.pretrained", f"there are no published weights for {part.name}. Give the path of a weights file."
+            )
     elif not timm.is_model(name):
         known = [*PRESETS, *timm.list_models("*vit*")]
         raise ScenarioError(
             "model.name", f"no model {name!r}.{nearest(name, known)} Presets: {', '.join(PRESETS)}; or any timm ViT."
         )
-    kwargs.setdefault("img_size", image_size)
-    _check_sizes(kwargs, image_size)
+    elif "." in name and name not in (tagged := timm.list_pretrained()):
+        raise ScenarioError("model.name", f"no published weights {name!r}.{nearest(name, tagged)}")
+    elif not is_model_in_modules(name, _VIT_MODULES):
+        raise ScenarioError("model.name", f"{name!r} is not one of timm's VisionTransformer. Try vit_tiny_patch16_224.")
+    given.setdefault("img_size", image_size)
+    _check_sizes(given, image_size)
     with seeded(seed, "model"):
-        model = _create(name, kwargs, num_classes, part.pretrained)
-    if not isinstance(model, VisionTransformer):
-        raise ScenarioError("model.name", f"{name!r} is a {type(model).__name__}, not a timm VisionTransformer.")
+        model = _create(part, name, given, num_classes)
+    _check_patches(part, model, image_size)
+    if isinstance(part.pretrained, str):
+        weights.load(model, Path(part.pretrained))
     return model.eval()
 
 
+def _checked_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return kwargs in the types of timm's signature; 1e-4 is text in YAML, and timm does not check."""
+    kwargs = {}
+    for key, value in given.items():
+        where = f"model.kwargs.{key}"
+        if key in _FOLLOWING:
+            raise ScenarioError(where, "follows from the data; leave it out.")
+        if key not in _KWARGS:
+            raise ScenarioError(where, f"unknown.{nearest(key, _KWARGS)} Allowed: {', '.join(_KWARGS)}.")
+        kwargs[key] = value if key in _SIZES else coerce(value, _KWARGS[key], where)
+    return kwargs
+
+
 def _check_sizes(kwargs: Mapping[str, Any], image_size: int) -> None:
-    for key in ("img_size", "patch_size", "embed_dim", "depth", "num_heads"):
+    for key in _SIZES:
         value = kwargs.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ScenarioError(f"model.kwargs.{key}", f"expected a whole number of at least 1, got {value!r}.")
+            raise ScenarioError(f"model.kwargs.{key}", f"expected a whole number of at least 1, got {shown(value)}.")
     if kwargs["img_size"] != image_size:
         raise ScenarioError(
-            "model.kwargs.img_size", f"{kwargs['img_size']} does not fit data.image_size {image_size}. Make them equal."
+            "model.kwargs.img_size",
+            f"the model takes {kwargs['img_size']}, data.image_size is {image_size}. Make them equal.",
         )
-    patch = kwargs.get("patch_size")
-    if patch is not None and image_size % patch:
-        raise ScenarioError("model.kwargs.patch_size", f"{patch} does not divide the image size {image_size}.")
     if "embed_dim" in kwargs and "num_heads" in kwargs and kwargs["embed_dim"] % kwargs["num_heads"]:
         raise ScenarioError(
             "model.kwargs.num_heads", f"{kwargs['num_heads']} does not divide embed_dim {kwargs['embed_dim']}."
         )
 
 
-def _create(name: str, kwargs: dict[str, Any], num_classes: int, pretrained: bool | str) -> nn.Module:
-    extra: dict[str, Any] = {"num_classes": num_classes, **kwargs}
-    if "num_classes" in kwargs:
-        raise ScenarioError("model.kwargs.num_classes", "follows from the data; leave it out.")
-    if isinstance(pretrained, str):
-        if not Path(pretrained).is_file():
-            raise ScenarioError("model.pretrained", f"no weights file {pretrained}. Give a .safetensors or .pth file.")
-        extra["pretrained_cfg_overlay"] = {"file": pretrained}
+def _create(part: ModelPart, name: str, kwargs: Mapping[str, Any], num_classes: int) -> VisionTransformer:
     try:
-        return timm.create_model(name, pretrained=bool(pretrained), **extra)
-    except TypeError as error:
-        raise ScenarioError("model.kwargs", f"{name} does not take these: {error}.") from None
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        where = "model.pretrained" if pretrained else "model.kwargs"
-        raise ScenarioError(where, f"{name} cannot be built: {type(error).__name__}: {error}") from None
+        model: VisionTransformer = timm.create_model(  # type: ignore[assignment]
+            name, pretrained=part.pretrained is True, num_classes=num_classes, **kwargs
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
+        reason = f"{part.name} cannot be built: {in_one_line(error)}"
+        if part.pretrained is True:
+            raise ScenarioError("model.pretrained", f"{reason}. Without a network, give a weights file.") from None
+        raise ScenarioError("model.kwargs", f"{reason} (with {shown(part.kwargs)}).") from None
+    return model
+
+
+def _check_patches(part: ModelPart, model: VisionTransformer, image_size: int) -> None:
+    if not isinstance(model.patch_embed, PatchEmbed):
+        raise ScenarioError(
+            "model.name", f"{part.name} has a {type(model.patch_embed).__name__}. Choose a ViT that cuts plain patches."
+        )
+    height, width = model.patch_embed.patch_size
+    if height != width or image_size % height:
+        where = "model.kwargs.patch_size" if "patch_size" in part.kwargs else "model.name"
+        raise ScenarioError(
+            where,
+            f"patches of {height} x {width} pixels do not divide pictures of {image_size} x {image_size}. Change "
+            "data.image_size or model.kwargs.patch_size.",
+        )
 
 
 class HeadNames(NamedTuple):

@@ -142,14 +142,15 @@ def make(scenario: Scenario) -> Plan:
         ScenarioError: anything that the scenario names or combines does not work, with its YAML path.
         PluginError: an installed plug-in breaks the contract.
     """
-    from fedsim.federation.strategy import build_strategy
+    from fedsim.federation.strategy import check_strategy
 
     attacks = tuple(_plan_attack(index, scenario) for index in range(len(scenario.attacks)))
+    _refuse_equal(attacks)
     defenses = tuple(_plan_defense(index, scenario) for index in range(len(scenario.defenses)))
     clients = scenario.federation.clients
     audit_rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
     audit_clients = select_clients(scenario.audit.clients, clients, scenario.seed, "audit.clients")
-    build_strategy(scenario.federation)
+    check_strategy(scenario)
     data = load_data(scenario.data, clients, scenario.seed)
     channels, height, _ = data.pools.train.read([0]).images.shape[1:]
     skeleton = models.build(scenario.model, len(data.pools.class_names), height, scenario.seed)
@@ -174,6 +175,19 @@ def _plan_attack(index: int, scenario: Scenario) -> PlannedAttack:
             "Grant it, or leave the attack out.",
         )
     return PlannedAttack(index, plugins.find("attacks", part.name, where), attack)
+
+
+def _refuse_equal(attacks: tuple[PlannedAttack, ...]) -> None:
+    """Refuse two equal attacks: records tell attacks apart by name and parameters."""
+    seen: dict[str, int] = {}
+    for planned in attacks:
+        identity = json.dumps([planned.info.name, planned.params], sort_keys=True, default=str)
+        first = seen.setdefault(identity, planned.index)
+        if first != planned.index:
+            raise ScenarioError(
+                f"attacks.{planned.index}",
+                f"{planned.info.name} is listed before, as attacks.{first}, with equal parameters. Leave one out.",
+            )
 
 
 def _plan_defense(index: int, scenario: Scenario) -> PlannedDefense:

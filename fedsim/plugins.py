@@ -114,10 +114,15 @@ def load(info: PluginInfo, contract: type, where: str) -> type:
         raise PluginError(f"{where}: {message}. Reinstall {info.distribution}.") from error
     if not (inspect.isclass(cls) and issubclass(cls, contract)):
         raise PluginError(f"{where}: {info.target} is not a subclass of {contract.__module__}.{contract.__qualname__}.")
-    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    if not frozen or inspect.isabstract(cls) or not all(f.kw_only for f in dataclasses.fields(cls)):
+    if not _is_plain_dataclass(cls) or inspect.isabstract(cls):
         raise PluginError(f"{where}: {info.target} must be a concrete dataclass(frozen=True, kw_only=True).")
     return cls
+
+
+def _is_plain_dataclass(cls: Any) -> bool:
+    # Looked up in the class itself: an undecorated subclass of a dataclass would lose its fields without a word.
+    decorated = vars(cls).get("__dataclass_params__")
+    return bool(decorated and decorated.frozen and all(field.kw_only for field in dataclasses.fields(cls)))
 
 
 def parameters(cls: type) -> list[Parameter]:

@@ -9,7 +9,7 @@
     records.jsonl            one line per attempt: see `fedsim.audit`
 
 Files appear under their name only when complete (written aside, flushed, renamed). A line counts only when it ends with
-a newline and parses; a half-written last line is cut off. So a kill at any moment leaves a folder that resumes.
+a newline; a half-written last line is cut off. So a kill at any moment leaves a folder that resumes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from fedsim import yaml_loader
@@ -38,32 +39,40 @@ SCHEMA = 1
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a whole file or nothing: aside first, flushed to disk, then renamed."""
+    with _aside(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """Give a place to write to; what is there at the end is flushed to disk and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    data = content.encode() if isinstance(content, str) else content
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
+    yield aside
+    with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the complete lines of a JSON Lines file; a half-written last line does not count.
 
     Raises:
-        RunFolderError: a line before the last is not JSON, so the file was damaged by something else than a kill.
+        RunFolderError: a complete line is not a JSON object, so the file was damaged by something else than a kill.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    complete, found = lines[:-1], []
-    for number, line in enumerate(complete, 1):
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
-            found.append(json.loads(line))
-        except ValueError:
-            if number < len(complete):
-                raise RunFolderError(f"{path}: line {number} is not JSON. Delete the file to redo it.") from None
+            found.append(dict(json.loads(line)))
+        except (TypeError, ValueError):
+            raise RunFolderError(f"{path}: line {number} is not a JSON object. Delete the file to redo it.") from None
     return found
 
 
@@ -146,9 +155,28 @@ class RunFolder:
             raise RunFolderError(f"{path}: not a run folder, it has no scenario.yaml.")
         return cls(path)
 
+    def check(self) -> None:
+        """Refuse lines that no fedsim wrote, before anything is added to them.
+
+        Raises:
+            RunFolderError: a line is no JSON object, or lacks a key.
+        """
+        files = (
+            (self.rounds, {"round", "failed"}),
+            (self.records, {"round", "client", "attack"}),
+            (self._index, {"key"}),
+        )
+        for file, keys in files:
+            for number, line in enumerate(file.read(), 1):
+                if missing := sorted(keys - line.keys()):
+                    raise RunFolderError(
+                        f"{file.path}: line {number} has no {missing[0]!r}, so fedsim did not write it. Delete the "
+                        "file to redo it."
+                    )
+
     @classmethod
-    def create(cls, path: Path, scenario: Scenario) -> RunFolder:
-        """Make a run folder with the resolved scenario in it.
+    def create(cls, path: Path, scenario: Scenario | None) -> RunFolder:
+        """Make a run folder with the resolved scenario in it, if there is one.
 
         Raises:
             RunFolderError: `path` already holds something, or cannot be made.
@@ -159,7 +187,8 @@ class RunFolder:
                 raise RunFolderError(f"{path}: already exists and is not empty. Name another, or use --resume.")
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path)
-            folder.write_scenario(scenario)
+            if scenario is not None:
+                folder.write_scenario(scenario)
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be written: {error.strerror}.") from None
         return folder
@@ -195,12 +224,14 @@ class RunFolder:
         entries[key] = {"key": key, **entry}
 
     def _write_tensors(self, key: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-        content = save(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-            {"fedsim": json.dumps({"schema": SCHEMA, "order": list(tensors), **header})},
-        )
-        write_atomically(self._file(key), content)
-        self._add(key, {"sha256": hashlib.sha256(content).hexdigest()})
+        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        stated = {"fedsim": json.dumps({"schema": SCHEMA, "order": list(tensors), **header})}
+        file = self._file(key)
+        # Straight to the file: captures are large, and the training waits for the processor.
+        with _aside(file) as aside:
+            save_file(contiguous, aside, stated)
+            digest = _digest(aside)
+        self._add(key, {"sha256": digest})
 
     def _file(self, key: str) -> Path:
         return self.path / "captures" / f"{key}.safetensors"
@@ -220,7 +251,7 @@ class RunFolder:
         if entry is None or "sha256" not in entry:
             raise RunFolderError(f"{file}: not in captures/index.jsonl.")
         try:
-            if key not in self._verified and hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
+            if key not in self._verified and _digest(file) != entry["sha256"]:
                 raise RunFolderError(
                     f"{file}: corrupted, its checksum differs from captures/index.jsonl. Restore the file, or delete "
                     "it and its line in the index and use --resume."
@@ -311,13 +342,24 @@ class RunFolder:
         return (self.path / "model.safetensors").is_file()
 
     def read_update(self, round: int, client: int) -> Update:
-        """Return one client's update, computed from its reply and the round's global weights."""
+        """Return one client's update, computed from its reply and the round's global weights.
+
+        Raises:
+            RunFolderError: see `read_capture`; also a reply that holds other arrays than the request did.
+        """
         capture = self.read_capture(round, client)
         tensors = capture.arrays
         if capture.kind == "delta":
             weights = self.read_global(round, client)
+            if _shapes(tensors) != _shapes(weights):
+                raise RunFolderError(
+                    f"{self._file(self._key(round, client))}: holds other arrays than the server sent, so their "
+                    "difference is no update."
+                )
             tensors = {name: array - weights[name] for name, array in tensors.items()}
-        return Update(round, client, capture.kind, tensors, int(capture.metrics.get("num-examples", 1)))
+        # Legacy clients write the second; some report neither.
+        reported = capture.metrics.get("num-examples", capture.metrics.get("num_examples", 0))
+        return Update(round, client, capture.kind, tensors, int(reported))
 
     # Artifacts
 
@@ -346,3 +388,7 @@ class RunFolder:
             except OSError:
                 raise RunFolderError(f"{self.path}: another fedsim process is working on this run.") from None
             yield
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}

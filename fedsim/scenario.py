@@ -222,7 +222,9 @@ def parse(raw: Any, source: str) -> Scenario:
     Raises:
         ScenarioError: one line per fault, each starting with its YAML path; `source` names the data itself.
     """
-    return _validated(Scenario, raw, source, ())
+    if not isinstance(raw, dict):
+        raise ScenarioError(source, f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
+    return _validated(Scenario, raw, ())
 
 
 def parse_attack(raw: Any, where: str) -> AttackPart:
@@ -231,15 +233,16 @@ def parse_attack(raw: Any, where: str) -> AttackPart:
     Raises:
         ScenarioError: see `parse`; `where` comes first in every path.
     """
-    return _validated(AttackPart, {"name": raw} if isinstance(raw, str) else raw, where, (where,))
+    part = {"name": raw} if isinstance(raw, str) else raw
+    if not isinstance(part, dict):
+        raise ScenarioError(where, f"expected a name or {{name: ..., params: ...}}, got {shown(raw)}.")
+    return _validated(AttackPart, part, (where,))
 
 
 _AnyPart = TypeVar("_AnyPart", bound=pydantic.BaseModel)
 
 
-def _validated(model: type[_AnyPart], raw: Any, source: str, path: tuple[str, ...]) -> _AnyPart:
-    if not isinstance(raw, dict):
-        raise ScenarioError(source, f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
+def _validated(model: type[_AnyPart], raw: dict[str, Any], path: tuple[str, ...]) -> _AnyPart:
     try:
         return model.model_validate(raw)
     except pydantic.ValidationError as error:

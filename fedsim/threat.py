@@ -90,5 +90,6 @@ class ThreatModel:
         return ModelFactory(model)
 
     def _batch_size(self, update: Update) -> int:
-        # A client with fewer samples than the batch size trains on what it has.
-        return min(self.plan.scenario.training.batch_size, update.num_examples)
+        # A client with fewer samples than the batch size trains on what it has; an observed one may not say how many.
+        size = self.plan.scenario.training.batch_size
+        return min(size, update.num_examples or size)

@@ -5,18 +5,18 @@ Zhao, He, Cheng. "APRIL: Finding the Achilles' Heel on Privacy for Vision Transf
 https://arxiv.org/abs/2112.14087
 
 Idea: a token is t_n = W x_n + b + E_n, so the gradient at the position embedding E_n is the gradient A_n at the token,
-whatever follows. With X the normalized patches, the projection's gradient is G = A^T X: a linear system for the pixels, with
-at most (embedding width - 1) tokens one solution. No label, no weights, no prior, any depth; sums over local SGD steps
-keep the same form. Where singular values drown in noise, or tokens outnumber the width, the missing directions are
-filled with the smoothest picture: minimize ||G - A^T X||^2 + (s / smoothness)^2 * roughness(X), where the noise s is
-read off identities that hold for every picture (`_closed_form`), never off the truth.
+whatever follows. With X the normalized patches, the projection's gradient is G = A^T X: a linear system for the pixels,
+with one solution while there are fewer patches than the embedding is wide. No label, no weights, no prior, any depth; sums
+over local SGD steps keep the same form. Where singular values drown in noise, or patches outnumber the width, the missing
+directions are filled with the smoothest picture: minimize |G - A^T X|^2 + (s / smoothness)^2 roughness(X), where the noise
+s is read off identities that hold for every picture, and raised while the pixels are implausible.
 
 Differs from the paper: APRIL solves for the input of a first attention block without layer norm and without residual
 around it; here the block is stock, and the patch projection takes the place of query, key and value.
 
 Needs: grant `normalization`. One distinct picture in the update, learned position embeddings and a patch projection
 without norm, both shared; gradients, or deltas of local SGD. Uses `training` to undo weight decay. Cost: one singular
-value decomposition of tokens x width, then up to a few hundred steps of conjugate gradients where something is missing.
+value decomposition of patches x width, then up to a few hundred steps of conjugate gradients where something is missing.
 """
 
 from __future__ import annotations
@@ -25,28 +25,22 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Finding, Images, Normalization, Observation
-from fedsim.models import PatchGrid, patch_grid, prefix_rows
-from fedsim_attacks._closed_form import Completion, Decomposition, Noise, complete, decompose, merge_bias, noise_levels
-from fedsim_attacks._gradient import MeanGradient, mean_gradient
+from fedsim.exchange import Finding, Images, Observation
+from fedsim.models import PatchGrid
+from fedsim_attacks import _patch_system
+from fedsim_attacks._closed_form import Completion, Decomposition, complete, decompose
+from fedsim_attacks._patch_system import GREY, ROUNDING, PatchSystem
 from fedsim_attacks._priors import Roughness
 
-_GREY = 0.5
-_PICTURE_VARIANCE = 0.05  # of pixels around a picture's mean color
 _OVERSHOOT = 0.03  # root mean square of what leaves [0, 1] before an estimate counts as implausible
-_RAISE, _LARGEST_RAISE = 10.0, 1e8
-_ROUNDING = 1e-5  # relative error of an identity that float32 arithmetic can explain
+_RAISE, _LARGEST_RAISE = 30.0, 1e16
 _NOTABLE_NOISE = 1e-3
-
-
-class _Tensors(NamedTuple):
-    tokens: Tensor
-    projection: Tensor
-    bias: Tensor | None
+_NOTABLE_BIAS_ERROR = 1e-3
+_NOTABLE_EXCESS = 10.0
 
 
 class _Solution(NamedTuple):
@@ -61,13 +55,13 @@ class _Diagnosis(NamedTuple):
 
     Args:
         residual: share of the projection's gradient that no picture explains.
-        excess: its variance over what the noise explains, in the worst column.
+        excess: its variance over what noise explains; about 1 for one picture.
         bias_identity_error: relative; None without a bias gradient.
         relative_noise: norm of the noise in the token gradients over their norm.
         condition_number: of the token gradients, above rounding.
-        cutoff: relative singular value at which prior and data weigh the same.
+        cutoff: relative singular value at which prior and data weigh the same, or noise begins.
         rank: singular values above the cutoff.
-        tokens: directions in all.
+        patches: directions in all.
         prior_raised: factor by which the prior was raised until the pixels were plausible.
         steps: of conjugate gradients, in all.
     """
@@ -79,7 +73,7 @@ class _Diagnosis(NamedTuple):
     condition_number: float
     cutoff: float
     rank: int
-    tokens: int
+    patches: int
     prior_raised: float
     steps: int
 
@@ -89,7 +83,7 @@ class PatchEmbedding(Attack):
     """Closed-form inversion of the patch embedding, completed smoothly where the update says nothing.
 
     Args:
-        smoothness: expected difference between neighboring pixels in [0, 1], for what noise or too many tokens hide.
+        smoothness: expected difference between neighboring pixels in [0, 1], for what noise or too many patches hide.
         refinements: rounds in which the smooth filling is allowed edges where the last round found some.
     """
 
@@ -113,34 +107,25 @@ class PatchEmbedding(Attack):
         """Invert the patch embedding; draws nothing."""
         normalization = observation.normalization
         if normalization is None:
-            raise AttackRefusedError("the grant normalization is missing; patches are found in normalized units.")
-        model = observation.model()
-        grid = _grid(model, observation)
-        gradient = mean_gradient(observation, ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"))
-        found = _tensors(gradient, model, grid)
-        noise = noise_levels(*found)
-        error = _bias_error(found)
-        tokens = found.tokens
-        if found.bias is not None and error is not None and noise.bias is not None:
-            if error > _ROUNDING and noise.bias < 3 * noise.tokens:
-                tokens = merge_bias(tokens, found.bias)
-        system = decompose(tokens, _centered(tokens, found.projection, grid, normalization))
-        explained, misfit = _noise_variances(system, noise, grid, normalization)
-        solution = self._solve(system, torch.maximum(explained, misfit) / self.smoothness**2, grid)
+            raise AttackRefusedError("normalization is not granted; the patches are found in normalized units.")
+        found = _patch_system.read(observation)
+        system = decompose(*found.equations(normalization))
+        variance = torch.maximum(found.explained(normalization), found.shown(system))
+        solution = self._solve(system, variance / self.smoothness**2, found.grid)
+        cutoff = max(solution.weight**0.5, found.noise_edge)
         diagnosis = _Diagnosis(
             residual=float(system.residual.norm() / found.projection.norm()),
-            excess=float((misfit / explained).max()),
-            bias_identity_error=error,
-            relative_noise=float(noise.tokens * found.tokens.numel() ** 0.5 / found.tokens.norm()),
+            excess=found.excess(system, normalization),
+            bias_identity_error=found.bias_error,
+            relative_noise=found.relative_noise,
             condition_number=float(system.values[0] / system.values[system.rank - 1]),
-            cutoff=float(solution.weight**0.5 / system.values[0]),
-            rank=int((system.values.square() > solution.weight).sum()),
-            tokens=grid.count,
+            cutoff=float(cutoff / system.values[0]),
+            rank=int((system.values > cutoff).sum()),
+            patches=found.grid.count,
             prior_raised=solution.raised,
             steps=solution.steps,
         )
-        cautions = _cautions(found, gradient.is_decay_known, noise, diagnosis)
-        return Finding(images=solution.images.float(), trace=diagnosis._asdict(), cautions=cautions)
+        return Finding(images=solution.images, trace=diagnosis._asdict(), cautions=_cautions(found, diagnosis))
 
     def _solve(self, system: Decomposition, weights: Tensor, grid: PatchGrid) -> _Solution:
         """Return the picture, with the prior raised until the pixels are plausible."""
@@ -159,7 +144,7 @@ class PatchEmbedding(Attack):
             prior = Roughness.around_edges(grid.join(found.patches[None]), self.smoothness)
             found = _complete(system, weights * raised, prior, grid, found.patches)
             steps += found.steps
-        images = (grid.join(found.patches[None]) + _GREY).clamp(0, 1)
+        images = (grid.join(found.patches[None]) + GREY).clamp(0, 1).float()
         return _Solution(images, float(weights.max()) * raised, raised, steps)
 
 
@@ -170,72 +155,14 @@ def _complete(
 
 
 def _overshoot(centered: Tensor) -> float:
-    return float((centered.abs() - _GREY).clamp_min(0).square().mean().sqrt())
+    return float((centered.abs() - GREY).clamp_min(0).square().mean().sqrt())
 
 
-def _grid(model: nn.Module, observation: Observation) -> PatchGrid:
-    if getattr(model, "pos_embed", None) is None:
-        raise AttackRefusedError("the model has no learned position embedding, whose gradient this attack reads.")
-    if not isinstance(getattr(model.patch_embed, "norm", None), nn.Identity | None):
-        raise AttackRefusedError("the patch embedding ends in a norm, so the projection's gradient is not A^T X.")
-    grid = patch_grid(model)
-    shape = (grid.channels, grid.rows * grid.patch, grid.columns * grid.patch)
-    if shape != observation.image_shape:
-        raise AttackRefusedError(f"pictures of shape {observation.image_shape} do not fill the patch grid of {shape}.")
-    return grid
-
-
-def _tensors(gradient: MeanGradient, model: nn.Module, grid: PatchGrid) -> _Tensors:
-    missing = [name for name in ("pos_embed", "patch_embed.proj.weight") if name not in gradient.tensors]
-    if missing:
-        raise AttackRefusedError(f"the update does not hold {' and '.join(missing)}; both are needed.")
-    tokens = gradient.tensors["pos_embed"][0, prefix_rows(model) :]
-    if len(tokens) != grid.count:
-        raise AttackRefusedError(f"pos_embed has {len(tokens)} rows for patches, the grid {grid.count}.")
-    if not tokens.any():
-        raise AttackRefusedError("the gradient of pos_embed is zero: the client froze or did not share it.")
-    projection = gradient.tensors["patch_embed.proj.weight"].flatten(1)
-    if not projection.any():
-        raise AttackRefusedError("the gradient of patch_embed.proj.weight is zero: the client froze or did not share it.")
-    return _Tensors(tokens, projection, gradient.tensors.get("patch_embed.proj.bias"))
-
-
-def _bias_error(found: _Tensors) -> float | None:
-    if found.bias is None or not found.bias.any():
-        return None
-    return float((found.tokens.sum(0) - found.bias).norm() / found.bias.norm())
-
-
-def _per_value(values: tuple[float, ...], grid: PatchGrid) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64).repeat_interleave(grid.patch**2)
-
-
-def _centered(tokens: Tensor, projection: Tensor, grid: PatchGrid, normalization: Normalization) -> Tensor:
-    """Return the right-hand side for pixels minus grey in place of normalized values."""
-    mean, std = _per_value(normalization.mean, grid), _per_value(normalization.std, grid)
-    return projection * std + tokens.sum(0)[:, None] * (mean - _GREY)
-
-
-def _noise_variances(
-    system: Decomposition, noise: Noise, grid: PatchGrid, normalization: Normalization
-) -> tuple[Tensor, Tensor]:
-    """Return the variance of an entry of the system, per column: what noise explains, and what the residual shows."""
-    std = _per_value(normalization.std, grid)
-    explained = (noise.projection * std).square() + noise.tokens**2 * grid.count * _PICTURE_VARIANCE
-    explained = explained.clamp_min(torch.finfo(torch.float64).tiny)
-    freedom = len(system.residual) - 1 - system.rank  # one more direction is lost to the layer norm
-    if freedom < 1:
-        return explained, torch.zeros_like(explained)
-    shown = system.residual.square().sum(0).view(grid.channels, -1).mean(1) / freedom
-    return explained, shown.repeat_interleave(grid.patch**2)
-
-
-def _cautions(found: _Tensors, is_decay_known: bool, noise: Noise, diagnosis: _Diagnosis) -> tuple[str, ...]:
+def _cautions(found: PatchSystem, diagnosis: _Diagnosis) -> tuple[str, ...]:
     listed = []
     error, (count, width) = diagnosis.bias_identity_error, found.tokens.shape
-    is_noise = noise.bias is None or noise.bias < 3 * max(noise.tokens, noise.projection)
-    is_broken = error is not None and error > 10 * _ROUNDING and not is_noise
-    is_mixed = diagnosis.residual > _ROUNDING and diagnosis.excess > 10
+    is_broken = error is not None and error > _NOTABLE_BIAS_ERROR and not found.is_sum_noisy
+    is_mixed = diagnosis.residual > ROUNDING and diagnosis.excess > _NOTABLE_EXCESS
     if is_broken:
         listed.append(
             f"The token gradients do not sum to the projection's bias gradient (relative error {error:.1e}): part of them "
@@ -246,8 +173,8 @@ def _cautions(found: _Tensors, is_decay_known: bool, noise: Noise, diagnosis: _D
             f"The system's residual is {diagnosis.residual:.1e}, far above its noise: the update holds more than one "
             "picture, and this finding mixes them."
         )
-    if not is_decay_known and (is_broken or is_mixed):
-        listed.append("Weight decay would look the same; it can be undone where `training` is granted.")
+    if not found.is_decay_known and (is_broken or is_mixed):
+        listed.append("Weight decay would look the same; it can be undone exactly where `training` is granted.")
     if diagnosis.relative_noise > _NOTABLE_NOISE:
         listed.append(
             f"Noise of {diagnosis.relative_noise:.1e} of the token gradients: {diagnosis.rank} of {count} directions stand "
@@ -258,7 +185,7 @@ def _cautions(found: _Tensors, is_decay_known: bool, noise: Noise, diagnosis: _D
         listed.append(f"{empty} of {count} patches have no gradient of their own and are filled smoothly.")
     if count > width - 1:
         listed.append(
-            f"{count} tokens exceed the width {width} minus one: some directions are filled smoothly, and the residual "
+            f"{count} patches exceed the width {width} minus one: some directions are filled smoothly, and the residual "
             "cannot tell one picture from several."
         )
     if diagnosis.prior_raised > 1:

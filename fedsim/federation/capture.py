@@ -22,8 +22,9 @@ _CLIENT_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 class Recorder:
     """The observer's callback: copies what crossed the wire, and writes it to disk while the next client computes.
 
-    Works on any Flower app: takes the single ArrayRecord of each message, whatever its name. Safe to call from several
-    threads, as legacy strategies do. Memory stays flat: no more than two replies wait to be written.
+    Works on any Flower app: takes the single ArrayRecord of each message, whatever its name, and counts a client's
+    train messages where they state no round. Safe to call from several threads, as legacy strategies do. Memory stays
+    flat: no more than two replies wait to be written.
 
     Args:
         folder: where captures go.
@@ -35,40 +36,48 @@ class Recorder:
         self._client_of = client_of
         self._lock = threading.Lock()
         self._sent: tuple[int, ArrayRecord] | None = None
+        self._counted: dict[int, int] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedsim-capture")
         self._pending: deque[Future[None]] = deque()
+        self._failed: deque[BaseException] = deque()
 
     def __call__(self, exchange: Exchange) -> None:
         """Store one exchange of a training round; other messages are not the observer's business.
 
         Raises:
-            OSError: this or an earlier exchange could not be written.
+            Exception: this exchange could not be stored, or an earlier one; this one is then on its way nevertheless.
         """
         if exchange.request.metadata.message_type.partition(".")[0] != "train":
             return
         with self._lock:
             self._store(exchange)
+            if self._failed:
+                raise self._failed.popleft()
 
-    def flush(self) -> None:
-        """Wait until everything shown so far is on disk.
-
-        Raises:
-            OSError: an exchange could not be written.
-        """
+    def flush(self) -> list[BaseException]:
+        """Wait until everything shown so far is on disk, and return what could not be written."""
         with self._lock:
             self._wait(0)
+            failed = list(self._failed)
+            self._failed.clear()
+        return failed
 
     def _wait(self, allowed: int) -> None:
         while len(self._pending) > allowed:
-            self._pending.popleft().result()
+            error = self._pending.popleft().exception()
+            if error is not None:
+                self._failed.append(error)
 
     def _write(self, write: Callable[..., None], *what: Any) -> None:
-        self._wait(2)
         self._pending.append(self._writer.submit(write, *what))
+        self._wait(2)
 
     def _store(self, exchange: Exchange) -> None:
         request, reply = exchange.request, exchange.reply
-        client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
+        client = self._client_of(request.metadata.dst_node_id)
+        round = round_of(request)
+        if round is None:
+            round = self._counted[client] = self._counted.get(client, 0) + 1
         if reply.has_error():
             self._write(self._folder.write_failure, round, client, records.failure_text(reply.error.reason or ""))
             return
@@ -103,12 +112,12 @@ class Recorder:
             self._write(self._folder.write_global, round, weights, client)
 
 
-def round_of(request: Message) -> int:
+def round_of(request: Message) -> int | None:
     """Return the server round that a request states: in its config, or in its group id as legacy strategies do."""
     for record in request.content.config_records.values():
         if records.ROUND in record:
             return int(record[records.ROUND])  # type: ignore[arg-type]
-    return int(request.metadata.group_id) if request.metadata.group_id.isdigit() else 0
+    return int(request.metadata.group_id) if request.metadata.group_id.isdigit() else None
 
 
 def _only_arrays(content: RecordDict) -> ArrayRecord | None:
@@ -126,9 +135,9 @@ class Replayer:
 
     def replay(self, request: Message) -> Message | None:
         """Return the recorded reply or failure; None when the client has to be asked."""
-        if request.metadata.message_type != "train":
-            return None
         client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
+        if request.metadata.message_type != "train" or round is None:
+            return None
         failure = self._folder.failures(round).get(client)
         if failure is not None:
             return Message(Error(_CLIENT_RAISED, failure), reply_to=request)

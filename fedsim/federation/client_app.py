@@ -7,20 +7,13 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 
 from fedsim import plan as planning
 from fedsim import training
 from fedsim.federation import records
+from fedsim.federation.strategy import CLIENT_SIDE_MODS
 from fedsim.scenario import Scenario, parse
 from fedsim.seeds import torch_threads
-
-# Flower's wrappers with clipping on the client count on a mod there; without it their noise would be calibrated to
-# updates that nobody has clipped.
-_CLIENT_SIDE_MODS = {
-    "DifferentialPrivacyClientSideFixedClipping": fixedclipping_mod,
-    "DifferentialPrivacyClientSideAdaptiveClipping": adaptiveclipping_mod,
-}
 
 
 class Client:
@@ -82,7 +75,7 @@ class Client:
 def client_app(scenario: Scenario) -> ClientApp:
     """Return the ClientApp of a scenario; it works for every partition."""
     client, app = Client(scenario), ClientApp()
-    mod = _CLIENT_SIDE_MODS.get(scenario.federation.strategy)
+    mod = CLIENT_SIDE_MODS.get(scenario.federation.strategy)
     app.train(mods=[mod] if mod else None)(client.train)
     app.query("identify")(client.identify)
     return app

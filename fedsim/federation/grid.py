@@ -84,7 +84,7 @@ class ObservingGrid(GridProxy):
         super().__init__(inner)
         self._on_exchange = on_exchange
         self._sent: dict[str, Message] = {}
-        self.errors: list[Exception] = []
+        self.errors: list[BaseException] = []
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See `Grid.push_messages`; sending gives each message its id, in place."""

@@ -25,8 +25,8 @@ def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
-    """Return copies of a record's arrays; decoding makes a fresh array, so what strategies do later leaves no mark."""
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+    """Return copies of a record's arrays: decoding makes a fresh one, so what strategies do later leaves no mark."""
+    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
 
 
 _CLIENT_MESSAGE = re.compile(r"ClientAppException occurred\. Message: (.*?)(?:'>)?$", re.DOTALL)

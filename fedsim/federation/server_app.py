@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -112,6 +113,12 @@ class _RoundLog:
         line = self._known.get(round)
         if line is None:
             accuracy, loss = training.evaluate(self._plan, records.to_tensors(arrays))
+            if not math.isfinite(loss):
+                raise ScenarioError(
+                    "training.learning_rate",
+                    f"the loss of the global model after round {round} is {loss}, though every update was finite. "
+                    "Lower the learning rate, or that of the strategy.",
+                )
             line = {"schema": SCHEMA, "round": round, "accuracy": accuracy, "loss": loss}
             if self._folder is not None:
                 line.update(self._exchanged(self._folder, round))
@@ -158,7 +165,7 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
 
     Args:
         inner: the app's ServerApp, with any strategy, in simulation or deployment.
-        folder: run folder to write; refused if it already holds a run.
+        folder: run folder to write; the app refuses to start when something is in it.
         scenario: what `fedsim audit FOLDER` needs to know (model, data for controls, threat, attacks); None captures
             only.
 
@@ -166,20 +173,17 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
         A ServerApp to use in the inner one's place.
 
     Raises:
-        FedsimError: the folder is occupied or the scenario is refused.
+        FedsimError: the scenario is refused.
     """
-    path = Path(folder)
-    if scenario is not None:
-        run_folder = RunFolder.create(path, load(Path(scenario))[0])
-    else:
-        if path.exists() and any(path.iterdir()):
-            raise RunFolderError(f"{path}: already exists and is not empty. Name another.")
-        run_folder = RunFolder(path)
-    write_atomically(path / "environment.json", environment.as_json("observed"))
+    path = Path(folder).absolute()
+    loaded = None if scenario is None else load(Path(scenario))[0]
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        # Not before the app runs: clients' processes may import the module that calls `observe`, too.
+        run_folder = RunFolder.create(path, loaded)
+        write_atomically(path / "environment.json", environment.as_json("observed"))
         numbers: dict[int, int] = {}
 
         def client_of(node: int) -> int:
@@ -200,8 +204,6 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
 
 def _flush(recorder: Recorder, observing: ObservingGrid) -> None:
     """Wait for the disk; a fault is the observer's own, so it is logged and kept, never raised into the training."""
-    try:
-        recorder.flush()
-    except OSError as error:
+    for error in recorder.flush():
         _log.error("fedsim could not record an exchange: %s", error)
         observing.errors.append(error)

@@ -6,12 +6,15 @@ import inspect
 import math
 from typing import Any
 
+from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
+from flwr.clientapp.typing import Mod
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
+from fedsim.coercion import coerce
 from fedsim.errors import ScenarioError, nearest
 from fedsim.federation.quiet import quiet_flower
-from fedsim.scenario import FederationPart
+from fedsim.scenario import FederationPart, Scenario
 
 # XGBoost strategies aggregate trees, not tensors.
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -23,8 +26,32 @@ STRATEGIES: dict[str, type[Strategy]] = {
 _OWN = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 _HIDDEN = {
     *_OWN, "weighted_by_key", "arrayrecord_key", "configrecord_key", "train_metrics_aggr_fn",
-    "evaluate_metrics_aggr_fn", "accountant", "self", "kwargs",
+    "evaluate_metrics_aggr_fn", "accountant", "selection_rule", "train_loss_key", "self", "kwargs",
 }  # fmt: skip
+
+
+# Flower clips in these on the client, by a mod without which their noise would be calibrated to updates that nobody has
+# clipped.
+CLIENT_SIDE_MODS: dict[str, Mod] = {
+    "DifferentialPrivacyClientSideFixedClipping": fixedclipping_mod,
+    "DifferentialPrivacyClientSideAdaptiveClipping": adaptiveclipping_mod,
+}
+
+
+def check_strategy(scenario: Scenario) -> None:
+    """Build the scenario's strategy once, to see that it can be built and fits what clients share.
+
+    Raises:
+        ScenarioError: see `build_strategy`; also clipping on the client together with shared gradients.
+    """
+    name = scenario.federation.strategy
+    build_strategy(scenario.federation)
+    if name in CLIENT_SIDE_MODS and scenario.training.shares == "gradient":
+        raise ScenarioError(
+            "training.shares",
+            f"{name} clips the difference of new and old weights on the client, which a gradient is not. "
+            "Use shares: delta, or the server-side wrapper.",
+        )
 
 
 def strategy_parameters(name: str) -> dict[str, inspect.Parameter]:
@@ -56,7 +83,7 @@ def _build(name: str, params: dict[str, Any], part: FederationPart, name_path: s
             raise ScenarioError(
                 f"{path}.{key}", f"unknown parameter of {name}.{nearest(key, allowed)} Allowed: {listed}."
             )
-    values = dict(params)
+    values = {k: v if k == "strategy" else coerce(v, allowed[k].annotation, f"{path}.{k}") for k, v in params.items()}
     if "strategy" in allowed:
         values["strategy"] = _inner(values.get("strategy", "FedAvg"), part, f"{path}.strategy")
         values.setdefault("num_sampled_clients", participants(part))
@@ -73,9 +100,12 @@ def _build(name: str, params: dict[str, Any], part: FederationPart, name_path: s
 
 def _inner(given: Any, part: FederationPart, path: str) -> Strategy:
     spec = {"name": given} if isinstance(given, str) else given
-    if not isinstance(spec, dict) or "name" not in spec or set(spec) - {"name", "params"}:
+    params = spec.get("params", {}) if isinstance(spec, dict) else None
+    if not isinstance(params, dict) or "name" not in spec or set(spec) - {"name", "params"}:
         raise ScenarioError(path, f"expected a strategy's name or {{name: ..., params: ...}}, got {given!r}.")
-    return _build(str(spec["name"]), dict(spec.get("params", {})), part, f"{path}.name", f"{path}.params")
+    if str(spec["name"]).startswith("DifferentialPrivacy"):
+        raise ScenarioError(f"{path}.name", f"{spec['name']} is a wrapper itself; name the strategy that aggregates.")
+    return _build(str(spec["name"]), params, part, f"{path}.name", f"{path}.params")
 
 
 def participants(part: FederationPart) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random  # noqa: TID251  (its state is compared here, nothing is drawn)
 from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
@@ -20,11 +19,11 @@ def expect(claim: bool, message: str) -> None:
 
 
 def _global_state() -> dict[str, object]:
+    # Python's own generator is left out: run-time type checkers draw from it to look at samples of long containers.
     numpy_state = np.random.get_state(legacy=False)
     return {
         TORCH_GENERATOR: torch.get_rng_state().numpy().tobytes(),
         "NumPy's global generator": repr((numpy_state["state"]["key"].tobytes(), numpy_state["state"]["pos"])),
-        "Python's global generator": random.getstate(),
         "torch's default dtype": torch.get_default_dtype(),
         "torch's number of threads": torch.get_num_threads(),
         "torch's gradient mode": torch.is_grad_enabled(),

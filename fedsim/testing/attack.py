@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Finding, Labels, Observation, UpdateKind
+from fedsim.exchange import Finding, Observation, UpdateKind
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.ambience import check_cautions, equal, expect, no_change, no_global_effect
 from fedsim.testing.contract import check_contract
@@ -150,10 +150,12 @@ def _run(attack: Attack, seen: Observation, global_seed: int) -> Finding | None:
         no_change(who, _granted_tensors(seen)),
     ):
         try:
-            return attack.run(seen, torch_generator(0, "testing", "run"))
+            finding = attack.run(seen, torch_generator(0, "testing", "run"))
         except AttackRefusedError as refusal:
             expect(bool(str(refusal).strip()), f"{who} refuses without saying why.")
             return None
+    expect(isinstance(finding, Finding), f"{who} must return a Finding, got {type(finding).__name__}.")
+    return finding
 
 
 def _granted_tensors(seen: Observation) -> dict[str, Tensor]:
@@ -171,7 +173,6 @@ def _held(finding: Finding) -> set[Recovers]:
 
 def _check_finding(attack: Attack, finding: Finding, seen: Observation) -> None:
     who = type(attack).__qualname__
-    expect(isinstance(finding, Finding), f"{who}.run must return a Finding, got {type(finding).__name__}.")
     excess = ", ".join(sorted(_held(finding) - attack.recovers))
     expect(not excess, f"{who} found {excess}, which {who}.recovers does not name, so it would not be scored.")
     if finding.images is not None:
@@ -202,7 +203,7 @@ def _check_images(who: str, images: Tensor, shape: tuple[int, int, int]) -> None
     expect(inside, f"{who}: pixels must be finite and in [0, 1], so denormalize and clamp; got {_describe(images)}.")
 
 
-def _check_labels(who: str, labels: Labels, num_classes: int) -> None:
+def _check_labels(who: str, labels: Tensor, num_classes: int) -> None:
     if labels.is_floating_point():
         sums = labels.double().sum(dim=-1)
         is_distribution = labels.ndim == 2 and labels.shape[1] == num_classes and bool((labels >= 0).all())

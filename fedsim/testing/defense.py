@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -28,8 +29,7 @@ from fedsim.testing.local_step import (
 from fedsim.testing.material import make_update, random_pictures, small_model
 from fedsim.testing.preparation import check_preparation
 
-_PROGRESS = (0.0, 0.75)
-_BATCH_SIZES = (1, 3)
+_STEPS = ((1, 0.0), (3, 0.75))  # batch size and progress
 _KINDS: tuple[UpdateKind, ...] = ("gradient", "delta")
 _PARTICIPATIONS = (1, 2, 3, 10, 100)
 
@@ -46,9 +46,9 @@ def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | 
         AssertionError: says what is wrong and what the simulator relies on.
     """
     defense: Defense = check_contract(plugin, Defense, params)
-    plain = small_model() if model is None else model
+    plain = small_model() if model is None else copy.deepcopy(model)
     prepared = check_preparation(defense, plain)
-    for count, progress in itertools.product(_BATCH_SIZES, _PROGRESS):
+    for count, progress in _STEPS:
         batch = _check_batch(defense, picture_batch(plain, count))
         _check_step(defense, plain, prepared, batch, progress)
     for kind in _KINDS:
@@ -166,7 +166,7 @@ def _check_budget(defense: Defense) -> None:
 def _check_own_cautions(defense: Defense, prepared: nn.Module) -> None:
     who = hook(defense, "cautions")
 
-    def cautions(global_seed: int) -> tuple[str, ...]:
+    def cautions(global_seed: int) -> object:
         with seeded(global_seed, "testing"), no_global_effect(who), no_change(who, weights(prepared)):
             return defense.cautions(prepared)
 

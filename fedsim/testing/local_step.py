@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -57,17 +56,20 @@ def picture_batch(model: nn.Module, count: int) -> Batch:
 
 
 def plain_local_step(model: nn.Module, batch: Batch, training: bool) -> Stepped:
-    """Step on a copy of the model without any defense.
+    """Step without any defense; the model's mode and weights are the same afterwards, its `.grad` are empty.
 
     Args:
-        model: stays as it is.
+        model: plain or prepared.
         batch: what to step on.
         training: whether the model is in training mode.
     """
-    trained = copy.deepcopy(model).train(training)
+    before = model.training
+    model.train(training).zero_grad(set_to_none=True)
     with seeded(0, "testing"):
-        loss = plain_step(LocalStep(trained, batch.images, batch.labels, 1, _ROUNDS, 0.0))
-    return Stepped(loss, _gradients(trained))
+        loss = plain_step(LocalStep(model, batch.images, batch.labels, 1, _ROUNDS, 0.0))
+    gradients = _gradients(model)
+    model.train(before).zero_grad(set_to_none=True)
+    return Stepped(loss, gradients)
 
 
 def _gradients(model: nn.Module) -> Tensors:

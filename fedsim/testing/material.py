@@ -61,11 +61,11 @@ def make_update(
         learning_rate: of SGD; no matter for a gradient.
         local_steps: steps of SGD, each on the whole batch; no matter for a gradient.
     """
-    trained = copy.deepcopy(model)
     inputs = models.normalization(model).normalize(pictures.images)
     if kind == "gradient":
-        tensors = models.gradient_of(trained, inputs, pictures.labels)
+        tensors = models.gradient_of(model, inputs, pictures.labels)
     else:
+        trained = copy.deepcopy(model)
         for _ in range(local_steps):
             gradient = models.gradient_of(trained, inputs, pictures.labels)
             with torch.no_grad():

@@ -6,8 +6,8 @@ https://arxiv.org/abs/1704.05021
 Idea: of all n entries of the update, the k = max(1, round(keep n)) of largest magnitude stay, whichever tensor they are
 in. Made to save bandwidth; often tried against gradient inversion.
 
-Differs from the paper: what is dropped is lost, where the paper keeps it on the client for the next round; the threshold
-is exact, where the paper estimates it from a sample.
+Differs from the paper: what is dropped is lost, where the paper keeps it on the client for the next round; the
+threshold is exact, where the paper estimates it from a sample.
 
 Needs: nothing. Cost: one selection over the update.
 """

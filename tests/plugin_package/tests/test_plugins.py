@@ -1,10 +1,11 @@
 import pytest
 import torch
+from fedsim_example_plugins.sign_of_bias import SignOfBias
+from fedsim_example_plugins.top_k import TopK
+
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Update
 from fedsim.testing import check_attack, check_defense, make_update, observation, random_pictures, small_model
-from fedsim_example_plugins.sign_of_bias import SignOfBias
-from fedsim_example_plugins.top_k import TopK
 
 
 def generator() -> torch.Generator:

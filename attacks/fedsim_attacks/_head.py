@@ -1,0 +1,182 @@
+"""The gradient at the classifier of an update, and what pictures of no client in particular do to that classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Images, Normalization, Observation
+from fedsim.models import HeadNames, head_names
+from fedsim_attacks._gradient import mean_gradient
+from fedsim_attacks._priors import natural_noise
+
+ClassVector = Float[Tensor, " class"]
+Logits = Float[Tensor, "sample class"]
+Features = Float[Tensor, "sample embed"]
+
+_LABEL_TRUST = 0.3  # weight of the model's own opinion of an auxiliary picture beside its label
+_RIDGE = 0.1  # of the functional that is one on every head input, in units of the inputs' mean square
+_CHUNK = 32  # pictures in one forward pass
+
+
+class References(NamedTuple):
+    """Pictures of no client.
+
+    Args:
+        logits: of the model that is attacked.
+        shares: how much each picture stands for a class; columns sum to one.
+        inputs: of each linear classifier.
+        is_real: whether they are auxiliary data; noise with the spectrum of photographs otherwise.
+    """
+
+    logits: Logits
+    shares: Logits
+    inputs: tuple[Features, ...]
+    is_real: bool
+
+
+class LinearHead(NamedTuple):
+    """One linear classifier and its gradient; `weight_gradient` is None where it was not shared."""
+
+    weight: Float[Tensor, "class embed"]
+    bias: ClassVector
+    weight_gradient: Float[Tensor, "class embed"] | None
+
+
+@dataclass(frozen=True)
+class HeadGradient:
+    """Sums over pictures of p - y, predicted probabilities minus the one-hot label, alone and with the logits.
+
+    Args:
+        residual: mean of p - y.
+        heads: the linear classifiers whose mean gives the logits.
+        noise: standard deviation of an entry, from sums over classes that vanish for every picture.
+        is_scaled: whether the factor of the gradient is known to be one.
+    """
+
+    residual: ClassVector
+    heads: tuple[LinearHead, ...]
+    noise: float
+    is_scaled: bool
+
+    def with_logits(self, weights: ClassVector) -> ClassVector | None:
+        """Return the mean of <weights, p - y> times the logits, centered over classes; None without weight gradients."""
+        total = torch.zeros_like(weights)
+        for head in self.heads:
+            if head.weight_gradient is None:
+                return None
+            total += (weights @ head.weight_gradient) @ head.weight.T
+            total += float(weights @ self.residual) / len(self.heads) * head.bias
+        return total - total.mean()
+
+    def scaled(self, factor: float) -> HeadGradient:
+        """Return the gradient times a factor."""
+        heads = tuple(
+            head._replace(weight_gradient=None if head.weight_gradient is None else head.weight_gradient * factor)
+            for head in self.heads
+        )
+        return HeadGradient(self.residual * factor, heads, self.noise * abs(factor), True)
+
+
+def reference_pictures(observation: Observation, count: int, generator: torch.Generator) -> References:
+    """Return what the attacked model makes of auxiliary pictures, or of noise like photographs where none are granted.
+
+    A client of several steps is met halfway: at the global weights plus half its update.
+
+    Args:
+        observation: what the attack may know.
+        count: pictures at most.
+        generator: draws the noise.
+    """
+    model = observation.model()
+    if observation.update.kind == "delta" and observation.update.num_examples > (observation.batch_size or 1):
+        _step(model, observation)
+    auxiliary = observation.auxiliary_data
+    images = natural_noise(count, observation.image_shape, generator) if auxiliary is None else auxiliary.images[:count]
+    logits, inputs = _forward(model, (observation.normalization or _centered(images)).normalize(images))
+    opinions = logits.softmax(1)
+    if auxiliary is None:
+        return References(logits, opinions / opinions.sum(0), inputs, False)
+    shares = nn.functional.one_hot(auxiliary.labels[:count].long(), observation.num_classes).double()
+    shares = shares + _LABEL_TRUST * opinions
+    return References(logits, shares / shares.sum(0), inputs, True)
+
+
+def read_head(observation: Observation, references: Callable[[], References]) -> HeadGradient:
+    """Return the gradient at the classifier.
+
+    Without a bias gradient, the residual is read off the weight gradient by the linear functional that is as close to
+    one as can be on every reference head input, as the constant input of a bias is.
+
+    Args:
+        observation: what the attack may know.
+        references: returns the reference pictures; asked where there is no bias gradient.
+
+    Raises:
+        AttackRefusedError: it was not shared, or is zero, or the client's optimizer is not linear.
+    """
+    model = observation.model()
+    names = head_names(model)
+    gradient = mean_gradient(observation, [name for head in names for name in head if name is not None])
+    start = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+    heads = tuple(_linear_head(head, start, gradient.tensors.get(head.weight)) for head in names)
+    biases = [gradient.tensors[head.bias] for head in names if head.bias in gradient.tensors]
+    if len(biases) == len(names) and any(bias.any() for bias in biases):
+        residual = torch.stack(biases).sum(0)
+    else:
+        residual = torch.zeros(observation.num_classes, dtype=torch.float64)
+        for head, inputs in zip(heads, references().inputs, strict=True):
+            if head.weight_gradient is None or not head.weight_gradient.any():
+                raise AttackRefusedError("the gradient of the classifier is zero or missing: it was not shared.")
+            residual += head.weight_gradient @ _constant_functional(inputs)
+    return HeadGradient(residual, heads, _noise(residual, heads), gradient.is_scaled)
+
+
+def _linear_head(names: HeadNames, start: dict[str, Tensor], weight_gradient: Tensor | None) -> LinearHead:
+    weight = start[names.weight]
+    bias = weight.new_zeros(len(weight)) if names.bias is None else start[names.bias]
+    return LinearHead(weight, bias, weight_gradient)
+
+
+def _constant_functional(inputs: Features) -> Float[Tensor, " embed"]:
+    moments = inputs.T @ inputs / len(inputs)
+    ridge = _RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+    return torch.linalg.solve(moments + ridge, inputs.mean(0))
+
+
+def _noise(residual: ClassVector, heads: tuple[LinearHead, ...]) -> float:
+    sums = [residual.sum()[None]]
+    sums += [head.weight_gradient.sum(0) for head in heads if head.weight_gradient is not None]
+    return float(torch.cat(sums).square().mean().sqrt()) / len(residual) ** 0.5
+
+
+def _centered(images: Images) -> Normalization:
+    channels = images.shape[1]
+    return Normalization((0.5,) * channels, (0.5,) * channels)
+
+
+def _step(model: nn.Module, observation: Observation) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in observation.update.tensors:
+                parameter += 0.5 * observation.update.tensors[name]
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, images: Images) -> tuple[Logits, tuple[Features, ...]]:
+    caught: dict[int, list[Tensor]] = {}
+    modules = [model.get_submodule(names.weight.rpartition(".")[0]) for names in head_names(model)]
+    handles = [
+        module.register_forward_pre_hook(lambda _, inputs, i=i: caught.setdefault(i, []).append(inputs[0].double()))
+        for i, module in enumerate(modules)
+    ]
+    logits = [model(chunk).double() for chunk in images.split(_CHUNK)]
+    for handle in handles:
+        handle.remove()
+    return torch.cat(logits), tuple(torch.cat(caught[i]) for i in range(len(modules)))

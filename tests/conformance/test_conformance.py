@@ -1,0 +1,164 @@
+"""Every installed plug-in keeps its contract: fedsim's own, and whatever else is installed here."""
+
+import ast
+import dataclasses
+import inspect
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from fedsim import plugins
+from fedsim.attack import Attack
+from fedsim.data.source import Pool, Source
+from fedsim.defense import Defense
+from fedsim.testing import check_attack, check_defense
+
+ROOT = Path(__file__).parents[2]
+OWN = "fedsim"
+FOLDERS = {"attacks": ROOT / "attacks", "defenses": ROOT / "defenses"}
+PACKAGES = {"attacks": "fedsim_attacks", "defenses": "fedsim_defenses"}
+# Parameters with which a defense does something, where its defaults do nothing or little.
+STRONG: dict[str, dict[str, Any]] = {
+    "dp_noise": {"clip_norm": 1.0, "noise_multiplier": 0.1},
+    "mjp": {"gamma": 0.5, "p_apply": 0.5, "warmup": 0.5},
+}
+# Sources that need nothing but themselves; the others have their files written in tests of their own.
+SELF_SUFFICIENT = {"photos": {"samples": 60, "test_samples": 20}, "shapes": {"samples": 60, "test_samples": 20}}
+
+attacks, defenses = plugins.installed("attacks"), plugins.installed("defenses")
+own = [(kind, name) for kind in FOLDERS for name, info in plugins.installed(kind).items() if info.distribution == OWN]
+
+
+def attack_class(name: str) -> type:
+    return plugins.load(attacks[name], Attack, name)
+
+
+def defense_class(name: str) -> type:
+    return plugins.load(defenses[name], Defense, name)
+
+
+def choices(cls: type, base: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return `base` with one choice (Literal or bool) exchanged at a time, where the class allows it."""
+    found = []
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        options = typing.get_args(hint) if typing.get_origin(hint) is Literal else (False, True) if hint is bool else ()
+        for option in options:
+            params = {**base, field.name: option}
+            if option != getattr(cls(**base), field.name) and is_allowed(cls, params):
+                found.append(params)
+    return found
+
+
+def is_allowed(cls: type, params: dict[str, Any]) -> bool:
+    try:
+        return bool(cls(**params))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("name", attacks)
+def test_an_installed_attack_keeps_the_contract(name: str) -> None:
+    check_attack(attack_class(name))
+
+
+@pytest.mark.parametrize("name", attacks)
+def test_an_installed_attack_keeps_the_contract_with_every_choice(name: str) -> None:
+    cls = attack_class(name)
+    for params in choices(cls, {}):
+        check_attack(cls, **params)
+
+
+@pytest.mark.parametrize("name", defenses)
+def test_an_installed_defense_keeps_the_contract(name: str) -> None:
+    check_defense(defense_class(name))
+
+
+@pytest.mark.parametrize("name", defenses)
+def test_an_installed_defense_keeps_the_contract_where_it_does_something_and_with_every_choice(name: str) -> None:
+    cls, strong = defense_class(name), STRONG.get(name, {})
+    for params in [strong, *choices(cls, strong)]:
+        check_defense(cls, **params)
+
+
+def same_bytes(first: Pool, second: Pool) -> bool:
+    numbers = range(min(len(first), 10))
+    return torch.equal(first.labels, second.labels) and torch.equal(first.fetch(numbers), second.fetch(numbers))
+
+
+@pytest.mark.parametrize("name", SELF_SUFFICIENT)
+def test_a_source_gives_the_same_bytes_for_the_same_seed_and_others_for_another(name: str) -> None:
+    source = plugins.build("data", Source, name, SELF_SUFFICIENT[name], "data")
+    first, again, other = source.load(0), source.load(0), source.load(1)
+    for pool in ("train", "test", "auxiliary"):
+        assert same_bytes(getattr(first, pool), getattr(again, pool))
+        assert not same_bytes(getattr(first, pool), getattr(other, pool))
+
+
+@pytest.mark.parametrize("name", SELF_SUFFICIENT)
+def test_reading_one_picture_gives_the_same_bytes_as_reading_many(name: str) -> None:
+    pool = plugins.build("data", Source, name, SELF_SUFFICIENT[name], "data").load(0).train
+    together = pool.fetch([5, 0, 9])
+    assert together.dtype == torch.uint8
+    assert all(torch.equal(pool.fetch([number])[0], together[i]) for i, number in enumerate([5, 0, 9]))
+
+
+@pytest.mark.parametrize("name", plugins.installed("data"))
+def test_a_source_is_a_frozen_dataclass_with_a_line_that_says_what_it_is(name: str) -> None:
+    cls = plugins.load(plugins.installed("data")[name], Source, name)
+    assert all(field.kw_only for field in dataclasses.fields(cls))
+    assert inspect.getdoc(inspect.getmodule(cls)).splitlines()[0].endswith(".")
+
+
+# fedsim's own plug-ins also keep the house rules.
+
+
+@pytest.mark.parametrize(("kind", "name"), own)
+def test_a_module_of_ours_opens_with_paper_idea_difference_and_needs(kind: str, name: str) -> None:
+    cls = {"attacks": attack_class, "defenses": defense_class}[kind](name)
+    text = inspect.getdoc(inspect.getmodule(cls))
+    places = [text.find(f"\n\n{part}: ") for part in ("Paper", "Idea", "Differs from the paper", "Needs")]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(("kind", "name"), own)
+def test_a_plugin_of_ours_has_a_row_in_its_catalogue(kind: str, name: str) -> None:
+    assert f"| `{name}` |" in (FOLDERS[kind] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_no_plugin_file_names_the_truth_or_what_leads_to_it(kind: str) -> None:
+    sealed = {"fedsim.plan", "fedsim.threat", "fedsim.audit", "fedsim.recording", "fedsim.assessment", "fedsim.attempt"}
+    for path in (FOLDERS[kind] / PACKAGES[kind]).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | imported_names(tree)
+        assert "Truth" not in names, path
+        assert not imported_modules(tree) & sealed, path
+        assert not any(module.startswith("fedsim.data") for module in imported_modules(tree)), path
+
+
+def test_fedsim_imports_no_plugin_package() -> None:
+    for path in (ROOT / "fedsim").rglob("*.py"):
+        tops = {module.partition(".")[0] for module in imported_modules(ast.parse(path.read_text(encoding="utf-8")))}
+        assert not tops & {*PACKAGES.values(), "attacks", "defenses"}, path
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    """Return the modules that a file imports, anywhere in it, `from a import b` counting as a and as a.b."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def imported_names(tree: ast.AST) -> set[str]:
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {alias.name for node in imports for alias in node.names}

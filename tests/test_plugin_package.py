@@ -1,0 +1,88 @@
+"""The plug-in door, proven by a real distribution that is built, installed and used through its entry points."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent / "plugin_package"
+SCENARIO = """
+name: third-party
+engine: inline
+data: {name: shapes, samples: 24, test_samples: 8, auxiliary_samples: 8}
+model: {name: vit_nano}
+federation: {clients: 2, rounds: 1}
+defenses:
+  - {name: top_k, clients: [1], params: {keep: 1e-3}}
+attacks:
+  - {name: sign_of_bias}
+audit: {metrics: [label_recall], processes: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the distribution installed in it, from its own wheel, without a network."""
+    target = tmp_path_factory.mktemp("site")
+    options = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
+    call(target, "-m", "pip", "install", *options, "--target", str(target), str(PACKAGE))
+    return target
+
+
+def call(site: Path, *arguments: str, cwd: Path | None = None) -> str:
+    """Run this Python with `site` on its path, and return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd or site, env=environment, text=True, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_its_wheel_holds_the_package_alone(site: Path) -> None:
+    installed = {path.name for path in site.iterdir()} - {"__pycache__"}
+    assert installed == {"fedsim_example_plugins", "fedsim_example_plugins-1.2.3.dist-info"}
+
+
+def test_it_is_listed_with_its_first_line_its_grant_and_its_parameters(site: Path) -> None:
+    listed = call(site, "-m", "fedsim", "list")
+    assert "Sign of the bias gradient: the label of a single picture. Needs batch_size." in listed
+    assert "parameter='head.bias'" in listed
+    assert "Top-k: only the largest entries of the update are sent, the others are zero." in listed
+    assert "keep=0.1" in listed
+
+
+def test_a_scenario_names_it_and_its_records_say_where_it_came_from(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "scenario.yaml").write_text(SCENARIO)
+    call(site, "-m", "fedsim", "run", "scenario.yaml", "--out", "out", cwd=tmp_path)
+    first, second = (json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines())
+    identity = {"name": "sign_of_bias", "version": "1.2.3", "distribution": "fedsim-example-plugins"}
+    for record in (first, second):
+        assert identity.items() <= record["attack"].items()
+        assert record["attack"]["params"] == {"parameter": "head.bias"}
+        assert record["status"] == "found"
+    assert (first["client"], first["defenses"]) == (0, [])
+    assert first["scores"]["label_recall"]["value"] == 1.0
+    assert second["client"] == 1
+    assert [(d["name"], d["params"]) for d in second["defenses"]] == [("top_k", {"keep": 1e-3})]
+    assert 0 <= second["scores"]["label_recall"]["value"] <= 1
+    assert any("Pruning is a heuristic" in caution for caution in second["cautions"])
+    assert "https://arxiv.org/abs/2001.02610" in (tmp_path / "out" / "report.html").read_text()
+    assert "https://arxiv.org/abs/1704.05021" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_its_own_tests_pass_where_it_is_installed(site: Path) -> None:
+    printed = call(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PACKAGE / "tests"))
+    assert " passed" in printed
+    assert "skipped" not in printed
+
+
+def test_its_readme_shows_the_files_as_they_are() -> None:
+    readme = (PACKAGE / "README.md").read_text()
+    source = (PACKAGE / "fedsim_example_plugins" / "sign_of_bias.py").read_text()
+    assert source in readme
+    for line in ('[project.entry-points."fedsim.attacks"]', "sign_of_bias = ", "check_attack(SignOfBias)"):
+        assert line in readme

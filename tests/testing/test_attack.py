@@ -1,0 +1,264 @@
+"""Deliberately broken attacks, each caught when it is run. The paper of none of them: https://example.org"""
+
+import itertools
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedsim.attack import Attack, Need, Recovers
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Finding, Observation
+from fedsim.seeds import torch_generator
+from fedsim.testing import ALL_GRANTS, check_attack, observation, random_pictures
+
+plugin = dataclass(frozen=True, kw_only=True)
+
+
+@plugin
+class Sound(Attack):
+    """Random pictures, labels and features."""
+
+    citation: ClassVar[str] = "Nobody. Nothing. https://example.org"
+    needs: ClassVar[frozenset[Need]] = frozenset({"normalization"})
+    recovers: ClassVar[frozenset[Recovers]] = frozenset({"images", "labels", "features"})
+
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {self.steps}.")
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        return Finding(
+            images=torch.rand(2, *observation.image_shape, generator=generator),
+            labels=torch.randint(observation.num_classes, (2,), generator=generator),
+            features=torch.randn(2, 64, generator=generator),
+            trace={"loss": [1.0, 0.5], "steps": self.steps},
+            cautions=("gamma is a guess.",),
+        )
+
+
+SOUND = Sound.run
+
+
+def altered(**changes: Any) -> Any:
+    """Return a `run` whose finding has these fields exchanged; a function is called with the field's value."""
+
+    def run(self: Attack, observation: Observation, generator: torch.Generator) -> Finding:
+        finding = SOUND(self, observation, generator)
+        for name, change in changes.items():
+            # Past the shape check of Finding's constructor, which is active in these tests alone.
+            object.__setattr__(finding, name, change(getattr(finding, name)) if callable(change) else change)
+        return finding
+
+    return run
+
+
+def doing(act: Any) -> Any:
+    """Return a sound `run` that also acts on what it is given."""
+
+    def run(self: Attack, observation: Observation, generator: torch.Generator) -> Finding:
+        act(observation)
+        return SOUND(self, observation, generator)
+
+    return run
+
+
+def refusing(message: str) -> Any:
+    def run(self: Attack, observation: Observation, generator: torch.Generator) -> Finding:
+        raise AttackRefusedError(message)
+
+    return run
+
+
+def spoil_auxiliary(seen: Observation) -> None:
+    if seen.auxiliary_data is not None:
+        seen.auxiliary_data.images.zero_()
+
+
+def spoil_labels(seen: Observation) -> None:
+    if seen.labels is not None:
+        seen.labels.zero_()
+
+
+def forked_draw(images: Tensor) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        return torch.rand(images.shape)
+
+
+calls = itertools.count()
+
+
+def soft(rows: list[list[float]]) -> Tensor:
+    return torch.tensor(rows)
+
+
+BROKEN = {
+    "update changed": (doing(lambda o: o.update.tensors["head.bias"].zero_()), r"changes head\.bias in place"),
+    "update extended": (
+        doing(lambda o: o.update.tensors.update(new=torch.zeros(1))),
+        "changes the names in what it is given: new",
+    ),
+    "update watched": (doing(lambda o: o.update.tensors["head.bias"].requires_grad_()), "sets requires_grad of head"),
+    "auxiliary changed": (doing(spoil_auxiliary), "changes the auxiliary pictures in place"),
+    "labels changed": (doing(spoil_labels), "changes the labels in place"),
+    "torch drawn": (doing(lambda o: torch.rand(())), "changes torch's global generator"),
+    "torch seeded": (doing(lambda o: torch.default_generator.manual_seed(9)), "changes torch's global generator"),
+    "numpy drawn": (doing(lambda o: np.random.rand()), "changes NumPy's global generator"),
+    "gradients off": (doing(lambda o: torch.set_grad_enabled(False)), "changes torch's gradient mode"),
+    "global generator read": (altered(images=forked_draw), "same generator state, but other images"),
+    "labels remembered": (altered(labels=lambda x: torch.full_like(x, next(calls) % 10)), "but other labels"),
+    "features remembered": (altered(features=lambda x: x + next(calls)), "but other features"),
+    "clock in the trace": (altered(trace=lambda x: {"at": time.perf_counter()}), "trace or cautions differ"),
+    "small pictures": (altered(images=lambda x: x[..., :16]), r"shape \(n, 3, 32, 32\); got float32 of shape \(2, 3,"),
+    "one picture without batch": (altered(images=lambda x: x[0]), r"shape \(n, 3, 32, 32\)"),
+    "bytes for pictures": (altered(images=lambda x: (255 * x).byte()), "must be detached floats"),
+    "pictures with a graph": (altered(images=lambda x: x.requires_grad_()), "detached floats .* requires_grad"),
+    "pixels too bright": (altered(images=lambda x: x + 1), r"pixels must be finite and in \[0, 1\]"),
+    "pixels not finite": (altered(images=lambda x: x.where(x > 0.5, torch.nan)), "pixels must be finite"),
+    "labels too large": (altered(labels=lambda x: x + 10), "integers from 0 to 9"),
+    "labels negative": (altered(labels=lambda x: x - 10), "integers from 0 to 9"),
+    "labels in a column": (altered(labels=lambda x: x[:, None]), "one row of integers"),
+    "labels as truth values": (altered(labels=lambda x: x > 3), "one row of integers"),
+    "soft labels unnormalized": (altered(labels=soft([[0.2] * 10])), "probabilities that sum to 1"),
+    "soft labels negative": (altered(labels=soft([[-1.0, 2.0, *[0.0] * 8]])), "probabilities that sum to 1"),
+    "soft labels too wide": (altered(labels=soft([[0.5, 0.5, *[0.0] * 9]])), "rows of 10 probabilities"),
+    "soft labels not finite": (altered(labels=soft([[torch.nan] * 10])), "probabilities that sum to 1"),
+    "features in a row": (altered(features=lambda x: x[0]), "features must be finite rows"),
+    "features not finite": (altered(features=lambda x: x / 0), "features must be finite rows"),
+    "tensor in the trace": (altered(trace={"loss": torch.zeros(1)}), "mapping that JSON can express"),
+    "nan in the trace": (altered(trace={"loss": float("nan")}), "without nan or infinity"),
+    "cautions as a list": (altered(cautions=["It may be wrong."]), "cautions must be a tuple, got list"),
+    "caution of one word": (altered(cautions=("Doubtful.",)), "must be one sentence"),
+    "caution without stop": (altered(cautions=("this may be wrong",)), "ends with a full stop"),
+    "caution on two lines": (altered(cautions=("This may\nbe wrong.",)), "on one line"),
+    "no finding": (lambda self, observation, generator: {}, "must return a Finding, got dict"),
+    "promise not kept": (altered(features=None), "recovers promises features, but no finding holds it"),
+    "refuses everything": (refusing("No."), "refuses every observation"),
+    "refuses without a reason": (refusing(" "), "refuses without saying why"),
+}
+
+
+@pytest.fixture(autouse=True)
+def restored_gradient_mode():
+    with torch.enable_grad():
+        yield
+
+
+@pytest.mark.parametrize(("run", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_attack_is_caught(run: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sound, "run", run)
+    with pytest.raises(AssertionError, match=message):
+        check_attack(Sound)
+
+
+def test_a_sound_attack_passes() -> None:
+    check_attack(Sound)
+
+
+@pytest.mark.parametrize("soft_label", [[0.5, 0.5, *[0.0] * 8], [0.1] * 10])
+def test_soft_labels_pass(soft_label: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sound, "run", altered(labels=soft([soft_label, soft_label])))
+    check_attack(Sound)
+
+
+FACTS = {
+    "unknown grant": ("needs", frozenset({"label"}), "needs must be a frozenset out of batch_size, labels"),
+    "needs as a set": ("needs", {"labels"}, "needs must be a frozenset"),
+    "unknown finding": ("recovers", frozenset({"pixels"}), "recovers must be a frozenset out of images, labels, feat"),
+    "nothing recovered": ("recovers", frozenset(), "recovers is empty"),
+    "labels unannounced": ("recovers", frozenset({"images"}), "found features, labels, which Sound.recovers does not"),
+}
+
+
+@pytest.mark.parametrize(("fact", "value", "message"), FACTS.values(), ids=FACTS)
+def test_wrong_class_facts_are_caught(fact: str, value: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sound, fact, value)
+    with pytest.raises(AssertionError, match=message):
+        check_attack(Sound)
+
+
+def test_an_attack_sees_no_more_than_it_needs_in_some_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    granted = []
+
+    def look(seen: Observation) -> None:
+        granted.append(frozenset(grant for grant in ALL_GRANTS if getattr(seen, grant) is not None))
+
+    monkeypatch.setattr(Sound, "run", doing(look))
+    check_attack(Sound)
+    assert set(granted) == {Sound.needs, ALL_GRANTS}
+
+
+def test_an_observation_without_a_needed_grant_is_the_callers_fault() -> None:
+    seen = observation(random_pictures(torch_generator(0)), grants=["labels"])
+    with pytest.raises(AssertionError, match="needs normalization, which this observation does not grant"):
+        check_attack(Sound, observations=[seen])
+
+
+def steps_seen(monkeypatch: pytest.MonkeyPatch, *args: Any, **params: Any) -> set[int]:
+    seen: set[int] = set()
+
+    def run(self: Sound, observation: Observation, generator: torch.Generator) -> Finding:
+        seen.add(self.steps)
+        return SOUND(self, observation, generator)
+
+    monkeypatch.setattr(Sound, "run", run)
+    check_attack(*args, **params)
+    return seen
+
+
+def test_budgets_are_cut_down_and_the_smallest_allowed_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert steps_seen(monkeypatch, Sound) == {3, 1}
+    assert steps_seen(monkeypatch, Sound, steps=7) == {7, 1}
+    assert steps_seen(monkeypatch, Sound(steps=8)) == {8, 1}
+    assert steps_seen(monkeypatch, Sound, steps=1) == {1}
+
+
+def test_an_attack_that_refuses_with_its_smallest_budget_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: Sound, observation: Observation, generator: torch.Generator) -> Finding:
+        if self.steps < 2:
+            raise AttackRefusedError("too few steps.")
+        return SOUND(self, observation, generator)
+
+    monkeypatch.setattr(Sound, "run", run)
+    with pytest.raises(AssertionError, match=r"smallest budget Sound\(steps=1\)"):
+        check_attack(Sound)
+
+
+def test_an_attack_that_refuses_by_mood_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    moods = itertools.cycle([False, True])
+
+    def refuse_sometimes(seen: Observation) -> None:
+        if next(moods):
+            raise AttackRefusedError("not now.")
+
+    monkeypatch.setattr(Sound, "run", doing(refuse_sometimes))
+    with pytest.raises(AssertionError, match="refuses an observation in one run and answers it in the next"):
+        check_attack(Sound)
+
+
+def test_an_attack_may_refuse_some_observations(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse_deltas(seen: Observation) -> None:
+        if seen.update.kind == "delta":
+            raise AttackRefusedError("reads gradients.")
+
+    monkeypatch.setattr(Sound, "run", doing(refuse_deltas))
+    check_attack(Sound)
+
+
+def test_errors_of_the_attack_itself_come_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sound, "run", doing(lambda seen: seen.update.tensors["no such tensor"]))
+    with pytest.raises(KeyError, match="no such tensor"):
+        check_attack(Sound)
+
+
+def test_the_check_leaves_no_trace_in_the_global_generators() -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    check_attack(Sound(steps=2))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
