@@ -26,12 +26,12 @@ _EXPECTED = MappingProxyType(
         "int_parsing": "a whole number",
         "int_parsing_size": "a smaller number",
         "int_type": "a whole number",
+        "invalid_key": "text as a key",
         "less_than": "a number below {lt:g}",
         "less_than_equal": "at most {le:g}",
         "list_type": "a list",
         "literal_error": "{expected}",
         "model_type": "a mapping",
-        "string_pattern_mismatch": "text that matches {pattern}",
         "string_type": "text",
     }
 )
@@ -94,10 +94,10 @@ def message(detail: Any) -> str:
     if detail["type"] not in _EXPECTED:
         return f"{detail['msg']}, got {shown(given)}."
     expected = _EXPECTED[detail["type"]].format(**context)
-    guess = ""
+    advice = " Leave the key out for its default." if given is None else ""
     if detail["type"] == "literal_error" and isinstance(given, str):
-        guess = nearest(given, re.findall("'([^']*)'", expected))
-    return f"expected {expected}, got {shown(given)}.{guess}"
+        advice = nearest(given, re.findall("'([^']*)'", expected))
+    return f"expected {expected}, got {shown(given)}.{advice}"
 
 
 def _keys_at(path: Sequence[str], schema: dict[str, Any]) -> list[str]:

@@ -143,7 +143,7 @@ def build(part: ModelPart, num_classes: int, image_size: int, seed: int) -> Visi
     elif "." in name and name not in (tagged := timm.list_pretrained()):
         raise ScenarioError("model.name", f"no published weights {name!r}.{nearest(name, tagged)}")
     elif not is_model_in_modules(name, _VIT_MODULES):
-        raise ScenarioError("model.name", f"{name!r} is not one of timm's VisionTransformer. Try vit_tiny_patch16_224.")
+        raise ScenarioError("model.name", f"{name!r} is none of timm's VisionTransformers. Try vit_tiny_patch16_224.")
     given.setdefault("img_size", image_size)
     _check_sizes(given, image_size)
     with seeded(seed, "model"):
@@ -162,7 +162,7 @@ def _checked_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
         if key in _FOLLOWING:
             raise ScenarioError(where, "follows from the data; leave it out.")
         if key not in _KWARGS:
-            raise ScenarioError(where, f"unknown.{nearest(key, _KWARGS)} Allowed: {', '.join(_KWARGS)}.")
+            raise ScenarioError(where, f"unknown kwarg.{nearest(key, _KWARGS)} Allowed: {', '.join(_KWARGS)}.")
         kwargs[key] = value if key in _SIZES else coerce(value, _KWARGS[key], where)
     return kwargs
 

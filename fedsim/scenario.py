@@ -195,7 +195,11 @@ class AuditPart(_Part):
 class Scenario(_Part):
     """Everything that determines a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+        worded("letters, digits, dots, dashes and underscores, a letter or digit first"),
+    ] = "run"
     version: Literal[1] = 1
     seed: Annotated[Integer, Field(ge=0)] = 0
     engine: Literal["inline", "ray"] = "ray"

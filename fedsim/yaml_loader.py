@@ -68,7 +68,7 @@ def _check_is_plain(node: yaml.Node, where: str) -> None:
     """Refuse types and numbers that JSON, and so the records of a run, cannot hold."""
     if node.tag not in _PLAIN:
         allowed = "text, a number, true, false, a list or a mapping"
-        raise ScenarioError(where, f"expected {allowed}, got the YAML tag {node.tag}.")
+        raise ScenarioError(where, f"expected {allowed}, got !!{node.tag.removeprefix(_TAG)}.")
     if node.tag == _TAG + "float" and node.value[-3:].lower() in ("inf", "nan"):
         raise ScenarioError(where, f"expected a finite number, got {node.value}.")
 

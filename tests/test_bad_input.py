@@ -95,9 +95,9 @@ SETTINGS = {
     "fraction for a count": ({"federation.rounds": 2.5}, "federation.rounds: expected a whole number, got 2.5."),
     "boolean for a number": ({"federation.clients": True}, "federation.clients: expected a number, got true."),
     "number for a mapping": ({"training": 3}, "training: expected a mapping, got 3."),
-    "nothing for a list": ({"defenses": None}, "defenses: expected a list, got nothing."),
-    "number for text": ({"name": 7}, "name: expected text, got 7."),
-    "name that is no file name": ({"name": "../up"}, "name: expected", "'../up'"),
+    "nothing for a list": ({"defenses": None}, "defenses: expected a list, got nothing. Leave the key out"),
+    "number for text": ({"model.name": 7}, "model.name: expected text, got 7."),
+    "name that is no file name": ({"name": "../up"}, "name: expected letters, digits, ", "got '../up'."),
     "scenario of another version": ({"version": 2}, "version: expected 1, got 2."),
     "no clients": ({"federation.clients": 0}, "federation.clients: expected at least 1, got 0."),
     "no rounds": ({"federation.rounds": 0}, "federation.rounds: expected at least 1, got 0."),
@@ -207,12 +207,12 @@ SETTINGS = {
     ),
     # models
     "unknown model": ({"model.name": "vit_nan"}, "model.name: no model 'vit_nan'. Did you mean 'vit_nano'?"),
-    "model that is no ViT": ({"model": {"name": "resnet18"}}, "model.name: 'resnet18' is not"),
+    "model that is no ViT": ({"model": {"name": "resnet18"}}, "model.name: 'resnet18' is none of"),
     "unknown weights of a model": (
         {"model": {"name": "vit_tiny_patch16_224.augreg"}},
         "model.name: no published weights 'vit_tiny_patch16_224.augreg'",
     ),
-    "unknown model kwarg": ({"model.kwargs": {"dept": 2}}, "model.kwargs.dept: unknown", "Did you mean 'depth'?"),
+    "unknown model kwarg": ({"model.kwargs": {"dept": 2}}, "model.kwargs.dept: unknown kwarg.", "Did you mean 'depth'?"),
     "model kwarg of the wrong type": (
         {"model.kwargs": {"depth": "two"}},
         "model.kwargs.depth: expected a whole number",
@@ -305,7 +305,7 @@ TEXTS = {
     "endless alias": ("model: {kwargs: &k {depth: *k}}\n", "model.kwargs.depth: line 1: this alias contains itself."),
     "number without end": ("training: {learning_rate: .inf}\n", "training.learning_rate: expected a finite number"),
     "Python object": ("name: !!python/name:os.system\n", "name: expected text, a number"),
-    "key that is a number": ("data: {3: 4}\n", "data.3: "),
+    "key that is a number": ("data: {3: 4}\n", "data.3: expected text as a key, got 3."),
 }
 
 

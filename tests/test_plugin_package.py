@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(site: Path, *arguments: str, cwd: Path | None = None) -> str:
     """Run this Python with `site` on its path, and return what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "1000", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=cwd or site, env=environment, text=True, capture_output=True, timeout=300
     )
@@ -48,13 +49,12 @@ def test_its_wheel_holds_the_package_alone(site: Path) -> None:
 
 
 def test_it_is_listed_with_its_first_line_its_grant_and_its_parameters(site: Path) -> None:
-    listed = call(site, "-m", "fedsim", "list")
+    listed = call(site, "-m", "fedsim", "list", "attacks")
     assert "Sign of the bias gradient: the label of a single picture. Needs batch_size." in listed
     assert "parameter='head.bias'" in listed
-    assert "Top-k: only the largest entries of the update are sent, the others are zero." in listed
-    assert "keep=0.1" in listed
 
 
+@pytest.mark.slow
 def test_a_scenario_names_it_and_its_records_say_where_it_came_from(site: Path, tmp_path: Path) -> None:
     (tmp_path / "scenario.yaml").write_text(SCENARIO)
     call(site, "-m", "fedsim", "run", "scenario.yaml", "--out", "out", cwd=tmp_path)
@@ -74,15 +74,22 @@ def test_a_scenario_names_it_and_its_records_say_where_it_came_from(site: Path, 
     assert "https://arxiv.org/abs/1704.05021" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_its_own_tests_pass_where_it_is_installed(site: Path) -> None:
-    printed = call(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(PACKAGE / "tests"))
-    assert " passed" in printed
-    assert "skipped" not in printed
+def test_its_readme_prints_the_files_as_they_are() -> None:
+    blocks = readme_blocks()
+    assert blocks["toml"][0] in (PACKAGE / "pyproject.toml").read_text()
+    assert blocks["python"][0] == (PACKAGE / "fedsim_example_plugins" / "sign_of_bias.py").read_text()
 
 
-def test_its_readme_shows_the_files_as_they_are() -> None:
-    readme = (PACKAGE / "README.md").read_text()
-    source = (PACKAGE / "fedsim_example_plugins" / "sign_of_bias.py").read_text()
-    assert source in readme
-    for line in ('[project.entry-points."fedsim.attacks"]', "sign_of_bias = ", "check_attack(SignOfBias)"):
-        assert line in readme
+def test_its_own_tests_and_the_one_in_its_readme_pass_where_it_is_installed(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_readme.py").write_text(readme_blocks()["python"][1])
+    options = ["-q", "-p", "no:cacheprovider", "-c", str(PACKAGE / "pyproject.toml")]
+    printed = call(site, "-m", "pytest", *options, str(PACKAGE / "tests"), str(tmp_path))
+    assert re.search(r"^\d+ passed in", printed, re.MULTILINE)
+
+
+def readme_blocks() -> dict[str, list[str]]:
+    """Return the code blocks of the distribution's README by language."""
+    found: dict[str, list[str]] = {}
+    for language, code in re.findall(r"```(\w+)\n(.*?)```", (PACKAGE / "README.md").read_text(), re.DOTALL):
+        found.setdefault(language, []).append(code)
+    return found

@@ -1,11 +1,12 @@
 import html.parser
 import json
 import re
-import sys
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fedsim.errors import RunFolderError
 from fedsim.report import render
@@ -283,3 +284,18 @@ def test_large_pictures_are_embedded_at_the_size_they_are_shown(run: Path) -> No
     shown = next(image for image in page(run).attributes("img") if image["alt"] == "Original, client 0, round 1")
     assert (shown["width"], shown["height"]) == ("256", "128")
     assert "class" not in shown
+
+
+def test_the_overview_figure_has_a_column_per_client_and_stable_bytes(run: Path) -> None:
+    render(run)
+    first = (run / "figures" / "overview.png").read_bytes()
+    with Image.open(run / "figures" / "overview.png") as picture:
+        assert picture.width > 300
+    render(run)
+    assert (run / "figures" / "overview.png").read_bytes() == first
+
+
+def test_a_run_without_pictures_has_no_figure(run: Path) -> None:
+    (run / "records.jsonl").write_text("")
+    render(run)
+    assert not (run / "figures").exists()

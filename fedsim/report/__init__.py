@@ -1,4 +1,4 @@
-"""The report: a pure function of a run folder. `render` writes report.html, report.md and tables/*.csv into it."""
+"""The report: a pure function of a run folder. `render` writes report.html, report.md, tables and a figure."""
 
 from fedsim.report.rendering import render
 

@@ -1,4 +1,4 @@
-"""From a run folder to report.html, report.md and tables/*.csv; no clock, and one fixed seed for the intervals."""
+"""From a run folder to report.html, report.md, tables and a figure; no clock, one fixed seed for the intervals."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from markupsafe import Markup
 
 from fedsim.recording import write_atomically
 from fedsim.report import evidence, tables
+from fedsim.report.figure import overview
+from fedsim.report.gallery import displays
 from fedsim.report.view import context
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
 def render(folder: Path) -> Path:
-    """Write the report of a run into its folder; returns the path of report.html.
+    """Write the report of a run into its folder, tables and a figure too; returns the path of report.html.
 
     The same folder gives the same bytes. Whatever is missing or damaged is said in the report.
 
@@ -34,6 +36,9 @@ def render(folder: Path) -> Path:
     write_atomically(folder / "report.md", _markdown().get_template("report.md.j2").render(values))
     for name, content in tables.csv_files(found).items():
         write_atomically(folder / "tables" / name, content)
+    picture = overview(displays(found)[0])
+    if picture is not None:
+        write_atomically(folder / "figures" / "overview.png", picture)
     write_atomically(page, _html().get_template("report.html.j2").render(values))
     return page
 
