@@ -7,8 +7,10 @@ audit knows whether it may be used again.
 from __future__ import annotations
 
 import json
+import math
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +102,7 @@ def _run(plan: Plan, folder: RunFolder, round: int, client: int, planned: Planne
 
 
 def _checked(finding: Finding, image_shape: tuple[int, int, int]) -> Finding:
-    """Check what the plug-in claims and bring it to the CPU in float32, pixels clamped."""
+    """Check what the plug-in claims and bring it to the CPU in float32, pixels clamped, the trace to plain JSON."""
     images = finding.images
     if images is not None:
         if tuple(images.shape[1:]) != image_shape:
@@ -109,8 +111,21 @@ def _checked(finding: Finding, image_shape: tuple[int, int, int]) -> Finding:
             raise ValueError("the attack returned pixels that are not finite")
         images = images.detach().cpu().float().clamp(0, 1)
     labels = finding.labels if finding.labels is None else finding.labels.detach().cpu()
+    if labels is not None and not bool(torch.isfinite(labels).all()):
+        raise ValueError("the attack returned labels that are not finite")
     features = finding.features if finding.features is None else finding.features.detach().cpu().float()
-    return replace(finding, images=images, labels=labels, features=features)
+    return replace(finding, images=images, labels=labels, features=features, trace=_plain(dict(finding.trace)))
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold: non-finite numbers, which a diverging attack may well report, become text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
 
 
 def _write(path: Path, planned: PlannedAttack, attempt: Attempt) -> None:

@@ -18,7 +18,6 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from fedsim import faults, overrides, yaml_loader
 from fedsim.errors import ScenarioError
 from fedsim.faults import shown, worded
-from fedsim.seeds import numpy_generator
 
 SCENARIO_VERSION = 1
 
@@ -294,6 +293,8 @@ def select_clients(selector: Selector, clients: int, seed: int, where: str) -> t
     if selector == "all":
         return tuple(range(clients))
     if isinstance(selector, FractionOfClients):
+        from fedsim.seeds import numpy_generator
+
         count = max(1, math.floor(selector.fraction * clients + 0.5))
         drawn = numpy_generator(seed, "select", where).permutation(clients)[:count]
         return tuple(sorted(int(c) for c in drawn))

@@ -11,7 +11,7 @@ from typing import Any
 from fedsim import environment, report
 from fedsim.assessment import Record
 from fedsim.audit import Auditor
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.engine import train
 from fedsim.plan import Plan
 from fedsim.recording import RunFolder, write_atomically
@@ -46,10 +46,13 @@ def simulate(plan: Plan, folder: RunFolder, progress: Progress) -> list[Record]:
         All records of the run, in canonical order.
 
     Raises:
+        RunFolderError: the folder holds the captures of an observed app.
         FedsimError: the training cannot go on, after what was captured before has been audited and reported.
     """
     if not (folder.path / "environment.json").exists():
         write_atomically(folder.path / "environment.json", environment.as_json("simulated"))
+    if environment.origin(folder.path) == "observed":
+        raise RunFolderError(f"{folder.path}: was observed, so fedsim cannot train on. Use fedsim audit.")
     auditor = Auditor(plan, folder, progress.on_record, progress.on_total)
 
     def on_round(line: dict[str, Any]) -> None:
@@ -73,7 +76,9 @@ def simulate(plan: Plan, folder: RunFolder, progress: Progress) -> list[Record]:
 
 def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], None]) -> None:
     lines = folder.rounds.read()
-    if len(lines) == plan.scenario.federation.rounds + 1 and folder.has_model():
+    # A damaged capture that the user has taken out is computed again.
+    whole = all(folder.has_capture(line["round"], client) for line in lines for client in line["participants"])
+    if len(lines) == plan.scenario.federation.rounds + 1 and folder.has_model() and whole:
         for line in lines:
             on_round(line)
     else:
@@ -87,8 +92,13 @@ def audit(plan: Plan, folder: RunFolder, progress: Progress) -> list[Record]:
         All records of the run, in canonical order.
 
     Raises:
+        ScenarioError: the labels of an observed run are granted.
         RunFolderError: a capture is missing or corrupted.
     """
+    if environment.origin(folder.path) == "observed" and "labels" in plan.scenario.threat.grants:
+        raise ScenarioError(
+            "threat.grants", f"labels: {folder.path} was observed, not simulated, so nobody knows them. Leave it out."
+        )
     auditor = Auditor(plan, folder, progress.on_record, progress.on_total)
     with folder.locked(), torch_threads(1):
         for round in folder.captured_rounds():

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from fedsim import plan as planning
+from fedsim.cli import main
 from fedsim.plan import Plan
 from fedsim.recording import RunFolder
 from fedsim.scenario import Scenario, parse
@@ -18,7 +19,7 @@ TINY: dict[str, Any] = {
     "seed": 3,
     "engine": "inline",
     "data": {"name": "shapes", "samples": 48, "test_samples": 8, "auxiliary_samples": 8},
-    "model": {"name": "vit_nano"},
+    "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
     "federation": {"clients": 3, "rounds": 2},
     "attacks": [{"name": "stand_ins:Guess"}],
     "audit": {"processes": 0},
@@ -43,6 +44,33 @@ def tiny_scenario(stand_ins: None) -> Callable[..., Scenario]:
         return parse(content, "tiny")
 
     return make
+
+
+class Outcome(NamedTuple):
+    """What came of a command: its exit code, what it wrote to standard error, and both outputs together."""
+
+    code: int
+    message: str
+    output: str
+
+
+@pytest.fixture
+def fedsim(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stand_ins: None
+) -> Callable[..., Outcome]:
+    """Return a function: command-line arguments -> what came of them, in this process."""
+
+    def run(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["fedsim", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        output, message = capsys.readouterr()
+        return Outcome(code, message, output + message)
+
+    return run
 
 
 @pytest.fixture

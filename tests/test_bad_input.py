@@ -3,9 +3,8 @@
 import io
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +16,6 @@ from safetensors.torch import save_file
 
 from fedsim import models, simulation
 from fedsim import plan as planning
-from fedsim.cli import main
 from fedsim.recording import RunFolder
 from fedsim.scenario import ModelPart, parse
 
@@ -34,30 +32,7 @@ BASE: dict[str, Any] = {
 }
 
 
-class Outcome(NamedTuple):
-    code: int
-    message: str
-    output: str
-
-
-@pytest.fixture
-def fedsim(monkeypatch, capsys, stand_ins) -> Callable[..., Outcome]:
-    """Return a function: command-line arguments -> what came of them, in this process."""
-
-    def run(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr("sys.argv", ["fedsim", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        output, message = capsys.readouterr()
-        return Outcome(code, message, output + message)
-
-    return run
-
-
-def refused(outcome: Outcome, starts: str, *parts: str) -> None:
+def refused(outcome: Any, starts: str, *parts: str) -> None:
     assert "Traceback" not in outcome.output
     assert outcome.code == 2, outcome.output
     assert outcome.message.startswith(f"fedsim: {starts}"), outcome.message

@@ -80,6 +80,7 @@ def test_its_readme_prints_the_files_as_they_are() -> None:
     assert blocks["python"][0] == (PACKAGE / "fedsim_example_plugins" / "sign_of_bias.py").read_text()
 
 
+@pytest.mark.slow
 def test_its_own_tests_and_the_one_in_its_readme_pass_where_it_is_installed(site: Path, tmp_path: Path) -> None:
     (tmp_path / "test_readme.py").write_text(readme_blocks()["python"][1])
     options = ["-q", "-p", "no:cacheprovider", "-c", str(PACKAGE / "pyproject.toml")]

@@ -152,7 +152,7 @@ def test_the_scaled_update_is_the_plain_one_times_the_factor(tiny_plan):
 
 
 def test_dropout_is_active_in_training_mode_alone(tiny_plan):
-    dropping = {"name": "vit_nano", "kwargs": {"drop_rate": 0.5}}
+    dropping = {"name": "vit_nano", "kwargs": {"depth": 1, "drop_rate": 0.5}}
     plain, weights = tiny_plan(), moved(tiny_plan())
     expected = local_update(plain, 0, 1, weights).update.tensors
     evaluating = tiny_plan(model=dropping, training={"mode": "eval"})
@@ -202,7 +202,7 @@ def test_hooks_run_in_the_listed_order_and_steps_nest(tiny_plan):
 
 
 def test_training_leaves_the_global_generator_and_the_weights_untouched(tiny_plan):
-    plan = tiny_plan(training=DELTA, model={"name": "vit_nano", "kwargs": {"drop_rate": 0.5}})
+    plan = tiny_plan(training=DELTA, model={"name": "vit_nano", "kwargs": {"depth": 1, "drop_rate": 0.5}})
     weights = plan.initial_weights()
     before, state = {n: w.clone() for n, w in weights.items()}, torch.get_rng_state()
     local_update(plan, 0, 1, weights)

@@ -58,12 +58,14 @@ class HeadGradient:
         heads: the linear classifiers whose mean gives the logits.
         noise: standard deviation of an entry, from sums over classes that vanish for every picture.
         is_scaled: whether the factor of the gradient is known to be one.
+        is_derived: whether the residual had to be read off the weight gradient.
     """
 
     residual: ClassVector
     heads: tuple[LinearHead, ...]
     noise: float
     is_scaled: bool
+    is_derived: bool
 
     def with_logits(self, weights: ClassVector) -> ClassVector | None:
         """Return the mean of <weights, p - y> times the logits, centered over classes; None without weight gradients."""
@@ -81,7 +83,7 @@ class HeadGradient:
             head._replace(weight_gradient=None if head.weight_gradient is None else head.weight_gradient * factor)
             for head in self.heads
         )
-        return HeadGradient(self.residual * factor, heads, self.noise * abs(factor), True)
+        return HeadGradient(self.residual * factor, heads, self.noise * abs(factor), True, self.is_derived)
 
 
 def reference_pictures(observation: Observation, count: int, generator: torch.Generator) -> References:
@@ -127,7 +129,8 @@ def read_head(observation: Observation, references: Callable[[], References]) ->
     start = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
     heads = tuple(_linear_head(head, start, gradient.tensors.get(head.weight)) for head in names)
     biases = [gradient.tensors[head.bias] for head in names if head.bias in gradient.tensors]
-    if len(biases) == len(names) and any(bias.any() for bias in biases):
+    is_derived = len(biases) < len(names) or not any(bias.any() for bias in biases)
+    if not is_derived:
         residual = torch.stack(biases).sum(0)
     else:
         residual = torch.zeros(observation.num_classes, dtype=torch.float64)
@@ -135,7 +138,7 @@ def read_head(observation: Observation, references: Callable[[], References]) ->
             if head.weight_gradient is None or not head.weight_gradient.any():
                 raise AttackRefusedError("the gradient of the classifier is zero or missing: it was not shared.")
             residual += head.weight_gradient @ _constant_functional(inputs)
-    return HeadGradient(residual, heads, _noise(residual, heads), gradient.is_scaled)
+    return HeadGradient(residual, heads, _noise(residual, heads), gradient.is_scaled, is_derived)
 
 
 def _linear_head(names: HeadNames, start: dict[str, Tensor], weight_gradient: Tensor | None) -> LinearHead:

@@ -13,6 +13,7 @@ zbar gives mean(p). Signed features and repeated labels are no obstacle.
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ _ROUNDS, _DAMPING = 20, 0.5
 _SYNTHETIC_DOUBT, _REAL_DOUBT = 0.3, 0.1  # variance of the batch's mean around the references', in a picture's variance
 _SOFTENING = 0.5  # pictures, added to each class's count in its weight
 _MODEL_ERROR = 0.1  # counts; what the approximations leave beside noise
+_SYNTHETIC_MISFIT, _REAL_MISFIT = 1.0, 0.5  # how badly references tell a trained model's classes apart
 _MOST_CLASSES = 256  # candidates of the integer search
 _MOST_SWAPS = 1000
 DOUBTFUL = 0.9
@@ -84,6 +86,8 @@ def count_labels(observation: Observation, references: int, generator: torch.Gen
     look_up = functools.cache(lambda: reference_pictures(observation, references, generator))
     head = read_head(observation, look_up)
     cautions = []
+    if head.is_derived:
+        cautions.append("The classifier's bias gradient is missing; what stands in for it makes the confidence too high.")
     if count == 1:
         counts, confidence = _single(head.residual)
         expected = counts.double()
@@ -95,7 +99,7 @@ def count_labels(observation: Observation, references: int, generator: torch.Gen
                 "agree with the reference pictures."
             )
         estimate = _estimate(head, look_up(), count)
-        counts, confidence = _nearest_counts(estimate, head, count)
+        counts, confidence = _nearest_counts(estimate, head, count, _model_error(look_up(), count))
         expected = estimate.expected
     if confidence < DOUBTFUL:
         cautions.append(f"The counts as a whole are right with a probability of about {confidence:.0%}.")
@@ -142,6 +146,15 @@ def _estimate(head: HeadGradient, known: References, count: int) -> _Estimate:
     return _Estimate(expected, _deviations(weights, around, probabilities, precision, count))
 
 
+def _model_error(known: References, count: int) -> float:
+    """Return the standard deviation of a count that the approximations leave, larger where the model tells classes apart."""
+    opinions = known.shares.T @ known.logits.softmax(1)
+    classes = len(opinions)
+    sharpness = (float(opinions.diagonal().sum()) - 1) / (classes - 1)
+    misfit = _REAL_MISFIT if known.is_real else _SYNTHETIC_MISFIT
+    return math.hypot(_MODEL_ERROR, misfit * sharpness * count / classes)
+
+
 def _deviations(weights: Tensor, around: Tensor, probabilities: Tensor, precision: float, count: int) -> Tensor:
     """Return rows whose outer products sum to the covariance of the expected counts."""
     average = weights @ probabilities
@@ -152,11 +165,11 @@ def _deviations(weights: Tensor, around: Tensor, probabilities: Tensor, precisio
     return torch.cat([roots * linear / precision**0.5, roots * curved / count**0.5])
 
 
-def _nearest_counts(estimate: _Estimate, head: HeadGradient, count: int) -> tuple[Tensor, float]:
+def _nearest_counts(estimate: _Estimate, head: HeadGradient, count: int, model_error: float) -> tuple[Tensor, float]:
     """Return the whole counts nearest to the expected ones in their covariance, and how likely those are all right."""
     active = estimate.expected.topk(min(_MOST_CLASSES, len(estimate.expected))).indices
     expected, rows = estimate.expected[active], estimate.deviations[:, active]
-    spread = _MODEL_ERROR**2 + (count * head.noise) ** 2
+    spread = model_error**2 + (count * head.noise) ** 2
     precision = torch.linalg.inv(rows.T @ rows + spread * torch.eye(len(active), dtype=rows.dtype))
     whole = _largest_remainder(expected, count)
     least = (-count * head.residual[active] - 1).floor()  # mean(p) is not negative
@@ -190,7 +203,7 @@ def _largest_remainder(expected: Tensor, count: int) -> Tensor:
     return whole
 
 
-def _onto_simplex(values: Tensor, total: float) -> Tensor:
+def _onto_simplex(values: Tensor, total: int) -> Tensor:
     """Return the nearest point with entries of at least 0 that sum to `total`."""
     descending = values.sort(descending=True).values
     excess = (descending.cumsum(0) - total) / torch.arange(1, len(values) + 1, dtype=values.dtype)

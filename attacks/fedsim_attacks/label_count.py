@@ -46,7 +46,7 @@ class LabelCount(Attack):
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"labels"})
 
-    references: int = 128
+    references: int = 64
 
     def __post_init__(self) -> None:
         if self.references < 2:

@@ -189,5 +189,7 @@ def _cautions(found: PatchSystem, diagnosis: _Diagnosis) -> tuple[str, ...]:
             "cannot tell one picture from several."
         )
     if diagnosis.prior_raised > 1:
-        listed.append("The direct solution leaves the range of pixels, so it was smoothed more than its noise asks for.")
+        listed.append(
+            "The direct solution leaves the range of pixels, so it was smoothed more than its noise asks for."
+        )
     return tuple(listed)

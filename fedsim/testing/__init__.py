@@ -10,13 +10,14 @@
         check_defense(MyDefense, strength=0.5)
 
 Each raises AssertionError that says what is wrong and what the simulator relies on. Keeping the contract does not mean
-that an attack works; that takes a positive control, which is three lines:
+that an attack works; that takes a positive control, which is three lines (`fedsim.metrics` has the scores):
 
     pictures = random_pictures(generator, count=4)
     finding = MyAttack().run(observation(pictures), generator)
     assert label_recall(finding.labels, pictures.labels) == 1.0
 
-For a defense, `make_update(small_model(), pictures)` is an update to protect.
+For a defense, `make_update(small_model(), pictures)` is an update to protect, and `observation(pictures, update=...)`
+shows an attack what it leaves.
 """
 
 from fedsim.testing.attack import check_attack

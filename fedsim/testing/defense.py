@@ -26,7 +26,7 @@ from fedsim.testing.local_step import (
     same,
     weights,
 )
-from fedsim.testing.material import make_update, random_pictures, small_model
+from fedsim.testing.material import image_shape, make_update, random_pictures, small_model
 from fedsim.testing.preparation import check_preparation
 
 _STEPS = ((1, 0.0), (3, 0.75))  # batch size and progress
@@ -52,7 +52,9 @@ def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | 
         batch = _check_batch(defense, picture_batch(plain, count))
         _check_step(defense, plain, prepared, batch, progress)
     for kind in _KINDS:
-        update = make_update(prepared, random_pictures(torch_generator(0, "testing", "update"), 2), kind)
+        generator = torch_generator(0, "testing", "update")
+        pictures = random_pictures(generator, 2, plain.num_classes, image_shape=image_shape(plain))
+        update = make_update(prepared, pictures, kind)
         _check_update(defense, update)
         nothing = {name: torch.zeros_like(tensor) for name, tensor in update.tensors.items()}
         _check_update(defense, dataclasses.replace(update, tensors=nothing))

@@ -12,7 +12,7 @@ from fedsim.defense import Defense, LocalStep
 from fedsim.exchange import Images, Labels
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.ambience import equal, expect, no_change, no_global_effect
-from fedsim.testing.material import random_pictures
+from fedsim.testing.material import image_shape, random_pictures
 from fedsim.training import plain_step
 
 _ROUNDS = 4
@@ -51,7 +51,8 @@ def same(first: Tensors, second: Tensors) -> bool:
 
 def picture_batch(model: nn.Module, count: int) -> Batch:
     """Return random pictures that fit the model."""
-    pictures = random_pictures(torch_generator(0, "testing", "batch"), count, int(model.num_classes))  # type: ignore[arg-type]
+    generator, classes = torch_generator(0, "testing", "batch"), int(model.num_classes)  # type: ignore[arg-type]
+    pictures = random_pictures(generator, count, classes, image_shape=image_shape(model))
     return Batch(models.normalization(model).normalize(pictures.images), pictures.labels)
 
 

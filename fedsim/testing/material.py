@@ -20,27 +20,39 @@ from fedsim.seeds import torch_generator
 ALL_GRANTS: frozenset[Need] = frozenset(get_args(Need))
 
 _DEFAULT_GRANTS: frozenset[Need] = frozenset({"batch_size", "normalization"})
-_SIDE = 32  # pixels; the input of vit_nano
+_IMAGE_SHAPE = (3, 32, 32)  # the input of vit_nano
 
 
 def small_model(num_classes: int = 10, seed: int = 0) -> VisionTransformer:
     """Return the preset `vit_nano`, untrained, in evaluation mode: 0.2 M parameters, input (3, 32, 32)."""
-    return models.build(ModelPart(name="vit_nano"), num_classes, _SIDE, seed)
+    return models.build(ModelPart(name="vit_nano"), num_classes, _IMAGE_SHAPE[1], seed)
+
+
+def image_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Return channels, height and width of the input of a timm ViT."""
+    grid = models.patch_grid(model)
+    return grid.channels, grid.rows * grid.patch, grid.columns * grid.patch
 
 
 def random_pictures(
-    generator: torch.Generator, count: int = 1, num_classes: int = 10, labels: HardLabels | None = None
+    generator: torch.Generator,
+    count: int = 1,
+    num_classes: int = 10,
+    labels: HardLabels | None = None,
+    image_shape: tuple[int, int, int] = _IMAGE_SHAPE,
 ) -> LabeledImages:
-    """Return smooth random pictures of 32 x 32 pixels in [0, 1], with labels.
+    """Return smooth random pictures, pixels in [0, 1], with labels.
 
     Args:
         generator: of every draw.
         count: how many.
         num_classes: labels are drawn from 0 to this, excluded.
         labels: use these, one a picture, instead of drawing them.
+        image_shape: channels, height and width; that of `small_model` unless given.
     """
-    coarse = torch.rand(count, 3, 8, 8, generator=generator)
-    images = nn.functional.interpolate(coarse, size=_SIDE, mode="bicubic").clamp(0, 1)
+    channels, *size = image_shape
+    coarse = torch.rand(count, channels, 8, 8, generator=generator)
+    images = nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
     drawn = torch.randint(num_classes, (count,), generator=generator)
     return LabeledImages(images, drawn if labels is None else labels)
 
@@ -97,16 +109,16 @@ def observation(
         update: what the client sent, for example after a defense; an unprotected client's unless given.
     """
     shared = small_model() if model is None else model
-    grid = models.patch_grid(shared)
+    shape, classes = image_shape(shared), shared.num_classes
     if update is None:
         update = make_update(shared, pictures, kind, learning_rate, local_steps)
     recipe = TrainingKnowledge("sgd", learning_rate, 0.0, 0.0, local_steps, None)
-    auxiliary = random_pictures(torch_generator(0, "testing", "auxiliary"), 2 * shared.num_classes, shared.num_classes)
+    auxiliary = random_pictures(torch_generator(0, "testing", "auxiliary"), 2 * classes, classes, image_shape=shape)
     return Observation(
         update=update,
         model=functools.partial(copy.deepcopy, shared.eval()),
-        image_shape=(grid.channels, grid.rows * grid.patch, grid.columns * grid.patch),
-        num_classes=shared.num_classes,
+        image_shape=shape,
+        num_classes=classes,
         batch_size=len(pictures) if "batch_size" in grants else None,
         labels=torch.sort(pictures.labels).values if "labels" in grants else None,
         normalization=models.normalization(shared) if "normalization" in grants else None,

@@ -10,10 +10,13 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from fedsim import plan as planning
 from fedsim import plugins
 from fedsim.attack import Attack
 from fedsim.data.source import Pool, Source
 from fedsim.defense import Defense
+from fedsim.errors import ScenarioError
+from fedsim.scenario import parse
 from fedsim.testing import check_attack, check_defense
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +74,19 @@ def test_an_installed_attack_keeps_the_contract_with_every_choice(name: str) -> 
     cls = attack_class(name)
     for params in choices(cls, {}):
         check_attack(cls, **params)
+
+
+@pytest.mark.parametrize("name", attacks)
+def test_a_scenario_that_grants_nothing_is_refused_where_the_attack_needs_something(name: str) -> None:
+    needs = attack_class(name).needs
+    scenario = parse({"threat": {"grants": []}, "attacks": [{"name": name}], "model": {"name": "vit_nano"}}, "test")
+    if needs:
+        with pytest.raises(
+            ScenarioError, match=rf"attacks\.0\.name: {name} needs the grant {', '.join(sorted(needs))};"
+        ):
+            planning.make(scenario)
+    else:
+        assert planning.make(scenario).attacks[0].info.name == name
 
 
 @pytest.mark.parametrize("name", defenses)
@@ -146,6 +162,12 @@ def test_fedsim_imports_no_plugin_package() -> None:
     for path in (ROOT / "fedsim").rglob("*.py"):
         tops = {module.partition(".")[0] for module in imported_modules(ast.parse(path.read_text(encoding="utf-8")))}
         assert not tops & {*PACKAGES.values(), "attacks", "defenses"}, path
+
+
+def test_the_kit_needs_no_test_framework() -> None:
+    for path in (ROOT / "fedsim" / "testing").rglob("*.py"):
+        tops = {module.partition(".")[0] for module in imported_modules(ast.parse(path.read_text(encoding="utf-8")))}
+        assert not tops & {"pytest", "hypothesis", "beartype"}, path
 
 
 def imported_modules(tree: ast.AST) -> set[str]:

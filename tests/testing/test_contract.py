@@ -97,6 +97,11 @@ class ListByDefault(Sound):
 
 
 @plugin
+class NumberedKeys(Sound):
+    added: dict[str, int] = dataclasses.field(default_factory=lambda: {1: 2})
+
+
+@plugin
 class Unpicklable(Sound):
     def __reduce__(self) -> Any:
         raise TypeError("cannot pickle")
@@ -141,6 +146,7 @@ CAUGHT = {
     AcceptsNaN: "accepts added=nan",
     NamesNoField: "refuses added=-1 with 'expected at least 0, got -1.'; begin the message with the field",
     ListByDefault: "a scenario file turns .*added=\\[1, 2\\].* into .*added=\\(1, 2\\)",
+    NumberedKeys: "its parameters do not survive a scenario file: NumberedKeys.added: expected",
     Unpicklable: "cannot be pickled",
     WithoutCitation: "citation must be a text with a link.*got None",
     CitesWithoutLink: "citation must be a text with a link.*got 'Somebody",

@@ -1,17 +1,27 @@
+"""The kit's material is what a scenario gives. The paper of its stand-in defense: https://example.org"""
+
 import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.defense import LocalStep
-from fedsim.models import gradient_of
-from fedsim.scenario import TrainingPart
+from fedsim.defense import Defense, LocalStep
+from fedsim.models import build, gradient_of
+from fedsim.scenario import ModelPart, TrainingPart
 from fedsim.seeds import torch_generator
-from fedsim.testing import ALL_GRANTS, make_update, observation, random_pictures, small_model
+from fedsim.testing import ALL_GRANTS, check_defense, make_update, observation, random_pictures, small_model
 from fedsim.threat import ThreatModel
 from fedsim.training import local_update, plain_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoesNothing(Defense):
+    citation: ClassVar[str] = "Nobody. Nothing. https://example.org"
+
 
 GIVEN = {"update", "model", "image_shape", "num_classes"}
 
@@ -32,6 +42,22 @@ def test_pictures_are_a_function_of_the_generator_and_fit_the_model(seed, count,
     assert first.images.std() > 0.05
     assert first.labels.min() >= 0
     assert first.labels.max() < num_classes
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 224, 224)])
+def test_pictures_come_in_the_shape_that_is_asked_for(shape):
+    assert random_pictures(torch_generator(0), 2, image_shape=shape).images.shape == (2, *shape)
+
+
+def test_a_larger_model_is_observed_and_defended_with_pictures_of_its_size():
+    kwargs = {"img_size": 48, "embed_dim": 16, "depth": 1, "num_heads": 1}
+    model = build(ModelPart(name="vit_nano", kwargs=kwargs), 5, 48, 0)
+    pictures = random_pictures(torch_generator(0), 2, 5, image_shape=(3, 48, 48))
+    seen = observation(pictures, grants=ALL_GRANTS, model=model)
+    assert seen.image_shape == (3, 48, 48)
+    assert seen.auxiliary_data.images.shape == (10, 3, 48, 48)
+    assert int(seen.auxiliary_data.labels.max()) < 5
+    check_defense(DoesNothing, model=model)
 
 
 def test_given_labels_are_used_and_move_no_picture():

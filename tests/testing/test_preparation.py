@@ -1,5 +1,6 @@
 """Deliberately broken preparations of a model, each caught. The paper of none of them: https://example.org"""
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -7,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from fedsim.defense import Defense, LocalStep
@@ -87,6 +89,25 @@ def unpicklable(model: nn.Module) -> None:
     model.note = lambda: None
 
 
+def scale_when_prepared_again(self: Defense, model: nn.Module) -> None:
+    if hasattr(model, "prompt"):
+        scale_logits(model)
+    SOUND(self, model)
+
+
+class Forgetful(VisionTransformer):
+    """Loses the head when it is copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Forgetful":
+        clone = pickle.loads(pickle.dumps(self))
+        clone.head.weight.data.zero_()
+        return clone
+
+
+def make_forgetful(model: nn.Module) -> None:
+    model.__class__ = Forgetful
+
+
 def use_prompt(model: nn.Module) -> None:
     model.head_drop = Added(model.prompt)
 
@@ -122,6 +143,8 @@ BROKEN = {
     "dropout added": (then(add_dropout), "must behave like the plain one"),
     "logits scaled": (then(scale_logits), "must behave like the plain one"),
     "drawn twice": (lambda self, m: prompt_again(m), "adds or draws parameters again"),
+    "scaled by a second call": (scale_when_prepared_again, "must not change when prepared twice"),
+    "head lost by copies": (then(make_forgetful), "a deep copy of the model has other parameters"),
     "not picklable": (then(unpicklable), "leaves a model that cannot be pickled"),
 }
 

@@ -1,0 +1,87 @@
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PLUGINS = ("fedsim_attacks", "fedsim_defenses")
+CORE = sorted((ROOT / "fedsim").rglob("*.py"))
+THEIRS = sorted(path for name in PLUGINS for path in ROOT.glob(f"*/{name}/**/*.py"))
+# What the truth, or the way to it, goes by.
+SEALED_MODULES = ("fedsim.plan", "fedsim.data", "fedsim.threat", "fedsim.recording", "fedsim.audit", "fedsim.attempt")
+SEALED_MODULES += ("fedsim.assessment", "fedsim.federation", "fedsim.simulation", "fedsim.training", "fedsim.scenario")
+LOADERS = {"__import__", "import_module", "eval", "exec"}
+
+
+def imports(source):
+    """Yield the full name of everything that a module imports, wherever the statement stands."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what is imported"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def names(source):
+    """Yield every identifier of a module, attributes and texts that are a mere identifier included."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name.rpartition(".")[2]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def is_under(name, modules):
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def identified(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_files_are_found():
+    assert len(CORE) > 40 and ROOT / "fedsim" / "threat.py" in CORE
+    assert {path.parent.name for path in THEIRS} == set(PLUGINS)
+
+
+@pytest.mark.parametrize("path", CORE, ids=identified)
+def test_the_simulator_knows_no_plugin(path):
+    source = path.read_text()
+    assert not [name for name in imports(source) if is_under(name, PLUGINS)]
+    # environment.json says where they were imported from, without importing them.
+    if path != ROOT / "fedsim" / "environment.py":
+        assert not set(names(source)) & set(PLUGINS)
+
+
+@pytest.mark.parametrize("path", THEIRS, ids=identified)
+def test_a_plugin_never_names_the_truth_or_the_way_to_it(path):
+    source = path.read_text()
+    assert not [name for name in imports(source) if is_under(name, SEALED_MODULES)]
+    assert not [name for name in imports(source) if is_under(name, ["importlib", "gc"])]
+    assert not set(names(source)) & {"Truth", *LOADERS}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from fedsim import plan",
+        "from fedsim.data.batches import FederatedData",
+        "def f():\n    import fedsim.threat as t",
+        "import fedsim.recording",
+    ],
+)
+def test_the_check_sees_every_way_to_write_an_import(source):
+    assert [name for name in imports(source) if is_under(name, SEALED_MODULES)]
+
+
+@pytest.mark.parametrize(
+    "source", ["from fedsim.exchange import Truth", "exchange.Truth", 'getattr(exchange, "Truth")']
+)
+def test_the_check_sees_every_way_to_name_the_truth(source):
+    assert "Truth" in set(names(source))

@@ -1,0 +1,233 @@
+"""timm models by name: presets, sizes, patches, gradients, and every refusal."""
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.models import VisionTransformer
+
+from fedsim import models
+from fedsim.errors import ScenarioError
+from fedsim.models import PRESETS, PatchGrid, gradient_of, patch_grid, unfused_attention
+from fedsim.scenario import ModelPart
+from fedsim.seeds import seeded, torch_generator
+
+
+def build(name="vit_nano", num_classes=10, image_size=32, seed=0, pretrained=False, **kwargs):
+    return models.build(ModelPart(name=name, kwargs=kwargs, pretrained=pretrained), num_classes, image_size, seed)
+
+
+def refusal(*arguments, **named):
+    with pytest.raises(ScenarioError) as caught:
+        build(*arguments, **named)
+    return str(caught.value)
+
+
+def batch(model, count=2, seed=0):
+    generator = torch_generator(seed, "batch")
+    size = patch_grid(model).rows * patch_grid(model).patch
+    images = torch.randn((count, 3, size, size), generator=generator)
+    return images, torch.randint(model.num_classes, (count,), generator=generator)
+
+
+# Building
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_stock_timm_model_of_the_size_that_its_summary_states(name):
+    model = build(name)
+    assert type(model) is VisionTransformer
+    assert not model.training
+    parameters = sum(p.numel() for p in model.parameters())
+    assert PRESETS[name].summary == f"{parameters / 1e6:.1f} M parameters, 32 px"
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    stock = timm.create_model(PRESETS[name].timm_name, num_classes=10, **PRESETS[name].kwargs)
+    assert [n for n, _ in stock.named_parameters()] == [n for n, _ in model.named_parameters()]
+
+
+def test_weights_are_a_function_of_the_seed_alone():
+    first = build(seed=3).state_dict()
+    torch.rand(5)
+    again, other = build(seed=3).state_dict(), build(seed=4).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["pos_embed"], other["pos_embed"])
+
+
+def test_building_leaves_the_global_generator_alone():
+    with seeded(0, "test"):
+        expected = torch.rand(())
+    with seeded(0, "test"):
+        build()
+        assert torch.equal(torch.rand(()), expected)
+
+
+def test_kwargs_change_a_preset_and_a_stock_model():
+    assert patch_grid(build("vit_nano", patch_size=16)) == PatchGrid(16, 2, 2, 3)
+    stock = build("vit_tiny_patch16_224", image_size=48, embed_dim=24, depth=1, num_heads=2, num_classes=3)
+    assert patch_grid(stock) == PatchGrid(16, 3, 3, 3)
+    assert (stock.embed_dim, len(stock.blocks), stock.num_classes) == (24, 1, 3)
+
+
+def test_kwargs_may_be_numbers_written_as_text():
+    model = build(init_values="1e-4", drop_rate="0.25")
+    assert model.blocks[0].ls1.gamma[0].item() == pytest.approx(1e-4)
+    assert model.head_drop.p == 0.25
+
+
+def test_other_vits_of_timm_are_vits_too():
+    small = {"image_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    assert build("deit_tiny_distilled_patch16_224", **small)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert build("vit_tiny_patch16_224.augreg_in21k", **small).num_classes == 10
+    pooled = build("vit_tiny_patch16_224", class_token=False, global_pool="avg", reg_tokens=2, **small)
+    assert pooled(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"name": "vit_nan"},
+            "model.name: no model 'vit_nan'. Did you mean 'vit_nano'? Presets: vit_nano, vit_micro, ",
+        ),
+        ({"name": ""}, "model.name: no model ''. Presets: "),
+        ({"name": "hf-hub:timm/vit_tiny_patch16_224"}, "model.name: no model "),
+        ({"name": "resnet18"}, "model.name: 'resnet18' is none of timm's VisionTransformers."),
+        ({"name": "eva02_tiny_patch14_224"}, "model.name: 'eva02_tiny_patch14_224' is none of"),
+        ({"name": "vit_tiny_r_s16_p8_224"}, "model.name: 'vit_tiny_r_s16_p8_224' is none of"),
+        (
+            {"name": "vit_tiny_patch16_224.augreg_in22k"},
+            "model.name: no published weights 'vit_tiny_patch16_224.augreg_in22k'. Did you mean 'vit_tiny_patch16_2",
+        ),
+        ({"dept": 3}, "model.kwargs.dept: unknown kwarg. Did you mean 'depth'? Allowed: img_size, patch_size, "),
+        ({"features_only": True}, "model.kwargs.features_only: unknown kwarg."),
+        ({"checkpoint_path": "x"}, "model.kwargs.checkpoint_path: unknown kwarg."),
+        ({"block_fn": "x"}, "model.kwargs.block_fn: unknown kwarg."),
+        ({"in_chans": 1}, "model.kwargs.in_chans: follows from the data; leave it out."),
+        ({"drop_rate": "much"}, "model.kwargs.drop_rate: expected a number, got 'much'."),
+        ({"class_token": "no"}, "model.kwargs.class_token: expected true or false, got 'no'."),
+        ({"global_pool": "sum"}, "model.kwargs.global_pool: expected one of '', 'avg', "),
+        ({"depth": 0}, "model.kwargs.depth: expected a whole number of at least 1, got 0."),
+        ({"depth": True}, "model.kwargs.depth: expected a whole number of at least 1, got true."),
+        ({"embed_dim": "64"}, "model.kwargs.embed_dim: expected a whole number of at least 1, got '64'."),
+        ({"patch_size": [4, 8]}, "model.kwargs.patch_size: expected a whole number of at least 1, got [4, 8]."),
+        ({"embed_dim": 63}, "model.kwargs.num_heads: 2 does not divide embed_dim 63."),
+        ({"patch_size": 5}, "model.kwargs.patch_size: patches of 5 x 5 pixels do not divide pictures of 32 x 32."),
+        ({"patch_size": 64}, "model.kwargs.patch_size: patches of 64 x 64 pixels do not divide"),
+        ({"image_size": 40}, "model.kwargs.img_size: the model takes 32, data.image_size is 40. Make them equal."),
+        ({"name": "vit_tiny_patch16_224", "image_size": 40}, "model.name: patches of 16 x 16 pixels do not divide"),
+        ({"name": "vit_tiny_patch16_224", "image_size": 8}, "model.name: patches of 16 x 16 pixels do not divide"),
+        (
+            {"name": "vit_tiny_patch16_224", "embed_dim": 31},
+            "model.kwargs: vit_tiny_patch16_224 cannot be built: Assert",
+        ),
+        ({"drop_rate": 2}, "model.kwargs: vit_nano cannot be built: ValueError: dropout probability"),
+        ({"norm_layer": "no"}, "model.kwargs: vit_nano cannot be built: KeyError: 'no' (with {norm_layer: 'no'})."),
+        ({"pos_embed": "no"}, "model.kwargs: vit_nano cannot be built: AssertionError (with {pos_embed: 'no'})."),
+        ({"mlp_ratio": -1}, "model.kwargs: vit_nano cannot be built: RuntimeError: "),
+        ({"pretrained": True}, "model.pretrained: there are no published weights for vit_nano. Give the path"),
+        ({"pretrained": "/no/such/file"}, "model.pretrained: no weights file /no/such/file."),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_at_its_path(arguments, message):
+    found = refusal(**arguments)
+    assert found.startswith(message)
+    assert "\n" not in found
+
+
+def test_weights_that_cannot_be_fetched_are_refused(monkeypatch):
+    def fails(*arguments, **named):
+        assert named["pretrained"] is True
+        raise OSError("no route to the hub\nat all")
+
+    monkeypatch.setattr(timm, "create_model", fails)
+    assert refusal("vit_tiny_patch16_224", image_size=224, pretrained=True) == (
+        "model.pretrained: vit_tiny_patch16_224 cannot be built: OSError: no route to the hub at all. "
+        "Without a network, give a weights file."
+    )
+
+
+def test_the_normalization_is_what_timm_states():
+    found = models.normalization(build())
+    assert found.mean == (0.5, 0.5, 0.5)
+    assert found.std == (0.5, 0.5, 0.5)
+
+
+# Patches
+
+GRIDS = st.builds(PatchGrid, st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
+
+
+@settings(deadline=None)
+@given(grid=GRIDS, count=st.integers(1, 3), seed=st.integers(0, 9))
+def test_joining_what_was_cut_gives_the_pictures_back(grid, count, seed):
+    shape = (count, grid.channels, grid.rows * grid.patch, grid.columns * grid.patch)
+    images = torch.rand(shape, generator=torch_generator(seed, "images"))
+    patches = grid.cut(images)
+    assert patches.shape == (count, grid.count, grid.values)
+    assert torch.equal(grid.join(patches), images)
+    first = images[:, :, : grid.patch, : grid.patch]
+    assert torch.equal(patches[:, 0], first.reshape(count, -1))
+
+
+@pytest.mark.parametrize("name", ["vit_nano", "vit_micro"])
+def test_patches_are_what_the_projection_multiplies(name):
+    model = build(name)
+    images, _ = batch(model)
+    kernel = model.patch_embed.proj.weight.flatten(1)
+    found = patch_grid(model).cut(images) @ kernel.T + model.patch_embed.proj.bias
+    torch.testing.assert_close(found, model.patch_embed(images), rtol=1e-4, atol=1e-5)
+
+
+# Attention and gradients
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_attention_is_unfused_inside_and_as_before_afterwards(raises):
+    model = build()
+    switched = [block.attn for block in model.blocks]
+    switched[0].fused_attn = False
+    before = [module.fused_attn for module in switched]
+    try:
+        with unfused_attention(model):
+            assert not any(module.fused_attn for module in switched)
+            if raises:
+                raise RuntimeError
+    except RuntimeError:
+        pass
+    assert [module.fused_attn for module in switched] == before
+    assert any(before)
+
+
+def test_unfused_attention_computes_the_same_and_has_a_second_derivative():
+    model = build()
+    images, labels = batch(model)
+    fused = model(images)
+    with unfused_attention(model):
+        torch.testing.assert_close(model(images), fused, rtol=1e-4, atol=1e-5)
+        images.requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        (gradient,) = torch.autograd.grad(loss, [model.patch_embed.proj.weight], create_graph=True)
+        (second,) = torch.autograd.grad(gradient.square().sum(), [images])
+    assert second.abs().sum() > 0
+
+
+@settings(deadline=None, max_examples=5)
+@given(count=st.integers(1, 4), seed=st.integers(0, 9))
+def test_the_gradient_is_that_of_autograd(count, seed):
+    model = build(seed=seed)
+    images, labels = batch(model, count, seed)
+    found = gradient_of(model, images, labels)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    torch.autograd.backward(torch.nn.functional.cross_entropy(model(images), labels))
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert list(found) == list(expected)
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name]), name
+
+
+def test_a_parameter_that_the_loss_does_not_reach_has_a_zero_gradient():
+    model = build()
+    model.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
+    found = gradient_of(model, *batch(model))
+    assert torch.equal(found["idle"], torch.zeros(3))

@@ -1,0 +1,185 @@
+"""The plan: every name found and every value checked before the first gradient, and the same in every process."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fedsim import models
+from fedsim import plan as planning
+from fedsim.data import batches
+from fedsim.data.source import Pool, Pools
+from fedsim.errors import FedsimError
+from fedsim.exchange import DefenseKnowledge
+
+
+def refusal(tiny_scenario, **parts):
+    with pytest.raises(FedsimError) as caught:
+        planning.make(tiny_scenario(**parts))
+    return str(caught.value)
+
+
+def guesses(*params):
+    return [{"name": "stand_ins:Guess", "params": given} for given in params]
+
+
+# What a plan holds
+
+
+def test_a_plan_holds_configured_attacks_and_defenses_in_the_order_of_the_scenario(tiny_plan):
+    plan = tiny_plan(
+        attacks=guesses({"pictures": 2}, {}),
+        defenses=[
+            {"name": "stand_ins:Scales", "clients": [2], "params": {"factor": "5e-1"}},
+            {"name": "dp_noise", "clients": "0,2", "params": {"clip_norm": 1}},
+        ],
+    )
+    assert [planned.params for planned in plan.attacks] == [{"pictures": 2}, {"pictures": 1}]
+    assert [planned.index for planned in plan.attacks] == [0, 1]
+    assert [[d.info.name for d in plan.defenses_of(client)] for client in range(3)] == [
+        ["dp_noise"],
+        [],
+        ["stand_ins:Scales", "dp_noise"],
+    ]
+    scales, noise = plan.defenses
+    assert scales.params == {"factor": 0.5}
+    assert (scales.info.distribution, noise.info.distribution) == (None, "fedsim")
+    assert noise.knowledge == DefenseKnowledge("dp_noise", dataclasses.asdict(noise.defense))
+    assert scales.clients == {2}
+
+
+def test_attacks_have_file_names_of_their_own(tiny_plan):
+    plan = tiny_plan(attacks=guesses({"pictures": 2}, {}))
+    assert [planned.slug for planned in plan.attacks] == ["00-stand_ins.Guess", "01-stand_ins.Guess"]
+
+
+def test_what_is_audited_is_stated_by_number(tiny_plan):
+    plan = tiny_plan(audit={"rounds": ["last"], "clients": "1-2"})
+    assert (plan.audit_rounds, plan.audit_clients) == ((2,), (1, 2))
+    assert (tiny_plan().audit_rounds, tiny_plan().audit_clients) == ((1, 2), (0, 1, 2))
+
+
+def test_the_model_fits_the_data(tiny_plan):
+    plan = tiny_plan(data={"name": "shapes", "samples": 8, "classes": 3})
+    assert plan.num_classes == 3
+    assert plan.image_shape == (3, 32, 32)
+    assert plan.model()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    assert plan.normalization == models.normalization(plan.model())
+
+
+def test_models_of_a_plan_are_fresh_and_in_evaluation_mode(tiny_plan):
+    plan = tiny_plan()
+    weights = {name: tensor + 1 for name, tensor in plan.initial_weights().items()}
+    model = plan.model(weights)
+    assert not model.training
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in model.named_parameters())
+    with torch.no_grad():
+        model.norm.bias.add_(3)
+    again, initial = dict(plan.model().named_parameters()), plan.initial_weights()
+    assert list(again) == list(initial)
+    assert all(torch.equal(again[name], initial[name]) for name in again)
+    plan.initial_weights()["norm.bias"].add_(3)
+    assert torch.equal(plan.initial_weights()["norm.bias"], initial["norm.bias"])
+
+
+def test_a_defense_that_adds_parameters_adds_them_to_every_clients_model(tiny_plan):
+    plain = tiny_plan().initial_weights()
+    plan = tiny_plan(defenses=[{"name": "mjp", "clients": [1]}])
+    assert set(plain) < set(plan.initial_weights())
+    assert all(torch.equal(plan.initial_weights()[name], plain[name]) for name in plain)
+    assert list(plan.cautions_of(0)) == []
+    assert all(text.startswith("mjp: ") for text in plan.cautions_of(1))
+    assert plan.cautions_of(1)
+
+
+def test_a_plan_without_attacks_and_defenses_is_a_plan(tiny_plan):
+    plan = tiny_plan(attacks=[], audit={"rounds": [], "clients": []})
+    assert (plan.attacks, plan.defenses, plan.audit_rounds, plan.audit_clients) == ((), (), (), ())
+
+
+def test_the_plan_of_a_scenario_is_built_once(tiny_scenario):
+    assert planning.of(tiny_scenario(seed=1)) is planning.of(tiny_scenario(seed="1"))
+    assert planning.of(tiny_scenario(seed=1)) is not planning.of(tiny_scenario(seed=2))
+
+
+@pytest.mark.slow
+def test_another_process_makes_the_same_plan(tiny_scenario):
+    scenario = tiny_scenario(
+        defenses=[{"name": "mjp", "clients": {"fraction": 0.5}}],
+        data={"partition": {"name": "dirichlet"}},
+        audit={"clients": {"fraction": 0.7}},
+    )
+    code = (
+        "import json, sys; from fedsim import plan; from fedsim.scenario import parse;"
+        "p = plan.of(parse(json.loads(sys.stdin.read()), 'x')); w = p.initial_weights();"
+        "print(json.dumps([p.data.partition, p.audit_clients, [sorted(d.clients) for d in p.defenses], list(w),"
+        " [float(t.double().sum()) for t in w.values()]]))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(scenario.resolved()), capture_output=True, text=True, check=True
+    )
+    plan = planning.of(scenario)
+    weights = plan.initial_weights()
+    assert json.loads(other.stdout) == [
+        [list(samples) for samples in plan.data.partition],
+        list(plan.audit_clients),
+        [sorted(planned.clients) for planned in plan.defenses],
+        list(weights),
+        [float(tensor.double().sum()) for tensor in weights.values()],
+    ]
+
+
+# Refusals
+
+
+def test_an_attack_whose_needs_are_not_granted_is_refused(tiny_scenario):
+    needy = [{"name": "stand_ins:Guess"}, {"name": "broken_plugins:NeedsLabels"}]
+    assert refusal(tiny_scenario, attacks=needy, threat={"grants": ["training"]}) == (
+        "attacks.1.name: broken_plugins:NeedsLabels needs the grant batch_size, labels; threat.grants has training. "
+        "Grant it, or leave the attack out."
+    )
+    assert "threat.grants has none." in refusal(tiny_scenario, attacks=needy, threat={"grants": []})
+    granted = planning.make(tiny_scenario(attacks=needy, threat={"grants": ["labels", "batch_size"]}))
+    assert granted.attacks[1].attack.needs == {"labels", "batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"attacks": [{"name": "gues"}]}, "attacks.0.name: no attack 'gues'."),
+        ({"attacks": guesses({"pictures": "x"})}, "attacks.0.params.pictures: expected a whole number"),
+        (
+            {"attacks": guesses({}, {"pictures": "1"})},
+            "attacks.1: stand_ins:Guess is listed before, as attacks.0, with",
+        ),
+        ({"defenses": [{"name": "stand_ins:Scales", "clients": [7]}]}, "defenses.0.clients: no client 7;"),
+        ({"defenses": [{"name": "stand_ins:Guess"}]}, "defenses.0.name: stand_ins:Guess is not a subclass"),
+        ({"audit": {"rounds": [9]}}, "audit.rounds: no round 9;"),
+        ({"audit": {"clients": "0-9"}}, "audit.clients: no client 3;"),
+        ({"federation": {"strategy": "FedAvgg"}}, "federation.strategy: no strategy 'FedAvgg'."),
+        ({"data": {"samples": 2}}, "data.partition: 3 clients and 2 training samples;"),
+        ({"model": {"name": "vit_nan"}}, "model.name: no model 'vit_nan'."),
+        (
+            {"model": {"kwargs": {"pos_embed": "none"}}, "defenses": [{"name": "mjp"}]},
+            "model.kwargs.pos_embed: mjp needs",
+        ),
+    ],
+)
+def test_what_does_not_work_is_refused_at_its_path(parts, message, tiny_scenario):
+    assert refusal(tiny_scenario, **parts).startswith(message)
+
+
+def test_the_same_attack_with_other_parameters_may_run_twice(tiny_scenario):
+    assert len(planning.make(tiny_scenario(attacks=guesses({}, {"pictures": 2}))).attacks) == 2
+
+
+def test_pictures_of_other_channels_than_the_models_are_refused(tiny_scenario, monkeypatch):
+    def grey(part, clients, seed):
+        pool = Pool(torch.tensor([0, 1]), lambda chosen: torch.zeros((len(chosen), 1, 32, 32), dtype=torch.uint8))
+        return batches.FederatedData(Pools(pool, pool, pool, ("a", "b")), ((0,), (1,)), seed)
+
+    monkeypatch.setattr(planning, "load_data", grey)
+    assert refusal(tiny_scenario) == "data: pictures of 1 channels do not fit vit_nano."

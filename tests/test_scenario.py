@@ -1,0 +1,317 @@
+"""Scenarios: what five lines mean, what is refused, and that the resolved scenario is the scenario."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim import yaml_loader
+from fedsim.errors import ScenarioError
+from fedsim.scenario import METRICS, Scenario, load, parse, parse_attack, select_clients, select_rounds
+
+GALLERY = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
+
+
+def scenario(**content):
+    return parse(content, "test")
+
+
+def refusal(**content):
+    with pytest.raises(ScenarioError) as caught:
+        scenario(**content)
+    return str(caught.value)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+# Defaults
+
+
+def test_five_lines_are_a_scenario_and_the_rest_are_defaults(tmp_path):
+    text = """
+data: {name: shapes}
+model: {name: vit_nano}
+federation: {clients: 2, rounds: 1}
+defenses: [{name: dp_noise, clients: [0], params: {clip_norm: 1.0}}]
+attacks: [{name: patch_embedding}]
+"""
+    loaded, notes = load(write(tmp_path / "five.yaml", text))
+    assert notes == []
+    assert loaded.name == "five"
+    assert (loaded.version, loaded.seed, loaded.engine) == (1, 0, "ray")
+    assert (loaded.federation.strategy, loaded.federation.fraction) == ("FedAvg", 1.0)
+    assert (loaded.training.shares, loaded.training.batch_size, loaded.training.mode) == ("gradient", 1, "train")
+    assert loaded.threat.grants == ["batch_size", "normalization"]
+    assert (loaded.audit.rounds, loaded.audit.clients, loaded.audit.processes) == ("all", "all", 1)
+    assert loaded.audit.metrics == ["psnr", "ssim", "label_recall"]
+    assert loaded.data.partition.name == "iid"
+    assert loaded.defenses[0].params == {"clip_norm": 1.0}
+
+
+def test_no_line_at_all_is_a_scenario_of_defaults():
+    assert scenario() == Scenario()
+    assert Scenario().data.name == "photos"
+    assert [attack.name for attack in Scenario().attacks] == ["patch_embedding"]
+    assert Scenario().defenses == []
+
+
+def test_defaults_are_not_shared_between_scenarios():
+    first, second = scenario(), scenario()
+    first.attacks.append(first.attacks[0])
+    first.threat.grants.append("labels")
+    assert len(second.attacks) == 1
+    assert second.threat.grants == ["batch_size", "normalization"]
+    assert Scenario() == second
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("a.yaml", "a"), ("my run (2).yaml", "my-run-2-"), (".hidden.yaml", "hidden"), ("été.yml", "t-")]
+)
+def test_the_name_is_that_of_the_file_where_none_is_given(file, name, tmp_path):
+    assert load(write(tmp_path / file, "seed: 1"))[0].name == name
+
+
+def test_a_scenario_cannot_be_changed():
+    for part in (Scenario(), Scenario().training, Scenario().data):
+        with pytest.raises(ValueError, match="frozen"):
+            part.name = "other"
+
+
+def test_the_metrics_of_the_scenario_are_those_that_exist():
+    from fedsim.metrics.scoring import METRICS as scored
+
+    assert tuple(scored) == METRICS
+    assert scenario(audit={"metrics": list(METRICS)}).audit.metrics == list(METRICS)
+
+
+@pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.name)
+def test_every_scenario_of_the_gallery_loads_and_is_named_like_its_file(path):
+    loaded, _ = load(path)
+    assert loaded.name.replace("_", "-") == path.stem.replace("_", "-")
+    assert parse(loaded.resolved(), "resolved") == loaded
+
+
+# Numbers, switches and texts
+
+
+def test_numbers_may_be_written_as_text():
+    # YAML 1.1 reads 1e-4 as text, because it has no dot.
+    assert yaml.safe_load("1e-4") == "1e-4"
+    assert scenario(training={"learning_rate": "1e-4"}).training.learning_rate == 1e-4
+    assert scenario(federation={"clients": "3", "fraction": "0.5"}).federation.clients == 3
+    assert scenario(federation={"clients": 3.0}).federation.clients == 3
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("path", ["seed", "federation.rounds", "training.learning_rate", "audit.processes"])
+def test_booleans_are_no_numbers(path, value):
+    content = value
+    for key in reversed(path.split(".")):
+        content = {key: content}
+    assert refusal(**content) == f"{path}: expected a number, got {str(value).lower()}."
+
+
+def test_numbers_are_no_switches_and_no_text():
+    assert "model.pretrained: expected true, false or the path" in refusal(model={"pretrained": 1})
+    assert "model.name: expected text, got 3." in refusal(model={"name": 3})
+    assert refusal(data={"partition": {"name": "sizes", "sizes": [1, True]}}) == (
+        "data.partition.sizes.1: expected a number, got true."
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "inf", "1e999"])
+def test_numbers_are_finite(value):
+    assert refusal(training={"learning_rate": value}).startswith("training.learning_rate: expected a finite number")
+
+
+# Refusals
+
+
+def test_all_faults_are_told_at_once_in_the_order_of_the_scenario():
+    message = refusal(sed=1, training={"batch_size": 0, "optimizer": "adam"}, federation={"clients": "x"})
+    assert message.splitlines() == [
+        "federation.clients: expected a whole number, got 'x'.",
+        "training.batch_size: expected at least 1, got 0.",
+        "training.optimizer: expected 'sgd' or 'adamw', got 'adam'. Did you mean 'adamw'?",
+        f"sed: unknown key. Did you mean 'seed'? Allowed: {', '.join(Scenario.model_fields)}.",
+    ]
+
+
+def test_one_fault_in_a_choice_of_forms_is_one_line():
+    for clients in (3, [0, "x"], {"fraction": 0}, {"frac": 0.5}, None):
+        lines = refusal(defenses=[{"name": "a", "clients": clients}]).splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith('defenses.0.clients: expected all, [0, 2], "0-3" or {fraction: 0.5}')
+
+
+def test_an_unknown_key_names_the_keys_of_its_own_place():
+    assert refusal(defenses=[{"name": "a", "parms": {}}]) == (
+        "defenses.0.parms: unknown key. Did you mean 'params'? Allowed: name, clients, params."
+    )
+    assert "Allowed: name, alpha, shards_per_client, classes_per_client, sizes." in refusal(
+        data={"partition": {"beta": 1}}
+    )
+
+
+def test_the_parameters_of_a_source_stand_beside_its_name():
+    part = scenario(data={"name": "shapes", "samples": 8, "classes": 3}).data
+    assert part.params == {"samples": 8, "classes": 3}
+
+
+@pytest.mark.parametrize("raw", [None, [], "name", 3])
+def test_what_is_no_mapping_is_no_scenario(raw):
+    with pytest.raises(ScenarioError, match=r"^here: expected a mapping"):
+        parse(raw, "here")
+
+
+def test_an_attack_is_a_name_or_a_mapping():
+    assert parse_attack("gradvit", "here") == parse_attack({"name": "gradvit"}, "here")
+    assert parse_attack({"name": "a", "params": {"x": 1}}, "here").params == {"x": 1}
+    with pytest.raises(ScenarioError, match=r"^here.steps: unknown key. Allowed: name, params\.$"):
+        parse_attack({"name": "a", "steps": 1}, "here")
+
+
+# The resolved scenario
+
+NAMES = st.text("abcdefgh_", min_size=1, max_size=8)
+NUMBERS = st.integers(1, 9) | st.floats(1e-6, 1e6)
+PARAMS = st.dictionaries(
+    NAMES, NUMBERS | st.booleans() | st.none() | st.text(max_size=5) | st.lists(NUMBERS), max_size=3
+)
+CLIENTS = (
+    st.just("all")
+    | st.lists(st.integers(0, 9), max_size=3)
+    | st.sampled_from(["0-3", "1, 4", "2"])
+    | st.fixed_dictionaries({"fraction": st.floats(0.01, 1)})
+)
+PARTITIONS = st.sampled_from(
+    [
+        {},
+        {"name": "dirichlet"},
+        {"name": "dirichlet", "alpha": "1e-1"},
+        {"name": "shards", "shards_per_client": 2},
+        {"name": "pathological", "classes_per_client": 2},
+        {"name": "sizes", "sizes": [3, 2]},
+    ]
+)
+CONTENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,9}\Z"),
+        "seed": st.integers(0, 2**80),
+        "engine": st.sampled_from(["inline", "ray"]),
+        "data": st.builds(
+            lambda partition, params: {**params, "partition": partition},
+            PARTITIONS,
+            PARAMS.map(lambda params: {f"p_{key}": value for key, value in params.items()}),
+        ),
+        "model": st.fixed_dictionaries({"kwargs": PARAMS, "pretrained": st.booleans() | st.just("/weights.pth")}),
+        "federation": st.fixed_dictionaries({"clients": st.integers(1, 9), "strategy_params": PARAMS}),
+        "threat": st.fixed_dictionaries({"grants": st.lists(st.sampled_from(["labels", "training"]), unique=True)}),
+        "defenses": st.lists(st.fixed_dictionaries({"name": NAMES, "clients": CLIENTS, "params": PARAMS}), max_size=2),
+        "attacks": st.lists(st.fixed_dictionaries({"name": NAMES, "params": PARAMS}), max_size=2),
+        "audit": st.fixed_dictionaries(
+            {"rounds": st.just("all") | st.lists(st.integers(1, 9) | st.just("last")), "clients": CLIENTS}
+        ),
+    },
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(content=CONTENTS)
+def test_the_resolved_scenario_loads_as_the_same_scenario(tmp_path_factory, content):
+    given_scenario = parse(content, "content")
+    path = tmp_path_factory.mktemp("resolved") / "scenario.yaml"
+    path.write_text(yaml_loader.dump(given_scenario.resolved()))
+    again, notes = load(path)
+    assert (again, notes) == (given_scenario, [])
+    assert again.resolved() == given_scenario.resolved()
+
+
+def test_a_null_that_a_source_was_given_survives_resolving():
+    resolved = scenario(data={"name": "folder", "image_size": None}).resolved()
+    assert resolved["data"]["image_size"] is None
+    assert parse(resolved, "resolved").data.params == {"image_size": None}
+
+
+def test_the_resolved_scenario_states_every_default():
+    resolved = scenario(training={"batch_size": 3}).resolved()
+    assert resolved["training"]["learning_rate"] == 0.01
+    assert set(resolved) == set(Scenario.model_fields)
+
+
+# Which clients, which rounds
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("all", (0, 1, 2, 3, 4)),
+        ([3, 0, 3], (0, 3)),
+        ([], ()),
+        ("1-3", (1, 2, 3)),
+        ("4", (4,)),
+        (" 0 , 2 - 3 ", (0, 2, 3)),
+        ("3,1-3", (1, 2, 3)),
+    ],
+)
+def test_clients_are_named_by_list_range_or_all(selector, expected):
+    assert select_clients(selector, 5, 0, "here") == expected
+
+
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        ([5], "here: no client 5; federation.clients is 5, so 0 to 4."),
+        ([-1], "here: no client -1;"),
+        ("0-5", "here: no client 5;"),
+        ("3-1", "here: the range '3-1' runs backwards."),
+        ("", "here: expected all, "),
+        ("1-", "here: expected all, "),
+        ("-1", "here: expected all, "),
+        ("1;2", "here: expected all, "),
+        ("half", "here: expected all, "),
+    ],
+)
+def test_clients_that_do_not_exist_are_refused(selector, message):
+    with pytest.raises(ScenarioError) as caught:
+        select_clients(selector, 5, 0, "here")
+    assert str(caught.value).startswith(message)
+
+
+@given(
+    clients=st.integers(1, 40),
+    fraction=st.floats(0.01, 1),
+    seed=st.integers(0, 2**64),
+    place=st.sampled_from(["a", "b"]),
+)
+def test_a_share_of_clients_is_drawn_once_from_the_seed(clients, fraction, seed, place):
+    part = parse({"audit": {"clients": {"fraction": fraction}}}, "test").audit.clients
+    chosen = select_clients(part, clients, seed, place)
+    assert chosen == select_clients(part, clients, seed, place)
+    assert list(chosen) == sorted(set(chosen))
+    assert set(chosen) <= set(range(clients))
+    assert abs(len(chosen) - fraction * clients) <= 0.5 + 1e-9 or len(chosen) == 1
+
+
+def test_two_places_draw_their_shares_apart():
+    part = scenario(audit={"clients": {"fraction": 0.5}}).audit.clients
+    drawn = {(seed, place): select_clients(part, 20, seed, place) for seed in range(3) for place in ("a", "b")}
+    assert len(set(drawn.values())) == len(drawn)
+
+
+def test_rounds_are_named_by_number_and_the_last_by_name():
+    assert select_rounds("all", 3) == (1, 2, 3)
+    assert select_rounds(["last", 1, 3, 1], 3) == (1, 3)
+    assert select_rounds([], 3) == ()
+    for outside in (0, 4, -1):
+        with pytest.raises(
+            ScenarioError, match=rf"^audit.rounds: no round {outside}; federation.rounds is 3, so 1 to 3"
+        ):
+            select_rounds([outside], 3)
