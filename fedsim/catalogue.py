@@ -10,6 +10,7 @@ from fedsim import plugins
 from fedsim.attack import Attack
 from fedsim.data.source import Source
 from fedsim.defense import Defense
+from fedsim.errors import PluginError
 from fedsim.plugins import Kind
 
 
@@ -36,7 +37,11 @@ def sections() -> dict[str, Callable[[], list[Row]]]:
 def _plugins(kind: Kind, contract: type) -> list[Row]:
     rows = []
     for name, info in plugins.installed(kind).items():
-        cls = plugins.load(info, contract, name)
+        try:
+            cls = plugins.load(info, contract, name)
+        except PluginError as error:
+            rows.append(Row(name, f"broken: {error}", ""))
+            continue
         module = inspect.getmodule(cls)
         # A plug-in module opens with one line that says what it is.
         summary = _first_line(inspect.getdoc(module) if module else None)

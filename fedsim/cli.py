@@ -7,6 +7,7 @@ message says how.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -209,6 +210,9 @@ def schema() -> None:
 
 def main() -> None:
     """Run the command line; errors that the user can mend are printed without a traceback."""
+    # A console script does not see the working directory, where a "module:Class" under development lives. Appended: what
+    # is installed comes first.
+    sys.path.append(os.getcwd())
     try:
         app()
     except FedsimError as error:

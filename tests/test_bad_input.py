@@ -187,7 +187,11 @@ SETTINGS = {
         {"model": {"name": "vit_tiny_patch16_224.augreg"}},
         "model.name: no published weights 'vit_tiny_patch16_224.augreg'",
     ),
-    "unknown model kwarg": ({"model.kwargs": {"dept": 2}}, "model.kwargs.dept: unknown kwarg.", "Did you mean 'depth'?"),
+    "unknown model kwarg": (
+        {"model.kwargs": {"dept": 2}},
+        "model.kwargs.dept: unknown kwarg.",
+        "Did you mean 'depth'?",
+    ),
     "model kwarg of the wrong type": (
         {"model.kwargs": {"depth": "two"}},
         "model.kwargs.depth: expected a whole number",

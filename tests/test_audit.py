@@ -1,0 +1,400 @@
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from fedsim import attempt, cli, simulation, yaml_loader
+from fedsim.assessment import SCHEMA
+from fedsim.errors import RunFolderError
+from fedsim.exchange import Finding
+from fedsim.federation.engine import train
+from fedsim.metrics import scoring
+from fedsim.recording import Capture, RunFolder
+from fedsim.simulation import Progress
+
+FIELDS = {
+    "schema", "run", "round", "client", "attack", "defenses", "grants", "status", "scores", "controls", "cautions",
+    "trace", "seconds", "seed", "artifacts",
+}  # fmt: skip
+CONTROLS = {"grey", "own_mean", "dataset_mean", "wrong_update", "prior", "uniform"}
+NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.1}}
+
+
+@pytest.fixture(autouse=True)
+def without_report(monkeypatch):
+    """The report has tests of its own, and takes longer than all the rest."""
+    monkeypatch.setattr("fedsim.report.render", lambda path: path / "report.html")
+
+
+@pytest.fixture
+def simulate(tiny_plan, run_folder):
+    """Return a function: parts of a scenario -> plan, folder and records of the whole run."""
+
+    def run(name="run", **parts):
+        plan = tiny_plan(**parts)
+        folder = run_folder(plan, name)
+        return plan, folder, simulation.simulate(plan, folder, Progress())
+
+    return run
+
+
+def audit(plan, folder, **progress):
+    return simulation.audit(plan, folder, Progress(**progress))
+
+
+def timeless(records):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def places(records):
+    return [(record["round"], record["client"], record["attack"]["name"]) for record in records]
+
+
+# One record
+
+
+def test_a_record_holds_the_documented_fields(simulate):
+    plan, folder, records = simulate(training={"batch_size": 2}, defenses=[NOISE])
+    assert records == folder.records.read()
+    raw = (folder.path / "records.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in raw] == records
+    for record in records:
+        assert set(record) == FIELDS
+        assert record["schema"] == SCHEMA and record["run"].startswith("tiny-")
+        assert record["status"] == "found" and record["grants"] == ["batch_size", "normalization"]
+        assert record["attack"] == {
+            "name": "stand_ins:Guess",
+            "params": {"pictures": 1},
+            "version": "unknown",
+            "distribution": None,
+            "citation": "none",
+        }
+        assert set(record["scores"]) == {"psnr", "ssim", "label_recall"}
+        for score in record["scores"].values():
+            assert len(score["per_example"]) == 2 and score["worse"] == "higher"
+            assert score["value"] == pytest.approx(math.fsum(score["per_example"]) / 2)
+        assert set(record["controls"]) == CONTROLS
+        assert record["trace"]["granted"] == 2
+        assert record["seconds"] >= 0 and isinstance(record["seed"], int)
+        assert set(record["artifacts"]) == {"finding", "originals", "reconstructions"}
+        for path in record["artifacts"].values():
+            assert (folder.path / path).stat().st_size > 0
+    assert len({record["run"] for record in records}) == 1
+    assert len({record["seed"] for record in records}) == len(records)
+
+
+def test_a_record_names_the_defenses_of_its_client_and_their_cautions(simulate):
+    plan, _, records = simulate(defenses=[NOISE], federation={"rounds": 1})
+    plain, noised, _ = records
+    assert plain["defenses"] == [] and plain["cautions"] == ["a guess"]
+    (defense,) = noised["defenses"]
+    assert defense["name"] == "dp_noise" and defense["params"] == plan.defenses[0].params
+    assert noised["cautions"][0] == "a guess" and all(c.startswith("dp_noise: ") for c in noised["cautions"][1:])
+
+
+def test_scores_are_those_of_the_stored_finding_against_the_derived_truth(simulate):
+    plan, folder, records = simulate(training={"batch_size": 2})
+    for record in records:
+        tried = attempt.run(plan, folder, record["round"], record["client"], plan.attacks[0])
+        truth = plan.data.truth(record["client"], record["round"], plan.scenario.training)
+        expected = scoring.score(("psnr", "ssim", "label_recall"), tried.finding, truth)
+        assert {name: score["value"] for name, score in record["scores"].items()} == {
+            name: score.value for name, score in expected.items()
+        }
+
+
+def test_the_wrong_update_control_is_the_next_clients_finding_scored(simulate):
+    plan, folder, records = simulate(training={"batch_size": 2}, federation={"rounds": 1})
+    for client, partner in ((0, 1), (1, 2), (2, 0)):
+        other = attempt.run(plan, folder, 1, partner, plan.attacks[0]).finding
+        truth = plan.data.truth(client, 1, plan.scenario.training)
+        expected = scoring.score(("psnr", "ssim", "label_recall"), other, truth)
+        assert records[client]["controls"]["wrong_update"] == {name: score.value for name, score in expected.items()}
+
+
+def test_a_client_that_is_not_audited_still_serves_as_control(simulate):
+    _, _, full = simulate("full", federation={"rounds": 1})
+    _, folder, (record,) = simulate("one", federation={"rounds": 1}, audit={"clients": [1]})
+    assert record["client"] == 1 and record["controls"] == full[1]["controls"]
+    found = {path.parent.name for path in folder.path.rglob("artifacts/**/*.safetensors")}
+    assert found == {"client-001", "client-002"}
+
+
+def test_without_another_client_the_record_says_that_a_control_is_missing(simulate):
+    _, _, (record,) = simulate(federation={"clients": 1, "rounds": 1})
+    assert "wrong_update" not in record["controls"]
+    assert any(caution.startswith("no wrong-update control") for caution in record["cautions"])
+
+
+# Attempts that fail
+
+
+def test_a_failed_and_a_refused_attempt_are_records_and_the_others_go_on(simulate):
+    _, folder, records = simulate(
+        attacks=[{"name": "stand_ins:RaisesOn"}, {"name": "stand_ins:Guess"}], federation={"rounds": 1}
+    )
+    assert [record["status"] for record in records] == ["found", "found", "failed", "found", "refused", "found"]
+    failed, refused = records[2], records[4]
+    assert failed["message"].startswith("RuntimeError: out of luck (stand_ins.py:")
+    assert refused["message"] == "one picture at a time"
+    for record in (failed, refused):
+        assert set(record) == FIELDS | {"message"} and record["scores"] == record["controls"] == {}
+    # Client 0 would be compared with client 1, whose attempt failed.
+    assert "wrong_update" not in records[0]["controls"] and "wrong_update" in records[1]["controls"]
+
+
+@pytest.fixture
+def claim(tiny_plan, run_folder, stand_ins, monkeypatch):
+    """Return a function: a finding -> the record of an attack that claims it."""
+    import stand_ins as module
+
+    def run(finding, **parts):
+        monkeypatch.setattr(module.Claims, "finding", finding)
+        plan = tiny_plan(attacks=[{"name": "stand_ins:Claims"}], federation={"clients": 1, "rounds": 1}, **parts)
+        return simulation.simulate(plan, run_folder(plan), Progress())[0]
+
+    return run
+
+
+GREY = torch.full((1, 3, 32, 32), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("finding", "message"),
+    [
+        (None, "AttributeError"),
+        (Finding(images=torch.rand(1, 3, 16, 16)), "ValueError: the attack returned pictures of shape (3, 16, 16)"),
+        (Finding(images=GREY * math.nan), "ValueError: the attack returned pixels that are not finite"),
+        (Finding(labels=torch.full((1, 10), math.nan)), "ValueError: the attack returned labels that are not finite"),
+    ],
+    ids=["nothing", "another size", "not finite", "labels not finite"],
+)
+def test_a_finding_that_is_none_is_a_failed_attempt(claim, finding, message):
+    record = claim(finding)
+    assert record["status"] == "failed" and record["message"].startswith(message)
+
+
+def test_a_trace_of_any_kind_becomes_json(claim):
+    record = claim(
+        Finding(images=GREY, trace={"loss": [1.0, math.inf, math.nan], 3: ("a", None, True), "dtype": torch.float32})
+    )
+    assert record["trace"] == {"loss": [1.0, "inf", "nan"], "3": ["a", None, True], "dtype": "torch.float32"}
+
+
+def test_an_empty_finding_has_no_scores(claim):
+    record = claim(Finding())
+    assert record["status"] == "found" and record["scores"] == {}
+
+
+@pytest.mark.parametrize("pictures", [0, 1, 5])
+def test_any_number_of_pictures_is_scored_per_original(claim, pictures):
+    record = claim(Finding(images=GREY.repeat(pictures, 1, 1, 1)), training={"batch_size": 2})
+    score = record["scores"]["psnr"]
+    assert len(score["per_example"]) == 2 and score["value"] == pytest.approx(record["controls"]["grey"]["psnr"])
+
+
+def test_an_update_that_is_not_finite_is_refused_not_attacked(tiny_plan, run_folder):
+    plan = tiny_plan(federation={"rounds": 1})
+    folder = run_folder(plan)
+    train(plan, folder)
+    broken = {name: tensor * math.nan for name, tensor in plan.initial_weights().items()}
+    folder.write_capture(Capture(1, 2, "gradient", broken, {"num-examples": 1}, {}))
+    tried = attempt.run(plan, folder, 1, 2, plan.attacks[0])
+    assert tried.status == "refused" and tried.message == "the update is not finite"
+
+
+# The whole audit
+
+
+def test_records_are_in_canonical_order_whatever_the_order_of_the_work(simulate):
+    two = [{"name": "stand_ins:RaisesOn", "params": {"raises": -1, "refuses": -1}}, {"name": "stand_ins:Guess"}]
+    plan, folder, records = simulate(attacks=two)
+    names = [part["name"] for part in two]
+    assert places(records) == [(r, c, name) for r in (1, 2) for c in range(3) for name in names]
+    folder.records.rewrite(records[::-1])
+    assert audit(plan, folder) == records == folder.records.read()
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ({"rounds": [2]}, [(2, 0), (2, 1), (2, 2)]),
+        ({"rounds": ["last"], "clients": [0, 2]}, [(2, 0), (2, 2)]),
+        ({"clients": "1-2"}, [(1, 1), (1, 2), (2, 1), (2, 2)]),
+    ],
+)
+def test_only_the_chosen_rounds_and_clients_are_audited(simulate, part, expected):
+    assert [place[:2] for place in places(simulate(audit=part)[2])] == expected
+
+
+def test_the_display_hears_of_every_new_record_and_of_their_number(tiny_plan, run_folder):
+    plan = tiny_plan()
+    folder = run_folder(plan)
+    lines, records, totals = [], [], []
+    simulation.simulate(plan, folder, Progress(lines.append, records.append, totals.append))
+    assert [line["round"] for line in lines] == [0, 1, 2] and totals == [3, 6] and len(records) == 6
+    heard = []
+    audit(plan, folder, on_record=heard.append, on_total=totals.append)
+    assert heard == [] and totals[-1] == 6
+
+
+def test_attempts_with_a_record_are_left_alone_and_lost_records_come_back_from_the_findings(simulate):
+    plan, folder, records = simulate()
+    findings = {path: path.stat().st_mtime_ns for path in folder.path.rglob("artifacts/**/*.safetensors")}
+    folder.records.rewrite(records[:2])
+    assert audit(plan, folder) == records
+    (folder.path / "records.jsonl").unlink()
+    assert audit(plan, folder) == records
+    assert {path: path.stat().st_mtime_ns for path in findings} == findings and len(findings) == 6
+
+
+def test_a_stored_finding_of_other_parameters_is_not_used_again(simulate, tiny_plan):
+    _, folder, records = simulate()
+    (folder.path / "records.jsonl").unlink()
+    other = tiny_plan(attacks=[{"name": "stand_ins:Guess", "params": {"pictures": 3}}])
+    assert all(record["attack"]["params"] == {"pictures": 3} for record in audit(other, folder))
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"", lambda content: b"x" * 99])
+def test_a_damaged_finding_is_made_again(simulate, damage):
+    plan, folder, records = simulate()
+    path = folder.path / records[0]["artifacts"]["finding"]
+    path.write_bytes(damage(path.read_bytes()))
+    (folder.path / "records.jsonl").unlink()
+    assert timeless(audit(plan, folder)) == timeless(records)
+
+
+def test_a_folder_can_be_audited_anywhere_from_its_captures_alone(simulate, tmp_path):
+    plan, folder, records = simulate(training={"batch_size": 2})
+    elsewhere = tmp_path / "else" / "where"
+    shutil.copytree(folder.path, elsewhere)
+    shutil.rmtree(elsewhere / "artifacts")
+    (elsewhere / "records.jsonl").unlink()
+    (elsewhere / "model.safetensors").unlink()
+    assert timeless(audit(plan, RunFolder.open(elsewhere))) == timeless(records)
+    for record in records:
+        for path in record["artifacts"].values():
+            if path.endswith(".png"):
+                assert (elsewhere / path).read_bytes() == (folder.path / path).read_bytes()
+
+
+def test_a_corrupted_capture_stops_the_audit_and_what_was_audited_is_saved(simulate):
+    plan, folder, records = simulate()
+    shutil.rmtree(folder.path / "artifacts")
+    (folder.path / "records.jsonl").unlink()
+    path = folder.path / "captures" / "round-0002" / "client-001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunFolderError, match=r"round-0002/client-001\.safetensors: corrupted"):
+        audit(plan, RunFolder.open(folder.path))
+    kept = folder.records.read()
+    assert kept and all(record["round"] == 1 for record in kept)
+
+
+def test_records_of_another_schema_or_of_an_unknown_attack_are_refused(simulate, tiny_plan):
+    plan, folder, records = simulate()
+    other = tiny_plan(attacks=[{"name": "stand_ins:RaisesOn"}])
+    with pytest.raises(RunFolderError, match=r"attack 'stand_ins:Guess' with these parameters is not in scenario"):
+        audit(other, folder)
+    folder.records.rewrite([records[0], {**records[1], "schema": 99}])
+    with pytest.raises(RunFolderError, match="line 2 has schema 99"):
+        audit(plan, folder)
+
+
+def test_the_runs_identity_ignores_how_it_was_computed_and_which_attacks_ran(tiny_scenario):
+    from fedsim.assessment import run_id
+
+    same = [{}, {"engine": "ray"}, {"audit": {"processes": 2}}, {"attacks": [{"name": "stand_ins:RaisesOn"}]}]
+    assert len({run_id(tiny_scenario(**parts)) for parts in same}) == 1
+    others = [{"seed": 9}, {"federation": {"rounds": 9}}, {"threat": {"grants": []}}, {"defenses": [NOISE]}]
+    assert len({run_id(tiny_scenario(**parts)) for parts in ({}, *others)}) == 5
+
+
+# The command
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    monkeypatch.setattr("fedsim.display.summary", lambda path: "")
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["fedsim", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out + captured.err
+
+    return run
+
+
+def test_an_added_attack_leaves_the_records_there_are_as_they_were(simulate, command):
+    _, folder, before = simulate()
+    assert command("audit", folder.path, "--attack", "stand_ins:RaisesOn")[0] == 1
+    after = folder.records.read()
+    assert [record for record in after if record["attack"]["name"] == "stand_ins:Guess"] == before
+    names = ["stand_ins:Guess", "stand_ins:RaisesOn"]
+    assert places(after) == [(r, c, name) for r in (1, 2) for c in range(3) for name in names]
+    assert [part.name for part in folder.scenario().attacks] == names
+
+
+def test_the_same_attack_is_added_once_and_again_with_other_parameters(simulate, command):
+    _, folder, before = simulate()
+    assert command("audit", folder.path, "--attack", "stand_ins:Guess")[0] == 0
+    assert folder.records.read() == before
+    more = "{name: 'stand_ins:Guess', params: {pictures: 2}}"
+    assert command("audit", folder.path, "--attack", more)[0] == 0
+    after = folder.records.read()
+    assert len(after) == 12 and {record["attack"]["params"]["pictures"] for record in after} == {1, 2}
+    assert len({record["artifacts"]["finding"] for record in after}) == 12
+
+
+@pytest.mark.parametrize(
+    ("attack", "text"),
+    [
+        ("no_such", "no attack 'no_such'"),
+        ("{name: 'stand_ins:Guess', params: {pictores: 2}}", "pictores: unknown parameter"),
+        ("[1]", "--attack"),
+    ],
+)
+def test_a_wrong_attack_is_refused_and_the_folder_stays_as_it_was(simulate, command, attack, text):
+    _, folder, before = simulate()
+    scenario = (folder.path / "scenario.yaml").read_bytes()
+    code, output = command("audit", folder.path, "--attack", attack)
+    assert code == 2 and text in output and "Traceback" not in output
+    assert folder.records.read() == before and (folder.path / "scenario.yaml").read_bytes() == scenario
+
+
+def test_the_exit_code_tells_failed_attempts_from_refused_ones(tiny_scenario, command, tmp_path):
+    for name, params, expected in (("refuses", {"raises": -1}, 0), ("raises", {"refuses": -1}, 1)):
+        scenario = tiny_scenario(attacks=[{"name": "stand_ins:RaisesOn", "params": params}])
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml_loader.dump(scenario.resolved()))
+        code, text = command("run", path, "--out", tmp_path / name)
+        assert code == expected, text
+        assert len(RunFolder.open(tmp_path / name).records.read()) == 6
+
+
+# Several processes
+
+
+@pytest.mark.slow
+def test_one_and_two_worker_processes_give_the_same_records(simulate):
+    attacks = [{"name": "stand_ins:RaisesOn"}, {"name": "stand_ins:Guess"}]
+    _, _, alone = simulate("0", attacks=attacks, training={"batch_size": 2})
+    for processes in (1, 2):
+        _, folder, records = simulate(
+            str(processes), attacks=attacks, training={"batch_size": 2}, audit={"processes": processes}
+        )
+        assert timeless(records) == timeless(alone) and folder.records.read() == records
+
+
+@pytest.mark.slow
+def test_a_corrupted_capture_is_told_by_a_worker_as_well(simulate, tiny_plan):
+    _, folder, _ = simulate()
+    shutil.rmtree(folder.path / "artifacts")
+    (folder.path / "records.jsonl").unlink()
+    path = folder.path / "captures" / "round-0001" / "client-000.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunFolderError, match="corrupted"):
+        audit(tiny_plan(audit={"processes": 1}), RunFolder.open(folder.path))

@@ -1,0 +1,262 @@
+"""The command line: what each command writes, prints and returns."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from fedsim import catalogue, yaml_loader
+from fedsim.metrics.scoring import METRICS
+from fedsim.plugins import installed
+from fedsim.scenario import Scenario
+
+GALLERY = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
+SMALL = {
+    "name": "small",
+    "engine": "inline",
+    "data": {"name": "shapes", "samples": 12, "test_samples": 4, "auxiliary_samples": 4, "classes": 2},
+    "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
+    "federation": {"clients": 3, "rounds": 1},
+    "attacks": [{"name": "stand_ins:Guess"}],
+    "audit": {"processes": 0},
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
+@pytest.fixture
+def finished(template, tmp_path, file, fedsim):
+    """A copy of a finished run of the scenario."""
+    if not template.exists():
+        assert fedsim("run", file, "--out", template).code == 0
+    return Path(shutil.copytree(template, tmp_path / "run"))
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# run
+
+
+def test_run_trains_captures_audits_and_reports(fedsim, file, tmp_path):
+    outcome = fedsim("run", file, "--out", tmp_path / "run")
+    assert outcome.code == 0
+    assert outcome.message == ""
+    assert f"Run folder: {tmp_path / 'run'}\n" in outcome.output
+    assert f"Report: {tmp_path / 'run' / 'report.html'}\n" in outcome.output
+    for name in ("scenario.yaml", "environment.json", "rounds.jsonl", "report.html", "report.md", "model.safetensors"):
+        assert (tmp_path / "run" / name).is_file(), name
+    assert [record["client"] for record in records(tmp_path / "run")] == [0, 1, 2]
+
+
+def test_the_resolved_scenario_of_a_run_makes_the_same_run(fedsim, finished, tmp_path):
+    assert fedsim("run", finished / "scenario.yaml", "--out", tmp_path / "again").code == 0
+    assert [r | {"seconds": 0} for r in records(tmp_path / "again")] == [r | {"seconds": 0} for r in records(finished)]
+
+
+def test_a_run_without_a_folder_gets_one_by_name_and_time(fedsim, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fedsim("run", file, "--set", "attacks=[]").code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"small-\d{8}-\d{6}", folder.name)
+
+
+def test_settings_and_engine_reach_the_run_and_notes_are_printed(fedsim, file):
+    outcome = fedsim("check", file, "--set", "data.name=photos", "--set", "data.samples=12", "--engine", "inline")
+    assert outcome.code == 0
+    assert "note: data.name is now 'photos': dropped classes, which it does not have" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"attacks": [{"name": "stand_ins:RaisesOn"}]}, "1 of 3 attempts failed; records.jsonl says why."),
+        (
+            {"defenses": [{"name": "stand_ins:FailsIn", "clients": [1]}]},
+            "Clients failed in some rounds: 1; see rounds.jsonl.",
+        ),
+    ],
+)
+def test_a_failure_ends_with_1_after_everything_else_is_saved(part, says, fedsim, file, tmp_path):
+    file.write_text(yaml.safe_dump(SMALL | part))
+    outcome = fedsim("run", file, "--out", tmp_path / "run")
+    assert outcome.code == 1
+    assert says in outcome.output
+    assert "Traceback" not in outcome.output
+    assert {record["client"] for record in records(tmp_path / "run")} >= {0, 2}
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_no_client_at_all_ends_with_2_and_says_what_they_said(fedsim, file, tmp_path):
+    file.write_text(yaml.safe_dump(SMALL | {"defenses": [{"name": "stand_ins:FailsIn"}]}))
+    outcome = fedsim("run", file, "--out", tmp_path / "run")
+    assert outcome.code == 2
+    assert "no client delivered an update in round 1; client 0 said: " in outcome.message
+    assert "out of battery" in outcome.message
+    assert "Traceback" not in outcome.output
+
+
+def test_resuming_a_finished_run_changes_nothing_that_was_measured(fedsim, finished):
+    before = content(finished)
+    assert fedsim("run", "--resume", finished).code == 0
+    assert content(finished) == before
+
+
+# audit and report
+
+
+def test_audit_adds_an_attack_by_name_or_mapping_and_leaves_the_rest(fedsim, finished):
+    before = records(finished)
+    assert fedsim("audit", finished, "--attack", "{name: stand_ins:Guess, params: {pictures: 2}}").code == 0
+    after = records(finished)
+    assert [record for record in after if record["attack"]["params"] == {"pictures": 1}] == before
+    assert [record["client"] for record in after if record["attack"]["params"] == {"pictures": 2}] == [0, 1, 2]
+    assert len(yaml_loader.read(finished / "scenario.yaml")["attacks"]) == 2
+    saved = content(finished)
+    assert fedsim("audit", finished, "--attack", "stand_ins:Guess").code == 0
+    assert content(finished) == saved
+
+
+def test_audit_redoes_records_that_are_gone(fedsim, finished):
+    before = records(finished)
+    (finished / "records.jsonl").unlink()
+    assert fedsim("audit", finished).code == 0
+    assert records(finished) == before
+
+
+def test_report_renders_from_the_folder_alone(fedsim, finished):
+    before = content(finished)
+    (finished / "report.html").unlink()
+    outcome = fedsim("report", finished)
+    assert outcome.code == 0
+    assert outcome.output == f"Report: {finished / 'report.html'}\n"
+    assert content(finished) == before
+
+
+# check, list, schema
+
+
+def test_check_tells_what_the_scenario_means_and_writes_nothing(fedsim, file, tmp_path):
+    defenses = [{"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0}}]
+    file.write_text(yaml.safe_dump(SMALL | {"defenses": defenses}))
+    outcome = fedsim("check", file)
+    assert outcome.code == 0
+    for text in (
+        "shapes, 2 classes, 4 to 4 samples a client",
+        "vit_nano, 0.1 M parameters, input (3, 32, 32)",
+        "3 clients, 1 rounds",
+        "batch_size, normalization",
+        "on clients 1",
+        "client 1: dp_noise: Clipping without noise",
+        "stand_ins:Guess {'pictures': 1}",
+        f"{file}: fine",
+    ):
+        assert text in " ".join(outcome.output.split()), text
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("kind", ["attacks", "defenses", "data"])
+def test_list_names_every_plug_in_with_a_line_and_its_parameters(kind, fedsim):
+    rows = {row.name: row for row in catalogue.sections()[kind]()}
+    assert set(rows) == set(installed(kind))
+    assert all(row.summary.endswith(".") and row.parameters for row in rows.values())
+    outcome = fedsim("list", kind)
+    assert outcome.code == 0
+    assert all(name in outcome.output for name in rows)
+
+
+def test_list_without_a_kind_shows_all_of_them(fedsim):
+    outcome = fedsim("list")
+    assert outcome.code == 0
+    for text in ("shapes", "vit_nano", "FedAdam", "dp_noise", "patch_embedding", *METRICS):
+        assert text in outcome.output
+
+
+def test_list_of_an_unknown_kind_names_the_nearest(fedsim):
+    outcome = fedsim("list", "attack")
+    assert outcome.code == 2
+    assert outcome.message.startswith("fedsim: list: no kind 'attack'. Did you mean 'attacks'? Known: data, models, ")
+
+
+def test_the_schema_is_a_schema_and_accepts_every_scenario_of_the_gallery(fedsim):
+    outcome = fedsim("schema")
+    assert outcome.code == 0
+    schema = json.loads(outcome.output)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert GALLERY
+    for path in GALLERY:
+        validator.validate(yaml_loader.read(path))
+    validator.validate(Scenario().resolved())
+    for clients in ("all", [0, 2], "0-3", {"fraction": 0.5}):
+        validator.validate({"audit": {"clients": clients}})
+    for rounds in ("all", [1, "last"]):
+        validator.validate({"audit": {"rounds": rounds}})
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"modle": {}},
+        {"training": {"batch_size": "x"}},
+        {"federation": {"clients": 0}},
+        {"engine": "dask"},
+        {"threat": {"grants": ["label"]}},
+        {"audit": {"clients": 3}},
+    ],
+)
+def test_the_schema_refuses_what_the_loader_refuses(bad):
+    validator = jsonschema.Draft202012Validator(Scenario.model_json_schema())
+    assert not validator.is_valid(bad)
+
+
+# The edge
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["run", "--frobnicate"], ["check"]])
+def test_usage_errors_end_with_2_and_no_traceback(arguments, fedsim):
+    outcome = fedsim(*arguments)
+    assert outcome.code == 2
+    assert "Usage: " in outcome.message
+    assert "Traceback" not in outcome.output
+
+
+def test_help_and_schema_need_not_wait_for_torch():
+    code = "import sys, fedsim.cli; print([name for name in ('torch', 'flwr', 'ray', 'timm') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_module_is_the_command():
+    found = subprocess.run([sys.executable, "-m", "fedsim", "--help"], capture_output=True, text=True, check=True)
+    for command in ("run", "audit", "report", "check", "list", "schema"):
+        assert f" {command} " in found.stdout
+
+
+def test_an_error_of_our_own_keeps_its_traceback(fedsim, file, monkeypatch):
+    def fails(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("fedsim.scenario.load", fails)
+    with pytest.raises(ZeroDivisionError):
+        fedsim("check", file)
