@@ -101,8 +101,10 @@ def _run(plan: Plan, folder: RunFolder, round: int, client: int, planned: Planne
     return Attempt(status, finding, message, float(f"{time.perf_counter() - started:.4g}"), seed)
 
 
-def _checked(finding: Finding, image_shape: tuple[int, int, int]) -> Finding:
+def _checked(finding: Any, image_shape: tuple[int, int, int]) -> Finding:
     """Check what the plug-in claims and bring it to the CPU in float32, pixels clamped, the trace to plain JSON."""
+    if not isinstance(finding, Finding):
+        raise TypeError(f"the attack returned {type(finding).__name__}, not a Finding")
     images = finding.images
     if images is not None:
         if tuple(images.shape[1:]) != image_shape:

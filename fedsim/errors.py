@@ -47,6 +47,7 @@ class AttackRefusedError(FedsimError):
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the closest allowed word, or an empty string when none is close."""
-    matches = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    """Return " Did you mean 'x'?" for the closest allowed word, whatever its case, or nothing when none is close."""
+    by_lower = {word.lower(): word for word in allowed}
+    matches = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[matches[0]]!r}?" if matches else ""

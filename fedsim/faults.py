@@ -79,8 +79,10 @@ def of(error: pydantic.ValidationError, model: type[BaseModel]) -> list[Fault]:
 def _fault(detail: Any, model: type[BaseModel]) -> Fault:
     path = tuple(str(part) for part in detail["loc"] if part != "[key]")
     if detail["type"] == "extra_forbidden":
-        allowed = _keys_at(path[:-1], model.model_json_schema())
-        return Fault(path, f"unknown key.{nearest(path[-1], allowed)} Allowed: {', '.join(allowed)}.")
+        schema = model.model_json_schema()
+        allowed = _keys_at(path[:-1], schema)
+        advice = _elsewhere(path[-1], schema) if len(path) == 1 else ""
+        return Fault(path, f"unknown key.{advice or nearest(path[-1], allowed)} Allowed: {', '.join(allowed)}.")
     if detail["type"] == "missing":
         return Fault(path, "missing, and it has no default.")
     return Fault(path, message(detail))
@@ -105,7 +107,13 @@ def _keys_at(path: Sequence[str], schema: dict[str, Any]) -> list[str]:
     node = schema
     for key in path:
         node = node.get("items", {}) if key.isdecimal() else node.get("properties", {}).get(key, {})
-        reference = node.get("$ref") or next((o["$ref"] for o in node.get("anyOf", []) if "$ref" in o), None)
+        reference = node.get("$ref")
         if reference:
             node = schema["$defs"][reference.rsplit("/", 1)[1]]
     return list(node.get("properties", {}))
+
+
+def _elsewhere(key: str, schema: dict[str, Any]) -> str:
+    """Return advice for a key that stands at the top and belongs into a part."""
+    found = [part for part in schema["properties"] if key in _keys_at((part,), schema)]
+    return f" Did you mean {found[0]}.{key}?" if found else ""

@@ -231,7 +231,8 @@ def head_names(model: nn.Module) -> tuple[HeadNames, ...]:
 
 def prefix_rows(model: nn.Module) -> int:
     """Return how many rows of `pos_embed` precede those of the patches (class, distillation, register tokens)."""
-    return 0 if model.no_embed_class else int(model.num_prefix_tokens)  # type: ignore[call-overload]
+    count: int = model.num_prefix_tokens  # type: ignore[assignment]
+    return 0 if model.no_embed_class else count
 
 
 @contextlib.contextmanager

@@ -377,6 +377,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder against a second fedsim process; the lock ends with this process, however it ends.
 
+        What a killed process was writing aside is removed.
+
         Raises:
             RunFolderError: another process holds it.
         """
@@ -387,6 +389,8 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunFolderError(f"{self.path}: another fedsim process is working on this run.") from None
+            for leftover in self.path.rglob(".*.partial"):
+                leftover.unlink(missing_ok=True)
             yield
 
 

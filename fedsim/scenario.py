@@ -32,8 +32,8 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-Integer = Annotated[int, BeforeValidator(_not_bool)]
-Number = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+_NO_BOOLEAN = BeforeValidator(_not_bool)
+Integer = Annotated[int, _NO_BOOLEAN]
 Switch = Annotated[bool, Field(strict=True)]
 
 
@@ -44,7 +44,7 @@ class _Part(pydantic.BaseModel):
 class FractionOfClients(_Part):
     """A share of the clients, drawn once from the seed."""
 
-    fraction: Annotated[Number, Field(gt=0, le=1)]
+    fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NO_BOOLEAN]
 
 
 Selector = Annotated[
@@ -61,10 +61,10 @@ class PartitionPart(_Part):
     """
 
     name: Literal["iid", "dirichlet", "shards", "pathological", "sizes"] = "iid"
-    alpha: Annotated[Number, Field(gt=0)] | None = None
-    shards_per_client: Annotated[Integer, Field(ge=1)] | None = None
-    classes_per_client: Annotated[Integer, Field(ge=1)] | None = None
-    sizes: list[Annotated[Integer, Field(ge=1)]] | None = None
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
+    shards_per_client: Annotated[int, Field(ge=1), _NO_BOOLEAN] | None = None
+    classes_per_client: Annotated[int, Field(ge=1), _NO_BOOLEAN] | None = None
+    sizes: list[Annotated[int, Field(ge=1), _NO_BOOLEAN]] | None = None
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> PartitionPart:
@@ -108,9 +108,9 @@ class ModelPart(_Part):
 class FederationPart(_Part):
     """Who takes part, and how the server aggregates."""
 
-    clients: Annotated[Integer, Field(ge=1)] = 4
-    rounds: Annotated[Integer, Field(ge=1)] = 3
-    fraction: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    clients: Annotated[int, Field(ge=1), _NO_BOOLEAN] = 4
+    rounds: Annotated[int, Field(ge=1), _NO_BOOLEAN] = 3
+    fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NO_BOOLEAN] = 1.0
     strategy: str = "FedAvg"
     strategy_params: dict[str, Any] = Field(default_factory=dict)
 
@@ -122,13 +122,13 @@ class TrainingPart(_Part):
     trains `local_steps` or `local_epochs` and sends new weights. `mode` states whether dropout and the like are active.
     """
 
-    batch_size: Annotated[Integer, Field(ge=1)] = 1
-    local_steps: Annotated[Integer, Field(ge=1)] | None = None
-    local_epochs: Annotated[Integer, Field(ge=1)] | None = None
-    learning_rate: Annotated[Number, Field(gt=0)] = 0.01
+    batch_size: Annotated[int, Field(ge=1), _NO_BOOLEAN] = 1
+    local_steps: Annotated[int, Field(ge=1), _NO_BOOLEAN] | None = None
+    local_epochs: Annotated[int, Field(ge=1), _NO_BOOLEAN] | None = None
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.01
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
     shares: Literal["gradient", "delta"] = "gradient"
     mode: Literal["train", "eval"] = "train"
 
@@ -188,7 +188,7 @@ class AuditPart(_Part):
     ] = "all"
     clients: Selector = "all"
     metrics: list[Literal["psnr", "ssim", "lpips", "fft2d", "label_recall"]] = ["psnr", "ssim", "label_recall"]
-    processes: Annotated[Integer, Field(ge=0)] = 1
+    processes: Annotated[int, Field(ge=0), _NO_BOOLEAN] = 1
 
 
 class Scenario(_Part):
@@ -200,7 +200,7 @@ class Scenario(_Part):
         worded("letters, digits, dots, dashes and underscores, a letter or digit first"),
     ] = "run"
     version: Literal[1] = 1
-    seed: Annotated[Integer, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0), _NO_BOOLEAN] = 0
     engine: Literal["inline", "ray"] = "ray"
     data: DataPart = DataPart()
     model: ModelPart = ModelPart()

@@ -56,7 +56,7 @@ def places(records):
 
 
 def test_a_record_holds_the_documented_fields(simulate):
-    plan, folder, records = simulate(training={"batch_size": 2}, defenses=[NOISE])
+    _, folder, records = simulate(training={"batch_size": 2}, defenses=[NOISE])
     assert records == folder.records.read()
     raw = (folder.path / "records.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in raw] == records
@@ -132,7 +132,7 @@ def test_without_another_client_the_record_says_that_a_control_is_missing(simula
 
 
 def test_a_failed_and_a_refused_attempt_are_records_and_the_others_go_on(simulate):
-    _, folder, records = simulate(
+    _, _, records = simulate(
         attacks=[{"name": "stand_ins:RaisesOn"}, {"name": "stand_ins:Guess"}], federation={"rounds": 1}
     )
     assert [record["status"] for record in records] == ["found", "found", "failed", "found", "refused", "found"]
@@ -164,7 +164,7 @@ GREY = torch.full((1, 3, 32, 32), 0.5)
 @pytest.mark.parametrize(
     ("finding", "message"),
     [
-        (None, "AttributeError"),
+        (None, "TypeError: the attack returned NoneType, not a Finding"),
         (Finding(images=torch.rand(1, 3, 16, 16)), "ValueError: the attack returned pictures of shape (3, 16, 16)"),
         (Finding(images=GREY * math.nan), "ValueError: the attack returned pixels that are not finite"),
         (Finding(labels=torch.full((1, 10), math.nan)), "ValueError: the attack returned labels that are not finite"),
@@ -251,7 +251,7 @@ def test_attempts_with_a_record_are_left_alone_and_lost_records_come_back_from_t
 
 
 def test_a_stored_finding_of_other_parameters_is_not_used_again(simulate, tiny_plan):
-    _, folder, records = simulate()
+    _, folder, _ = simulate()
     (folder.path / "records.jsonl").unlink()
     other = tiny_plan(attacks=[{"name": "stand_ins:Guess", "params": {"pictures": 3}}])
     assert all(record["attack"]["params"] == {"pictures": 3} for record in audit(other, folder))
@@ -281,7 +281,7 @@ def test_a_folder_can_be_audited_anywhere_from_its_captures_alone(simulate, tmp_
 
 
 def test_a_corrupted_capture_stops_the_audit_and_what_was_audited_is_saved(simulate):
-    plan, folder, records = simulate()
+    plan, folder, _ = simulate()
     shutil.rmtree(folder.path / "artifacts")
     (folder.path / "records.jsonl").unlink()
     path = folder.path / "captures" / "round-0002" / "client-001.safetensors"

@@ -36,6 +36,8 @@ def test_every_error_survives_pickling(error):
     [
         ("grad_vit", ["label_recovery", "gradvit"], " Did you mean 'gradvit'?"),
         ("lables", ["labels", "training"], " Did you mean 'labels'?"),
+        ("SGD", ["adamw", "sgd"], " Did you mean 'sgd'?"),
+        ("fedavg", ["FedAvg", "FedProx"], " Did you mean 'FedAvg'?"),
         ("xyz", ["labels", "training"], ""),
         ("labels", [], ""),
         ("", ["labels"], ""),

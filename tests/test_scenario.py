@@ -159,6 +159,13 @@ def test_an_unknown_key_names_the_keys_of_its_own_place():
     )
 
 
+def test_a_key_of_a_part_that_stands_at_the_top_is_sent_there():
+    assert refusal(batch_size=3).startswith(
+        "batch_size: unknown key. Did you mean training.batch_size? Allowed: name, "
+    )
+    assert refusal(rounds=3).startswith("rounds: unknown key. Did you mean federation.rounds? Allowed: ")
+
+
 def test_the_parameters_of_a_source_stand_beside_its_name():
     part = scenario(data={"name": "shapes", "samples": 8, "classes": 3}).data
     assert part.params == {"samples": 8, "classes": 3}
@@ -175,6 +182,38 @@ def test_an_attack_is_a_name_or_a_mapping():
     assert parse_attack({"name": "a", "params": {"x": 1}}, "here").params == {"x": 1}
     with pytest.raises(ScenarioError, match=r"^here.steps: unknown key. Allowed: name, params\.$"):
         parse_attack({"name": "a", "steps": 1}, "here")
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["all", "1e-4", "ray"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+PLACES = [part for part in Scenario.model_fields] + [
+    f"{part}.{key}"
+    for part, field in Scenario.model_fields.items()
+    for key in getattr(field.annotation, "model_fields", ())
+]
+
+
+@settings(deadline=None, max_examples=200)
+@given(place=st.sampled_from(PLACES), value=ANYTHING)
+def test_anything_anywhere_is_a_scenario_or_refused_at_its_place(place, value):
+    content = value
+    for key in reversed(place.split(".")):
+        content = {key: content}
+    try:
+        accepted = parse(content, "test")
+    except ScenarioError as error:
+        assert error.where.startswith(place.split(".")[0])
+        assert "Input should" not in str(error)
+    else:
+        assert parse(accepted.resolved(), "resolved") == accepted or "nan" in str(value)
 
 
 # The resolved scenario

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -128,7 +129,7 @@ def read_head(observation: Observation, references: Callable[[], References]) ->
     gradient = mean_gradient(observation, [name for head in names for name in head if name is not None])
     start = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
     heads = tuple(_linear_head(head, start, gradient.tensors.get(head.weight)) for head in names)
-    biases = [gradient.tensors[head.bias] for head in names if head.bias in gradient.tensors]
+    biases = [gradient.tensors[head.bias] for head in names if head.bias and head.bias in gradient.tensors]
     is_derived = len(biases) < len(names) or not any(bias.any() for bias in biases)
     if not is_derived:
         residual = torch.stack(biases).sum(0)
@@ -149,14 +150,17 @@ def _linear_head(names: HeadNames, start: dict[str, Tensor], weight_gradient: Te
 
 def _constant_functional(inputs: Features) -> Float[Tensor, " embed"]:
     moments = inputs.T @ inputs / len(inputs)
-    ridge = _RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
-    return torch.linalg.solve(moments + ridge, inputs.mean(0))
+    ridge = float(_RIDGE * moments.diagonal().mean())
+    solution: Tensor = torch.linalg.solve(
+        moments + ridge * torch.eye(len(moments), dtype=moments.dtype), inputs.mean(0)
+    )
+    return solution
 
 
 def _noise(residual: ClassVector, heads: tuple[LinearHead, ...]) -> float:
     sums = [residual.sum()[None]]
     sums += [head.weight_gradient.sum(0) for head in heads if head.weight_gradient is not None]
-    return float(torch.cat(sums).square().mean().sqrt()) / len(residual) ** 0.5
+    return float(torch.cat(sums).square().mean().sqrt()) / math.sqrt(len(residual))
 
 
 def _centered(images: Images) -> Normalization:
@@ -168,7 +172,7 @@ def _step(model: nn.Module, observation: Observation) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in observation.update.tensors:
-                parameter += 0.5 * observation.update.tensors[name]
+                parameter.add_(observation.update.tensors[name], alpha=0.5)
 
 
 @torch.no_grad()
@@ -179,7 +183,7 @@ def _forward(model: nn.Module, images: Images) -> tuple[Logits, tuple[Features, 
         module.register_forward_pre_hook(lambda _, inputs, i=i: caught.setdefault(i, []).append(inputs[0].double()))
         for i, module in enumerate(modules)
     ]
-    logits = [model(chunk).double() for chunk in images.split(_CHUNK)]
+    logits = [model(images[start : start + _CHUNK]).double() for start in range(0, len(images), _CHUNK)]
     for handle in handles:
         handle.remove()
     return torch.cat(logits), tuple(torch.cat(caught[i]) for i in range(len(modules)))

@@ -87,7 +87,9 @@ def count_labels(observation: Observation, references: int, generator: torch.Gen
     head = read_head(observation, look_up)
     cautions = []
     if head.is_derived:
-        cautions.append("The classifier's bias gradient is missing; what stands in for it makes the confidence too high.")
+        cautions.append(
+            "The classifier's bias gradient is missing; what stands in for it makes the confidence too high."
+        )
     if count == 1:
         counts, confidence = _single(head.residual)
         expected = counts.double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,7 +72,8 @@ class PatchSystem:
     @property
     def noise_edge(self) -> float:
         """The largest singular value that the noise alone would have."""
-        return self.noise.tokens * sum(length**0.5 for length in self.tokens.shape)
+        count, width = self.tokens.shape
+        return self.noise.tokens * (math.sqrt(count) + math.sqrt(width))
 
     def equations(self, normalization: Normalization) -> tuple[TokenGradient, ProjectionGradient]:
         """Return A, with its noise reduced where the bias gradient helps, and G for pixels minus grey."""

@@ -83,4 +83,5 @@ def natural_noise(count: int, shape: tuple[int, int, int], generator: torch.Gene
     contrast = 0.05 + 0.25 * torch.rand(count, 1, 1, 1, generator=generator)
     brightness = 0.2 * torch.randn(count, 1, 1, 1, generator=generator)
     color = 0.075 * torch.randn(count, channels, 1, 1, generator=generator)
-    return (_GREY + brightness + color + contrast * texture).clamp(0, 1)
+    images: Tensor = _GREY + brightness + color + contrast * texture
+    return images.clamp(0, 1)

@@ -78,7 +78,7 @@ class GradientMatching(Attack):
     learning_rate: float = 0.1
     schedule: Literal["step", "cosine"] = "step"
     signed: bool = True
-    total_variation: float = 0.01
+    total_variation: float = 0.1
     restarts: int = 1
     initial_scale: float = 0.5
 
@@ -142,7 +142,7 @@ class GradientMatching(Attack):
         losses, best, found = [], 0, images.detach().clone()
         for step in range(self.steps + 1):
             loss = objective(images)
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if losses[step] < losses[best]:
                 best, found = step, images.detach().clone()
             if step == self.steps:

@@ -116,8 +116,8 @@ class _RoundLog:
             if not math.isfinite(loss):
                 raise ScenarioError(
                     "training.learning_rate",
-                    f"the loss of the global model after round {round} is {loss}, though every update was finite. "
-                    "Lower the learning rate, or that of the strategy.",
+                    f"the loss of the global model after round {round} is {loss}: its weights have overflowed. Lower "
+                    "this rate, that of the strategy, or the noise of a defense.",
                 )
             line = {"schema": SCHEMA, "round": round, "accuracy": accuracy, "loss": loss}
             if self._folder is not None:
@@ -136,7 +136,7 @@ class _RoundLog:
         failures = folder.failures(round)
         if folder.captured(round) or not failures:
             return
-        client, message = next(iter(failures.items()))
+        client, message = min(failures.items())
         text = f"no client delivered an update in round {round}; client {client} said: {message}."
         if NonFiniteUpdateError.advice in message:
             raise ScenarioError("training.learning_rate", text)

@@ -1,0 +1,331 @@
+"""A run that is interrupted, at whatever moment, comes to the same end as one that is not."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+
+import pytest
+
+from fedsim import simulation, yaml_loader
+from fedsim.errors import RunFolderError
+from fedsim.recording import RunFolder
+from fedsim.seeds import numpy_generator
+from fedsim.simulation import Progress
+
+NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.5}}
+RUNS = {
+    "FedAvg": {"federation": {"rounds": 3}, "defenses": [NOISE]},
+    "FedAdam": {
+        "federation": {"rounds": 3, "strategy": "FedAdam", "strategy_params": {"eta": 0.01}},
+        "training": {"shares": "delta", "batch_size": 2, "local_steps": 2},
+        "defenses": [NOISE, {"name": "stand_ins:FailsIn", "clients": [2], "params": {"round": 3}}],
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def without_report(monkeypatch):
+    """The report is rendered from the folder alone, and takes longer than all the rest."""
+    monkeypatch.setattr("fedsim.report.render", lambda path: path / "report.html")
+
+
+def timeless(lines):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def state(path):
+    """Return all that a run folder holds, wall times aside."""
+    folder = RunFolder.open(path)
+    index = [json.loads(line) for line in (path / "captures" / "index.jsonl").read_text().splitlines()]
+    kinds = ("captures/**/*.safetensors", "artifacts/**/*.png", "model.safetensors", "scenario.yaml")
+    return {
+        "files": {str(file.relative_to(path)): file.read_bytes() for kind in kinds for file in path.glob(kind)},
+        "index": sorted((entry["key"], json.dumps(entry)) for entry in index),
+        "rounds": timeless(folder.rounds.read()),
+        "records": timeless(folder.records.read()),
+    }
+
+
+def assert_same(path, expected):
+    found = state(path)
+    assert not list(path.rglob("*.partial"))
+    assert found["rounds"] == expected["rounds"]
+    assert found["records"] == expected["records"]
+    # A key that was written twice stands in the index twice, the same both times.
+    assert sorted(set(found["index"])) == expected["index"]
+    assert found["files"].keys() == expected["files"].keys()
+    for name, content in expected["files"].items():
+        assert found["files"][name] == content, name
+
+
+@pytest.fixture
+def whole(tiny_plan, run_folder):
+    """Return a function: name of a run -> its plan and the folder of its uninterrupted run."""
+
+    def run(name):
+        plan = tiny_plan(**RUNS[name])
+        folder = run_folder(plan, "whole")
+        simulation.simulate(plan, folder, Progress())
+        return plan, folder.path
+
+    return run
+
+
+def resume(plan, path):
+    return simulation.simulate(plan, RunFolder.open(path), Progress())
+
+
+# Killed at a write
+
+
+def die_at_write(count, torn):
+    """Make this process die by SIGKILL when it flushes a file for the `count`-th time, three bytes short if `torn`."""
+    flush, left = os.fsync, [count]
+
+    def fsync(descriptor):
+        left[0] -= 1
+        if left[0] == 0:
+            # Whole files are flushed through a read-only handle; they have no name yet, so torn or not is all one.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - 3 * torn)
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(descriptor)
+
+    os.fsync = fsync
+
+
+def in_a_child(work):
+    """Run `work` in a forked process; returns whether it died by SIGKILL."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the run failed"
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_dies_after_every_few_writes_comes_to_the_same_end(whole, run_folder, name):
+    plan, path = whole(name)
+    expected = state(path)
+    dying = run_folder(plan, "dying").path
+    deaths = 0
+
+    def work():
+        # Three writes always bring a run forward: a file, and its line in the index.
+        die_at_write(int(numpy_generator(5, deaths).integers(3, 10)), torn=deaths % 2 == 0)
+        resume(plan, dying)
+
+    while in_a_child(work):
+        deaths += 1
+        assert deaths < 60, "the run makes no progress"
+    assert deaths >= 5
+    assert_same(dying, expected)
+
+
+# Folders as a kill may leave them
+
+
+def cut_lines(path, keep):
+    """Keep those lines of a JSON Lines file whose content satisfies `keep`."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if keep(json.loads(line))))
+
+
+def without_round_2(path):
+    """Take out what comes after the captures of round 2 begin."""
+    cut_lines(path / "captures" / "index.jsonl", lambda line: not line["key"].startswith(("round-0002", "round-0003")))
+    cut_lines(path / "rounds.jsonl", lambda line: line["round"] < 2)
+    cut_lines(path / "records.jsonl", lambda line: line["round"] < 2)
+    for part in ("captures", "artifacts"):
+        for round in ("round-0002", "round-0003"):
+            shutil.rmtree(path / part / round)
+    (path / "model.safetensors").unlink()
+
+
+def between_capture_and_index(path):
+    kept = (path / "captures" / "round-0002" / "client-001.safetensors").read_bytes()
+    without_round_2(path)
+    (path / "captures" / "round-0002").mkdir()
+    (path / "captures" / "round-0002" / "client-001.safetensors").write_bytes(kept)
+
+
+def a_round_half_captured(path):
+    cut_lines(
+        path / "captures" / "index.jsonl",
+        lambda line: line["key"] not in ("round-0002/client-000", "round-0003/global"),
+    )
+    cut_lines(path / "captures" / "index.jsonl", lambda line: not line["key"].startswith("round-0003"))
+    cut_lines(path / "rounds.jsonl", lambda line: line["round"] < 2)
+    cut_lines(path / "records.jsonl", lambda line: line["round"] < 2)
+    (path / "model.safetensors").unlink()
+
+
+def between_captures_and_round(path):
+    cut_lines(path / "rounds.jsonl", lambda line: line["round"] < 3)
+    cut_lines(path / "records.jsonl", lambda line: line["round"] < 3)
+    (path / "model.safetensors").unlink()
+
+
+def between_round_and_records(path):
+    cut_lines(path / "records.jsonl", lambda line: line["round"] < 2)
+    for round in ("round-0002", "round-0003"):
+        shutil.rmtree(path / "artifacts" / round)
+
+
+def before_the_model(path):
+    (path / "model.safetensors").unlink()
+
+
+def while_records_are_put_in_order(path):
+    file = path / "records.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    (path / ".records.jsonl.1.2.partial").write_text("".join(lines)[:-9])
+    file.write_text("".join(lines[::-1]))
+
+
+def half_a_line_everywhere(path):
+    for name in ("captures/index.jsonl", "rounds.jsonl", "records.jsonl"):
+        file = path / name
+        file.write_bytes(file.read_bytes()[:-5])
+
+
+def a_finding_without_a_record(path):
+    cut_lines(path / "records.jsonl", lambda line: (line["round"], line["client"]) != (2, 1))
+
+
+def before_anything(path):
+    for name in ("captures", "artifacts"):
+        shutil.rmtree(path / name)
+    for name in ("rounds.jsonl", "records.jsonl", "model.safetensors", "environment.json"):
+        (path / name).unlink()
+
+
+CRASHES = [
+    between_capture_and_index,
+    a_round_half_captured,
+    between_captures_and_round,
+    between_round_and_records,
+    before_the_model,
+    while_records_are_put_in_order,
+    half_a_line_everywhere,
+    a_finding_without_a_record,
+    before_anything,
+]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_state_that_a_kill_may_leave_is_resumed(whole, name):
+    plan, path = whole(name)
+    expected = state(path)
+    for crash in CRASHES:
+        broken = path.with_name(crash.__name__)
+        shutil.copytree(path, broken)
+        crash(broken)
+        assert state_or_none(broken) != expected, crash
+        resume(plan, broken)
+        assert_same(broken, expected)
+
+
+def state_or_none(path):
+    try:
+        return state(path)
+    except (OSError, ValueError):
+        return None
+
+
+def test_a_finished_run_is_left_as_it_is(whole):
+    plan, path = whole("FedAvg")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    resume(plan, path)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_a_damaged_capture_is_never_replayed_and_computed_again_once_it_is_taken_out(whole):
+    plan, path = whole("FedAvg")
+    expected = state(path)
+    file = path / "captures" / "round-0002" / "client-001.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    (path / "model.safetensors").unlink()
+    with pytest.raises(
+        RunFolderError, match=r"client-001\.safetensors: corrupted.*delete it and its line in the index"
+    ):
+        resume(plan, path)
+    # What the message advises, also when the run had come to its end before.
+    file.unlink()
+    cut_lines(path / "captures" / "index.jsonl", lambda line: line["key"] != "round-0002/client-001")
+    (path / "model.safetensors").write_bytes(expected["files"]["model.safetensors"])
+    resume(plan, path)
+    assert_same(path, expected)
+
+
+def test_epsilon_composes_across_a_restart(whole):
+    plan, path = whole("FedAvg")
+    epsilons = [line["epsilon"]["1"]["epsilon"] for line in RunFolder.open(path).rounds.read()[1:]]
+    assert epsilons == sorted(set(epsilons))
+    without_round_2(path)
+    resume(plan, path)
+    assert [line["epsilon"]["1"]["epsilon"] for line in RunFolder.open(path).rounds.read()[1:]] == epsilons
+
+
+# Killed from outside
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "fedsim", *map(str, arguments)]
+
+
+def progress(path):
+    """Return how much a run folder holds: files and lines."""
+    files = [file for file in path.rglob("*") if not file.name.endswith(".partial") and file.is_file()]
+    lines = [file.read_bytes().count(b"\n") for file in path.rglob("*.jsonl")]
+    return len(files) + sum(lines)
+
+
+def kill_at(count, path, *arguments):
+    """Run the command and kill it when the folder holds `count` files and lines; returns whether it got there."""
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while process.poll() is None:
+        if progress(path) >= count:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.002)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_killed_five_times_from_outside_comes_to_the_same_end(tiny_scenario, tmp_path, name):
+    parts = {**RUNS[name], "audit": {"processes": 1 if name == "FedAvg" else 0}}
+    parts["federation"] = {**parts["federation"], "clients": 4, "fraction": 0.75}
+    file = tmp_path / "scenario.yaml"
+    file.write_text(yaml_loader.dump(tiny_scenario(**parts).resolved()))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    ended = subprocess.run(command("run", file, "--out", whole), capture_output=True, text=True)
+    code = 1 if any(line["failed"] for line in RunFolder.open(whole).rounds.read()) else 0
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    moments = sorted(numpy_generator(7, name).choice(range(3, progress(whole) - 10), 5, replace=False).tolist())
+    kills = sum(
+        kill_at(moment, killed, *(("run", "--resume", killed) if number else ("run", file, "--out", killed)))
+        for number, moment in enumerate(moments)
+    )
+    assert kills == 5, moments
+    ended = subprocess.run(command("run", "--resume", killed), capture_output=True, text=True)
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    assert_same(killed, state(whole))
+    assert (killed / "report.html").is_file()
