@@ -92,6 +92,7 @@ def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal
     for planned in defenses:
         generator = torch_generator(scenario.seed, "protect_update", planned.index, round, client)
         update = planned.defense.protect_update(update, generator)
+        _check_finite(update, loss)
     return LocalResult(update, loss)
 
 

@@ -45,13 +45,33 @@ def check_strategy(scenario: Scenario) -> None:
         ScenarioError: see `build_strategy`; also clipping on the client together with shared gradients.
     """
     name = scenario.federation.strategy
-    build_strategy(scenario.federation)
+    _check_values(build_strategy(scenario.federation), participants(scenario.federation), "federation.strategy_params")
     if name in CLIENT_SIDE_MODS and scenario.training.shares == "gradient":
         raise ScenarioError(
             "training.shares",
             f"{name} clips the difference of new and old weights on the client, which a gradient is not. "
             "Use shares: delta, or the server-side wrapper.",
         )
+
+
+def _check_values(strategy: Strategy, clients: int, path: str) -> None:
+    """Refuse values that Flower takes without a word and that break or empty the aggregation later.
+
+    Raises:
+        ScenarioError: with the path of the value.
+    """
+    inner = getattr(strategy, "strategy", None)
+    if isinstance(inner, Strategy):
+        _check_values(inner, clients, f"{path}.strategy.params")
+    malicious = getattr(strategy, "num_malicious_nodes", 0)
+    if not 0 <= malicious < clients:
+        raise ScenarioError(
+            f"{path}.num_malicious_nodes",
+            f"expected at least 0 and less than the {clients} clients of a round, got {malicious}.",
+        )
+    rate = getattr(strategy, "client_learning_rate", 1.0)
+    if not rate > 0:
+        raise ScenarioError(f"{path}.client_learning_rate", f"expected a number above 0, got {rate}.")
 
 
 def strategy_parameters(name: str) -> dict[str, inspect.Parameter]:

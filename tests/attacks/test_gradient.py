@@ -43,7 +43,7 @@ def test_the_response_of_sgd_is_that_of_the_optimizer(
         weight.grad = torch.tensor(gradient, dtype=torch.float64)
         optimizer.step()
     kept, gain = response(knowledge(rate=rate, momentum=momentum), steps, decay)
-    assert float(weight) == pytest.approx(kept * start - gain * gradient, abs=1e-9)
+    assert float(weight.detach()) == pytest.approx(kept * start - gain * gradient, abs=1e-9)
 
 
 def test_a_delta_becomes_the_mean_gradient_and_loses_its_weight_decay() -> None:

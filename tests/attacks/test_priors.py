@@ -37,5 +37,5 @@ def test_natural_noise_is_made_of_pixels_and_smoother_than_white_noise() -> None
     assert images.shape == (8, 3, 32, 32)
     assert 0 <= float(images.min()) and float(images.max()) <= 1
     shuffled = images.flatten(2)[..., torch.randperm(32 * 32, generator=torch.Generator().manual_seed(1))]
-    assert total_variation(images) < 0.5 * total_variation(shuffled.view_as(images))
+    assert total_variation(images) < 0.7 * total_variation(shuffled.view_as(images))
     assert torch.equal(images, natural_noise(8, (3, 32, 32), torch.Generator().manual_seed(0)))
