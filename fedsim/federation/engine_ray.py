@@ -3,24 +3,59 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from typing import Any
 
+from flwr.app import Context
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
+
+from fedsim.errors import FedsimError
+from fedsim.federation.grid import EndableGrid
 
 
 def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
-    """Run a Flower app to its end; exceptions of the server reach the caller."""
+    """Run a Flower app to its end; exceptions of the server reach the caller.
+
+    Raises:
+        FedsimError: nothing answers at RAY_ADDRESS.
+    """
     init_args: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if "RAY_ADDRESS" in os.environ:
-        init_args["address"] = os.environ["RAY_ADDRESS"]
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_address(address)
+        init_args["address"] = address
     else:
         init_args["num_cpus"] = os.cpu_count() or 1
-    run_simulation(
-        server_app=server_app,
-        client_app=client_app,
-        num_supernodes=clients,
-        backend_name="ray",
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": init_args},
-    )
+    ended, endable = threading.Event(), ServerApp()
+
+    @endable.main()
+    def main(grid: Grid, context: Context) -> None:
+        server_app(EndableGrid(grid, ended), context)
+
+    try:
+        run_simulation(
+            server_app=endable,
+            client_app=client_app,
+            num_supernodes=clients,
+            backend_name="ray",
+            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": init_args},
+        )
+    finally:
+        # Flower runs the server in a thread of its own, which would wait for replies for hours after an interruption.
+        ended.set()
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address where nobody listens; Ray itself tries for minutes, and then ends the process."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise FedsimError(
+            f"RAY_ADDRESS: {address} does not answer ({error}). Start the cluster, or unset it."
+        ) from None

@@ -8,6 +8,7 @@ earlier, interrupted run, `ObservingGrid` shows every exchange to a callback as 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -74,7 +75,50 @@ class Exchange:
     reply: Message
 
 
-class ObservingGrid(GridProxy):
+class PollingGrid(GridProxy):
+    """Waits for replies by pulling here rather than in the inner grid, so that each can be dealt with as it comes."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, then pull until every reply is there or the time is over, as Flower's own grids do."""
+        waiting = set(self.push_messages(messages))
+        end = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        # Flower's in-memory grid polls every 0.1 s; the one that talks HTTP every 3 s.
+        interval = float(getattr(self._inner, "pull_interval", 3.0))
+        while waiting:
+            arrived = list(self.pull_messages(waiting))
+            replies += arrived
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if end is not None and time.monotonic() >= end:
+                break
+            if waiting and not arrived:
+                time.sleep(interval)
+        return replies
+
+
+class EndableGrid(PollingGrid):
+    """Raises once the runtime that carries the messages has ended, since no reply and no node will ever come."""
+
+    def __init__(self, inner: Grid, ended: threading.Event) -> None:
+        super().__init__(inner)
+        self._ended = ended
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid.get_node_ids`."""
+        self._check()
+        return self._inner.get_node_ids()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid.pull_messages`."""
+        self._check()
+        return self._inner.pull_messages(message_ids)
+
+    def _check(self) -> None:
+        if self._ended.is_set():
+            raise RuntimeError("the simulation runtime has ended before the server was done")
+
+
+class ObservingGrid(PollingGrid):
     """Shows every exchange to `on_exchange`, one at a time, as soon as the reply is there.
 
     An exception of the callback must never disturb the host's training: it is logged and kept in `errors`.
@@ -100,26 +144,6 @@ class ObservingGrid(GridProxy):
             request = self._sent.pop(reply.metadata.reply_to_message_id, None)
             if request is not None:
                 self._show(Exchange(request, reply))
-        return replies
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push, then pull until every reply is there or the time is over, as Flower's own grids do.
-
-        Pulling here rather than in the inner grid lets a long round be recorded reply by reply.
-        """
-        waiting = set(self.push_messages(messages))
-        end = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        # Flower's in-memory grid polls every 0.1 s; the one that talks HTTP every 3 s.
-        interval = float(getattr(self._inner, "pull_interval", 3.0))
-        while waiting:
-            arrived = list(self.pull_messages(waiting))
-            replies += arrived
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-            if end is not None and time.monotonic() >= end:
-                break
-            if waiting and not arrived:
-                time.sleep(interval)
         return replies
 
     def _show(self, exchange: Exchange) -> None:
