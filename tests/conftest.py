@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from fedsim import plan as planning
 from fedsim.cli import main
 from fedsim.plan import Plan
 from fedsim.recording import RunFolder
 from fedsim.scenario import Scenario, parse
+
+# As in clients and attacks: the order of a float sum depends on it, and small tensors gain nothing from more.
+torch.set_num_threads(1)
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 TINY: dict[str, Any] = {

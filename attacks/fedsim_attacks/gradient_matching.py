@@ -14,7 +14,7 @@ a mean over pixels in [0, 1]. A delta of several local steps is matched as if it
 
 Needs: grants `batch_size`, `normalization`; second derivatives of the model, for which fused attention is switched off
 on this attack's instance. Uses `labels`, `train_mode` and `training` where granted. Cost: two backward passes a step,
-through a graph of the gradient; on a stock ViT expect pictures near flat grey, whatever the objective reaches.
+through a graph of the gradient; on a ViT of many patches expect the mean color at best, whatever the objective reaches.
 """
 
 from __future__ import annotations

@@ -1,10 +1,15 @@
 import logging
+import socket
+import subprocess
+import sys
 
 import pytest
 import torch
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 
 from fedsim import cli, yaml_loader
-from fedsim.errors import RunFolderError, ScenarioError
+from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.engine import train
 from fedsim.federation.server_app import ClientsFailedError
 from fedsim.recording import RunFolder
@@ -32,8 +37,12 @@ def captures_of(folder):
     return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
 
 
+def timeless(lines):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
 def lines_of(folder):
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in folder.rounds.read()]
+    return timeless(folder.rounds.read())
 
 
 @pytest.mark.parametrize("recipe", [GRADIENT, DELTA], ids=["gradient", "delta"])
@@ -133,7 +142,6 @@ def test_a_client_that_raises_is_recorded_and_the_round_goes_on(tiny_plan, run_f
 
 
 def test_an_update_that_overflows_counts_as_a_failure_with_advice(tiny_plan, run_folder):
-    # The scaled update of client 1 is finite when it is checked; its weights overflow one round later for everybody.
     plan = tiny_plan(training={**DELTA, "learning_rate": 1e30})
     with pytest.raises(
         ScenarioError, match=r"^training\.learning_rate: no client delivered an update in round 1"
@@ -202,3 +210,41 @@ def test_the_exit_code_is_2_when_all_clients_failed_and_what_was_captured_is_aud
     assert code == 2 and "no client delivered an update in round 2" in text and "Traceback" not in text
     assert len(RunFolder.open(tmp_path / "run").records.read()) == 3
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+# Ray
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes_as_the_inline_engine(scenario_file, tmp_path):
+    # In processes of their own: the type checks that run under pytest draw from `random`, as client sampling does.
+    noise = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.5}}
+    scenario = scenario_file(
+        federation={"clients": 5, "rounds": 3, "fraction": 0.6, "strategy": "FedAdam"},
+        training=DELTA,
+        defenses=[noise, failing(round=2, clients=(2, 3))],
+    )
+    folders = []
+    for engine in ("inline", "ray"):
+        command = [sys.executable, "-m", "fedsim", "run", scenario, "--engine", engine, "--out", tmp_path / engine]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode in (0, 1), ended.stdout + ended.stderr
+        folders.append(RunFolder.open(tmp_path / engine))
+    inline, ray = folders
+    assert captures_of(ray) == captures_of(inline) and lines_of(ray) == lines_of(inline)
+    assert timeless(ray.records.read()) == timeless(inline.records.read())
+    assert (ray.path / "model.safetensors").read_bytes() == (inline.path / "model.safetensors").read_bytes()
+    lines = inline.rounds.read()
+    assert any(line["failed"] for line in lines) and any(line["epsilon"] for line in lines)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_does_not_answer_is_refused_at_once(monkeypatch):
+    from fedsim.federation import engine_ray
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(FedsimError, match=rf"RAY_ADDRESS: {address} does not answer"):
+        engine_ray.run(ServerApp(), ClientApp(), 1)

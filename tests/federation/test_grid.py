@@ -1,4 +1,5 @@
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from fedsim.federation import records
 from fedsim.federation.engine_inline import InlineGrid
 from fedsim.federation.grid import (
     AppliedGradientsGrid,
+    EndableGrid,
     GridProxy,
     ObservingGrid,
     OrderedGrid,
@@ -175,6 +177,17 @@ def test_waiting_ends_with_the_timeout_and_gives_what_has_come():
     grid = ObservingGrid(DeafGrid(InlineGrid(adding_app(), 2)), lambda exchange: None)
     assert grid.send_and_receive(requests(grid), timeout=0.0) == []
     assert grid.send_and_receive([]) == []
+
+
+def test_waiting_ends_when_the_runtime_has_ended():
+    ended = threading.Event()
+    grid = EndableGrid(InlineGrid(adding_app(), 2), ended)
+    assert senders(grid.send_and_receive(requests(grid))) == [1000, 1001] and grid.get_node_ids() == [1000, 1001]
+    messages = requests(grid)
+    ended.set()
+    for wait in (lambda: grid.send_and_receive(messages), grid.get_node_ids):
+        with pytest.raises(RuntimeError, match="the simulation runtime has ended"):
+            wait()
 
 
 def test_recorded_replies_are_given_back_and_only_the_others_are_asked():
