@@ -81,7 +81,7 @@ def test_nothing_but_the_report_changes_in_the_folder(run: Path) -> None:
     render(run)
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     new = {path.relative_to(run).parts[0] for path in after.keys() - before.keys()}
-    assert new == {"report.html", "report.md", "tables"}
+    assert new == {"report.html", "report.md", "tables", "figures"}
     assert all(after[path] == content for path, content in before.items())
 
 
