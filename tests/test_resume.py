@@ -296,12 +296,11 @@ def progress(path):
 
 def kill_at(count, path, *arguments):
     """Run the command and kill it when the folder holds `count` files and lines; returns whether it got there."""
-    process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         if progress(path) >= count:
-            os.killpg(process.pid, signal.SIGKILL)
+            # The process alone: its audit workers find out by themselves that it is gone.
+            process.kill()
             process.wait()
             return True
         time.sleep(0.002)
