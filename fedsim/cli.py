@@ -129,11 +129,7 @@ def audit(
 
     opened = RunFolder.open(folder)
     opened.check()
-    before = opened.scenario()
-    scenario = _with_attacks(before, attack or [])
-    plan = _plan(scenario, verify=False)
-    if scenario != before:
-        opened.write_scenario(scenario)
+    plan = _plan(_with_attacks(opened.scenario(), attack or []), verify=False)
     _carry_out(plan, opened, train=False)
 
 

@@ -28,7 +28,7 @@ class Update:
         client: partition number, from 0.
         kind: `gradient`, the gradient of the mean loss over one batch; `delta`, new minus old weights.
         tensors: name of the parameter -> its gradient or difference, in the model's order, float32.
-        num_examples: what the client reported to the server as `num-examples`.
+        num_examples: what the client reported to the server as `num-examples`; 0 when it reported none.
     """
 
     round: int

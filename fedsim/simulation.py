@@ -88,6 +88,8 @@ def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], N
 def audit(plan: Plan, folder: RunFolder, progress: Progress) -> list[Record]:
     """Audit every captured round of a run and report; attempts that have a record are left alone.
 
+    Attacks of the plan that the run does not know yet are added to its scenario.yaml.
+
     Returns:
         All records of the run, in canonical order.
 
@@ -101,6 +103,8 @@ def audit(plan: Plan, folder: RunFolder, progress: Progress) -> list[Record]:
         )
     auditor = Auditor(plan, folder, progress.on_record, progress.on_total)
     with folder.locked(), torch_threads(1):
+        if plan.scenario != folder.scenario():
+            folder.write_scenario(plan.scenario)
         for round in folder.captured_rounds():
             auditor.add_round(round)
         if plan.scenario.audit.processes:

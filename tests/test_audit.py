@@ -365,6 +365,15 @@ def test_a_wrong_attack_is_refused_and_the_folder_stays_as_it_was(simulate, comm
     assert folder.records.read() == before and (folder.path / "scenario.yaml").read_bytes() == scenario
 
 
+def test_an_attack_is_not_added_to_a_run_that_another_process_works_on(simulate, command):
+    _, folder, before = simulate()
+    scenario = (folder.path / "scenario.yaml").read_bytes()
+    with folder.locked():
+        code, output = command("audit", folder.path, "--attack", "stand_ins:RaisesOn")
+    assert code == 2 and "another fedsim process" in output
+    assert folder.records.read() == before and (folder.path / "scenario.yaml").read_bytes() == scenario
+
+
 def test_the_exit_code_tells_failed_attempts_from_refused_ones(tiny_scenario, command, tmp_path):
     for name, params, expected in (("refuses", {"raises": -1}, 0), ("raises", {"refuses": -1}, 1)):
         scenario = tiny_scenario(attacks=[{"name": "stand_ins:RaisesOn", "params": params}])

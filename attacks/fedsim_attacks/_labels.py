@@ -67,6 +67,8 @@ def picture_count(observation: Observation) -> int:
         if observation.batch_size is None:
             raise AttackRefusedError("batch_size is not granted; counts need their sum.")
         return observation.batch_size
+    if observation.update.num_examples < 1:
+        raise AttackRefusedError("the client reported no number of examples; counts need their sum.")
     epochs = observation.training.local_epochs if observation.training else None
     return observation.update.num_examples // (epochs or 1)
 

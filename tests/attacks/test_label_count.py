@@ -95,3 +95,10 @@ def test_an_unshared_head_and_an_adaptive_optimizer_are_refused():
 def test_too_few_references_are_refused_by_name():
     with pytest.raises(ValueError, match="references"):
         LabelCount(references=1)
+
+
+def test_a_delta_without_a_number_of_examples_is_refused():
+    model, batch = build("vit_nano"), drawn(2, 0)
+    silent = Update(1, 0, "delta", gradient(model, batch).tensors, 0)
+    with pytest.raises(AttackRefusedError, match="number of examples"):
+        run(observe(model, silent, batch_size=2))
