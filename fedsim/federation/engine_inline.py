@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +19,7 @@ _CLIENT_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 class InlineGrid(Grid):
-    """Runs a ClientApp for each message when its reply is pulled, one client at a time.
+    """Runs a ClientApp for each message when its reply is pulled, one client at a time, whatever thread asks.
 
     Messages are pickled both ways, as between processes, so that no array is shared with the server.
     """
@@ -30,6 +31,7 @@ class InlineGrid(Grid):
         self._run = Run.create_empty(1)
         self._app = client_app
         self._waiting: dict[str, bytes] = {}
+        self._lock = threading.Lock()
         self._contexts = {
             1000 + i: Context(1, 1000 + i, {records.PARTITION: i, "num-partitions": clients}, RecordDict(), {})
             for i in range(clients)
@@ -57,17 +59,19 @@ class InlineGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See `Grid.push_messages`."""
         ids = []
-        for message in messages:
-            message_id = message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-            self._waiting[message_id] = pickle.dumps(message)
-            ids.append(message_id)
+        with self._lock:
+            for message in messages:
+                message_id = message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+                self._waiting[message_id] = pickle.dumps(message)
+                ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return one reply at a time, in the order of sending."""
         wanted = set(message_ids)
-        message_id = next((known for known in self._waiting if known in wanted), None)
-        return [] if message_id is None else [self._answer(pickle.loads(self._waiting.pop(message_id)))]
+        with self._lock:
+            message_id = next((known for known in self._waiting if known in wanted), None)
+            return [] if message_id is None else [self._answer(pickle.loads(self._waiting.pop(message_id)))]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """See `Grid.send_and_receive`."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
@@ -26,7 +28,32 @@ def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 def to_tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     """Return copies of a record's arrays: decoding makes a fresh one, so what strategies do later leaves no mark."""
-    return {name: torch.from_numpy(array.numpy()) for name, array in arrays.items()}
+    return {name: torch.from_numpy(_decoded(array)) for name, array in arrays.items()}
+
+
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '(?P<dtype>[<>|=]?\w\d+)', 'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[\d, ]*)\),? ?\}\s*"
+)
+
+
+def _decoded(array: Array) -> np.ndarray:
+    """Return what `Array.numpy` returns, without the `ast` module for headers as numpy writes them.
+
+    `np.load` parses headers by `ast.literal_eval`, which two threads cannot run at once before CPython 3.11.9 (gh-106905:
+    "AST constructor recursion depth mismatch"). Legacy strategies handle replies in threads, and an observer must neither
+    lose an update to its host nor make its host lose one.
+    """
+    data = array.data
+    if array.stype != "numpy.ndarray" or data[:7] != b"\x93NUMPY\x01":
+        return array.numpy()
+    start = 10 + int.from_bytes(data[8:10], "little")
+    header = _NPY_HEADER.fullmatch(data[10:start])
+    if header is None:
+        return array.numpy()
+    shape = tuple(int(size) for size in header["shape"].replace(b" ", b"").split(b",") if size)
+    order: Literal["F", "C"] = "F" if header["fortran"] == b"True" else "C"
+    flat = np.frombuffer(data, np.dtype(header["dtype"].decode()), offset=start)
+    return flat.reshape(shape, order=order).copy(order="K")
 
 
 _CLIENT_MESSAGE = re.compile(r"ClientAppException occurred\. Message: (.*?)(?:'>)?$", re.DOTALL)
