@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from fedsim.errors import ScenarioError
 
 _TAG = "tag:yaml.org,2002:"
+_UNICODE_BREAK = re.compile("[\x85\u2028\u2029]")
 _PLAIN = frozenset(_TAG + name for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge"))
 
 
@@ -105,6 +107,17 @@ def read(path: Path) -> Any:
     return parse(text, str(path))
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that escapes the line breaks which only Unicode knows: plain and single-quoted text folds them to spaces."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(_TAG + "str", value, style='"' if _UNICODE_BREAK.search(value) else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def dump(value: Any) -> str:
     """Return `value` as YAML, keys in the given order."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -7,12 +7,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from fedsim import plan as planning
 from fedsim.cli import main
 from fedsim.plan import Plan
 from fedsim.recording import RunFolder
 from fedsim.scenario import Scenario, parse
+
+# A loaded machine must not fail a test, nor must luck: `--hypothesis-profile explore` draws other examples each time.
+settings.register_profile("fedsim", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fedsim")
 
 # As in clients and attacks: the order of a float sum depends on it, and small tensors gain nothing from more.
 torch.set_num_threads(1)

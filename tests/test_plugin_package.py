@@ -37,7 +37,7 @@ def call(site: Path, *arguments: str, cwd: Path | None = None) -> str:
     """Run this Python with `site` on its path, and return what it printed."""
     environment = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "1000", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd or site, env=environment, text=True, capture_output=True, timeout=300
+        [sys.executable, *arguments], cwd=cwd or site, env=environment, text=True, capture_output=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -101,9 +101,10 @@ def die_at_write(count, torn):
 
 
 def in_a_child(work):
-    """Run `work` in a forked process; returns whether it died by SIGKILL."""
+    """Run `work` in a forked process; returns whether it died by SIGKILL. One that hangs is ended and fails the test."""
     child = os.fork()
     if child == 0:
+        signal.alarm(240)
         try:
             work()
             os._exit(0)
@@ -111,8 +112,11 @@ def in_a_child(work):
             traceback.print_exc()
             os._exit(1)
     status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the run failed"
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL, f"the run ended by {signal.Signals(os.WTERMSIG(status)).name}"
+        return True
+    assert os.WEXITSTATUS(status) == 0, "the run failed"
+    return False
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -315,7 +319,7 @@ def test_a_run_killed_five_times_from_outside_comes_to_the_same_end(tiny_scenari
     file = tmp_path / "scenario.yaml"
     file.write_text(yaml_loader.dump(tiny_scenario(**parts).resolved()))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ended = subprocess.run(command("run", file, "--out", whole), capture_output=True, text=True)
+    ended = subprocess.run(command("run", file, "--out", whole), capture_output=True, text=True, timeout=900)
     code = 1 if any(line["failed"] for line in RunFolder.open(whole).rounds.read()) else 0
     assert ended.returncode == code, ended.stdout + ended.stderr
     moments = sorted(numpy_generator(7, name).choice(range(3, progress(whole) - 10), 5, replace=False).tolist())
@@ -324,7 +328,7 @@ def test_a_run_killed_five_times_from_outside_comes_to_the_same_end(tiny_scenari
         for number, moment in enumerate(moments)
     )
     assert kills == 5, moments
-    ended = subprocess.run(command("run", "--resume", killed), capture_output=True, text=True)
+    ended = subprocess.run(command("run", "--resume", killed), capture_output=True, text=True, timeout=900)
     assert ended.returncode == code, ended.stdout + ended.stderr
     assert_same(killed, state(whole))
     assert (killed / "report.html").is_file()

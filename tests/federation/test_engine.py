@@ -227,7 +227,7 @@ def test_ray_gives_the_same_bytes_as_the_inline_engine(scenario_file, tmp_path):
     folders = []
     for engine in ("inline", "ray"):
         command = [sys.executable, "-m", "fedsim", "run", scenario, "--engine", engine, "--out", tmp_path / engine]
-        ended = subprocess.run(command, capture_output=True, text=True)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=900)
         assert ended.returncode in (0, 1), ended.stdout + ended.stderr
         folders.append(RunFolder.open(tmp_path / engine))
     inline, ray = folders
