@@ -8,22 +8,33 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedsim import attempt, environment, pictures
+from fedsim import attempt, environment, models, pictures
 from fedsim.attempt import Attempt
-from fedsim.exchange import Truth
+from fedsim.exchange import Images, Truth
 from fedsim.metrics import scoring
+from fedsim.metrics.blind import Auxiliary
+from fedsim.metrics.feature import Features
 from fedsim.metrics.matching import match
+from fedsim.metrics.unavailable import MetricUnavailableError
 from fedsim.plan import Plan, PlannedAttack, PlannedDefense
 from fedsim.recording import RunFolder, write_atomically
 from fedsim.scenario import Scenario
+from fedsim.seeds import seeded
 
 SCHEMA = 1
+
+# Settings younger than the first stored runs: left out at their default, so that a run keeps its identity.
+_YOUNGER = (("model", "first_block", "standard"), ("training", "label_smoothing", 0.0))
+
+_MEAN_OF = (
+    64  # auxiliary pictures behind the mean head input, whose error they leave at an eighth of a picture's spread
+)
 
 Record = dict[str, Any]
 
@@ -47,6 +58,9 @@ def run_id(scenario: Scenario) -> str:
     """Return the run's identity: the same scenario and seed give the same, whatever the engine or the processes."""
     content = scenario.resolved()
     del content["engine"], content["audit"]["processes"], content["attacks"]
+    for part, setting, default in _YOUNGER:
+        if content[part].get(setting) == default:
+            del content[part][setting]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{scenario.name}-{digest[:8]}"
 
@@ -67,7 +81,7 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
         "run": run_id(plan.scenario),
         "round": task.round,
         "client": task.client,
-        "attack": _cited(planned, attempt.identity(planned)),
+        "attack": {**_cited(planned, attempt.identity(planned)), "is_control": planned.attack.is_control},
         "defenses": [_cited(d, {"name": d.info.name, "params": d.params}) for d in plan.defenses_of(task.client)],
         "grants": list(plan.scenario.threat.grants),
         "status": tried.status,
@@ -107,21 +121,20 @@ def _score(
     record: Record,
 ) -> None:
     truth = plan.data.truth(task.client, task.round, plan.scenario.training)
-    scores = scoring.score(plan.scenario.audit.metrics, tried.finding, truth)
+    true_inputs = functools.cache(lambda: _head_inputs(plan, folder, task, truth.images))
+    scores = scoring.score(plan.scenario.audit.metrics, tried.finding, truth, true_inputs)
     wrong = None
     if partner is not None:
         other = attempt.run(plan, folder, task.round, partner, planned)
         wrong = other.finding if other.status == "found" else None
     if wrong is None:
         record["cautions"].append("no wrong-update control: no other client's update of this round gave a finding")
-    found, true = tried.finding.images, truth.images
-    if found is not None and len(found) > len(true):
-        record["cautions"].append(
-            f"{len(found)} pictures were returned for {len(true)} originals; the best assignment counts, which flatters"
-        )
-    mean, labels = _auxiliary(plan)
+    record["cautions"] += _surplus(tried, len(truth.images), scores)
+    auxiliary = _auxiliary(plan)
+    if "feature_error" in scores and scores["feature_error"].value is not None:
+        auxiliary = replace(auxiliary, features=_mean_input(plan, folder, task.round, task.client))
     record["scores"] = {name: _plain(score) for name, score in scores.items()}
-    record["controls"] = scoring.controls(list(scores), truth, mean, labels, wrong)
+    record["controls"] = scoring.controls(list(scores), truth, auxiliary, wrong, true_inputs)
     _write_strips(folder, task, planned, truth, tried, record)
 
 
@@ -131,12 +144,59 @@ def _plain(score: scoring.Score) -> dict[str, Any]:
     return {"value": score.value, "per_example": list(score.per_example or ()), "worse": score.worse}
 
 
+def _surplus(tried: Attempt, originals: int, scores: dict[str, scoring.Score]) -> list[str]:
+    """Return a caution for each kind of item of which there are more found than true ones; hard labels pay for it."""
+    found = {"pictures": tried.finding.images}
+    if "soft_label_error" in scores:
+        found["soft labels"] = tried.finding.labels
+    if "feature_error" in scores:
+        found["features"] = tried.finding.features
+    return [
+        f"{len(items)} {what} were returned for {originals} originals; the best assignment counts, which flatters"
+        for what, items in found.items()
+        if items is not None and len(items) > originals
+    ]
+
+
 @functools.cache
-def _auxiliary(plan: Plan) -> tuple[Tensor, Tensor]:
-    """Return the mean picture and the labels of the auxiliary pool; plans are few and live as long as the process."""
+def _auxiliary(plan: Plan) -> Auxiliary:
+    """Return what the auxiliary pool tells a blind guesser; plans are few and live as long as the process."""
     pool = plan.data.pools.auxiliary
     samples = pool.read(range(len(pool)))
-    return samples.images.mean(0), samples.labels
+    return Auxiliary(samples.images.mean(0), samples.labels, plan.num_classes)
+
+
+def _head_inputs(plan: Plan, folder: RunFolder, task: Task, images: Images) -> Features:
+    """Return what pictures bring to the classifier at the round's global weights, defenses aside.
+
+    Raises:
+        MetricUnavailableError: there are several classifiers, or dropout drew the client's own head inputs.
+    """
+    model, inputs = _global_model(plan, folder, task.round, task.client), plan.normalization.normalize(images)
+    first, *others = models.head_inputs(model, inputs)
+    if others:
+        raise MetricUnavailableError("the model has two classifiers, each with a head input of its own")
+    if plan.scenario.training.mode == "train":
+        with seeded(plan.scenario.seed, "head inputs"):
+            drawn = models.head_inputs(model.train(), inputs)[0]
+        if not torch.equal(first, drawn):
+            raise MetricUnavailableError(
+                "the client's head inputs were random, drawn by dropout or the like; training.mode: eval has fixed ones"
+            )
+    return first
+
+
+@functools.lru_cache(maxsize=8)
+def _mean_input(plan: Plan, folder: RunFolder, round: int, client: int) -> Tensor:
+    """Return the mean head input of auxiliary pictures at the round's global weights."""
+    pool = plan.data.pools.auxiliary
+    images = pool.read(range(min(len(pool), _MEAN_OF))).images
+    model = _global_model(plan, folder, round, client)
+    return models.head_inputs(model, plan.normalization.normalize(images))[0].mean(0)
+
+
+def _global_model(plan: Plan, folder: RunFolder, round: int, client: int) -> nn.Module:
+    return plan.model(folder.read_global(round, client))
 
 
 def _write_strips(

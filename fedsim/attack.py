@@ -26,11 +26,13 @@ class Attack(ABC):
         needs: grants without which the attack cannot run; a scenario that does not grant them is refused before the
             first gradient. Anything else that is granted may be used, and must be optional.
         recovers: what `Finding` will hold; decides which metrics apply.
+        is_control: whether it never looks at the update, so that its finding nothing is no doubt about the run.
     """
 
     citation: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
     recovers: ClassVar[frozenset[Recovers]] = frozenset()
+    is_control: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:

@@ -34,7 +34,7 @@ class Attempt:
     """What came of one attack on one update.
 
     Args:
-        status: `found`; `refused` when the attack's precondition does not hold; `failed` when it raised.
+        status: `found`; `refused` when the attack's precondition does not hold; `failed` when it raised or its process died.
         finding: empty unless found.
         message: why it was refused or failed.
         seconds: wall time of the attack itself.
@@ -77,10 +77,30 @@ def run(plan: Plan, folder: RunFolder, round: int, client: int, planned: Planned
     return stored
 
 
+def forget_failure(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> bool:
+    """Remove a stored attempt if it failed; returns whether it did."""
+    path = finding_path(folder, round, client, planned)
+    stored = _read(path, planned)
+    if stored is None or stored.status != "failed":
+        return False
+    path.unlink()
+    return True
+
+
+def store_failure(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack, message: str) -> None:
+    """Store that an attempt failed in a way that it could not survive to tell."""
+    failed = Attempt("failed", Finding(), message, 0.0, _seed(plan, planned, round, client))
+    _write(finding_path(folder, round, client, planned), planned, failed)
+
+
+def _seed(plan: Plan, planned: PlannedAttack, round: int, client: int) -> int:
+    params = json.dumps(planned.params, sort_keys=True, default=str)
+    return derive(plan.scenario.seed, "attack", planned.info.name, params, round, client)
+
+
 def _run(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt:
     update, weights = folder.read_update(round, client), folder.read_global(round, client)
-    params = json.dumps(planned.params, sort_keys=True, default=str)
-    seed = derive(plan.scenario.seed, "attack", planned.info.name, params, round, client)
+    seed = _seed(plan, planned, round, client)
     empty = Finding()
     if not update.is_finite():
         return Attempt("refused", empty, "the update is not finite", 0.0, seed)
@@ -91,17 +111,17 @@ def _run(plan: Plan, folder: RunFolder, round: int, client: int, planned: Planne
             finding = planned.attack.run(observation, torch.Generator().manual_seed(seed))
         status: Status = "found"
         message = None
-        finding = _checked(finding, observation.image_shape)
+        finding = _checked(finding, observation.image_shape, observation.num_classes)
     except AttackRefusedError as error:
         finding, status, message = empty, "refused", str(error)
-    except Exception as error:  # noqa: BLE001  (boundary: a failed attack is a record, and the rest of the audit goes on)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (boundary: a failed attack is a record, the audit goes on)
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         finding, status, message = empty, "failed", f"{type(error).__name__}: {error} ({where})"
     return Attempt(status, finding, message, float(f"{time.perf_counter() - started:.4g}"), seed)
 
 
-def _checked(finding: Any, image_shape: tuple[int, int, int]) -> Finding:
+def _checked(finding: Any, image_shape: tuple[int, int, int], num_classes: int) -> Finding:
     """Check what the plug-in claims and bring it to the CPU in float32, pixels clamped, the trace to plain JSON."""
     if not isinstance(finding, Finding):
         raise TypeError(f"the attack returned {type(finding).__name__}, not a Finding")
@@ -115,7 +135,11 @@ def _checked(finding: Any, image_shape: tuple[int, int, int]) -> Finding:
     labels = finding.labels if finding.labels is None else finding.labels.detach().cpu()
     if labels is not None and not bool(torch.isfinite(labels).all()):
         raise ValueError("the attack returned labels that are not finite")
+    if labels is not None and labels.ndim == 2 and labels.shape[1] != num_classes:
+        raise ValueError(f"the attack returned labels over {labels.shape[1]} classes, not {num_classes}")
     features = finding.features if finding.features is None else finding.features.detach().cpu().float()
+    if features is not None and not bool(torch.isfinite(features).all()):
+        raise ValueError("the attack returned features that are not finite")
     return replace(finding, images=images, labels=labels, features=features, trace=_plain(dict(finding.trace)))
 
 

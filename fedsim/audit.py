@@ -1,7 +1,8 @@
 """The audit: which updates, which attacks, which process; one record per attempt.
 
 Attempts (the attack itself) and assessments (scores and controls) are separate tasks joined by a stored finding, since
-the wrong-update control of one client is another client's finding. Tasks run in this process or on a pool; records are
+the wrong-update control of one client is another client's finding. Tasks run in this process or on a pool; where a worker dies,
+those it may have died of are tried again one by one, and the one that kills a second worker has failed. Records are
 appended as they come and put into canonical order at the end, so the number of processes leaves no trace.
 """
 
@@ -12,11 +13,16 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +30,7 @@ import torch
 from fedsim import assessment, attempt
 from fedsim import plan as planning
 from fedsim.assessment import Record, Task
-from fedsim.errors import RunFolderError
+from fedsim.errors import FedsimError, RunFolderError
 from fedsim.plan import Plan
 from fedsim.recording import RunFolder
 
@@ -32,7 +38,7 @@ _Kind = Literal["attempt", "assess"]
 
 
 class _Event(NamedTuple):
-    kind: Literal["rounds", "attempt", "assess", "closed"]
+    kind: Literal["rounds", "attempt", "assess", "closed", "abandoned"]
     rounds: tuple[int, ...] = ()
     task: Task | None = None
     future: Future[Any] | None = None
@@ -40,6 +46,8 @@ class _Event(NamedTuple):
 
 class Auditor:
     """Audits the captures of one run, round by round as they become complete.
+
+    As a context it ends its workers at once when an exception leaves the block; what has a record stays.
 
     Args:
         plan: the run's plan.
@@ -59,20 +67,72 @@ class Auditor:
         self._plan, self._folder = plan, RunFolder(folder.path)
         self._on_record, self._on_total = on_record, on_total
         self._events: queue.Queue[_Event] = queue.Queue()
+        self._context = multiprocessing.get_context("spawn")
+        # Workers hold the other end, and end with this one.
+        self._lifeline, self._line = self._context.Pipe(duplex=False)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._records = {_task_of(plan, record): record for record in _checked(folder)}
+        self._records = {_task_of(plan, record): record for record in self._folder.records.read()}
         self._partners: dict[Task, int | None] = {}
         self._todo: dict[Task, None] = {}
         self._attempted: set[Task] = set()
         self._unassessed: set[Task] = set()
         self._ready: deque[Task] = deque()
+        self._suspects: deque[tuple[_Kind, Task]] = deque()
+        self._is_broken = False
+        self._is_trial = False
+        self._fatal: set[Task] = set()
         self._running = 0
         self._total = 0
+
+    def __enter__(self) -> Auditor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._line.close()
+        if kind is not None and self._thread is not None:
+            self._events.put(_Event("abandoned"))
+            self._thread.join()
+        self._lifeline.close()
 
     def add_round(self, round: int) -> None:
         """Tell that every capture of a round is on disk."""
         self._events.put(_Event("rounds", rounds=(round,)))
+
+    def redo(self) -> None:
+        """Forget what an audit by hand makes again: failed attempts, and those of a "module:Class" edited since.
+
+        So are the records that lack a control because of one. To be called before the first round is added, by whoever has
+        locked the folder.
+        """
+        failed = {
+            Task(round, client, planned.index)
+            for round in self._folder.captured_rounds()
+            for client in self._folder.captured(round)
+            for planned in self._plan.attacks
+            if attempt.forget_failure(self._folder, round, client, planned)
+        }
+        places = {(task.round, task.attack) for task in failed}
+        stale = [
+            task
+            for task, record in self._records.items()
+            if record["status"] == "failed"
+            or ("wrong_update" not in record["controls"] and (task.round, task.attack) in places)
+            or self._is_edited(task, record)
+        ]
+        for task in stale:
+            del self._records[task]
+        if stale:
+            self._folder.records.rewrite(self._in_order())
+
+    def _is_edited(self, task: Task, record: Record) -> bool:
+        info = self._plan.attacks[task.attack].info
+        return info.distribution is None and record["attack"].get("version") != info.version
+
+    def _in_order(self) -> list[Record]:
+        return [record for _, record in sorted(self._records.items(), key=lambda item: item[0])]
 
     def start(self) -> None:
         """Audit on worker processes, beside whatever this process does, until `finish`."""
@@ -92,7 +152,7 @@ class Auditor:
             self._thread.join()
         if self._error is not None:
             raise self._error
-        records = [record for _, record in sorted(self._records.items(), key=lambda item: item[0])]
+        records = self._in_order()
         if records != self._folder.records.read():
             self._folder.records.rewrite(records)
         return records
@@ -101,6 +161,11 @@ class Auditor:
 
     def _work_and_keep_error(self) -> None:
         try:
+            if self._thread is not None:
+                # Workers inherit it: an interruption from the keyboard is the parent's to deal with. Starting the tracker
+                # lets the signal through again, so that comes first.
+                resource_tracker.ensure_running()
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             with self._executor() as executor:
                 try:
                     self._work(executor)
@@ -111,22 +176,27 @@ class Auditor:
             self._error = error
 
     def _executor(self) -> Executor:
-        processes = self._plan.scenario.audit.processes
-        if processes == 0:
+        if self._plan.scenario.audit.processes == 0:
             return _InThisProcess(self._plan, self._folder)
+        return _Workers(self._pool)
+
+    def _pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            processes,
-            mp_context=multiprocessing.get_context("spawn"),
+            self._plan.scenario.audit.processes,
+            mp_context=self._context,
             initializer=_start_worker,
-            initargs=(str(self._folder.path),),
+            initargs=(str(self._folder.path), self._lifeline),
         )
 
     def _work(self, executor: Executor) -> None:
         closed = False
-        while not (closed and not self._running and not self._todo and not self._ready):
+        while not (closed and not self._running and not self._todo and not self._ready and not self._suspects):
             event = self._events.get()
             if event.kind == "closed":
                 closed = True
+            elif event.kind == "abandoned":
+                executor.shutdown(wait=False, cancel_futures=True)
+                return
             elif event.kind == "rounds":
                 self._plan_rounds(event.rounds)
             else:
@@ -144,11 +214,24 @@ class Auditor:
                 tasks = [Task(round, client, planned.index) for client in audited]
                 self._total += len(tasks)
                 for task in tasks:
-                    self._partners[task] = _partner(task.client, others)
+                    self._partners[task] = self._partner(task.client, others)
                     if task not in self._records:
                         self._add(task)
         if self._on_total:
             self._on_total(self._total)
+
+    def _partner(self, client: int, clients: Sequence[int]) -> int | None:
+        """Return the client whose finding is the wrong-update control: the next one, the last one's being the first.
+
+        One with equal defenses goes before any other, since an attack may find less in a defended update whosever it is.
+        """
+        others = [other for other in clients if other != client]
+        alike = [other for other in others if self._carried(other) == self._carried(client)]
+        chosen = alike or others
+        return next((other for other in chosen if other > client), chosen[0] if chosen else None)
+
+    def _carried(self, client: int) -> list[tuple[str, dict[str, Any]]]:
+        return [(planned.info.name, planned.params) for planned in self._plan.defenses_of(client)]
 
     def _add(self, task: Task) -> None:
         self._unassessed.add(task)
@@ -161,6 +244,15 @@ class Auditor:
     def _take(self, event: _Event) -> None:
         assert event.task is not None and event.future is not None
         self._running -= 1
+        is_trial, self._is_trial = self._is_trial, False
+        if isinstance(event.future.exception(), BrokenProcessPool):
+            self._is_broken = True
+            kind: _Kind = "assess" if event.kind == "assess" else "attempt"
+            if is_trial:
+                self._blame(kind, event.task)
+            else:
+                self._suspects.append((kind, event.task))
+            return
         result = event.future.result()
         if event.kind == "assess":
             self._records[event.task] = result
@@ -168,39 +260,63 @@ class Auditor:
             if self._on_record:
                 self._on_record(result)
             return
-        self._attempted.add(event.task)
+        self._found(event.task)
+
+    def _found(self, task: Task) -> None:
+        self._attempted.add(task)
         ready = sorted(task for task in self._unassessed if self._attempted.issuperset(self._needed(task)))
         self._unassessed.difference_update(ready)
         self._ready.extend(ready)
 
+    def _blame(self, kind: _Kind, task: Task) -> None:
+        """Store that an attempt failed because its process died, alone in the pool; its assessment may be what kills."""
+        if task in self._fatal:
+            raise FedsimError(f"audit: the process that assesses {task} dies, though its attack is left out.")
+        self._fatal.add(task)
+        planned = self._plan.attacks[task.attack]
+        attempt.store_failure(self._plan, self._folder, task.round, task.client, planned, "its process died")
+        if kind == "assess":
+            self._ready.append(task)
+        else:
+            self._found(task)
+
     def _submit(self, executor: Executor) -> None:
+        if self._is_broken:
+            # Whatever the pool held ends with it; nothing is begun anew where the parent itself has let go.
+            if self._running or self._line.closed:
+                return
+            assert isinstance(executor, _Workers), "only a process dies"
+            executor.restart()
+            self._is_broken = False
+        if self._suspects:
+            if not self._running:
+                self._is_trial = True
+                self._start(executor, *self._suspects.popleft())
+            return
+        if not self._is_trial:
+            self._fill(executor)
+
+    def _fill(self, executor: Executor) -> None:
         # Two per process keep every process busy; more would only wait in memory.
         room = 2 * max(1, self._plan.scenario.audit.processes)
         while self._running < room and (self._ready or self._todo):
-            self._running += 1
             if self._ready:
-                kind: _Kind = "assess"
-                task = self._ready.popleft()
-                future: Future[Any] = executor.submit(_assess, task, self._partners[task])
+                self._start(executor, "assess", self._ready.popleft())
             else:
-                kind, task = "attempt", next(iter(self._todo))
+                task = next(iter(self._todo))
                 del self._todo[task]
-                future = executor.submit(_attempt, task)
-            future.add_done_callback(functools.partial(self._done, kind, task))
+                self._start(executor, "attempt", task)
+
+    def _start(self, executor: Executor, kind: _Kind, task: Task) -> None:
+        self._running += 1
+        if kind == "assess":
+            future: Future[Any] = executor.submit(_assess, task, self._partners[task])
+        else:
+            future = executor.submit(_attempt, task)
+        future.add_done_callback(functools.partial(self._done, kind, task))
 
     def _done(self, kind: _Kind, task: Task, future: Future[Any]) -> None:
         self._events.put(_Event(kind, task=task, future=future))
-
-
-def _checked(folder: RunFolder) -> list[Record]:
-    records = folder.records.read()
-    for number, record in enumerate(records, 1):
-        if record.get("schema") != assessment.SCHEMA:
-            raise RunFolderError(
-                f"{folder.records.path}: line {number} has schema {record.get('schema')!r}, this fedsim reads "
-                f"{assessment.SCHEMA}. Delete the file to audit again."
-            )
-    return records
 
 
 def _task_of(plan: Plan, record: Record) -> Task:
@@ -216,12 +332,6 @@ def _task_of(plan: Plan, record: Record) -> Task:
     return Task(record["round"], record["client"], index)
 
 
-def _partner(client: int, clients: Sequence[int]) -> int | None:
-    """Return the next client, the last one's being the first; its finding is the wrong-update control."""
-    others = [other for other in clients if other != client]
-    return next((other for other in others if other > client), others[0] if others else None)
-
-
 # What workers do; the folder is all that they share with the parent.
 
 
@@ -233,19 +343,19 @@ class _Work(NamedTuple):
 _work: _Work | None = None
 
 
-def _start_worker(folder: str) -> None:
+def _start_worker(folder: str, lifeline: Connection) -> None:
     global _work
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     torch.set_num_threads(1)
     opened = RunFolder.open(Path(folder))
     _work = _Work(planning.of(opened.scenario()), opened)
 
 
-def _end_with_parent() -> None:
-    """Exit when the parent is gone: a killed parent would otherwise leave its workers waiting for ever."""
+def _end_with_parent(lifeline: Connection) -> None:
+    """Exit when the parent is gone or wants no more: its workers would otherwise wait for ever, or work for nothing."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()
+        wait([parent.sentinel, lifeline])
         os._exit(1)
 
 
@@ -259,6 +369,45 @@ def _assess(task: Task, partner: int | None) -> Record:
     assert _work is not None
     _work.folder.refresh()
     return assessment.assess(_work.plan, _work.folder, task, partner)
+
+
+def _answer() -> None:
+    """Show that a worker has started."""
+
+
+class _Workers(Executor):
+    """A pool of worker processes that can be started again after one of them died."""
+
+    def __init__(self, make: Callable[[], ProcessPoolExecutor]) -> None:
+        self._make, self._pool = make, make()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run `fn` on a worker; that the pool is broken is kept in the future as well."""
+        try:
+            return self._pool.submit(fn, *args, **kwargs)
+        except BrokenProcessPool as error:
+            future: Future[Any] = Future()
+            future.set_exception(error)
+            return future
+
+    def restart(self) -> None:
+        """Replace a broken pool.
+
+        Raises:
+            FedsimError: a new worker dies before it was given anything to do.
+        """
+        self._pool.shutdown()
+        self._pool = self._make()
+        try:
+            self._pool.submit(_answer).result()
+        except BrokenProcessPool:
+            raise FedsimError(
+                "audit: worker processes die as they start. Use audit.processes: 0 to see why, on fewer to save memory."
+            ) from None
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the workers."""
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
 
 class _InThisProcess(Executor):

@@ -64,7 +64,8 @@ def _models() -> list[Row]:
         Row(n, preset.summary, ", ".join(f"{k}={v}" for k, v in preset.kwargs.items())) for n, preset in PRESETS.items()
     ]
     names = timm.list_models(["vit_*", "deit_*"])
-    return [*rows, Row("any timm ViT", f"{len(names)} names, e.g. vit_small_patch16_224", "the model's kwargs")]
+    any_vit = f"{len(names)} names, e.g. vit_small_patch16_224"
+    return [*rows, Row("any timm ViT", any_vit, "the model's kwargs; first_block=standard, or april as in its paper")]
 
 
 def _strategies() -> list[Row]:

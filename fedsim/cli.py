@@ -1,11 +1,12 @@
 """The command line: run, audit, report, check, list, schema.
 
 Exit codes: 0, all done; 1, all done and saved, but an attack or a client failed; 2, the user can mend it, and the
-message says how.
+message says how; 130, interrupted from the keyboard, and what was done is saved.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _out = Console()
+_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (YAML).", show_default=False)]
 Folder = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
@@ -64,14 +66,14 @@ def run(
         if out or settings or engine:
             raise FedsimError("run --resume: goes on exactly as the run began; leave --out, --engine and --set away.")
         folder = RunFolder.open(resume)
-        folder.check()
-        plan = _plan(folder.scenario())
+        with folder.locked():
+            folder.check()
+            _carry_out(*_prepared(folder.scenario()), folder, train=True)
     else:
         assert scenario is not None
         loaded = _load(scenario, settings, engine)
-        plan = _plan(loaded)
-        folder = RunFolder.create(out or _default_folder(loaded), loaded)
-    _carry_out(plan, folder, train=True)
+        plan, seen = _prepared(loaded)
+        _carry_out(plan, seen, RunFolder.create(out or _default_folder(loaded), loaded), train=True)
 
 
 def _default_folder(scenario: Scenario) -> Path:
@@ -80,24 +82,29 @@ def _default_folder(scenario: Scenario) -> Path:
     return default_folder(scenario)
 
 
-def _plan(scenario: Scenario, verify: bool = True) -> Any:
+def _prepared(scenario: Scenario) -> tuple[Any, Any]:
+    """Return the plan of a scenario, and its inputs, for which every picture has been read."""
+    from fedsim import inputs
     from fedsim import plan as planning
 
     with _out.status("Preparing data and model"):
         plan = planning.of(scenario)
-        if verify:
-            plan.data.verify(scenario.federation.rounds, scenario.training)
-    return plan
+        return plan, inputs.of(plan)
 
 
-def _carry_out(plan: Any, folder: Any, train: bool) -> None:
+def _carry_out(plan: Any, seen: Any, folder: Any, train: bool) -> None:
     from fedsim import simulation
     from fedsim.display import Display, summary
 
     _out.print(f"Run folder: {folder.path}", highlight=False, markup=False, soft_wrap=True)
-    with Display(_out, plan.scenario.federation.rounds, training=train) as display:
-        step = simulation.simulate if train else simulation.audit
-        records = step(plan, folder, display.progress)
+    try:
+        with Display(_out, plan.scenario.federation.rounds, training=train) as display:
+            step = simulation.simulate if train else simulation.audit
+            records = step(plan, folder, display.progress, seen)
+    except KeyboardInterrupt:
+        command = "fedsim run --resume" if train else "fedsim audit"
+        _complain(f"interrupted; go on with {command} {folder.path}")
+        raise typer.Exit(_INTERRUPTED) from None
     _out.print(summary(folder.path))
     _out.print(f"Report: {folder.path / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     _exit_by(records, folder.rounds.read())
@@ -124,13 +131,17 @@ def audit(
         typer.Option(help="Add an attack: its name, or '{name: ..., params: {...}}'; may be repeated."),
     ] = None,
 ) -> None:
-    """Attack the captured updates of a run; attempts that have a record are left alone."""
+    """Attack what no record tells of: added attacks, failed attempts, and a module:Class edited since.
+
+    Other attempts that have a record are left alone; delete records.jsonl and artifacts/ to make all of them again.
+    """
     from fedsim.recording import RunFolder
 
     opened = RunFolder.open(folder)
-    opened.check()
-    plan = _plan(_with_attacks(opened.scenario(), attack or []), verify=False)
-    _carry_out(plan, opened, train=False)
+    # Another process may be adding an attack: what the run has is read once this one holds it.
+    with opened.locked():
+        opened.check()
+        _carry_out(*_prepared(_with_attacks(opened.scenario(), attack or [])), opened, train=False)
 
 
 def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
@@ -145,10 +156,15 @@ def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
 @app.command()
 def report(folder: Folder) -> None:
     """Render report.html, report.md and tables/ from a run folder."""
+    from fedsim import inputs
     from fedsim import report as reports
     from fedsim.recording import RunFolder
 
-    path = reports.render(RunFolder.open(folder).path)
+    opened = RunFolder.open(folder)
+    # A scenario that cannot be read is told by the report.
+    with contextlib.suppress(ScenarioError):
+        inputs.check_scenario(opened, opened.scenario())
+    path = reports.render(opened.path)
     _out.print(f"Report: {path}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -156,7 +172,7 @@ def report(folder: Folder) -> None:
 def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = None) -> None:
     """Check a scenario without training: names, parameters, grants, data, partition, model."""
     loaded = _load(scenario, settings, engine)
-    plan = _plan(loaded)
+    plan, _ = _prepared(loaded)
     parameters = sum(p.numel() for p in plan.initial_weights().values())
     table = Table(show_header=False, box=None, pad_edge=False)
     sizes = [len(samples) for samples in plan.data.partition]
@@ -212,5 +228,16 @@ def main() -> None:
     try:
         app()
     except FedsimError as error:
-        Console(stderr=True).print(f"fedsim: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _complain(f"fedsim: {error}")
         sys.exit(2)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # A full disk, missing rights, a folder where a file should be: the user's to mend, and no fault of the code.
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"fedsim: {where}{error.strerror or error}.")
+        sys.exit(2)
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)

@@ -77,6 +77,8 @@ class TrainingKnowledge:
         local_steps: steps per round; None when the client runs whole epochs over a set of unknown size.
         local_epochs: epochs per round; None when the client runs a fixed number of steps.
         decay_exempt: names of parameters without weight decay.
+        label_smoothing: a of the label y = (1 - a) onehot + a / C; 0 for none.
+        mixup: alpha of the Beta distribution that two pictures and their labels are mixed by; None for none.
     """
 
     optimizer: str
@@ -86,6 +88,8 @@ class TrainingKnowledge:
     local_steps: int | None
     local_epochs: int | None
     decay_exempt: tuple[str, ...] = ()
+    label_smoothing: float = 0.0
+    mixup: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,10 @@ class DefenseKnowledge:
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Pictures with labels: pixels in [0, 1], float32."""
+    """Pictures with labels, hard or soft: pixels in [0, 1], float32."""
 
     images: Images
-    labels: HardLabels
+    labels: Labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -118,12 +122,13 @@ class Observation:
         image_shape: (channels, height, width) of the model's input.
         num_classes: outputs of the head.
         batch_size: pictures per local step; None when not granted.
-        labels: the batch's labels in no particular order; None when not granted.
+        labels: the batch's labels in no particular order, soft where the client smooths or mixes; None when not granted.
         normalization: the model's input normalization; None when not granted.
         training: the local recipe; None when not granted.
         train_mode: whether dropout and the like were active on the client; None when not granted.
         defenses: the defenses of this client, in order of application; None when not granted.
-        auxiliary_data: pictures of the same distribution, disjoint from every client's; None when not granted.
+        auxiliary_data: pictures of the same distribution with hard labels, disjoint from every client's; None when not
+            granted.
     """
 
     update: Update
@@ -144,8 +149,8 @@ class Truth:
     """The pictures behind an update, for `fedsim.threat` and `fedsim.metrics` alone.
 
     Args:
-        images: every distinct picture the client used in the round, pixels in [0, 1].
-        labels: their labels.
+        images: every distinct input the client trained on in the round, pixels in [0, 1]; blends where it mixes pictures.
+        labels: their labels; soft where the client smooths labels or mixes pictures.
     """
 
     images: Images

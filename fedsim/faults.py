@@ -82,7 +82,10 @@ def _fault(detail: Any, model: type[BaseModel]) -> Fault:
         schema = model.model_json_schema()
         allowed = _keys_at(path[:-1], schema)
         advice = _elsewhere(path[-1], schema) if len(path) == 1 else ""
-        return Fault(path, f"unknown key.{advice or nearest(path[-1], allowed)} Allowed: {', '.join(allowed)}.")
+        advice = advice or nearest(path[-1], allowed)
+        if {"name", "params"} <= set(allowed) and "'params'" not in advice:
+            advice += f" A parameter belongs under params: {{name: ..., params: {{{path[-1]}: ...}}}}."
+        return Fault(path, f"unknown key.{advice} Allowed: {', '.join(allowed)}.")
     if detail["type"] == "missing":
         return Fault(path, "missing, and it has no default.")
     return Fault(path, message(detail))
@@ -107,7 +110,8 @@ def _keys_at(path: Sequence[str], schema: dict[str, Any]) -> list[str]:
     node = schema
     for key in path:
         node = node.get("items", {}) if key.isdecimal() else node.get("properties", {}).get(key, {})
-        reference = node.get("$ref")
+        options = [node, *node.get("anyOf", [])]
+        reference = next((option["$ref"] for option in options if "$ref" in option), None)
         if reference:
             node = schema["$defs"][reference.rsplit("/", 1)[1]]
     return list(node.get("properties", {}))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from jaxtyping import Float
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
@@ -21,10 +22,12 @@ from fedsim.coercion import coerce
 from fedsim.errors import ScenarioError, nearest
 from fedsim.exchange import Images, Normalization
 from fedsim.faults import shown
+from fedsim.first_block import make_april
 from fedsim.scenario import ModelPart
 from fedsim.seeds import seeded
 from fedsim.weights import in_one_line
 
+Features = Float[Tensor, "batch embed"]
 Patches = Tensor  # (batch, patch, values): values in the order channel, row, column of the projection's kernel
 
 
@@ -57,6 +60,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     }
 )
 
+_CHUNK = 32  # pictures in one forward pass, so that memory does not grow with their number
 _VIT_MODULES = ("vision_transformer", "deit")
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
 _FOLLOWING = ("num_classes", "in_chans")
@@ -126,7 +130,8 @@ def build(part: ModelPart, num_classes: int, image_size: int, seed: int) -> Visi
     """Build the scenario's model with weights that depend on the seed alone.
 
     Raises:
-        ScenarioError: no such model, not a ViT, kwargs it does not take, sizes that do not fit, weights not to be had.
+        ScenarioError: no such model, not a ViT, kwargs it does not take, sizes that do not fit, weights not to be had, a
+            first block that cannot be altered.
     """
     name, given = part.name, _checked_kwargs(part.kwargs)
     if name in PRESETS:
@@ -149,6 +154,8 @@ def build(part: ModelPart, num_classes: int, image_size: int, seed: int) -> Visi
     with seeded(seed, "model"):
         model = _create(part, name, given, num_classes)
     _check_patches(part, model, image_size)
+    if part.first_block == "april":
+        make_april(model)
     if isinstance(part.pretrained, str):
         weights.load(model, Path(part.pretrained))
     return model.eval()
@@ -233,6 +240,25 @@ def prefix_rows(model: nn.Module) -> int:
     """Return how many rows of `pos_embed` precede those of the patches (class, distillation, register tokens)."""
     count: int = model.num_prefix_tokens  # type: ignore[assignment]
     return 0 if model.no_embed_class else count
+
+
+@torch.no_grad()
+def head_inputs(model: nn.Module, images: Images) -> tuple[Features, ...]:
+    """Return what reaches each linear classifier of a timm ViT, one row a picture, in the order of `head_names`.
+
+    Args:
+        model: in the mode it is in; left as it is.
+        images: normalized model input.
+    """
+    modules = [model.get_submodule(names.weight.rpartition(".")[0]) for names in head_names(model)]
+    caught: list[list[Tensor]] = [[] for _ in modules]
+    with contextlib.ExitStack() as hooks:
+        for module, rows in zip(modules, caught, strict=True):
+            handle = module.register_forward_pre_hook(lambda _, inputs, rows=rows: rows.append(inputs[0]))
+            hooks.callback(handle.remove)
+        for part in torch.split(images, _CHUNK):
+            model(part)
+    return tuple(torch.cat(rows) for rows in caught)
 
 
 @contextlib.contextmanager

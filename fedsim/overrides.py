@@ -13,6 +13,9 @@ from fedsim.errors import ScenarioError
 # The keys that name files; a source's parameter of another name is its own business.
 _PATHS = (("data", "path"), ("data", "test_path"), ("data", "root"), ("model", "pretrained"))
 
+# Parts of which a scenario may give the name alone; a setting that does leaves their other keys as they are.
+_NAMED = ("data", "model")
+
 
 def apply(raw: dict[str, Any], override: str, defaults: Mapping[str, Any], folder: Path) -> list[str]:
     """Set one `a.b=value` in place; lists that the scenario leaves to their default are changed from there.
@@ -33,7 +36,10 @@ def apply(raw: dict[str, Any], override: str, defaults: Mapping[str, Any], folde
     keys = key.split(".")
     if not separator or not all(keys):
         raise ScenarioError(f"--set {override}", "expected a.b=value, as in training.batch_size=4.")
-    value = _with_paths(keys, yaml_loader.parse(text, f"--set {key}"), [Path.cwd(), folder])
+    parsed = yaml_loader.parse(text, f"--set {key}")
+    if key in _NAMED and isinstance(parsed, str):
+        keys.append("name")
+    value = _with_paths(keys, parsed, [Path.cwd(), folder])
     node = _descend(raw, keys[:-1], defaults, f"--set {key}")
     if isinstance(node, list):
         node[_index(node, keys[-1], f"--set {key}")] = value

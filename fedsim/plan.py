@@ -127,12 +127,18 @@ class Plan:
         return tuple(planned for planned in self.defenses if client in planned.clients)
 
     def cautions_of(self, client: int) -> tuple[str, ...]:
-        """Return the doubts that the client's defenses state about themselves on this model."""
-        return tuple(
+        """Return the doubts about a client: what its defenses state about themselves on this model, and a batch cut short."""
+        stated = [
             f"{planned.info.name}: {text}"
             for planned in self.defenses_of(client)
             for text in planned.defense.cautions(self._skeleton)
-        )
+        ]
+        asked, held = self.scenario.training.batch_size, len(self.data.partition[client])
+        if asked > held:
+            stated.append(
+                f"training.batch_size is {asked}, but the client has {held} samples: its batches are as small"
+            )
+        return tuple(stated)
 
 
 def make(scenario: Scenario) -> Plan:
@@ -152,6 +158,7 @@ def make(scenario: Scenario) -> Plan:
     audit_clients = select_clients(scenario.audit.clients, clients, scenario.seed, "audit.clients")
     check_strategy(scenario)
     data = load_data(scenario.data, clients, scenario.seed)
+    _check_mixup(scenario, data)
     channels, height, _ = data.pools.train.read([0]).images.shape[1:]
     skeleton = models.build(scenario.model, len(data.pools.class_names), height, scenario.seed)
     normalization = models.normalization(skeleton)
@@ -161,6 +168,18 @@ def make(scenario: Scenario) -> Plan:
         for planned in defenses:
             planned.defense.prepare_model(skeleton)
     return Plan(scenario, attacks, defenses, data, normalization, audit_rounds, audit_clients, skeleton.eval())
+
+
+def _check_mixup(scenario: Scenario, data: FederatedData) -> None:
+    if scenario.training.mixup is None:
+        return
+    for client, samples in enumerate(data.partition):
+        if len(samples) < 2:
+            raise ScenarioError(
+                "training.mixup",
+                f"client {client} has a single picture, and mixup blends two of a client's own. Deal it more (data.samples, "
+                "data.partition, federation.clients), or leave mixup out.",
+            )
 
 
 def _plan_attack(index: int, scenario: Scenario) -> PlannedAttack:

@@ -7,12 +7,14 @@ First-party attacks, defenses and data sources come through the same door as any
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import hashlib
+import importlib.util
 import inspect
 import re
 import typing
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Literal
 
 from fedsim.coercion import coerce
@@ -32,7 +34,8 @@ class PluginInfo:
         name: its name in YAML.
         target: "module:Class".
         distribution: name of the installed distribution; None for a bare "module:Class".
-        version: version of the distribution; "unknown" for a bare "module:Class".
+        version: version of the distribution; for a bare "module:Class" a digest of its source file, so that an edit shows;
+            "unknown" where there is neither.
     """
 
     kind: Kind
@@ -84,7 +87,7 @@ def find(kind: Kind, name: str, where: str) -> PluginInfo:
     if ":" in name:
         if not _TARGET.fullmatch(name):
             raise ScenarioError(where, f"expected a name, or 'module:Class', got {name!r}.")
-        return PluginInfo(kind, name, name, None, "unknown")
+        return PluginInfo(kind, name, name, None, _source_version(name.partition(":")[0]))
     known = installed(kind)
     if name not in known:
         raise ScenarioError(
@@ -93,6 +96,16 @@ def find(kind: Kind, name: str, where: str) -> PluginInfo:
             '(run "fedsim list").',
         )
     return known[name]
+
+
+def _source_version(module: str) -> str:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, AttributeError, ValueError):
+        return "unknown"
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return "unknown"
+    return f"source {hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:12]}"
 
 
 def load(info: PluginInfo, contract: type, where: str) -> type:

@@ -2,6 +2,7 @@
 
     scenario.yaml            resolved scenario
     environment.json         versions, platform, where each package was imported from
+    inputs.json              what the captures were made from: settings, and digests of the data
     captures/index.jsonl     one line per file or failed client, with a SHA-256
     captures/round-0001/     global.safetensors and client-000.safetensors: the wire, verbatim
     rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
@@ -29,12 +30,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from fedsim import yaml_loader
+from fedsim import lines, yaml_loader
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Update, UpdateKind
+from fedsim.lines import SCHEMA as SCHEMA
 from fedsim.scenario import Scenario, parse
-
-SCHEMA = 1
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -48,15 +48,28 @@ def _aside(path: Path) -> Iterator[Path]:
     """Give a place to write to; what is there at the end is flushed to disk and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    yield aside
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise RunFolderError(f"{file}: missing, though captures/index.jsonl lists it.") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{file}: not a capture of fedsim: {error}.") from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -143,6 +156,7 @@ class RunFolder:
         self._index = JsonLines(path / "captures" / "index.jsonl")
         self._entries: dict[str, dict[str, Any]] | None = None
         self._verified: set[str] = set()
+        self._is_locked = False
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -159,20 +173,11 @@ class RunFolder:
         """Refuse lines that no fedsim wrote, before anything is added to them.
 
         Raises:
-            RunFolderError: a line is no JSON object, or lacks a key.
+            RunFolderError: a line is no JSON object, of another schema, or does not hold what it must.
         """
-        files = (
-            (self.rounds, {"round", "failed"}),
-            (self.records, {"round", "client", "attack"}),
-            (self._index, {"key"}),
-        )
-        for file, keys in files:
-            for number, line in enumerate(file.read(), 1):
-                if missing := sorted(keys - line.keys()):
-                    raise RunFolderError(
-                        f"{file.path}: line {number} has no {missing[0]!r}, so fedsim did not write it. Delete the "
-                        "file to redo it."
-                    )
+        lines.check(self.rounds.path, self.rounds.read(), lines.RoundLine)
+        lines.check(self.records.path, self.records.read(), lines.RecordLine)
+        lines.check(self._index.path, self._index.read(), lines.IndexLine)
 
     @classmethod
     def create(cls, path: Path, scenario: Scenario | None) -> RunFolder:
@@ -210,7 +215,8 @@ class RunFolder:
 
     def _load_index(self) -> dict[str, dict[str, Any]]:
         if self._entries is None:
-            self._entries = {entry["key"]: entry for entry in self._index.read()}
+            found = lines.check(self._index.path, self._index.read(), lines.IndexLine)
+            self._entries = {line.key: line.model_dump(exclude_none=True) for line in found}
         return self._entries
 
     def refresh(self) -> None:
@@ -250,7 +256,7 @@ class RunFolder:
         entry = self._load_index().get(key)
         if entry is None or "sha256" not in entry:
             raise RunFolderError(f"{file}: not in captures/index.jsonl.")
-        try:
+        with _reading(file):
             if key not in self._verified and _digest(file) != entry["sha256"]:
                 raise RunFolderError(
                     f"{file}: corrupted, its checksum differs from captures/index.jsonl. Restore the file, or delete "
@@ -260,10 +266,6 @@ class RunFolder:
             with safe_open(file, "pt") as opened:
                 header = json.loads(opened.metadata()["fedsim"])
                 tensors = {name: opened.get_tensor(name) for name in header["order"]}
-        except FileNotFoundError:
-            raise RunFolderError(f"{file}: missing, though captures/index.jsonl lists it.") from None
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise RunFolderError(f"{file}: not a capture of fedsim: {error}.") from None
         return tensors, header
 
     def has_capture(self, round: int, client: int) -> bool:
@@ -329,8 +331,13 @@ class RunFolder:
         return Capture(round, client, header["kind"], tensors, header["metrics"], header["side"])
 
     def read_side(self, round: int, client: int) -> dict[str, Any]:
-        """Return what a client stated beside its update, without reading the arrays."""
-        with safe_open(self._file(self._key(round, client)), "pt") as opened:
+        """Return what a client stated beside its update, without reading the arrays.
+
+        Raises:
+            RunFolderError: missing, or no capture; the arrays may be damaged nevertheless.
+        """
+        file = self._file(self._key(round, client))
+        with _reading(file), safe_open(file, "pt") as opened:
             return dict(json.loads(opened.metadata()["fedsim"])["side"])
 
     def write_model(self, weights: Mapping[str, Tensor]) -> None:
@@ -377,13 +384,16 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder against a second fedsim process; the lock ends with this process, however it ends.
 
-        What a killed process was writing aside is removed.
+        What a killed process was writing aside is removed. Whoever holds the lock may take it again.
 
         Raises:
             RunFolderError: another process holds it.
         """
         import fcntl
 
+        if self._is_locked:
+            yield
+            return
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -391,7 +401,11 @@ class RunFolder:
                 raise RunFolderError(f"{self.path}: another fedsim process is working on this run.") from None
             for leftover in self.path.rglob(".*.partial"):
                 leftover.unlink(missing_ok=True)
-            yield
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

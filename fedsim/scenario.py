@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -22,7 +22,8 @@ from fedsim.faults import shown, worded
 SCENARIO_VERSION = 1
 
 Grant = Literal["batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data"]
-METRICS = ("psnr", "ssim", "lpips", "fft2d", "label_recall")
+Metric = Literal["psnr", "ssim", "lpips", "fft2d", "label_recall", "soft_label_error", "feature_error"]
+METRICS: tuple[str, ...] = get_args(Metric)
 
 
 def _not_bool(value: Any) -> Any:
@@ -30,6 +31,10 @@ def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"expected a number, got {shown(value)}")
     return value
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
 
 
 _NO_BOOLEAN = BeforeValidator(_not_bool)
@@ -98,10 +103,15 @@ class DataPart(pydantic.BaseModel):
 
 
 class ModelPart(_Part):
-    """A timm Vision Transformer, or one of fedsim's presets, by name."""
+    """A timm Vision Transformer, or one of fedsim's presets, by name.
+
+    `first_block: april` removes the layer norm before the first attention and both residual connections of its block: the
+    model of the APRIL paper, which no stock ViT is.
+    """
 
     name: str = "vit_mini"
     kwargs: dict[str, Any] = Field(default_factory=dict)
+    first_block: Literal["standard", "april"] = "standard"
     pretrained: Annotated[Switch | str, worded("true, false or the path of a weights file")] = False
 
 
@@ -120,6 +130,8 @@ class TrainingPart(_Part):
 
     `shares: gradient` (FedSGD) sends the gradient of one batch, and the server applies `learning_rate`; `shares: delta`
     trains `local_steps` or `local_epochs` and sends new weights. `mode` states whether dropout and the like are active.
+    `label_smoothing: a` trains on labels (1 - a) onehot + a / C. `mixup: alpha` blends each picture and its label with
+    another of the client's, in a proportion from Beta(alpha, alpha), anew at every use; smoothing comes after it.
     """
 
     batch_size: Annotated[int, Field(ge=1), _NO_BOOLEAN] = 1
@@ -131,6 +143,8 @@ class TrainingPart(_Part):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
     shares: Literal["gradient", "delta"] = "gradient"
     mode: Literal["train", "eval"] = "train"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
+    mixup: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> TrainingPart:
@@ -187,12 +201,26 @@ class AuditPart(_Part):
         Literal["all"] | list[Integer | Literal["last"]], worded("all, or a list of round numbers such as [1, last]")
     ] = "all"
     clients: Selector = "all"
-    metrics: list[Literal["psnr", "ssim", "lpips", "fft2d", "label_recall"]] = ["psnr", "ssim", "label_recall"]
+    metrics: list[Metric] = ["psnr", "ssim", "label_recall"]
     processes: Annotated[int, Field(ge=0), _NO_BOOLEAN] = 1
+
+    @pydantic.field_validator("rounds", "clients", "metrics")
+    @classmethod
+    def _not_empty(cls, chosen: Any) -> Any:
+        if chosen == []:
+            raise ValueError("expected at least one, got []; to leave the audit out, write attacks: []")
+        return chosen
+
+    @pydantic.field_validator("metrics")
+    @classmethod
+    def _unique(cls, metrics: list[Metric]) -> list[Metric]:
+        if len(set(metrics)) < len(metrics):
+            raise ValueError("a metric is listed twice")
+        return metrics
 
 
 class Scenario(_Part):
-    """Everything that determines a run."""
+    """Everything that determines a run; a part or an item of which only the name is given may be that name alone."""
 
     name: Annotated[
         str,
@@ -202,13 +230,15 @@ class Scenario(_Part):
     version: Literal[1] = 1
     seed: Annotated[int, Field(ge=0), _NO_BOOLEAN] = 0
     engine: Literal["inline", "ray"] = "ray"
-    data: DataPart = DataPart()
-    model: ModelPart = ModelPart()
+    data: Annotated[DataPart, BeforeValidator(_named, str | DataPart)] = DataPart()
+    model: Annotated[ModelPart, BeforeValidator(_named, str | ModelPart)] = ModelPart()
     federation: FederationPart = FederationPart()
     training: TrainingPart = TrainingPart()
     threat: ThreatPart = ThreatPart()
-    defenses: list[DefensePart] = Field(default_factory=list)
-    attacks: list[AttackPart] = Field(default_factory=lambda: [AttackPart(name="patch_embedding")])
+    defenses: list[Annotated[DefensePart, BeforeValidator(_named, str | DefensePart)]] = Field(default_factory=list)
+    attacks: list[Annotated[AttackPart, BeforeValidator(_named, str | AttackPart)]] = Field(
+        default_factory=lambda: [AttackPart(name="patch_embedding")]
+    )
     audit: AuditPart = AuditPart()
 
     def resolved(self) -> dict[str, Any]:
@@ -236,7 +266,7 @@ def parse_attack(raw: Any, where: str) -> AttackPart:
     Raises:
         ScenarioError: see `parse`; `where` comes first in every path.
     """
-    part = {"name": raw} if isinstance(raw, str) else raw
+    part = _named(raw)
     if not isinstance(part, dict):
         raise ScenarioError(where, f"expected a name or {{name: ..., params: ...}}, got {shown(raw)}.")
     return _validated(AttackPart, part, (where,))
@@ -266,12 +296,25 @@ def load(path: Path, settings: Sequence[str] = ()) -> tuple[Scenario, list[str]]
     Raises:
         ScenarioError: see `parse`; also a setting that is not of the form a.b=value.
     """
+    if (path / "scenario.yaml").is_file():
+        raise ScenarioError(
+            str(path),
+            f"a run folder, no scenario file. To go on with it: fedsim run --resume {path}; to run the same again: "
+            f"fedsim run {path / 'scenario.yaml'}.",
+        )
     raw = yaml_loader.read(path)
     if raw is None:
         raise ScenarioError(str(path), "the file is empty; five lines suffice, see scenarios/quickstart.yaml.")
     if not isinstance(raw, dict):
         raise ScenarioError(str(path), f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
     raw.setdefault("name", _name_of(path))
+    # A setting may change what belongs to the name.
+    raw |= {part: _named(raw[part]) for part in ("data", "model") if part in raw}
+    raw |= {
+        part: [_named(item) for item in raw[part]]
+        for part in ("defenses", "attacks")
+        if isinstance(raw.get(part), list)
+    }
     folder = path.resolve().parent
     overrides.resolve_paths(raw, [folder])
     notes: list[str] = []

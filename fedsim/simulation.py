@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim import environment, report
+from fedsim import environment, inputs, report
 from fedsim.assessment import Record
 from fedsim.audit import Auditor
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.engine import train
+from fedsim.inputs import Inputs
 from fedsim.plan import Plan
 from fedsim.recording import RunFolder, write_atomically
 from fedsim.scenario import Scenario
@@ -39,39 +40,50 @@ def default_folder(scenario: Scenario) -> Path:
     return Path("runs") / f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def simulate(plan: Plan, folder: RunFolder, progress: Progress) -> list[Record]:
+def simulate(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None = None) -> list[Record]:
     """Train, audit and report; a folder that already holds part of the run is completed.
+
+    Args:
+        plan: the run's plan.
+        folder: the run.
+        progress: whom to tell.
+        seen: the plan's inputs, where they have been read before; they are read here otherwise.
 
     Returns:
         All records of the run, in canonical order.
 
     Raises:
-        RunFolderError: the folder holds the captures of an observed app.
+        RunFolderError: the folder holds the captures of an observed app, or was made from other inputs.
         FedsimError: the training cannot go on, after what was captured before has been audited and reported.
     """
-    if not (folder.path / "environment.json").exists():
-        write_atomically(folder.path / "environment.json", environment.as_json("simulated"))
-    if environment.origin(folder.path) == "observed":
-        raise RunFolderError(f"{folder.path}: was observed, so fedsim cannot train on. Use fedsim audit.")
-    auditor = Auditor(plan, folder, progress.on_record, progress.on_total)
+    with folder.locked(), torch_threads(1):
+        folder.check()
+        if not (folder.path / "environment.json").exists():
+            write_atomically(folder.path / "environment.json", environment.as_json("simulated"))
+        if environment.origin(folder.path) == "observed":
+            raise RunFolderError(f"{folder.path}: was observed, so fedsim cannot train on. Use fedsim audit.")
+        inputs.bind(folder, seen or inputs.of(plan))
+        with Auditor(plan, folder, progress.on_record, progress.on_total) as auditor:
+            records = _train_and_audit(plan, folder, auditor, progress)
+    report.render(folder.path)
+    return records
 
+
+def _train_and_audit(plan: Plan, folder: RunFolder, auditor: Auditor, progress: Progress) -> list[Record]:
     def on_round(line: dict[str, Any]) -> None:
         progress.on_round(line)
         if line["round"]:
             auditor.add_round(line["round"])
 
-    with folder.locked(), torch_threads(1):
-        if plan.scenario.audit.processes:
-            auditor.start()
-        try:
-            _train(plan, folder, on_round)
-        except FedsimError:
-            auditor.finish()
-            report.render(folder.path)
-            raise
-        records = auditor.finish()
-    report.render(folder.path)
-    return records
+    if plan.scenario.audit.processes:
+        auditor.start()
+    try:
+        _train(plan, folder, on_round)
+    except FedsimError:
+        auditor.finish()
+        report.render(folder.path)
+        raise
+    return auditor.finish()
 
 
 def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], None]) -> None:
@@ -85,30 +97,42 @@ def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], N
         train(plan, folder, on_round)
 
 
-def audit(plan: Plan, folder: RunFolder, progress: Progress) -> list[Record]:
-    """Audit every captured round of a run and report; attempts that have a record are left alone.
+def audit(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None = None) -> list[Record]:
+    """Audit every captured round of a run and report; attempts that have a record are left alone, unless they failed.
 
-    Attacks of the plan that the run does not know yet are added to its scenario.yaml.
+    A "module:Class" whose source file has changed since attacks again as well.
+
+    Attacks of the plan that the run does not know yet are added to its scenario.yaml. A plan that was made from the folder
+    should be made while the folder is locked, since another process may be adding an attack.
+
+    Args:
+        plan: the run's plan.
+        folder: the run.
+        progress: whom to tell.
+        seen: the plan's inputs, where they have been read before; they are read here otherwise.
 
     Returns:
         All records of the run, in canonical order.
 
     Raises:
         ScenarioError: the labels of an observed run are granted.
-        RunFolderError: a capture is missing or corrupted.
+        RunFolderError: a capture is missing or corrupted, or the run was made from other inputs.
     """
     if environment.origin(folder.path) == "observed" and "labels" in plan.scenario.threat.grants:
         raise ScenarioError(
             "threat.grants", f"labels: {folder.path} was observed, not simulated, so nobody knows them. Leave it out."
         )
-    auditor = Auditor(plan, folder, progress.on_record, progress.on_total)
     with folder.locked(), torch_threads(1):
-        if plan.scenario != folder.scenario():
-            folder.write_scenario(plan.scenario)
-        for round in folder.captured_rounds():
-            auditor.add_round(round)
-        if plan.scenario.audit.processes:
-            auditor.start()
-        records = auditor.finish()
+        folder.check()
+        inputs.bind(folder, seen or inputs.of(plan))
+        with Auditor(plan, folder, progress.on_record, progress.on_total) as auditor:
+            if plan.scenario != folder.scenario():
+                folder.write_scenario(plan.scenario)
+            auditor.redo()
+            for round in folder.captured_rounds():
+                auditor.add_round(round)
+            if plan.scenario.audit.processes:
+                auditor.start()
+            records = auditor.finish()
     report.render(folder.path)
     return records

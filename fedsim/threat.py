@@ -6,11 +6,11 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Observation, Update
+from fedsim.labels import without_order
 from fedsim.plan import Plan
 from fedsim.training import training_knowledge
 
@@ -55,8 +55,7 @@ class ThreatModel:
         labels = None
         if "labels" in grants:
             truth = plan.data.truth(update.client, update.round, training)
-            # Sorted, because the order of the batch is not part of the grant.
-            labels = torch.sort(truth.labels).values
+            labels = without_order(truth.labels)
         auxiliary, model = plan.data.pools.auxiliary, self._model(update, weights)
         return Observation(
             update=update,

@@ -7,12 +7,13 @@ generators derived from the seed, so any engine computes the same update.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from fedsim.data.batches import Inputs
 from fedsim.defense import LocalStep, PrivacyBudget
 from fedsim.exchange import TrainingKnowledge, Update
 from fedsim.plan import Plan, PlannedDefense
@@ -20,7 +21,6 @@ from fedsim.scenario import TrainingPart
 from fedsim.seeds import seeded, torch_generator
 
 Weights = Mapping[str, Tensor]
-Steps = Sequence[Sequence[int]]  # sample numbers of each local step
 
 
 class NonFiniteUpdateError(ArithmeticError):
@@ -45,6 +45,34 @@ class LocalResult:
     loss: float
 
 
+@dataclass(frozen=True, eq=False)
+class _LocalRun:
+    """One client's work in one round.
+
+    Args:
+        plan: the run's plan.
+        client: partition number.
+        round: server round, from 1.
+        model: the client's model, in the mode the scenario states.
+        steps: what each local step trains on.
+    """
+
+    plan: Plan
+    client: int
+    round: int
+    model: nn.Module
+    steps: list[Inputs]
+
+    @property
+    def defenses(self) -> tuple[PlannedDefense, ...]:
+        """What the client carries, in order of application."""
+        return self.plan.defenses_of(self.client)
+
+    def generator(self, hook: str, defense: PlannedDefense, *path: int) -> torch.Generator:
+        """Return the generator of one call of a defense's hook."""
+        return torch_generator(self.plan.scenario.seed, hook, defense.index, self.round, self.client, *path)
+
+
 def training_knowledge(training: TrainingPart, model: nn.Module) -> TrainingKnowledge:
     """Return the local recipe as the grant `training` tells it."""
     exempt = _decay_exempt(model) if training.weight_decay else set()
@@ -57,6 +85,8 @@ def training_knowledge(training: TrainingPart, model: nn.Module) -> TrainingKnow
         steps,
         training.local_epochs,
         tuple(name for name, _ in model.named_parameters() if name in exempt),
+        training.label_smoothing,
+        training.mixup,
     )
 
 
@@ -73,25 +103,21 @@ def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal
     Raises:
         NonFiniteUpdateError: the loss or the update is not finite.
     """
-    scenario, defenses = plan.scenario, plan.defenses_of(client)
-    model = plan.model(weights)
+    scenario, model = plan.scenario, plan.model(weights)
     model.train(scenario.training.mode == "train")
-    part = scenario.training
-    steps = plan.data.client_steps(client, round, part.batch_size, part.local_steps, part.local_epochs)
+    run = _LocalRun(plan, client, round, model, plan.data.client_inputs(client, round, scenario.training))
     with seeded(scenario.seed, "training", round, client):
         if scenario.training.shares == "gradient":
-            loss = _accumulate_gradient(plan, defenses, model, steps, client, round, 0)
+            loss = _accumulate_gradient(run, 0)
             tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
         else:
-            pull = _proximal_pull(weights, proximal_mu)
-            loss = _train(plan, defenses, model, steps, client, round, pull)
+            loss = _train(run, _proximal_pull(weights, proximal_mu))
             tensors = {name: parameter.detach() - weights[name] for name, parameter in model.named_parameters()}
-    count = sum(len(step) for step in steps)
+    count = sum(len(step) for step in run.steps)
     update = Update(round, client, scenario.training.shares, {n: t.detach() for n, t in tensors.items()}, count)
     _check_finite(update, loss)
-    for planned in defenses:
-        generator = torch_generator(scenario.seed, "protect_update", planned.index, round, client)
-        update = planned.defense.protect_update(update, generator)
+    for planned in run.defenses:
+        update = planned.defense.protect_update(update, run.generator("protect_update", planned))
         _check_finite(update, loss)
     return LocalResult(update, loss)
 
@@ -103,23 +129,15 @@ def _check_finite(update: Update, loss: float) -> None:
         raise NonFiniteUpdateError("update")
 
 
-def _train(
-    plan: Plan,
-    defenses: tuple[PlannedDefense, ...],
-    model: nn.Module,
-    steps: Steps,
-    client: int,
-    round: int,
-    pull: Callable[[nn.Module], None],
-) -> float:
-    optimizer = _optimizer(plan.scenario.training, model)
+def _train(run: _LocalRun, pull: Callable[[nn.Module], None]) -> float:
+    optimizer = _optimizer(run.plan.scenario.training, run.model)
     total, count = 0.0, 0
-    for index, samples in enumerate(steps):
+    for index, inputs in enumerate(run.steps):
         optimizer.zero_grad(set_to_none=True)
-        loss = _accumulate_gradient(plan, defenses, model, steps, client, round, index)
-        pull(model)
+        loss = _accumulate_gradient(run, index)
+        pull(run.model)
         optimizer.step()
-        total, count = total + loss * len(samples), count + len(samples)
+        total, count = total + loss * len(inputs), count + len(inputs)
     return total / count
 
 
@@ -135,28 +153,20 @@ def _proximal_pull(weights: Weights, mu: float) -> Callable[[nn.Module], None]:
     return pull
 
 
-def _accumulate_gradient(
-    plan: Plan,
-    defenses: tuple[PlannedDefense, ...],
-    model: nn.Module,
-    steps: Steps,
-    client: int,
-    round: int,
-    index: int,
-) -> float:
-    """Run one batch through the defenses, first listed outermost; returns the mean loss."""
-    seed, rounds = plan.scenario.seed, plan.scenario.federation.rounds
-    progress = (round - 1 + index / len(steps)) / rounds
-    batch = plan.data.pools.train.read(steps[index])
-    step = LocalStep(model, plan.normalization.normalize(batch.images), batch.labels, round, rounds, progress)
+def _accumulate_gradient(run: _LocalRun, index: int) -> float:
+    """Run the batch of one step through the defenses, first listed outermost; returns the mean loss."""
+    plan, rounds = run.plan, run.plan.scenario.federation.rounds
+    progress = (run.round - 1 + index / len(run.steps)) / rounds
+    batch = plan.data.read(run.steps[index], plan.scenario.training)
+    images = plan.normalization.normalize(batch.images)
+    step = LocalStep(run.model, images, batch.labels, run.round, rounds, progress)
     proceed: Callable[[LocalStep], Tensor] = plain_step
-    for planned in defenses:
-        generator = torch_generator(seed, "protect_batch", planned.index, round, client, index)
+    for planned in run.defenses:
+        generator = run.generator("protect_batch", planned, index)
         images, labels = planned.defense.protect_batch(step.images, step.labels, generator)
         step = replace(step, images=images, labels=labels)
-    for planned in reversed(defenses):
-        generator = torch_generator(seed, "train_step", planned.index, round, client, index)
-        proceed = _bound(planned, generator, proceed)
+    for planned in reversed(run.defenses):
+        proceed = _bound(planned, run.generator("train_step", planned, index), proceed)
     return float(proceed(step))
 
 

@@ -1,13 +1,15 @@
 import json
 import math
 import shutil
+import sys
 
 import pytest
 import torch
 
-from fedsim import attempt, cli, simulation, yaml_loader
+from fedsim import attempt, cli, plugins, simulation, yaml_loader
+from fedsim import plan as planning
 from fedsim.assessment import SCHEMA
-from fedsim.errors import RunFolderError
+from fedsim.errors import FedsimError, RunFolderError
 from fedsim.exchange import Finding
 from fedsim.federation.engine import train
 from fedsim.metrics import scoring
@@ -18,7 +20,7 @@ FIELDS = {
     "schema", "run", "round", "client", "attack", "defenses", "grants", "status", "scores", "controls", "cautions",
     "trace", "seconds", "seed", "artifacts",
 }  # fmt: skip
-CONTROLS = {"grey", "own_mean", "dataset_mean", "wrong_update", "prior", "uniform"}
+CONTROLS = {"grey", "own_mean", "dataset_mean", "wrong_update", "prior", "uniform", "chance"}
 NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.1}}
 
 
@@ -67,9 +69,10 @@ def test_a_record_holds_the_documented_fields(simulate):
         assert record["attack"] == {
             "name": "stand_ins:Guess",
             "params": {"pictures": 1},
-            "version": "unknown",
+            "version": plugins.find("attacks", "stand_ins:Guess", "here").version,
             "distribution": None,
             "citation": "none",
+            "is_control": False,
         }
         assert set(record["scores"]) == {"psnr", "ssim", "label_recall"}
         for score in record["scores"].values():
@@ -114,6 +117,17 @@ def test_the_wrong_update_control_is_the_next_clients_finding_scored(simulate):
         assert records[client]["controls"]["wrong_update"] == {name: score.value for name, score in expected.items()}
 
 
+def test_the_wrong_update_control_comes_from_a_client_with_equal_defenses_where_there_is_one(simulate):
+    two = [{**NOISE, "clients": [1]}, {**NOISE, "clients": [3]}, {"name": "stand_ins:Scales", "clients": [4]}]
+    federation = {"clients": 5, "rounds": 1}
+    plan, folder, records = simulate(training={"batch_size": 2}, federation=federation, defenses=two)
+    for client, partner in ((0, 2), (1, 3), (2, 0), (3, 1), (4, 0)):
+        other = attempt.run(plan, folder, 1, partner, plan.attacks[0]).finding
+        truth = plan.data.truth(client, 1, plan.scenario.training)
+        expected = scoring.score(("psnr", "ssim", "label_recall"), other, truth)
+        assert records[client]["controls"]["wrong_update"] == {name: score.value for name, score in expected.items()}
+
+
 def test_a_client_that_is_not_audited_still_serves_as_control(simulate):
     _, _, full = simulate("full", federation={"rounds": 1})
     _, folder, (record,) = simulate("one", federation={"rounds": 1}, audit={"clients": [1]})
@@ -145,6 +159,13 @@ def test_a_failed_and_a_refused_attempt_are_records_and_the_others_go_on(simulat
     assert "wrong_update" not in records[0]["controls"] and "wrong_update" in records[1]["controls"]
 
 
+def test_an_attack_that_ends_python_is_a_failed_attempt(simulate):
+    attacks = [{"name": "stand_ins:EndsOn", "params": {"exits": 1}}]
+    _, _, records = simulate(attacks=attacks, federation={"rounds": 1})
+    assert [record["status"] for record in records] == ["found", "failed", "found"]
+    assert records[1]["message"].startswith("SystemExit: 3 (stand_ins.py:")
+
+
 @pytest.fixture
 def claim(tiny_plan, run_folder, stand_ins, monkeypatch):
     """Return a function: a finding -> the record of an attack that claims it."""
@@ -168,8 +189,13 @@ GREY = torch.full((1, 3, 32, 32), 0.5)
         (Finding(images=torch.rand(1, 3, 16, 16)), "ValueError: the attack returned pictures of shape (3, 16, 16)"),
         (Finding(images=GREY * math.nan), "ValueError: the attack returned pixels that are not finite"),
         (Finding(labels=torch.full((1, 10), math.nan)), "ValueError: the attack returned labels that are not finite"),
+        (Finding(labels=torch.full((1, 9), 1 / 9)), "ValueError: the attack returned labels over 9 classes, not 10"),
+        (
+            Finding(features=torch.full((1, 8), math.inf)),
+            "ValueError: the attack returned features that are not finite",
+        ),
     ],
-    ids=["nothing", "another size", "not finite", "labels not finite"],
+    ids=["nothing", "another size", "not finite", "labels not finite", "other classes", "features not finite"],
 )
 def test_a_finding_that_is_none_is_a_failed_attempt(claim, finding, message):
     record = claim(finding)
@@ -250,6 +276,52 @@ def test_attempts_with_a_record_are_left_alone_and_lost_records_come_back_from_t
     assert {path: path.stat().st_mtime_ns for path in findings} == findings and len(findings) == 6
 
 
+def test_an_audit_makes_failed_attempts_again_and_the_controls_they_left_out(simulate, monkeypatch):
+    import stand_ins
+
+    attacks = [{"name": "stand_ins:RaisesOn", "params": {"refuses": -1}}, {"name": "stand_ins:Guess"}]
+    plan, folder, before = simulate(attacks=attacks, federation={"rounds": 1})
+    assert [record["status"] for record in before[::2]] == ["found", "failed", "found"]
+    assert "wrong_update" not in before[0]["controls"]
+    assert timeless(audit(plan, folder)) == timeless(before), "it raises still"
+    monkeypatch.setattr(stand_ins.RaisesOn, "run", stand_ins.Guess.run)
+    monkeypatch.setattr(stand_ins.RaisesOn, "pictures", 1, raising=False)
+    heard = []
+    after = audit(plan, folder, on_record=heard.append)
+    assert after == folder.records.read() and [record["status"] for record in after] == ["found"] * 6
+    assert "wrong_update" in after[0]["controls"]
+    assert sorted(places(heard)) == sorted(places(before[:1] + before[2:3]))
+    assert [after[i] for i in (1, 3, 4, 5)] == [before[i] for i in (1, 3, 4, 5)]
+
+
+def test_a_failed_attempt_on_a_client_that_is_a_mere_control_is_made_again(simulate, monkeypatch):
+    import stand_ins
+
+    attacks = [{"name": "stand_ins:RaisesOn", "params": {"raises": 2, "refuses": -1}}]
+    plan, folder, (before,) = simulate(attacks=attacks, federation={"rounds": 1}, audit={"clients": [1]})
+    assert "wrong_update" not in before["controls"]
+    monkeypatch.setattr(stand_ins.RaisesOn, "run", stand_ins.Guess.run)
+    monkeypatch.setattr(stand_ins.RaisesOn, "pictures", 1, raising=False)
+    (after,) = audit(plan, folder)
+    assert "wrong_update" in after["controls"] and after["seed"] == before["seed"]
+
+
+def test_an_edited_class_without_distribution_attacks_again(simulate, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "under_edit.py"
+    file.write_text("from stand_ins import Claims\n")
+    attacks = [{"name": "under_edit:Claims"}, {"name": "stand_ins:Guess"}]
+    plan, folder, before = simulate(attacks=attacks, federation={"rounds": 1})
+    file.write_text("# edited\nfrom stand_ins import Claims\n")
+    heard = []
+    after = audit(planning.make(plan.scenario), folder, on_record=heard.append)
+    assert {name for _, _, name in places(heard)} == {"under_edit:Claims"} and len(heard) == 3
+    assert [record["attack"]["version"] for record in after[1::2]] == [before[1]["attack"]["version"]] * 3
+    assert all(
+        new["attack"]["version"] != old["attack"]["version"] for new, old in zip(after[::2], before[::2], strict=True)
+    )
+
+
 def test_a_stored_finding_of_other_parameters_is_not_used_again(simulate, tiny_plan):
     _, folder, _ = simulate()
     (folder.path / "records.jsonl").unlink()
@@ -309,6 +381,15 @@ def test_the_runs_identity_ignores_how_it_was_computed_and_which_attacks_ran(tin
     assert len({run_id(tiny_scenario(**parts)) for parts in same}) == 1
     others = [{"seed": 9}, {"federation": {"rounds": 9}}, {"threat": {"grants": []}}, {"defenses": [NOISE]}]
     assert len({run_id(tiny_scenario(**parts)) for parts in ({}, *others)}) == 5
+
+
+def test_the_identity_of_runs_made_before_later_settings_existed_stays(tiny_scenario):
+    from fedsim.assessment import run_id
+    from fedsim.scenario import parse
+
+    assert run_id(parse({"name": "old"}, "old")) == "old-c84a7dbb"
+    others = [{"label_smoothing": 0.1}, {"label_smoothing": 0.2}, {"mixup": 0.1}, {"mixup": 0.2}]
+    assert len({run_id(tiny_scenario(training=recipe)) for recipe in ({}, *others)}) == 5
 
 
 # The command
@@ -396,6 +477,31 @@ def test_one_and_two_worker_processes_give_the_same_records(simulate):
             str(processes), attacks=attacks, training={"batch_size": 2}, audit={"processes": processes}
         )
         assert timeless(records) == timeless(alone) and folder.records.read() == records
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_attack_whose_process_dies_has_failed_and_the_others_go_on(simulate, processes):
+    attacks = [{"name": "stand_ins:EndsOn", "params": {"exits": 0, "dies": 1}}, {"name": "stand_ins:Guess"}]
+    federation = {"clients": 4, "rounds": 1}
+    _, folder, records = simulate(attacks=attacks, federation=federation, audit={"processes": processes})
+    assert [record["status"] for record in records] == ["failed", "found"] * 2 + ["found"] * 4
+    assert records[2]["message"] == "its process died" and records == folder.records.read()
+    # What shared the pool with it is as if nothing had happened.
+    _, _, alone = simulate("alone", attacks=attacks[1:], federation=federation)
+    others = timeless(record for record in records if record["attack"]["name"] == "stand_ins:Guess")
+    for record, expected in zip(others, timeless(alone), strict=True):
+        assert {**record, "artifacts": None} == {**expected, "artifacts": None}
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_end_the_audit_with_a_message(simulate, tiny_plan, monkeypatch):
+    _, folder, _ = simulate()
+    shutil.rmtree(folder.path / "artifacts")
+    (folder.path / "records.jsonl").unlink()
+    monkeypatch.setattr("fedsim.audit._start_worker", sys.exit)
+    with pytest.raises(FedsimError, match="worker processes die as they start"):
+        audit(tiny_plan(audit={"processes": 1}), RunFolder.open(folder.path))
 
 
 @pytest.mark.slow

@@ -64,7 +64,19 @@ SETTINGS = {
     # keys and types
     "unknown key": ({"federation.clents": 3}, "federation.clents: unknown key", "Did you mean 'clients'?"),
     "unknown part": ({"modle": {}}, "modle: unknown key", "Did you mean 'model'?", "Allowed: name, version"),
-    "parameter beside the name": ({"attacks.0.steps": 3}, "attacks.0.steps: unknown key", "Allowed: name, params."),
+    "parameter beside the name": (
+        {"attacks.0.steps": 3},
+        "attacks.0.steps: unknown key. A parameter belongs under params: {name: ..., params: {steps: ...}}. "
+        "Allowed: name, params.",
+    ),
+    "defense parameter beside the name": (
+        {"defenses": [{"name": "dp_noise", "clip_norm": 1.0}]},
+        "defenses.0.clip_norm: unknown key.",
+        "belongs under params: {name: ..., params: {clip_norm: ...}}.",
+    ),
+    "number for an attack": ({"attacks": [3]}, "attacks.0: expected a mapping, got 3."),
+    "name that no attack has": ({"attacks": ["patch_embeding"]}, "attacks.0.name: no attack", "'patch_embedding'?"),
+    "name that no model has": ({"model": "vit_nanno"}, "model.name: ", "vit_nanno"),
     "attack without a name": ({"attacks": [{"params": {}}]}, "attacks.0.name: missing"),
     "text for a number": ({"training.batch_size": "four"}, "training.batch_size: expected a whole number, got 'four'."),
     "fraction for a count": ({"federation.rounds": 2.5}, "federation.rounds: expected a whole number, got 2.5."),
@@ -138,6 +150,14 @@ SETTINGS = {
     "audit of a round beyond the last": ({"audit.rounds": [3]}, "audit.rounds: no round 3; federation.rounds is 2"),
     "audit of round zero": ({"audit.rounds": [0]}, "audit.rounds: no round 0;"),
     "audit rounds in other words": ({"audit.rounds": ["first"]}, "audit.rounds: expected all, or a list", "['first']"),
+    "audit of no round": ({"audit.rounds": []}, "audit.rounds: expected at least one, got []", "write attacks: []."),
+    "audit of no client": ({"audit.clients": []}, "audit.clients: expected at least one, got []"),
+    "no metric": ({"audit.metrics": []}, "audit.metrics: expected at least one, got []"),
+    "metric given twice": ({"audit.metrics": ["psnr", "psnr"]}, "audit.metrics: a metric is listed twice."),
+    "pull away from the global model": (
+        {"federation.strategy": "FedProx", "federation.strategy_params": {"proximal_mu": -1}},
+        "federation.strategy_params.proximal_mu: expected a finite number, at least 0, got -1",
+    ),
     "unknown metric": ({"audit.metrics": ["psnt"]}, "audit.metrics.0: expected", "Did you mean 'psnr'?"),
     # partitions
     "more clients than samples": ({"federation.clients": 25}, "data.partition: 25 clients and 24 training samples"),
@@ -229,6 +249,24 @@ SETTINGS = {
     "momentum of AdamW": (
         {"training": {"shares": "delta", "optimizer": "adamw", "momentum": 0.9}},
         "training: momentum belongs to sgd",
+    ),
+    "label smoothing of all": (
+        {"training.label_smoothing": 1},
+        "training.label_smoothing: expected a number below 1, got 1.",
+    ),
+    "negative label smoothing": ({"training.label_smoothing": -0.1}, "training.label_smoothing: expected at least 0"),
+    "label smoothing that is a boolean": ({"training.label_smoothing": True}, "training.label_smoothing: expected a"),
+    "label smoothing that is no number": (
+        {"training.label_smoothing": float("nan")},
+        "training.label_smoothing: expected a finite number",
+    ),
+    "mixup alpha of zero": ({"training.mixup": 0}, "training.mixup: expected a number above 0, got 0."),
+    "mixup in words": ({"training.mixup": "some"}, "training.mixup: expected a number, got 'some'."),
+    "mixup that is a boolean": ({"training.mixup": True}, "training.mixup: expected a number, got true."),
+    "mixup of a single picture": (
+        {"training.mixup": 0.4, "data.partition": {"name": "sizes", "sizes": [2, 1, 2]}},
+        "training.mixup: client 1 has a single picture, and mixup blends two of a client's own.",
+        "leave mixup out",
     ),
     "unknown strategy": ({"federation.strategy": "FedAvgg"}, "federation.strategy: no strategy", "'FedAvg'?"),
     "unknown strategy parameter": (
@@ -496,6 +534,37 @@ def test_a_line_that_fedsim_did_not_write_is_refused(command, line, file, fedsim
     before = content(run)
     refused(fedsim(*command, run), f"{path}: line 1 ")
     assert content(run) == before
+
+
+DAMAGES = {
+    "attack that is text": ("records.jsonl", {"attack": "x"}, "attack"),
+    "attack without params": ("records.jsonl", {"attack": {"name": "x"}}, "attack.params"),
+    "client that is text": ("records.jsonl", {"client": "one"}, "client"),
+    "unknown status": ("records.jsonl", {"status": "lost"}, "status"),
+    "no participants": ("rounds.jsonl", {"participants": None}, "participants"),
+    "participants that are text": ("rounds.jsonl", {"participants": ["a"]}, "participants.0"),
+    "failures in a list": ("rounds.jsonl", {"failed": []}, "failed"),
+    "loss in words": ("rounds.jsonl", {"loss": "low"}, "loss"),
+    "round that is a fraction": ("rounds.jsonl", {"round": 0.5}, "round"),
+}
+
+
+@pytest.mark.parametrize(("file", "change", "where"), DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("command", [["run", "--resume"], ["audit"]], ids=" ".join)
+def test_a_line_with_a_damaged_field_is_named_with_the_field(command, file, change, where, fedsim, run):
+    path = run / file
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | change), *rest, ""]))
+    before = content(run)
+    refused(fedsim(*command, run), f"{path}: line 1 is damaged, or not of fedsim: {where}: ")
+    assert content(run) == before
+
+
+def test_a_file_where_the_report_needs_a_folder_is_told_in_one_line(fedsim, run):
+    shutil.rmtree(run / "tables")
+    (run / "tables").write_text("mine")
+    refused(fedsim("report", run), f"{run}/tables", "exists")
+    assert (run / "tables").read_text() == "mine"
 
 
 @pytest.mark.parametrize("command", [["run", "--resume"], ["audit"], ["report"]], ids=" ".join)

@@ -1,10 +1,13 @@
 """The command line: what each command writes, prints and returns."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -14,6 +17,7 @@ import yaml
 from fedsim import catalogue, yaml_loader
 from fedsim.metrics.scoring import METRICS
 from fedsim.plugins import installed
+from fedsim.recording import RunFolder
 from fedsim.scenario import Scenario
 
 GALLERY = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
@@ -240,6 +244,80 @@ def test_usage_errors_end_with_2_and_no_traceback(arguments, fedsim):
     assert outcome.code == 2
     assert "Usage: " in outcome.message
     assert "Traceback" not in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (PermissionError(13, "Permission denied", "/locked/file"), "fedsim: /locked/file: Permission denied.\n"),
+        (OSError(28, "No space left on device"), "fedsim: No space left on device.\n"),
+        (OSError("wrong in words"), "fedsim: wrong in words.\n"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_told_in_one_line(fault, says, fedsim, finished, monkeypatch):
+    def fails(path):
+        raise fault
+
+    monkeypatch.setattr("fedsim.report.render", fails)
+    outcome = fedsim("report", finished)
+    assert (outcome.code, outcome.message) == (2, says)
+
+
+@pytest.mark.parametrize(
+    ("command", "step", "says"),
+    [
+        (["run", "--resume"], "simulate", "fedsim run --resume"),
+        (["audit"], "audit", "fedsim audit"),
+    ],
+)
+def test_an_interruption_ends_with_130_and_says_how_to_go_on(command, step, says, fedsim, finished, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"fedsim.simulation.{step}", interrupted)
+    outcome = fedsim(*command, finished)
+    assert (outcome.code, outcome.message) == (130, f"interrupted; go on with {says} {finished}\n")
+
+
+def test_an_audit_reads_the_run_only_once_it_holds_it(fedsim, finished, monkeypatch):
+    """Another audit that adds an attack just before this one gets the folder must not be undone."""
+    first = []
+    locked = RunFolder.locked
+
+    def late(folder):
+        if not first:
+            first.append(folder)
+            assert fedsim("audit", finished, "--attack", "{name: stand_ins:Guess, params: {pictures: 3}}").code == 0
+        return locked(folder)
+
+    monkeypatch.setattr(RunFolder, "locked", late)
+    assert fedsim("audit", finished, "--attack", "{name: stand_ins:Guess, params: {pictures: 2}}").code == 0
+    attacks = yaml_loader.read(finished / "scenario.yaml")["attacks"]
+    assert [part["params"].get("pictures", 1) for part in attacks] == [1, 3, 2]
+    assert len(records(finished)) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [0, 1])
+def test_control_c_ends_a_run_and_its_workers_at_once_and_quietly(processes, file, stand_ins, tmp_path):
+    attack = {"name": "stand_ins:Sleeps", "params": {"note": str(tmp_path / "asleep")}}
+    file.write_text(yaml.safe_dump(SMALL | {"attacks": [attack], "audit": {"processes": processes}}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedsim", "run", str(file), "--out", str(tmp_path / "slow")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (tmp_path / "asleep").exists():
+        time.sleep(0.05)
+    # The whole group, as a terminal does.
+    os.killpg(process.pid, signal.SIGINT)
+    output, message = process.communicate(timeout=60)
+    assert process.returncode == 130, output + message
+    assert message == f"interrupted; go on with fedsim run --resume {tmp_path / 'slow'}\n"
+    with RunFolder.open(tmp_path / "slow").locked():
+        pass
 
 
 def test_help_and_schema_need_not_wait_for_torch():

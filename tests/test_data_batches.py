@@ -135,6 +135,78 @@ def test_truth_is_the_batch_for_one_step():
     assert torch.equal(batch.labels, truth.labels)
 
 
+MIXED = {"label_smoothing": 0.2, "mixup": 0.5, "batch_size": 2, "shares": "delta"}
+
+
+def test_smoothing_and_mixup_are_off_by_default_and_leave_hard_labels():
+    data = _data([9])
+    (batch,) = data.client_batches(0, 1, TrainingPart(batch_size=4))
+    assert batch.labels.dtype == torch.int64 and batch.labels.shape == (4,)
+    pool = data.pools.train.read(data.client_steps(0, 1, 4)[0])
+    assert torch.equal(batch.images, pool.images) and torch.equal(batch.labels, pool.labels)
+
+
+def test_an_input_is_blended_and_then_smoothed():
+    data, training = _data([9]), TrainingPart(**MIXED)
+    (inputs,) = data.client_inputs(0, 1, training)
+    (batch,) = data.client_batches(0, 1, training)
+    for mixture, image, label in zip(inputs, batch.images, batch.labels, strict=True):
+        (one, other), whole = data.pools.train.read([mixture.sample, mixture.partner]).images, torch.eye(3)
+        torch.testing.assert_close(image, mixture.share * one + (1 - mixture.share) * other)
+        mixed = mixture.share * whole[mixture.sample % 3] + (1 - mixture.share) * whole[mixture.partner % 3]
+        torch.testing.assert_close(label, 0.8 * mixed + 0.2 / 3)
+
+
+def test_smoothing_alone_leaves_the_pictures():
+    data = _data([9])
+    (plain,), (smoothed,) = (
+        data.client_batches(0, 1, TrainingPart(batch_size=4, label_smoothing=a)) for a in (0.0, 0.3)
+    )
+    assert torch.equal(plain.images, smoothed.images)
+    torch.testing.assert_close(smoothed.labels, 0.7 * torch.eye(3)[plain.labels] + 0.1)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 20), st.integers(1, 4), st.booleans(), st.integers(0, 2**32), st.floats(1e-4, 4))
+def test_truth_holds_every_distinct_input_once(count, work, epochs, seed, alpha):
+    local = {"local_epochs": work} if epochs else {"local_steps": work}
+    training = TrainingPart(**{**MIXED, "mixup": alpha}, **local)
+    data = _data([3, count], seed)
+    flat = [one for step in data.client_inputs(1, 2, training) for one in step]
+    expected = data.read(list(dict.fromkeys(flat)), training)
+    truth = data.truth(1, 2, training)
+    assert torch.equal(truth.images, expected.images) and torch.equal(truth.labels, expected.labels)
+    assert {sample for one in flat for sample in one[:2]} <= set(range(3, 3 + count))
+
+
+def test_mixtures_differ_between_steps_rounds_clients_and_seeds_but_not_between_calls():
+    training = TrainingPart(**{**MIXED, "batch_size": 9}, local_epochs=2)
+    data = _data([9, 9])
+    shares = [
+        tuple(one.share for one in step)
+        for found in (
+            data.client_inputs(0, 1, training),
+            data.client_inputs(0, 2, training),
+            data.client_inputs(1, 1, training),
+            _data([9, 9], seed=1).client_inputs(0, 1, training),
+        )
+        for step in found
+    ]
+    assert len(set(shares)) == len(shares) == 8
+    assert data.client_inputs(0, 1, training) == _data([9, 9]).client_inputs(0, 1, training)
+
+
+def test_verify_reads_the_partners_too():
+    read = set()
+    plain = _pool(30)
+    watched = Pool(plain.labels, lambda chosen: (read.update(chosen), plain.fetch(chosen))[1])
+    data = FederatedData(Pools(watched, _pool(3), _pool(3), ("a", "b", "c")), (tuple(range(30)),), 0)
+    training = TrainingPart(**{**MIXED, "mixup": 1e9})
+    data.verify(1, training)
+    assert read == {sample for step in data.client_inputs(0, 1, training) for one in step for sample in one[:2]}
+    assert len(read) > 2
+
+
 def test_verify_reads_what_a_run_uses_and_nothing_else():
     read = set()
     plain = _pool(100)

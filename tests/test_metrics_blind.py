@@ -58,6 +58,20 @@ def test_no_other_blind_guess_expects_more(weights: list[int], size: int) -> Non
     assert reached == pytest.approx(best)
 
 
+@settings(max_examples=15, deadline=None)
+@given(weights=st.lists(st.integers(1, 9), min_size=2, max_size=3), size=st.integers(1, 3))
+def test_the_expected_recall_is_that_of_the_best_guess_over_all_batches(weights: list[int], size: int) -> None:
+    prior = {label: weight / sum(weights) for label, weight in enumerate(weights)}
+    best = max(expected_recall(g, prior) for g in itertools.combinations_with_replacement(prior, size))
+    assert blind.expected_recall(size, prior) == pytest.approx(best)
+
+
+def test_chance_is_neither_never_nor_always_at_batch_one() -> None:
+    assert blind.expected_recall(1, {0: 0.5, 1: 0.5}) == 0.5
+    assert blind.expected_recall(1, {0: 0.75, 1: 0.25}) == 0.75
+    assert blind.expected_recall(3, {7: 1.0}) == 1.0
+
+
 def test_one_label_of_c_equally_frequent_classes_is_guessed_once_in_c() -> None:
     prior = blind.uniform(torch.arange(10).repeat(3))
     assert [blind.blind_recall(torch.tensor([c]), prior) for c in range(10)] == pytest.approx([0.1] * 10)
@@ -68,6 +82,11 @@ def test_a_skewed_prior_guesses_the_frequent_class() -> None:
     assert prior == {0: 0.75, 1: 0.25}
     assert blind.blind_recall(torch.tensor([0, 0]), prior) == 1.0
     assert blind.blind_recall(torch.tensor([1]), prior) == 0.0
+
+
+def test_the_same_label_for_every_picture_is_the_prior() -> None:
+    guess = blind.same_label(blind.frequencies(torch.tensor([0, 0, 0, 2])), 2, 4)
+    assert guess.tolist() == [[0.75, 0.0, 0.25, 0.0]] * 2
 
 
 def test_a_class_that_the_guesser_does_not_know_is_missed() -> None:

@@ -1,8 +1,12 @@
+import itertools
+
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.metrics.label import label_recall, recalled
+from fedsim.labels import distributions
+from fedsim.metrics.label import label_recall, recalled, soft_label_errors
 
 label_lists = st.lists(st.integers(0, 4), min_size=1, max_size=12)
 
@@ -48,3 +52,34 @@ def test_a_soft_label_counts_as_its_most_probable_class() -> None:
     soft = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])
     assert label_recall(soft, torch.tensor([1, 0])) == 1.0
     assert label_recall(torch.tensor([1, 0]), soft) == 1.0
+
+
+def soft_labels(seed: int, count: int = 4) -> torch.Tensor:
+    return (3 * torch.randn(count, 5, generator=torch.Generator().manual_seed(seed))).softmax(1)
+
+
+def test_the_soft_label_error_is_the_largest_difference_of_a_probability() -> None:
+    found, true = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.6, 0.4, 0.0]])
+    assert soft_label_errors(found, true) == pytest.approx((0.2,))
+
+
+def test_a_hard_true_label_counts_as_one_hot() -> None:
+    found, hard = soft_labels(0), torch.tensor([4, 0, 1, 1])
+    assert soft_label_errors(found, hard) == soft_label_errors(found, distributions(hard, 5))
+    assert soft_label_errors(distributions(hard, 5)[[3, 1, 0, 2]], hard) == (0.0,) * 4
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 1000), order=st.permutations(range(4)))
+def test_the_sum_of_soft_label_errors_is_least_whatever_the_order(seed: int, order: list[int]) -> None:
+    found, true = soft_labels(seed), soft_labels(seed + 1)
+    totals = [float((found[list(way)] - true).abs().max(1).values.sum()) for way in itertools.permutations(range(4))]
+    assert sum(soft_label_errors(found[order], true)) == pytest.approx(min(totals), rel=1e-5)
+
+
+def test_missing_soft_labels_score_as_the_uniform_distribution() -> None:
+    true = soft_labels(3)
+    uniform = soft_label_errors(torch.full((4, 5), 0.2), true)
+    assert soft_label_errors(torch.zeros(0, 5), true) == pytest.approx(uniform)
+    assert soft_label_errors(true[:1], true) == pytest.approx((0.0, *uniform[1:]))
+    assert soft_label_errors(torch.full((1, 5), 0.2), torch.tensor([3])) == pytest.approx((0.8,))

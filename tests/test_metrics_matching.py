@@ -1,11 +1,20 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.metrics.matching import match
+from fedsim.metrics.matching import assign, match
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), found=st.integers(0, 5), true=st.integers(1, 5))
+def test_an_assignment_uses_nothing_twice_and_as_much_as_it_can(seed: int, found: int, true: int) -> None:
+    assigned = assign(np.random.default_rng(seed).random((found, true)))
+    used = [row for row in assigned if row is not None]
+    assert len(assigned) == true and len(used) == len(set(used)) == min(found, true)
 
 
 def pictures(seed: int, count: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fedsim import scenario
 from fedsim.exchange import Finding, Truth
+from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.image import psnr
 from fedsim.metrics.scoring import METRICS, PSNR_CAP, controls, score
 from fedsim.metrics.skill import best_control, skill
@@ -17,6 +18,8 @@ def pictures(seed: int, count: int = 3) -> torch.Tensor:
 
 
 TRUTH = Truth(pictures(0), torch.tensor([1, 4, 4]))
+SOFT = Truth(pictures(0), torch.tensor([[0.1, 0.9], [0.6, 0.4], [0.5, 0.5]]))
+INPUTS = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
 
 
 def test_the_registry_holds_the_metrics_that_a_scenario_may_name() -> None:
@@ -29,6 +32,33 @@ def test_only_metrics_that_apply_are_scored() -> None:
     assert list(score(names, Finding(labels=torch.tensor([4])), TRUTH)) == ["label_recall"]
     assert list(score(names, Finding(images=pictures(1), labels=torch.tensor([4, 0, 0])), TRUTH)) == names
     assert score(names, Finding(features=torch.zeros(3, 8)), TRUTH) == {}
+    every = list(METRICS)
+    assert list(score(every, Finding(labels=torch.tensor([4])), TRUTH)) == ["label_recall"]
+    assert list(score(every, Finding(labels=torch.full((1, 5), 0.2)), TRUTH)) == ["label_recall", "soft_label_error"]
+    assert list(score(every, Finding(features=INPUTS), TRUTH)) == ["feature_error"]
+
+
+def test_soft_labels_and_features_are_scored_per_true_picture() -> None:
+    finding = Finding(labels=SOFT.labels[[2, 0, 1]], features=INPUTS[[1, 2, 0]])
+    found = score(["label_recall", "soft_label_error", "feature_error"], finding, SOFT, lambda: INPUTS)
+    assert {name: (result.value, result.per_example) for name, result in found.items()} == {
+        "label_recall": (1.0, (1.0,) * 3),
+        "soft_label_error": (0.0, (0.0,) * 3),
+        "feature_error": (0.0, (0.0,) * 3),
+    }
+    assert [result.worse for result in found.values()] == ["higher", "lower", "lower"]
+
+
+def test_features_without_true_head_inputs_are_unavailable_with_the_reason() -> None:
+    finding = Finding(features=INPUTS)
+    assert score(["feature_error"], finding, TRUTH)["feature_error"].unavailable == "the true head inputs are not known"
+    found = score(["feature_error"], Finding(features=INPUTS[:, :5]), TRUTH, lambda: INPUTS)["feature_error"]
+    assert found.value is None and found.unavailable == "found features have 5 entries, the model's head inputs 8"
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="features are not finite"):
+        score(["feature_error"], Finding(features=INPUTS / 0), TRUTH, lambda: INPUTS)
 
 
 @settings(max_examples=20)
@@ -53,7 +83,7 @@ def test_originals_that_nothing_was_found_for_score_as_grey() -> None:
 
 def test_an_empty_finding_scores_as_grey() -> None:
     found = score(["psnr", "ssim"], Finding(images=torch.zeros(0, 3, 16, 16)), TRUTH)
-    grey = controls(["psnr", "ssim"], TRUTH, None, None, None)["grey"]
+    grey = controls(["psnr", "ssim"], TRUTH, None, None)["grey"]
     assert {name: value.value for name, value in found.items()} == pytest.approx(grey)
 
 
@@ -99,12 +129,13 @@ def test_a_metric_that_cannot_be_computed_is_unavailable_with_the_reason(tmp_pat
     assert result["lpips"].per_example is None
     assert "hub cache" in result["lpips"].unavailable
     assert result["psnr"].unavailable is None
-    assert "lpips" not in controls(["lpips", "psnr"], TRUTH, None, None, None)["grey"]
+    assert "lpips" not in controls(["lpips", "psnr"], TRUTH, None, None)["grey"]
 
 
 def test_controls_stand_beside_the_metrics_they_apply_to() -> None:
     wrong = Finding(images=pictures(9), labels=torch.tensor([4, 0, 0]))
-    found = controls(["psnr", "label_recall"], TRUTH, pictures(8).mean(dim=0), torch.arange(10), wrong)
+    auxiliary = Auxiliary(pictures(8).mean(dim=0), torch.arange(10), 10)
+    found = controls(["psnr", "label_recall"], TRUTH, auxiliary, wrong)
     assert {name: set(values) for name, values in found.items()} == {
         "grey": {"psnr"},
         "own_mean": {"psnr"},
@@ -112,14 +143,38 @@ def test_controls_stand_beside_the_metrics_they_apply_to() -> None:
         "wrong_update": {"psnr", "label_recall"},
         "prior": {"label_recall"},
         "uniform": {"label_recall"},
+        "chance": {"label_recall"},
     }
     assert found["wrong_update"]["label_recall"] == pytest.approx(1 / 3)
     assert found["uniform"]["label_recall"] == pytest.approx(0.2)
 
 
 def test_controls_without_auxiliary_data_or_wrong_update_are_left_out() -> None:
-    assert set(controls(["psnr", "label_recall"], TRUTH, None, None, None)) == {"grey", "own_mean"}
-    assert controls(["label_recall"], TRUTH, None, None, None) == {}
+    assert set(controls(["psnr", "label_recall"], TRUTH, None, None)) == {"grey", "own_mean"}
+    assert controls(["label_recall"], TRUTH, None, None) == {}
+
+
+def test_soft_labels_and_features_stand_beside_blind_guesses_of_their_kind() -> None:
+    auxiliary = Auxiliary(pictures(8).mean(dim=0), torch.tensor([0, 0, 0, 1]), 2, INPUTS.mean(0))
+    wrong = Finding(labels=torch.tensor([[0.0, 1.0]]), features=torch.zeros(1, 8))
+    names = ["soft_label_error", "feature_error"]
+    found = controls(names, SOFT, auxiliary, wrong, lambda: INPUTS)
+    assert {name: set(values) for name, values in found.items()} == {
+        "dataset_mean": {"feature_error"},
+        "wrong_update": set(names),
+        "prior": {"soft_label_error"},
+        "uniform": {"soft_label_error"},
+    }
+    assert found["uniform"]["soft_label_error"] == pytest.approx((0.4 + 0.1 + 0.0) / 3)
+    assert found["prior"]["soft_label_error"] == pytest.approx((0.65 + 0.15 + 0.25) / 3)
+    assert found["wrong_update"] == pytest.approx({"soft_label_error": (0.1 + 0.1 + 0.0) / 3, "feature_error": 1.0})
+    distances = (INPUTS - INPUTS.mean(0)).norm(dim=1) / INPUTS.norm(dim=1)
+    assert found["dataset_mean"]["feature_error"] == pytest.approx(float(distances.mean()), rel=1e-5)
+
+
+def test_a_blind_guess_of_features_is_left_out_where_the_true_ones_are_not_known() -> None:
+    auxiliary = Auxiliary(pictures(8).mean(dim=0), torch.arange(5), 5, INPUTS.mean(0))
+    assert controls(["feature_error"], TRUTH, auxiliary, Finding(features=INPUTS)) == {}
 
 
 @pytest.mark.parametrize(("worse", "best"), [("higher", ("own_mean", 15.0)), ("lower", ("grey", 9.0))])

@@ -1,5 +1,8 @@
 """timm models by name: presets, sizes, patches, gradients, and every refusal."""
 
+import copy
+import pickle
+
 import pytest
 import timm
 import torch
@@ -179,6 +182,82 @@ def test_patches_are_what_the_projection_multiplies(name):
     torch.testing.assert_close(found, model.patch_embed(images), rtol=1e-4, atol=1e-5)
 
 
+# First block
+
+
+def april(**kwargs):
+    part = ModelPart(name="vit_nano", kwargs=kwargs, first_block="april")
+    return models.build(part, 10, 32, 0)
+
+
+def test_the_april_block_is_attention_then_mlp_without_first_norm_and_residuals():
+    altered, stock = april(init_values=0.5), build(init_values=0.5)
+    block, tokens = stock.blocks[0], torch.randn((2, 17, 64), generator=torch_generator(0, "tokens"))
+    expected = block.ls2(block.mlp(block.norm2(block.ls1(block.attn(tokens)))))
+    assert torch.equal(altered.blocks[0](tokens), expected)
+    assert torch.equal(altered.blocks[1](tokens), stock.blocks[1](tokens))
+
+
+def test_the_april_model_has_the_stock_model_s_weights_but_those_of_the_first_norm():
+    altered, stock = april().state_dict(), build().state_dict()
+    assert stock.keys() - altered.keys() == {"blocks.0.norm1.weight", "blocks.0.norm1.bias"}
+    assert all(torch.equal(tensor, stock[name]) for name, tensor in altered.items())
+
+
+def test_every_parameter_of_the_april_model_has_a_gradient():
+    model = april()
+    assert all(gradient.any() for gradient in gradient_of(model, *batch(model)).values())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_of_the_april_model_are_whole_and_independent(duplicate):
+    model = april()
+    copied, (images, _) = duplicate(model), batch(model)
+    assert torch.equal(copied(images), model(images))
+    before = model(images)
+    copied.load_state_dict(build(seed=1).state_dict())
+    assert not torch.equal(copied(images), before)
+    assert torch.equal(model(images), before)
+
+
+@pytest.mark.parametrize("source", [build, april])
+def test_the_april_model_takes_a_file_of_a_stock_model_and_its_own(source, tmp_path):
+    weights = source().state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    part = ModelPart(name="vit_nano", first_block="april", pretrained=str(tmp_path / "weights.pth"))
+    loaded = models.build(part, 10, 32, seed=9).state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.items())
+
+
+def test_a_file_of_the_april_model_is_no_stock_model(tmp_path):
+    torch.save(april().state_dict(), tmp_path / "weights.pth")
+    assert "does not hold the weights of this model" in refusal(pretrained=str(tmp_path / "weights.pth"))
+
+
+def test_the_april_model_works_in_functional_calls_and_per_sample():
+    model = april()
+    images, labels = batch(model, 3)
+    weights = dict(model.named_parameters())
+
+    def loss(given, image, label):
+        logits = torch.func.functional_call(model, given, (image[None],))
+        return torch.nn.functional.cross_entropy(logits, label[None])
+
+    with unfused_attention(model):
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, images, labels)
+    for name, expected in gradient_of(model, images, labels).items():
+        torch.testing.assert_close(each[name].mean(0), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_only_timm_s_plain_block_can_be_altered():
+    part = ModelPart(name="vit_small_patch16_18x2_224", first_block="april")
+    part = part.model_copy(update={"kwargs": {"embed_dim": 24, "depth": 1, "num_heads": 2}})
+    with pytest.raises(
+        ScenarioError, match=r"model\.first_block: april alters timm's plain block; this model begins with"
+    ):
+        models.build(part, 10, 32, 0)
+
+
 # Attention and gradients
 
 
@@ -231,3 +310,24 @@ def test_a_parameter_that_the_loss_does_not_reach_has_a_zero_gradient():
     model.register_parameter("idle", torch.nn.Parameter(torch.ones(3)))
     found = gradient_of(model, *batch(model))
     assert torch.equal(found["idle"], torch.zeros(3))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_head_inputs_are_what_the_classifiers_get(name):
+    kwargs = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "global_pool": "token"}
+    model = models.build(ModelPart(name=name, kwargs=kwargs), 5, 16, 0)
+    images = torch.randn(37, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    inputs = models.head_inputs(model, images)
+    heads = [model.get_submodule(names.weight.removesuffix(".weight")) for names in models.head_names(model)]
+    assert [len(rows) for rows in inputs] == [37] * len(heads)
+    assert not any(head._forward_pre_hooks for head in heads)
+    with torch.no_grad():
+        logits = torch.stack([head(rows) for head, rows in zip(heads, inputs, strict=True)]).mean(0)
+        torch.testing.assert_close(logits, model(images))
+
+
+def test_head_inputs_leave_no_hook_where_the_model_fails():
+    model = models.build(ModelPart(name="vit_nano"), 5, 32, 0)
+    with pytest.raises(AssertionError):
+        models.head_inputs(model, torch.zeros(1, 3, 8, 8))
+    assert not model.head._forward_pre_hooks

@@ -82,7 +82,7 @@ def test_lists_that_are_left_to_their_default_are_changed_from_there(tmp_path):
         ("attacks.name=x", "--set attacks.name: 'name' is not an index"),
         ("attacks.²=x", "--set attacks.²: '²' is not an index"),
         ("seed=[", "--set seed: not valid YAML"),
-        ("data=shapes", "data: expected a mapping, got 'shapes'."),
+        ("data=3", "data: expected a mapping, got 3."),
     ],
 )
 def test_settings_that_lead_nowhere_are_refused(setting, message, file):

@@ -29,6 +29,13 @@ def guesses(*params):
 # What a plan holds
 
 
+def test_a_client_with_fewer_samples_than_the_batch_size_has_a_caution(tiny_plan):
+    sizes = {"name": "shapes", "samples": 24, "partition": {"name": "sizes", "sizes": [6, 8, 10]}}
+    plan = tiny_plan(data={**sizes, "test_samples": 8, "auxiliary_samples": 8}, training={"batch_size": 8})
+    assert plan.cautions_of(0) == ("training.batch_size is 8, but the client has 6 samples: its batches are as small",)
+    assert plan.cautions_of(1) == plan.cautions_of(2) == ()
+
+
 def test_a_plan_holds_configured_attacks_and_defenses_in_the_order_of_the_scenario(tiny_plan):
     plan = tiny_plan(
         attacks=guesses({"pictures": 2}, {}),
@@ -96,8 +103,8 @@ def test_a_defense_that_adds_parameters_adds_them_to_every_clients_model(tiny_pl
 
 
 def test_a_plan_without_attacks_and_defenses_is_a_plan(tiny_plan):
-    plan = tiny_plan(attacks=[], audit={"rounds": [], "clients": []})
-    assert (plan.attacks, plan.defenses, plan.audit_rounds, plan.audit_clients) == ((), (), (), ())
+    plan = tiny_plan(attacks=[])
+    assert (plan.attacks, plan.defenses) == ((), ())
 
 
 def test_the_plan_of_a_scenario_is_built_once(tiny_scenario):

@@ -84,8 +84,20 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_with_all(offered):
 
 
 def test_a_name_with_a_colon_is_a_class_without_distribution():
-    info = plugins.find("attacks", "my.module:Mine", "here")
-    assert info == PluginInfo("attacks", "my.module:Mine", "my.module:Mine", None, "unknown")
+    for name in ("my.module:Mine", "sys:Mine"):
+        info = plugins.find("attacks", name, "here")
+        assert (info.kind, info.name, info.target, info.distribution) == ("attacks", name, name, None)
+    assert plugins.find("attacks", "my.module:Mine", "here").version == "unknown"
+
+
+def test_the_version_of_a_class_without_distribution_follows_its_source_file(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "under_development.py"
+    versions = []
+    for source in ("a = 1", "a = 2", "a = 1"):
+        file.write_text(source)
+        versions.append(plugins.find("attacks", "under_development:Mine", "here").version)
+    assert versions[0] == versions[2] != versions[1] and versions[0].startswith("source ")
 
 
 @pytest.mark.parametrize("name", [":", "m:", ":C", "m:C:D", ".m:C", "m.:C", "m:C.D", "m m:C", "m:1", "m/n:C", "m:C\n"])

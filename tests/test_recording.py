@@ -101,6 +101,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, b"second, longer")
     assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
     monkeypatch.undo()
     write_atomically(path, b"third")
     assert path.read_bytes() == b"third"
@@ -274,6 +275,42 @@ def test_another_view_of_the_folder_sees_new_captures_after_a_refresh(filled):
 def test_artifacts_are_named_relative_to_the_folder(folder):
     path = folder.artifact(3, 12, "x.png")
     assert folder.relative(path) == "artifacts/round-0003/client-012/x.png"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": "round-x/client-000", "sha256": "0"}',
+        '{"key": "round-0001/client-1x", "sha256": "0"}',
+        '{"key": "round-0001/../../x", "sha256": "0"}',
+        '{"key": 3, "sha256": "0"}',
+        '{"key": "round-0001/client-000", "sha256": 3}',
+        '{"key": "round-0001/client-000"}',
+    ],
+)
+def test_an_index_line_that_names_no_capture_is_damage(line, filled):
+    index = filled.path / "captures" / "index.jsonl"
+    index.write_text(index.read_text() + line + "\n")
+    number = index.read_text().count("\n")
+    for use in (RunFolder.check, RunFolder.captured_rounds, lambda folder: folder.read_capture(1, 0)):
+        with pytest.raises(RunFolderError, match=rf"index\.jsonl: line {number} is damaged"):
+            use(reopened(filled))
+
+
+def test_the_side_of_a_damaged_capture_is_not_read(filled):
+    file_of(filled).write_bytes(b"x")
+    with pytest.raises(RunFolderError, match=r"client-002\.safetensors: not a capture of fedsim"):
+        reopened(filled).read_side(1, 2)
+
+
+def test_who_holds_the_folder_may_take_it_again_and_others_not_before_the_end(folder):
+    with folder.locked():
+        with folder.locked():
+            pass
+        with pytest.raises(RunFolderError, match="another fedsim process"), reopened(folder).locked():
+            pass
+    with reopened(folder).locked():
+        pass
 
 
 HOLD = """

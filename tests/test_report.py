@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fedsim import yaml_loader
 from fedsim.errors import RunFolderError
-from fedsim.report import render
-from fedsim.report.evidence import read
+from fedsim.report import plots, render
+from fedsim.report.evidence import Record, read
 from fedsim.report.ratings import scale
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -224,6 +225,28 @@ def test_a_run_that_was_killed_early_says_so(run: Path) -> None:
     text = page(run).text
     assert "No attack has been recorded yet." in text
     assert "The run is not complete: 0 of 2 rounds are recorded." in text
+
+
+def test_a_run_without_attacks_is_shown_as_one_that_was_not_audited(run: Path) -> None:
+    (run / "records.jsonl").unlink()
+    scenario = yaml_loader.read(run / "scenario.yaml") | {"attacks": []}
+    (run / "scenario.yaml").write_text(yaml_loader.dump(scenario))
+    text = page(run).text
+    assert "The scenario names no attack to audit with." in text and "yet" not in text
+    assert "No update of this run was attacked" in text
+    assert "no such file" not in text and "not recorded" not in text
+    markdown = (run / "report.md").read_text()
+    assert "| 0 | no defense | 2 |" in markdown and "| 1 | golden_noise | 2 |" in markdown
+
+
+def test_the_blind_control_is_drawn_where_there_is_one_round() -> None:
+    worse = {"value": 1.0, "per_example": [1.0], "worse": "higher"}
+    line = {"round": 1, "client": 0, "attack": {"name": "a"}, "status": "found", "scores": {"label_recall": worse}}
+    line["controls"] = {"chance": {"label_recall": 0.25}}
+    drawn = plots.leakage([Record.model_validate(line)], "a", "label_recall").decode()
+    # A marker is defined once and placed in the axes and in the legend.
+    (marker,) = re.findall(r'<path id="(\w+)"[^>]*stroke: #777777', drawn)
+    assert drawn.count(f'"#{marker}"') == 2
 
 
 def test_a_picture_that_cannot_be_read_is_noted(run: Path) -> None:

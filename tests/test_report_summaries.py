@@ -133,7 +133,17 @@ def test_one_attack_with_two_settings_is_told_apart_by_what_differs() -> None:
         # A guess that is right three times in four leaves a quarter, and all of it was found.
         ("label_recall", 0.25, 0.75, "leaks"),
         ("label_recall", 0.25, 0.25, "partial"),
-        ("label_recall", 0.0, 1.0, "held"),
+        # A guess that is nearly always right leaves nothing to find.
+        ("label_recall", 0.0, 1.0, "unrated"),
+        ("label_recall", 0.05, 0.95, "unrated"),
+        ("label_recall", 0.0, 0.94, "held"),
+        # Errors are rated by how far they come from the control's to none.
+        ("soft_label_error", 0.82, 0.9, "leaks"),
+        ("soft_label_error", 0.5, 0.9, "partial"),
+        ("soft_label_error", 0.4, 0.9, "held"),
+        ("feature_error", 0.45, 0.5, "leaks"),
+        ("feature_error", -1.0, 0.5, "held"),
+        ("feature_error", 0.0, 0.0, "unrated"),
     ],
 )
 def test_verdicts_follow_the_thresholds(metric: str, skill: float | None, control: float | None, rating: str) -> None:
@@ -145,6 +155,35 @@ def test_the_worst_of_no_verdicts_is_unrated() -> None:
     assert worst(["held", "leaks", "unrated"]) == "leaks"
 
 
+LUCK = {"wrong_update": {"label_recall": 1.0}, "prior": {"label_recall": 1.0}, "uniform": {"label_recall": 0.5}}
+
+
+def test_labels_are_rated_against_chance_and_not_against_lucky_guesses() -> None:
+    one = record(label_recall=[1.0], controls={**LUCK, "chance": {"label_recall": 0.5}})
+    (row,) = by_client([one])
+    assert (row.best, row.beside, row.skill, row.rating) == (("chance", 0.5), ("wrong_update", 1.0), 0.5, "leaks")
+    assert row.why_unrated is None
+    assert tables.record_rows([one])[0]["best_control"] == "chance"
+
+
+def test_labels_that_a_blind_guess_finds_too_are_unrated_and_never_held() -> None:
+    controls = {"wrong_update": {"label_recall": 0.0}, "chance": {"label_recall": 0.96}}
+    for recall in (0.0, 0.96, 1.0):
+        (row,) = by_client([record(label_recall=[recall], controls=controls)])
+        assert (row.rating, row.why_unrated) == ("unrated", "a blind guess does as well")
+
+
+def test_records_older_than_chance_are_rated_against_the_better_blind_guess() -> None:
+    controls = {**LUCK, "prior": {"label_recall": 0.75}}
+    (row,) = by_client([record(label_recall=[1.0, 1.0], controls=controls)])
+    assert (row.best, row.rating) == (("prior", 0.75), "leaks")
+
+
+def test_another_clients_picture_stays_a_control_that_rates() -> None:
+    (row,) = by_client([record(psnr=[15.0], controls={**GREY, "wrong_update": {"psnr": 14.5}})])
+    assert (row.best, row.beside, row.rating) == (("wrong_update", 14.5), None, "held")
+
+
 def test_one_leaked_round_in_many_is_a_leak_of_pictures_but_not_of_labels() -> None:
     controls = {"grey": {"psnr": 10.0}, "prior": {"label_recall": 0.1}}
     records = [
@@ -153,6 +192,34 @@ def test_one_leaked_round_in_many_is_a_leak_of_pictures_but_not_of_labels() -> N
     ]
     ratings = {row.metric: row.rating for row in by_client(records)}
     assert ratings == {"psnr": "leaks", "label_recall": "held"}
+
+
+def test_one_leaked_round_in_many_is_a_leak_of_features_but_not_of_soft_labels() -> None:
+    controls = {"dataset_mean": {"feature_error": 0.5}, "uniform": {"soft_label_error": 0.8}}
+    records = [
+        record(round=r, feature_error=[0.7 * (r != 7)], soft_label_error=[0.8 * (r != 7)], controls=controls)
+        for r in range(1, 21)
+    ]
+    rows = by_client(records)
+    assert {row.metric: row.rating for row in rows} == {"feature_error": "leaks", "soft_label_error": "held"}
+    assert [(row.peak.round, row.peak.value) for row in rows] == [(7, 0.0), (7, 0.0)]
+    assert [line.kind for line in glance.entries(rows)] == ["features", "soft labels"]
+
+
+def test_the_worst_attempt_on_features_is_that_of_the_least_error_with_its_own_control() -> None:
+    records = [
+        record(round=r, feature_error=[error], controls={"dataset_mean": {"feature_error": blind}})
+        for r, error, blind in ((1, 0.1, 0.9), (2, 0.01, 0.2))
+    ]
+    (row,) = by_client(records)
+    assert (row.peak.round, row.peak.value, row.peak.control, row.rating) == (2, 0.01, 0.2, "leaks")
+    assert row.peak.skill == pytest.approx(0.19)
+
+
+def test_an_attack_on_features_that_got_nowhere_is_called_unproven() -> None:
+    held = record(feature_error=[0.6] * 10, controls={"dataset_mean": {"feature_error": 0.5}})
+    (found,) = limits(evidence(held), by_client([held]), lines(held))
+    assert found.startswith("inversion recovered features of no client")
 
 
 def test_structure_that_psnr_misses_decides_the_verdict() -> None:
@@ -190,6 +257,25 @@ def test_the_headline_counts_the_clients_that_leak_and_names_their_defenses() ->
             "1 of 1 client leaks its labels: client 0 (no defense), "
             "up to 1.00 recall where a blind guess reaches 0.50.",
         ),
+        (
+            [record(soft_label_error=[0.001], controls={"uniform": {"soft_label_error": 0.9}})],
+            "1 of 1 client leaks its soft labels: client 0 (no defense), "
+            "down to 0.0010 soft-label error where a blind guess reaches 0.9000.",
+        ),
+        (
+            [record(feature_error=[0.2], controls={"dataset_mean": {"feature_error": 0.5}})],
+            "1 of 1 client leaks part of its features: client 0 (no defense), "
+            "down to 0.2000 feature error where a blind guess reaches 0.5000.",
+        ),
+        (
+            [
+                record(label_recall=[1.0], controls={"prior": {"label_recall": 0.5}}),
+                record(soft_label_error=[0.0], controls={"uniform": {"soft_label_error": 0.9}}),
+                record(feature_error=[0.5], controls={"dataset_mean": {"feature_error": 0.4}}),
+            ],
+            "1 of 1 client leaks its labels: client 0 (no defense), up to 1.00 recall where a blind guess reaches 0.50; "
+            "soft labels leak from 1 of 1; features leak from none of 1.",
+        ),
     ],
 )
 def test_the_headline_says_what_is_known(records: list[Record], expected: str) -> None:
@@ -213,6 +299,38 @@ def test_an_attack_that_got_nowhere_is_called_unproven() -> None:
     assert [text for text in found if "nothing in this run shows that it can work" in text]
     leaky = [*held, record(client=2, psnr=[60.0] * 10, controls=GREY)]
     assert limits(evidence(*leaky), by_client(leaky), lines(*leaky)) == []
+
+
+def test_a_client_without_defenses_is_asked_for_where_there_is_none() -> None:
+    for defenses, asked in ((("noise",), True), ((), False)):
+        held = [record(psnr=[11.0] * 10, controls=GREY, defenses=defenses)]
+        held.append(record(client=1, psnr=[11.0] * 10, controls=GREY, defenses=("noise",)))
+        (found,) = limits(evidence(*held), by_client(held), lines(*held))
+        assert found.endswith("A client without defenses would show it.") == asked
+
+
+def test_a_control_that_got_nowhere_is_no_doubt() -> None:
+    held = record(psnr=[11.0] * 10, controls=GREY)
+    blind = held.model_copy(update={"attack": held.attack.model_copy(update={"is_control": True})})
+    assert limits(evidence(blind), by_client([blind]), lines(blind)) == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([1], "Some means rest on 1 example only, and have no interval."),
+        ([4], "Some means rest on 4 examples only: their intervals are rough and too narrow."),
+        (
+            [3, 1, 20],
+            "Some means rest on 1 and 3 examples only: their intervals are rough and too narrow, and those of 1 "
+            "example have none.",
+        ),
+        ([10, 20], None),
+    ],
+)
+def test_means_of_few_examples_are_a_doubt(counts: list[int], expected: str | None) -> None:
+    records = [record(client=c, psnr=[60.0] * count, controls=GREY) for c, count in enumerate(counts)]
+    assert limits(evidence(*records), by_client(records), lines(*records)) == ([expected] if expected else [])
 
 
 def test_clients_without_a_record_and_missing_rounds_are_limits() -> None:

@@ -33,6 +33,26 @@ def write(path, text):
 # Defaults
 
 
+def test_a_part_or_item_of_which_only_the_name_is_given_is_that_name(tmp_path):
+    bare = {"data": "shapes", "model": "vit_nano", "attacks": ["label_count"], "defenses": ["dp_noise"]}
+    full = {key: [{"name": value[0]}] if isinstance(value, list) else {"name": value} for key, value in bare.items()}
+    assert scenario(**bare) == scenario(**full)
+    file = write(tmp_path / "bare.yaml", yaml_loader.dump(bare))
+    settings = ("data.samples=40", "model.kwargs.depth=1", "attacks.0.params.a=1", "defenses.0.clients=[1]")
+    loaded, _ = load(file, settings)
+    assert loaded.data.name == "shapes" and loaded.data.params == {"samples": 40}
+    assert loaded.model.kwargs == {"depth": 1} and loaded.attacks[0].params == {"a": 1}
+    assert loaded.defenses[0].clients == [1]
+    loaded, _ = load(file, ("data.partition.name=shards", "data=photos", "model=vit_mini"))
+    assert (loaded.data.name, loaded.data.partition.name, loaded.model.name) == ("photos", "shards", "vit_mini")
+
+
+def test_a_run_folder_in_the_place_of_a_scenario_is_told_to_resume(tmp_path):
+    write(tmp_path / "run" / "scenario.yaml", "name: x")
+    with pytest.raises(ScenarioError, match=r"a run folder, no scenario file\. .*fedsim run --resume"):
+        load(tmp_path / "run")
+
+
 def test_five_lines_are_a_scenario_and_the_rest_are_defaults(tmp_path):
     text = """
 data: {name: shapes}
@@ -180,7 +200,9 @@ def test_what_is_no_mapping_is_no_scenario(raw):
 def test_an_attack_is_a_name_or_a_mapping():
     assert parse_attack("gradvit", "here") == parse_attack({"name": "gradvit"}, "here")
     assert parse_attack({"name": "a", "params": {"x": 1}}, "here").params == {"x": 1}
-    with pytest.raises(ScenarioError, match=r"^here.steps: unknown key. Allowed: name, params\.$"):
+    with pytest.raises(
+        ScenarioError, match=r"^here.steps: unknown key. A parameter belongs under params: .* Allowed: name, params\.$"
+    ):
         parse_attack({"name": "a", "steps": 1}, "here")
 
 
@@ -256,7 +278,10 @@ CONTENTS = st.fixed_dictionaries(
         "defenses": st.lists(st.fixed_dictionaries({"name": NAMES, "clients": CLIENTS, "params": PARAMS}), max_size=2),
         "attacks": st.lists(st.fixed_dictionaries({"name": NAMES, "params": PARAMS}), max_size=2),
         "audit": st.fixed_dictionaries(
-            {"rounds": st.just("all") | st.lists(st.integers(1, 9) | st.just("last")), "clients": CLIENTS}
+            {
+                "rounds": st.just("all") | st.lists(st.integers(1, 9) | st.just("last"), min_size=1),
+                "clients": CLIENTS.filter(lambda chosen: chosen != []),
+            }
         ),
     },
 )

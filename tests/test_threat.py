@@ -61,6 +61,17 @@ def test_grants_tell_the_truth(observe):
         assert not any(torch.equal(picture, own) for own in truth.images)
 
 
+def test_granted_soft_labels_are_those_of_the_truth_without_its_order(observe):
+    recipe = {"batch_size": 4, "label_smoothing": 0.2, "mixup": 0.5}
+    plan, seen = observe(GRANTS, training=recipe)
+    truth = plan.data.truth(1, 2, plan.scenario.training)
+    assert seen.labels.shape == (4, 10)
+    assert sorted(seen.labels.tolist()) == sorted(truth.labels.tolist())
+    assert seen.labels.tolist() == sorted(seen.labels.tolist(), reverse=True) != truth.labels.tolist()
+    assert (seen.training.label_smoothing, seen.training.mixup) == (0.2, 0.5)
+    assert seen.auxiliary_data.labels.dtype == torch.int64
+
+
 def test_a_client_without_defenses_is_known_to_have_none(observe):
     assert observe(["defenses"], client=0)[1].defenses == ()
 

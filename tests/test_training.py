@@ -47,6 +47,77 @@ def test_a_shared_gradient_is_what_autograd_says_of_the_batch(tiny_plan, round):
     assert (result.update.kind, result.update.round, result.update.client) == ("gradient", round, 1)
 
 
+SOFT = {"label_smoothing": 0.2, "mixup": 0.4}
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("recipe", [{"label_smoothing": 0.2}, {"mixup": 0.4}, SOFT], ids="-".join)
+def test_the_truth_is_what_the_client_trained_on(tiny_plan, recipe, size):
+    plan = tiny_plan(training={"batch_size": size, **recipe})
+    weights, truth = moved(plan), plan.data.truth(1, 2, plan.scenario.training)
+    assert truth.labels.shape == (size, 10)
+    expected, loss = gradient(plan, weights, truth)
+    result = local_update(plan, 1, 2, weights)
+    assert_same(result.update.tensors, expected)
+    assert result.loss == loss
+    plain = tiny_plan(training={"batch_size": size})
+    assert not torch.equal(local_update(plain, 1, 2, weights).update.tensors["head.bias"], expected["head.bias"])
+
+
+def test_the_head_bias_gradient_is_softmax_minus_soft_label(tiny_plan):
+    plan = tiny_plan(training={"batch_size": 3, **SOFT})
+    weights, truth = moved(plan), plan.data.truth(0, 1, plan.scenario.training)
+    with torch.no_grad():
+        predicted = plan.model(weights)(plan.normalization.normalize(truth.images)).softmax(1)
+    found = local_update(plan, 0, 1, weights).update.tensors["head.bias"]
+    torch.testing.assert_close(found, (predicted - truth.labels).mean(0), rtol=0, atol=1e-6)
+
+
+def test_a_delta_of_several_soft_steps_is_sgd_written_out_by_hand(tiny_plan):
+    plan = tiny_plan(training={**DELTA, **SOFT})
+    weights = moved(plan)
+    batches = plan.data.client_batches(2, 1, plan.scenario.training)
+    assert len(plan.data.truth(2, 1, plan.scenario.training).images) == sum(len(batch) for batch in batches) == 12
+    assert_same(local_update(plan, 2, 1, weights).update.tensors, sgd(plan, weights, batches), rtol=1e-3, atol=1e-5)
+
+
+def test_defenses_get_the_soft_labels_that_the_truth_holds(tiny_plan, monkeypatch):
+    plan = tiny_plan(training={"batch_size": 2, **SOFT}, defenses=[{"name": "stand_ins:Notes"}])
+    truth, seen = plan.data.truth(1, 1, plan.scenario.training), []
+
+    def note(self, images, labels, generator):
+        seen.append((images, labels))
+        return images, labels
+
+    monkeypatch.setattr(type(plan.defenses[0].defense), "protect_batch", note)
+    first, again = (local_update(plan, 1, 1, moved(plan)).update.tensors for _ in range(2))
+    assert_same(first, again)
+    for images, labels in seen:
+        assert torch.equal(images, plan.normalization.normalize(truth.images)) and torch.equal(labels, truth.labels)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [{"name": "dp_noise", "params": {"clip_norm": 1.0, "noise_multiplier": 0.1}}, {"name": "mjp"}],
+    ids=lambda defense: defense["name"],
+)
+def test_a_defended_client_trains_on_soft_labels(tiny_plan, defense):
+    soft = tiny_plan(training={"batch_size": 2, **SOFT}, defenses=[defense])
+    hard = tiny_plan(training={"batch_size": 2}, defenses=[defense])
+    weights = moved(soft)
+    found, other = (local_update(plan, 1, 1, weights).update for plan in (soft, hard))
+    assert found.is_finite() and not torch.equal(found.tensors["head.bias"], other.tensors["head.bias"])
+
+
+def test_the_recipe_that_is_granted_names_smoothing_and_mixup(tiny_plan):
+    plan = tiny_plan(training=SOFT)
+    knowledge = training.training_knowledge(plan.scenario.training, plan.model())
+    assert (knowledge.label_smoothing, knowledge.mixup) == (0.2, 0.4)
+    plain = training.training_knowledge(tiny_plan().scenario.training, plan.model())
+    assert (plain.label_smoothing, plain.mixup) == (0.0, None)
+
+
 def sgd(plan, weights, batches, proximal_mu=0.0):
     """SGD with momentum and weight decay, written out; returns new minus old weights."""
     recipe, new, velocity = plan.scenario.training, {n: w.clone() for n, w in weights.items()}, {}

@@ -1,21 +1,29 @@
-"""Which pictures a client uses in a round: a pure function of (seed, client, round)."""
+"""What a client trains on in a round: a pure function of (seed, client, round)."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from fedsim import plugins
+from fedsim.data import mixup
+from fedsim.data.mixup import Mixture
 from fedsim.data.partition import deal
-from fedsim.data.source import Pools, Source
+from fedsim.data.source import Pool, Pools, Source
 from fedsim.errors import ScenarioError
 from fedsim.exchange import LabeledImages, Truth
+from fedsim.labels import distributions, smooth
 from fedsim.scenario import DataPart, TrainingPart
 from fedsim.seeds import numpy_generator
 
 Step = tuple[int, ...]
+Inputs = tuple[Mixture, ...]
 
 
 @dataclass(frozen=True)
@@ -58,41 +66,86 @@ class FederatedData:
         turns = {turn: self._shuffled(client, "pass", turn) for turn, _ in places}
         return [turns[turn][place * size : (place + 1) * size] for turn, place in places]
 
+    def client_inputs(self, client: int, round: int, training: TrainingPart) -> list[Inputs]:
+        """Return what each local step of a round trains on; `read` makes it.
+
+        With mixup, the same sample is blended anew whenever it is used.
+        """
+        steps = self.client_steps(client, round, training.batch_size, training.local_steps, training.local_epochs)
+        if training.mixup is None:
+            return [mixup.unmixed(step) for step in steps]
+        own = self.partition[client]
+        return [
+            mixup.draw(step, own, training.mixup, numpy_generator(self.seed, "mixup", client, round, index))
+            for index, step in enumerate(steps)
+        ]
+
+    def read(self, inputs: Sequence[Mixture], training: TrainingPart) -> LabeledImages:
+        """Return training inputs: pixels blended in [0, 1], labels blended, then smoothed; hard labels without either."""
+        pool, classes = self.pools.train, len(self.pools.class_names)
+        first = pool.read([mixture.sample for mixture in inputs])
+        if training.mixup is None and not training.label_smoothing:
+            return first
+        images, labels = first.images, distributions(first.labels, classes)
+        if training.mixup is not None:
+            second = pool.read([mixture.partner for mixture in inputs])
+            shares = [mixture.share for mixture in inputs]
+            images = mixup.blend(images, second.images, shares)
+            labels = mixup.blend(labels, distributions(second.labels, classes), shares)
+        return LabeledImages(images, smooth(labels, training.label_smoothing))
+
     def client_batches(self, client: int, round: int, training: TrainingPart) -> list[LabeledImages]:
-        """Return the pictures of each local step of a round; all of them are held in memory."""
-        return [self.pools.train.read(step) for step in self._steps(client, round, training)]
+        """Return the inputs of each local step of a round; all of them are held in memory."""
+        return [self.read(step, training) for step in self.client_inputs(client, round, training)]
 
     def truth(self, client: int, round: int, training: TrainingPart) -> Truth:
-        """Return every distinct picture that the client used in a round, in the order of first use."""
-        read = self.pools.train.read(self._used(client, round, training))
+        """Return every distinct input that the client trained on in a round, in the order of first use.
+
+        Without mixup an input is a picture, used once or in several steps; with it, almost every use is an input of its own.
+        """
+        read = self.read(self._used(client, round, training), training)
         return Truth(read.images, read.labels)
 
-    def verify(self, rounds: int, training: TrainingPart) -> None:
+    def verify(self, rounds: int, training: TrainingPart) -> dict[str, str]:
         """Read every picture that a run may use, so that a damaged one is refused before the first gradient.
+
+        Returns:
+            SHA-256 of the class names, the partition, and the pictures with labels that each pool gives to the run.
 
         Raises:
             ScenarioError: a picture is damaged.
         """
         clients = range(len(self.partition))
-        used = {sample for c in clients for r in range(1, rounds + 1) for sample in self._used(c, r, training)}
-        for pool, samples in (
-            (self.pools.train, sorted(used)),
-            (self.pools.test, range(len(self.pools.test))),
-            (self.pools.auxiliary, range(len(self.pools.auxiliary))),
-        ):
-            for sample in samples:
-                pool.fetch([sample])
+        inputs = {one for c in clients for r in range(1, rounds + 1) for one in self._used(c, r, training)}
+        used = {sample for one in inputs for sample in (one.sample, one.partner)}
+        return {
+            "class names": _digest_of(self.pools.class_names),
+            "partition": _digest_of(self.partition),
+            "train": _digest_of_pictures(self.pools.train, sorted(used)),
+            "test": _digest_of_pictures(self.pools.test, range(len(self.pools.test))),
+            "auxiliary": _digest_of_pictures(self.pools.auxiliary, range(len(self.pools.auxiliary))),
+        }
 
-    def _used(self, client: int, round: int, training: TrainingPart) -> list[int]:
-        return list(dict.fromkeys(chain.from_iterable(self._steps(client, round, training))))
-
-    def _steps(self, client: int, round: int, training: TrainingPart) -> list[Step]:
-        return self.client_steps(client, round, training.batch_size, training.local_steps, training.local_epochs)
+    def _used(self, client: int, round: int, training: TrainingPart) -> list[Mixture]:
+        return list(dict.fromkeys(chain.from_iterable(self.client_inputs(client, round, training))))
 
     def _shuffled(self, client: int, *path: str | int) -> Step:
         samples = np.asarray(self.partition[client])
         order = numpy_generator(self.seed, "batches", client, *path).permutation(len(samples))
         return tuple(samples[order].tolist())
+
+
+def _digest_of(value: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _digest_of_pictures(pool: Pool, samples: Sequence[int]) -> str:
+    digest = hashlib.sha256()
+    for sample in samples:
+        picture = pool.fetch([sample])
+        digest.update(json.dumps([sample, int(pool.labels[sample]), *picture.shape]).encode())
+        digest.update(picture.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(part: DataPart, clients: int, seed: int) -> FederatedData:

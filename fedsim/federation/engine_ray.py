@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import signal
 import socket
 import threading
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from flwr.app import Context
@@ -36,16 +41,35 @@ def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
         server_app(EndableGrid(grid, ended), context)
 
     try:
-        run_simulation(
-            server_app=endable,
-            client_app=client_app,
-            num_supernodes=clients,
-            backend_name="ray",
-            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": init_args},
-        )
+        with _silent_when_interrupted():
+            run_simulation(
+                server_app=endable,
+                client_app=client_app,
+                num_supernodes=clients,
+                backend_name="ray",
+                backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": init_args},
+            )
     finally:
         # Flower runs the server in a thread of its own, which would wait for replies for hours after an interruption.
         ended.set()
+
+
+@contextlib.contextmanager
+def _silent_when_interrupted() -> Iterator[None]:
+    """Keep Flower from logging a traceback for every client that an interruption from the keyboard has cut off."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        logging.getLogger("flwr").setLevel(logging.CRITICAL + 1)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _check_address(address: str) -> None:

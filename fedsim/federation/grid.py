@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedsim.errors import FedsimError
 from fedsim.federation import records
 
 _log = logging.getLogger(__name__)
@@ -146,6 +147,15 @@ class ObservingGrid(PollingGrid):
                 self._show(Exchange(request, reply))
         return replies
 
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See `PollingGrid.send_and_receive`; what is not answered by then is forgotten."""
+        requests = list(messages)
+        try:
+            return super().send_and_receive(requests, timeout=timeout)
+        finally:
+            for request in requests:
+                self._sent.pop(request.metadata.message_id, None)
+
     def _show(self, exchange: Exchange) -> None:
         try:
             self._on_exchange(exchange)
@@ -184,15 +194,27 @@ class OrderedGrid(GridProxy):
         return sorted(replies, key=lambda reply: self._position(reply.metadata.src_node_id))
 
 
-def partitions(grid: Grid, nodes: Iterable[int], timeout: float = 120.0) -> dict[int, int]:
-    """Ask every node for its partition number (`query.identify`); nodes that do not answer are left out."""
+def partitions(grid: Grid, nodes: Iterable[int], timeout: float) -> dict[int, int]:
+    """Ask every node for its partition number (`query.identify`).
+
+    Raises:
+        FedsimError: a node answers with an error, with something else, or not within `timeout` seconds.
+    """
     asks = [Message(RecordDict(), node, "query.identify") for node in nodes]
-    answers = grid.send_and_receive(asks, timeout=timeout)
-    return {
-        answer.metadata.src_node_id: int(answer.content[records.NODE][records.PARTITION])  # type: ignore[arg-type]
-        for answer in answers
-        if not answer.has_error() and records.NODE in answer.content
-    }
+    answers = {answer.metadata.src_node_id: answer for answer in grid.send_and_receive(asks, timeout=timeout)}
+    found = {}
+    for node in (ask.metadata.dst_node_id for ask in asks):
+        answer = answers.get(node)
+        if answer is None:
+            raise FedsimError(f"node {node} did not say within {timeout:.0f} s which client it is.")
+        if answer.has_error():
+            said = records.failure_text(answer.error.reason or "")
+            raise FedsimError(f"node {node} could not say which client it is; it said: {said}.")
+        stated: Any = answer.content.get(records.NODE, {})
+        if records.PARTITION not in stated:
+            raise FedsimError(f"node {node} did not say which client it is, so it does not run fedsim's ClientApp.")
+        found[node] = int(stated[records.PARTITION])
+    return found
 
 
 class ReplayingGrid(GridProxy):

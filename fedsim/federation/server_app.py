@@ -55,7 +55,7 @@ def server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         scenario = plan.scenario
-        client_of = partitions(grid, _wait_for_nodes(grid, scenario.federation.clients))
+        client_of = partitions(grid, _wait_for_nodes(grid, scenario.federation.clients), _TIMEOUT)
         log = _RoundLog(plan, on_round)
         if folder is not None:
             grid = log.recorded(grid, folder, client_of)
@@ -183,7 +183,6 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
     def main(grid: Grid, context: Context) -> None:
         # Not before the app runs: clients' processes may import the module that calls `observe`, too.
         run_folder = RunFolder.create(path, loaded)
-        write_atomically(path / "environment.json", environment.as_json("observed"))
         numbers: dict[int, int] = {}
 
         def client_of(node: int) -> int:
@@ -192,12 +191,14 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
                     numbers.setdefault(known, len(numbers))
             return numbers[node]
 
-        recorder = Recorder(run_folder, client_of)
-        observing = ObservingGrid(grid, recorder)
-        try:
-            inner(observing, context)
-        finally:
-            _flush(recorder, observing)
+        with run_folder.locked():
+            write_atomically(path / "environment.json", environment.as_json("observed"))
+            recorder = Recorder(run_folder, client_of)
+            observing = ObservingGrid(grid, recorder)
+            try:
+                inner(observing, context)
+            finally:
+                _flush(recorder, observing)
 
     return app
 

@@ -69,6 +69,9 @@ def _check_values(strategy: Strategy, clients: int, path: str) -> None:
             f"{path}.num_malicious_nodes",
             f"expected at least 0 and less than the {clients} clients of a round, got {malicious}.",
         )
+    proximal = getattr(strategy, "proximal_mu", 0.0)
+    if not (math.isfinite(proximal) and proximal >= 0):
+        raise ScenarioError(f"{path}.proximal_mu", f"expected a finite number, at least 0, got {proximal}.")
     rate = getattr(strategy, "client_learning_rate", 1.0)
     if not rate > 0:
         raise ScenarioError(f"{path}.client_learning_rate", f"expected a number above 0, got {rate}.")

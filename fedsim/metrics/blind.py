@@ -4,19 +4,40 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from scipy.stats import binom
 from torch import Tensor
 
-from fedsim.exchange import HardLabels, Images, Labels
+from fedsim.exchange import HardLabels, Images, Labels, SoftLabels
 from fedsim.metrics.label import classes
 
 Image = Float[Tensor, "channel height width"]
 
 GREY = 0.5
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """Other data of the same kind, which a blind guesser knows.
+
+    Args:
+        image: mean picture.
+        labels: classes of the pictures.
+        num_classes: number of classes.
+        features: mean head input of the pictures; None where it is not needed.
+    """
+
+    image: Image
+    labels: HardLabels
+    num_classes: int
+    features: Float[Tensor, " embed"] | None = None
+
+
 _TIE = 1e-12
 
 
@@ -46,6 +67,30 @@ def uniform(labels: HardLabels) -> dict[int, float]:
     return {label: 1 / len(present) for label in present}
 
 
+def same_label(prior: Mapping[int, float], count: int, num_classes: int) -> SoftLabels:
+    """Return the prior, class -> probability, as the soft label of every picture."""
+    row = torch.tensor([prior.get(label, 0.0) for label in range(num_classes)])
+    return row.expand(count, num_classes)
+
+
+def expected_recall(size: int, prior: Mapping[int, float]) -> float:
+    """Return what `blind_recall` comes to on average over batches of `size` labels drawn from `prior`.
+
+    On a single small batch a blind guess is right or wrong by luck; this is the level that luck has in the long run.
+
+    Args:
+        size: labels in a batch.
+        prior: class -> probability.
+    """
+    chances = _chances(size, prior)
+    return float(np.sort(chances, axis=None)[-size:].sum()) / size
+
+
+def _chances(size: int, prior: Mapping[int, float]) -> NDArray[np.float64]:
+    """Return P(n_c > j) for each class c and each j below `size`."""
+    return np.asarray(binom.sf(np.arange(size), size, np.array(list(prior.values()))[:, None]))
+
+
 def blind_recall(true: Labels, prior: Mapping[int, float]) -> float:
     """Return the label recall of the best guess that knows the batch size B and `prior`, but no update.
 
@@ -59,9 +104,8 @@ def blind_recall(true: Labels, prior: Mapping[int, float]) -> float:
         prior: class -> probability.
     """
     size, counts = len(true), Counter(classes(true))
-    ranks = np.arange(size)
-    chances = binom.sf(ranks, size, np.array(list(prior.values()))[:, None])
-    hits = np.array([counts[label] for label in prior])[:, None] > ranks
+    chances = _chances(size, prior)
+    hits = np.array([counts[label] for label in prior])[:, None] > np.arange(size)
     cut = np.sort(chances, axis=None)[-size]
     sure, tied = chances > cut + _TIE, np.abs(chances - cut) <= _TIE
     return float(hits[sure].sum() + (size - sure.sum()) * hits[tied].mean()) / size

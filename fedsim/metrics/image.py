@@ -19,6 +19,7 @@ from jaxtyping import Float
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from fedsim.metrics.unavailable import MetricUnavailableError
 from fedsim.seeds import seeded
 
 Image = Float[Tensor, "channel height width"]
@@ -28,10 +29,6 @@ _SMALL_WINDOW = 7
 _LPIPS_SIDE = 64
 # The name carries the first eight digits of the file's SHA-256, as torch.hub checks it on download.
 _ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
-
-
-class MetricUnavailableError(Exception):
-    """This metric cannot be computed here; the message says why, and goes into the record."""
 
 
 def _array(image: Image) -> np.ndarray:

@@ -1,14 +1,18 @@
-"""How many of a batch's labels were recovered, as a multiset."""
+"""How many of a batch's labels were recovered, as a multiset, and how exactly soft ones were."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from jaxtyping import Float, Int
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from fedsim.exchange import Labels
+from fedsim.labels import distributions
+from fedsim.metrics.matching import assign
 
+FoundDistributions = Float[Tensor, "found class"]
 FoundLabels = Int[Tensor, " found"] | Float[Tensor, "found class"]
 
 
@@ -43,3 +47,19 @@ def label_recall(found: FoundLabels, true: Labels) -> float:
     the maximum in the denominator is ours.
     """
     return sum(recalled(found, true)) / len(true)
+
+
+def soft_label_errors(found: FoundDistributions, true: Labels) -> tuple[float, ...]:
+    """Largest absolute error of each label distribution, in [0, 1]; lower means more leakage.
+
+    A hard true label counts as the distribution that is one at its class. Found rows are assigned to true ones so that the
+    summed error is least; where there are too few, the rest score as the uniform distribution.
+
+    Source: Wang, Liang, He, "Towards Eliminating Hard Label Constraints in Gradient Inversion Attacks", ICLR 2024, who call
+    a label recovered below 1e-3.
+    """
+    classes = found.shape[1]
+    rows, originals = (tensor.detach().cpu().double().numpy() for tensor in (found, distributions(true, classes)))
+    errors = cdist(rows, originals, "chebyshev")
+    blind = abs(originals - 1 / classes).max(axis=1)
+    return tuple(float(blind[i] if row is None else errors[row, i]) for i, row in enumerate(assign(errors)))

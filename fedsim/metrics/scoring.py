@@ -1,6 +1,7 @@
 """Scores of a finding against the truth, and the same scores of blind guesses.
 
-One assignment of found to true pictures serves every image metric; originals that nothing was found for score as grey.
+One assignment of found to true pictures serves every image metric; originals that nothing was found for score as grey. Soft
+labels and features have assignments of their own, since an attack may find one and not the other.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from fedsim.errors import nearest
-from fedsim.exchange import Finding, HardLabels, Images, Truth
-from fedsim.metrics import blind, image, label
+from fedsim.exchange import Finding, Images, Truth
+from fedsim.metrics import blind, feature, image, label
+from fedsim.metrics.blind import Auxiliary
+from fedsim.metrics.feature import Features
 from fedsim.metrics.matching import match
 from fedsim.metrics.skill import Direction
+from fedsim.metrics.unavailable import MetricUnavailableError
 
+HeadInputs = Callable[[], Features]
 Scores = dict[str, float]
 
 PSNR_CAP = 150.0
@@ -49,16 +53,17 @@ class Metric:
     """A row of `METRICS`.
 
     Args:
-        function: for images, of one found and one true picture; for labels, of the found and the true labels.
+        function: for images, of one found and one true picture; else of all found and all true ones, with one value per
+            true picture.
         worse: the direction that means more leakage.
         summary: one line for `fedsim list`.
         recovers: what a finding must hold for the metric to apply.
     """
 
-    function: Callable[[Any, Any], float]
+    function: Callable[[Any, Any], Any]
     worse: Direction
     summary: str
-    recovers: Literal["images", "labels"]
+    recovers: Literal["images", "labels", "soft labels", "features"]
 
 
 def _psnr(found: image.Image, true: image.Image) -> float:
@@ -76,7 +81,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "lpips": Metric(image.lpips, "lower", "learned perceptual distance (AlexNet); needs its weights", "images"),
         "fft2d": Metric(image.fft2d, "lower", "cosine distance of the amplitude spectra", "images"),
         "label_recall": Metric(
-            label.label_recall, "higher", "share of the batch's labels found, repeats counted", "labels"
+            label.recalled, "higher", "share of the batch's labels found, repeats counted", "labels"
+        ),
+        "soft_label_error": Metric(
+            label.soft_label_errors, "lower", "largest error of a soft label's probabilities; 0 is exact", "soft labels"
+        ),
+        "feature_error": Metric(
+            feature.feature_errors, "lower", "relative l2 error of the head's input; 1 is what zeros score", "features"
         ),
     }
 )
@@ -114,56 +125,84 @@ def _image_score(name: str, guesses: Images, originals: Images) -> Score:
     metric = METRICS[name]
     try:
         values = tuple(metric.function(guess, original) for guess, original in zip(guesses, originals, strict=True))
-    except image.MetricUnavailableError as error:
+    except MetricUnavailableError as error:
         return Score(None, None, metric.worse, str(error))
     return Score(math.fsum(values) / len(values), values, metric.worse)
 
 
-def score(names: Sequence[str], finding: Finding, truth: Truth) -> dict[str, Score]:
+def _set_score(name: str, found: Tensor, truth: Truth, head_inputs: HeadInputs) -> Score:
+    metric = METRICS[name]
+    try:
+        values = metric.function(found, head_inputs() if metric.recovers == "features" else truth.labels)
+    except MetricUnavailableError as error:
+        return Score(None, None, metric.worse, str(error))
+    return Score(sum(values) / len(values), values, metric.worse)
+
+
+def _unknown_inputs() -> Features:
+    raise MetricUnavailableError("the true head inputs are not known")
+
+
+def score(
+    names: Sequence[str], finding: Finding, truth: Truth, head_inputs: HeadInputs = _unknown_inputs
+) -> dict[str, Score]:
     """Return those of the named metrics that apply to what the finding holds, in the order of `names`.
 
-    Pixels are clamped to [0, 1] and compared as float32 at their native size. A finding may hold fewer or more pictures
-    than the truth; of more, the best assignment counts, which flatters.
+    Pixels are clamped to [0, 1] and compared as float32 at their native size. A finding may hold fewer or more pictures,
+    soft labels or features than the truth; of more, the best assignment counts, which flatters.
+
+    Args:
+        names: metrics.
+        finding: what the attack claims.
+        truth: the pictures and labels behind the update.
+        head_inputs: returns the head input of every true picture, or raises MetricUnavailableError; asked where a metric
+            needs it.
 
     Raises:
-        ValueError: an unknown metric; pictures of another shape than the true ones; pixels or soft labels that are not
-            finite.
+        ValueError: an unknown metric; pictures of another shape than the true ones; pixels, soft labels or features that
+            are not finite.
     """
     _check_names(names)
     guesses = _matched(finding, truth)
     originals = _pixels(truth.images)
-    if finding.labels is not None and not bool(torch.isfinite(finding.labels).all()):
-        raise ValueError("some found labels are not finite")
+    labels = finding.labels
+    soft = labels if labels is not None and labels.ndim == 2 else None
+    held = {"labels": labels, "soft labels": soft, "features": finding.features}
+    for what, tensor in held.items():
+        if tensor is not None and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"some found {what} are not finite")
     scores = {}
     for name in names:
-        metric = METRICS[name]
-        if metric.recovers == "images" and guesses is not None:
+        recovers = METRICS[name].recovers
+        found = held.get(recovers)
+        if recovers == "images" and guesses is not None:
             scores[name] = _image_score(name, guesses, originals)
-        if metric.recovers == "labels" and finding.labels is not None:
-            shares = label.recalled(finding.labels, truth.labels)
-            scores[name] = Score(metric.function(finding.labels, truth.labels), shares, metric.worse)
+        if found is not None:
+            scores[name] = _set_score(name, found, truth, head_inputs)
     return scores
 
 
 def controls(
     names: Sequence[str],
     truth: Truth,
-    auxiliary_mean: Float[Tensor, "channel height width"] | None,
-    auxiliary_labels: HardLabels | None,
+    auxiliary: Auxiliary | None,
     wrong: Finding | None,
+    head_inputs: HeadInputs = _unknown_inputs,
 ) -> dict[str, Scores]:
     """Return what blind guesses score on the same truth: control -> metric -> value.
 
-    `grey`, `own_mean` and `dataset_mean` are pictures; `prior` and `uniform` are the best label guesses from the
-    auxiliary class frequencies and from the mere list of classes; `wrong_update` is the same attack on another client's
-    update. Metrics that are unavailable are left out, and controls without any metric too.
+    `grey` and `own_mean` are pictures, `dataset_mean` is the mean picture and the mean head input of other data. `prior` and
+    `uniform` are the best label guesses from the class frequencies of other data and from the mere list of classes; as a soft
+    label, the frequencies themselves, and 1 / C. `chance` is the label recall that `prior` has on average over batches.
+    `wrong_update` is the same attack on another client's update. Metrics that are unavailable are left out, and controls
+    without any metric too.
 
     Args:
         names: metrics; give those that the finding was scored on.
         truth: the pictures and labels behind the update.
-        auxiliary_mean: mean picture of the auxiliary pool; None leaves `dataset_mean` out.
-        auxiliary_labels: labels of the auxiliary pool; None leaves `prior` and `uniform` out.
+        auxiliary: other data; None leaves `dataset_mean`, `prior`, `uniform` and `chance` out.
         wrong: what the attack found in another client's update; None leaves `wrong_update` out.
+        head_inputs: see `score`.
 
     Raises:
         ValueError: see `score`.
@@ -171,19 +210,38 @@ def controls(
     _check_names(names)
     originals = _pixels(truth.images)
     pictures = {"grey": blind.grey(originals), "own_mean": blind.own_mean(originals)}
-    if auxiliary_mean is not None:
-        pictures["dataset_mean"] = _pixels(blind.dataset_mean(originals, auxiliary_mean))
+    if auxiliary is not None:
+        pictures["dataset_mean"] = _pixels(blind.dataset_mean(originals, auxiliary.image))
     image_names = [name for name in names if METRICS[name].recovers == "images"]
     found = {
         control: _values({name: _image_score(name, guesses, originals) for name in image_names})
         for control, guesses in pictures.items()
     }
+    if auxiliary is not None and auxiliary.features is not None and "feature_error" in names:
+        rows = auxiliary.features.expand(len(originals), -1)
+        found["dataset_mean"] |= _values({"feature_error": _set_score("feature_error", rows, truth, head_inputs)})
     if wrong is not None:
-        found["wrong_update"] = _values(score(names, wrong, truth))
-    if auxiliary_labels is not None and "label_recall" in names:
-        for control, prior in (("prior", blind.frequencies), ("uniform", blind.uniform)):
-            found[control] = {"label_recall": blind.blind_recall(truth.labels, prior(auxiliary_labels))}
+        found["wrong_update"] = _values(score(names, wrong, truth, head_inputs))
+    if auxiliary is not None:
+        found |= _label_controls(names, truth, auxiliary)
     return {control: values for control, values in found.items() if values}
+
+
+def _label_controls(names: Sequence[str], truth: Truth, auxiliary: Auxiliary) -> dict[str, Scores]:
+    frequencies, classes = blind.frequencies(auxiliary.labels), auxiliary.num_classes
+    known = {"prior": frequencies, "uniform": blind.uniform(auxiliary.labels)}
+    rows = {"prior": frequencies, "uniform": dict.fromkeys(range(classes), 1 / classes)}
+    found: dict[str, Scores] = {}
+    for control in known:
+        scores = found.setdefault(control, {})
+        if "label_recall" in names:
+            scores["label_recall"] = blind.blind_recall(truth.labels, known[control])
+        if "soft_label_error" in names:
+            guess = blind.same_label(rows[control], len(truth.labels), classes)
+            scores |= _values({"soft_label_error": _set_score("soft_label_error", guess, truth, _unknown_inputs)})
+    if "label_recall" in names:
+        found["chance"] = {"label_recall": blind.expected_recall(len(truth.labels), frequencies)}
+    return found
 
 
 def _values(scores: Mapping[str, Score]) -> Scores:

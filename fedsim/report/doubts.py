@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedsim.report.evidence import Evidence, Record
-from fedsim.report.glance import Entry, clients_named, enumerated
+from fedsim.report.glance import KINDS, Entry, clients_named, enumerated
 from fedsim.report.ratings import scale
-from fedsim.report.summaries import Naming, Summary
+from fedsim.report.summaries import NO_DEFENSE, Naming, Summary
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _FEW = 10
@@ -113,13 +113,17 @@ def _unaudited(evidence: Evidence) -> list[str]:
 def _unproven(lines: Sequence[Entry]) -> list[str]:
     """Name the attacks that got nowhere: that may be the defenses, or an attack that does not work here at all."""
     found = []
-    for kind in ("pictures", "labels"):
-        for attack in dict.fromkeys(line.summary.attack for line in lines if line.kind == kind):
-            ratings = {line.rating for line in lines if line.kind == kind and line.summary.attack == attack}
-            if ratings == {"held"}:
+    for kind in KINDS:
+        # A control is meant to get nowhere.
+        looking = [line for line in lines if line.kind == kind and not line.summary.is_control]
+        for attack in dict.fromkeys(line.summary.attack for line in looking):
+            own = [line for line in looking if line.summary.attack == attack]
+            if {line.rating for line in own} == {"held"}:
+                is_defended = all(line.summary.defenses != NO_DEFENSE for line in own)
+                advice = " A client without defenses would show it." if is_defended else ""
                 found.append(
                     f"{attack} recovered {kind} of no client, so nothing in this run shows that it can work on this "
-                    f"model at all. A client without defenses would show it."
+                    f"model at all.{advice}"
                 )
     return found
 
@@ -140,5 +144,8 @@ def _few_examples(summaries: Sequence[Summary]) -> list[str]:
     counts = [summary.examples for summary in summaries if summary.mean is not None]
     if not counts or min(counts) >= _FEW:
         return []
-    shown = enumerated(sorted({count for count in counts if count < _FEW}))
-    return [f"Some means rest on {shown} examples only: their intervals are rough and too narrow."]
+    few = sorted({count for count in counts if count < _FEW})
+    if few == [1]:
+        return ["Some means rest on 1 example only, and have no interval."]
+    but = ", and those of 1 example have none" if few[0] == 1 else ""
+    return [f"Some means rest on {enumerated(few)} examples only: their intervals are rough and too narrow{but}."]

@@ -35,6 +35,7 @@ class PluginUse(_Line):
     version: str | None = None
     distribution: str | None = None
     citation: str | None = None
+    is_control: bool = False
 
 
 class RecordedScore(_Line):
@@ -141,6 +142,11 @@ class Evidence:
         return value if isinstance(value, int) else None
 
     @property
+    def is_audited(self) -> bool:
+        """Whether the scenario names an attack; also where that is not known."""
+        return self.scenario.get("attacks") != []
+
+    @property
     def grants(self) -> tuple[str, ...]:
         """What the threat model grants the attacker."""
         stated = self.part("threat").get("grants")
@@ -164,7 +170,7 @@ def read(folder: Path) -> Evidence:
     scenario, text = _scenario(folder / "scenario.yaml", notes)
     environment = _environment(folder / "environment.json", notes)
     rounds = _lines(folder / "rounds.jsonl", Round, notes)
-    records = _lines(folder / "records.jsonl", Record, notes)
+    records = [] if _is_without_audit(folder, scenario) else _lines(folder / "records.jsonl", Record, notes)
     return Evidence(
         folder=folder,
         scenario=scenario,
@@ -174,6 +180,10 @@ def read(folder: Path) -> Evidence:
         records=tuple(sorted(records, key=lambda line: (line.round, line.client))),
         notes=tuple(notes),
     )
+
+
+def _is_without_audit(folder: Path, scenario: Mapping[str, Any]) -> bool:
+    return scenario.get("attacks") == [] and not (folder / "records.jsonl").exists()
 
 
 def _scenario(path: Path, notes: list[str]) -> tuple[dict[str, Any], str | None]:

@@ -18,7 +18,7 @@ class Entry:
     Args:
         client: partition number.
         summary: the metric that is shown.
-        kind: `pictures`, `labels` or `other`; `nothing` when no attempt was scored.
+        kind: `pictures`, `labels`, `soft labels`, `features` or `other`; `nothing` when no attempt was scored.
         rating: the worst verdict over the metrics of the kind.
         decisive: another metric that is worse than the one shown.
     """
@@ -30,16 +30,22 @@ class Entry:
     decisive: Summary | None
 
 
-_KINDS = {"images": "pictures", "labels": "labels", "other": "other"}
+KINDS = ("pictures", "labels", "soft labels", "features")
+"""What an attack may recover, the gravest first."""
 
 
 def entries(summaries: Sequence[Summary]) -> list[Entry]:
     """Return the lines of the table, client by client, from the summaries by client."""
     groups: dict[tuple[int, str, str, str], list[Summary]] = {}
     for summary in summaries:
-        kind = "nothing" if summary.metric is None else _KINDS[scale(summary.metric).recovers]
+        kind = "nothing" if summary.metric is None else _kind(summary.metric)
         groups.setdefault((summary.clients[0], summary.defenses, summary.attack, kind), []).append(summary)
     return [_entry(client, kind, members) for (client, _, _, kind), members in groups.items()]
+
+
+def _kind(metric: str) -> str:
+    recovers = scale(metric).recovers
+    return "pictures" if recovers == "images" else recovers
 
 
 def _entry(client: int, kind: str, members: Sequence[Summary]) -> Entry:
@@ -69,15 +75,15 @@ def clients_named(numbers: Sequence[int]) -> str:
 
 
 def headline(evidence: Evidence, lines: Sequence[Entry]) -> str:
-    """Return the result in one sentence: the pictures first, then the labels in short."""
-    rated = [line for line in lines if line.rating != "unrated"]
-    pictures, labels = ([line for line in rated if line.kind == kind] for kind in ("pictures", "labels"))
-    if pictures:
-        return f"{_claim(pictures, 'pictures')}{_labels_too(labels)}."
-    if labels:
-        return f"{_claim(labels, 'labels')}."
+    """Return the result in one sentence: the gravest kind of finding, and the others in short."""
+    rated = [(kind, [line for line in lines if line.kind == kind and line.rating != "unrated"]) for kind in KINDS]
+    known = [(kind, own) for kind, own in rated if own]
+    if known:
+        return f"{_claim(known[0][1], known[0][0])}{''.join(_too(own, kind) for kind, own in known[1:])}."
     if not evidence.records:
-        return "No attack has been recorded yet."
+        return (
+            "No attack has been recorded yet." if evidence.is_audited else "The scenario names no attack to audit with."
+        )
     failed, refused = (sum(record.status == s for record in evidence.records) for s in ("failed", "refused"))
     found = len(evidence.records) - failed - refused
     if found:
@@ -101,12 +107,10 @@ def _counted(clients: int) -> str:
     return f"{clients} client{'s' if clients != 1 else ''}"
 
 
-def _labels_too(lines: Sequence[Entry]) -> str:
-    if not lines:
-        return ""
+def _too(lines: Sequence[Entry], kind: str) -> str:
     total = len({line.client for line in lines})
     hit = [line.client for line in lines if line.rating == "leaks"]
-    return f"; labels leak from {len(set(hit)) or 'none'} of {total}"
+    return f"; {kind} leak from {len(set(hit)) or 'none'} of {total}"
 
 
 def _who(hit: Sequence[Entry]) -> str:
@@ -129,8 +133,9 @@ def _reach(lines: Sequence[Entry]) -> str:
     if top.peak and top.peak.control is not None:
         value, control = top.peak.value, top.peak.control
     assert value is not None and control is not None
-    title = written.title if written.recovers == "images" else "recall"
-    return f"up to {written.write(value)} {title} where a blind guess reaches {written.write(control)}"
+    title = written.title if written.recovers == "images" else written.title.removeprefix("Label ").lower()
+    way = "down" if top.worse == "lower" else "up"
+    return f"{way} to {written.write(value)} {title} where a blind guess reaches {written.write(control)}"
 
 
 def _severity(summary: Summary) -> float:

@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedsim.metrics.skill import best_control
 from fedsim.report.evidence import Record, Round
 from fedsim.report.ratings import Scale, scale
-from fedsim.report.summaries import NO_DEFENSE, Naming, Scored, mean_controls, scored
+from fedsim.report.summaries import NO_DEFENSE, Naming, Scored, mean_controls, rated_by, scored
 
 # Okabe and Ito's palette: told apart with any color vision; line styles and markers say the same again.
 _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -59,8 +58,8 @@ def _rounds_axis(axes: Axes) -> None:
 def leakage(records: Sequence[Record], attack: str, metric: str) -> bytes:
     """Return one attack over rounds: a line per client, colored by its defenses.
 
-    Pictures are drawn by skill, so that zero is a blind guess. Labels are drawn by value, beside the best blind control
-    on average over the clients: on a small batch a single blind guess is all luck.
+    Pictures are drawn by skill, so that zero is a blind guess. Labels and features are drawn by value, beside the best blind
+    control on average over the clients: on a small batch a single blind label guess is all luck.
 
     Args:
         records: all records of the run.
@@ -87,7 +86,9 @@ def leakage(records: Sequence[Record], attack: str, metric: str) -> bytes:
             ]
             _draw_clients(axes, points, position, "no defense" if defenses == NO_DEFENSE else defenses, clients)
         unit = f" ({written.unit.strip()})" if written.unit else ""
-        axes.set_ylabel(f"{written.title}{' beyond blind' if by_skill else ''}{unit}")
+        is_lower = not by_skill and any(one.score.worse == "lower" for one in chosen)
+        meaning = " beyond blind" if by_skill else ", lower leaks more" if is_lower else ""
+        axes.set_ylabel(f"{written.title}{meaning}{unit}")
         _rounds_axis(axes)
         figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
 
@@ -106,11 +107,20 @@ def _draw_control(axes: Axes, chosen: Sequence[Scored], metric: str) -> None:
     for round in sorted({one.record.round for one in chosen}):
         own = [one for one in chosen if one.record.round == round]
         means = {name: {metric: value} for name, value in mean_controls(own, metric).items()}
-        best = best_control(metric, means, own[0].score.worse)
+        best = rated_by(metric, means, own[0].score.worse)
         if best is not None:
             blind[round] = best.value
+    # One round makes no line.
     axes.plot(
-        list(blind), list(blind.values()), color="#777777", linewidth=5, alpha=0.5, label="best blind control, mean"
+        list(blind),
+        list(blind.values()),
+        color="#777777",
+        linewidth=5,
+        marker="_" if len(blind) == 1 else None,
+        markersize=26,
+        markeredgewidth=5,
+        alpha=0.5,
+        label="best blind control, mean",
     )
 
 

@@ -13,7 +13,10 @@ from types import MappingProxyType
 from typing import Literal
 
 Rating = Literal["leaks", "partial", "held", "unrated"]
-Recovers = Literal["images", "labels", "other"]
+Recovers = Literal["images", "labels", "soft labels", "features", "other"]
+
+NO_ROOM = 0.05
+"""Where a blind guess comes this close to the best value, there is nothing left to find, and no verdict."""
 
 ORDER: tuple[Rating, ...] = ("unrated", "held", "partial", "leaks")
 """From nothing known to the worst."""
@@ -42,6 +45,11 @@ class Scale:
     leaks: float = math.inf
     ceiling: float | None = None
 
+    @property
+    def is_luck(self) -> bool:
+        """Whether a single blind guess may be right by chance, so that one attempt alone proves nothing."""
+        return self.recovers not in ("images", "features")
+
     def write(self, value: float, signed: bool = False) -> str:
         """Return a value of the metric as text; with a sign for differences."""
         rounded = round(value, self.digits) + 0.0  # no "-0.0"
@@ -56,9 +64,8 @@ class Scale:
         if self.partial is None:
             return f"{self.title}: shown, not rated"
         if self.ceiling is not None:
-            return (
-                f"{self.title}: partial from {self.partial:.0%}, leaks from {self.leaks:.0%} of what the control leaves"
-            )
+            left = "what the control leaves" if self.ceiling else "the control's way down to 0"
+            return f"{self.title}: partial from {self.partial:.0%}, leaks from {self.leaks:.0%} of {left}"
         return f"{self.title}: partial from {self.write(self.partial, True)}, leaks from {self.write(self.leaks, True)}"
 
 
@@ -70,6 +77,9 @@ SCALES: Mapping[str, Scale] = MappingProxyType(
         "lpips": Scale("LPIPS", "images", 3, "", 0.05, 0.2),
         "fft2d": Scale("FFT2D", "images", 4),
         "label_recall": Scale("Label recall", "labels", 2, "", 0.15, 0.5, 1.0),
+        # Half the control's error still tells which class is likely; a tenth tells the proportions of a mixture too.
+        "soft_label_error": Scale("Soft-label error", "soft labels", 4, "", 0.5, 0.9, 0.0),
+        "feature_error": Scale("Feature error", "features", 4, "", 0.5, 0.9, 0.0),
     }
 )
 
@@ -90,12 +100,19 @@ def rate(metric: str, skill: float | None, control: float | None) -> Rating:
     found = scale(metric)
     if found.partial is None or skill is None or control is None:
         return "unrated"
+    if leaves_no_room(metric, control):
+        return "unrated"
     if found.ceiling is not None:
-        left = abs(found.ceiling - control)
-        skill = skill / left if left > 0 else 0.0
+        skill = skill / abs(found.ceiling - control)
     if skill >= found.leaks:
         return "leaks"
     return "partial" if skill >= found.partial else "held"
+
+
+def leaves_no_room(metric: str, control: float) -> bool:
+    """Return whether a control is so good that no finding could be told from it."""
+    ceiling = scale(metric).ceiling
+    return ceiling is not None and round(abs(ceiling - control), 9) <= NO_ROOM
 
 
 def worst(ratings: Iterable[Rating]) -> Rating:

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from fedsim.metrics.bootstrap import Interval, interval
 from fedsim.metrics.skill import Control, Direction, best_control, skill
 from fedsim.report.evidence import PluginUse, Record, RecordedScore
-from fedsim.report.ratings import Rating, rate, scale
+from fedsim.report.ratings import Rating, leaves_no_room, rate, scale
 from fedsim.seeds import numpy_generator
 
 NO_DEFENSE = "none"
+WRONG_UPDATE = "wrong_update"
+CHANCE = "chance"
 _BOOTSTRAP_SEED = 0
 
 
@@ -44,11 +46,13 @@ class Summary:
         mean: over all examples; None when nothing was scored.
         spread: bootstrap interval of the mean; None for fewer than two examples.
         controls: control -> mean over the scored attempts.
-        best: the control that leaks most; None when none was recorded.
+        best: the control that the mean is rated by, the one that leaks most; None when none was recorded.
+        beside: the wrong-update control where it is shown and not rated by; None otherwise.
         skill: `mean` beyond `best`.
         peak: the attempt that leaked most.
         unavailable: why the metric has no value.
         rating: the verdict.
+        is_control: whether the attack never looks at the update.
     """
 
     clients: tuple[int, ...]
@@ -64,10 +68,21 @@ class Summary:
     spread: Interval | None = None
     controls: Mapping[str, float] | None = None
     best: Control | None = None
+    beside: Control | None = None
     skill: float | None = None
     peak: Peak | None = None
     unavailable: str | None = None
     rating: Rating = "unrated"
+    is_control: bool = False
+
+    @property
+    def why_unrated(self) -> str | None:
+        """Why there is no verdict though there is a score beside a control."""
+        if self.metric is None or self.best is None:
+            return None
+        own = self.peak.control if self.peak else None
+        is_beaten = leaves_no_room(self.metric, self.best.value if own is None else own)
+        return "a blind guess does as well" if is_beaten else None
 
 
 @dataclass(frozen=True)
@@ -113,8 +128,21 @@ def scored(records: Iterable[Record], metric: str) -> list[Scored]:
     for record in records:
         score = record.scores.get(metric)
         if score is not None and score.value is not None:
-            found.append(Scored(record, score, score.value, best_control(metric, record.controls, score.worse)))
+            found.append(Scored(record, score, score.value, rated_by(metric, record.controls, score.worse)))
     return found
+
+
+def rated_by(metric: str, controls: Mapping[str, Mapping[str, float]], worse: Direction) -> Control | None:
+    """Return the control that a score is measured from; None when none has the metric.
+
+    Of pictures and features that is the one that leaks most. Labels are measured from `chance`, the expected recall of a blind
+    guess: one guess on a small batch, and another client's labels, are right by luck. Records older than `chance` have the
+    better of `prior` and `uniform` instead.
+    """
+    if scale(metric).is_luck:
+        blind = {name: values for name, values in controls.items() if name != WRONG_UPDATE}
+        controls = {CHANCE: blind[CHANCE]} if metric in blind.get(CHANCE, {}) else blind
+    return best_control(metric, controls, worse)
 
 
 def by_client(records: Sequence[Record]) -> list[Summary]:
@@ -152,6 +180,7 @@ def _summary(members: Sequence[Record], naming: Naming, metric: str | None, grou
         "attempts": len(members),
         "failed": sum(record.status == "failed" for record in members),
         "refused": sum(record.status == "refused" for record in members),
+        "is_control": members[0].attack.is_control,
     }
     if metric is None:
         return Summary(**facts, worse=None)
@@ -164,7 +193,8 @@ def _summary(members: Sequence[Record], naming: Naming, metric: str | None, grou
     examples = [value for one in found for value in one.score.examples]
     mean = math.fsum(examples) / len(examples)
     controls = mean_controls(found, metric)
-    best = best_control(metric, {name: {metric: value} for name, value in controls.items()}, worse)
+    best = rated_by(metric, {name: {metric: value} for name, value in controls.items()}, worse)
+    beside = WRONG_UPDATE in controls and scale(metric).is_luck
     gained = None if best is None else skill(mean, best.value, worse)
     peak = _peak(found, metric, worse)
     return Summary(
@@ -175,6 +205,7 @@ def _summary(members: Sequence[Record], naming: Naming, metric: str | None, grou
         spread=interval(examples, numpy_generator(_BOOTSTRAP_SEED, "interval", *group, metric)),
         controls=controls,
         best=best,
+        beside=Control(WRONG_UPDATE, controls[WRONG_UPDATE]) if beside else None,
         skill=gained,
         peak=peak,
         rating=_rating(metric, gained, best, peak),
@@ -182,10 +213,10 @@ def _summary(members: Sequence[Record], naming: Naming, metric: str | None, grou
 
 
 def _rating(metric: str, mean_skill: float | None, best: Control | None, peak: Peak) -> Rating:
-    """Rate pictures by the worst attempt: what got out is out. Rate labels by the mean: a guess can be lucky once."""
-    if scale(metric).recovers == "images":
-        return rate(metric, peak.skill, peak.control)
-    return rate(metric, mean_skill, best.value if best else None)
+    """Rate pictures and features by the worst attempt: what got out is out. Rate labels by the mean: guesses can be lucky."""
+    if scale(metric).is_luck:
+        return rate(metric, mean_skill, best.value if best else None)
+    return rate(metric, peak.skill, peak.control)
 
 
 def mean_controls(found: Sequence[Scored], metric: str) -> dict[str, float]:
@@ -203,15 +234,16 @@ def mean_controls(found: Sequence[Scored], metric: str) -> dict[str, float]:
 
 
 def _peak(found: Sequence[Scored], metric: str, worse: Direction) -> Peak:
-    """Return the worst attempt: of pictures by skill, of labels by value, since a blind label guess is all luck."""
-    sign, by_skill = 1 if worse == "higher" else -1, scale(metric).recovers == "images"
+    """Return the worst attempt: by skill; by value for labels, whose blind guess is all luck, and for what has a best value."""
+    sign, written = 1 if worse == "higher" else -1, scale(metric)
+    by_skill = not written.is_luck and written.ceiling is None
 
     def leakage(one: Scored) -> tuple[float, float]:
         gained = one.skill if by_skill and one.skill is not None else -math.inf
         return gained, sign * one.value
 
     top = max(found, key=leakage)
-    best = top.best if by_skill else None
+    best = None if written.is_luck else top.best
     return Peak(
         top.record.round, top.record.client, top.value, top.skill if best else None, best.value if best else None
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedsim.errors import ScenarioError
 from fedsim.report import gallery, plots
 from fedsim.report.citations import citations
 from fedsim.report.doubts import Cautions, limits
@@ -14,6 +15,7 @@ from fedsim.report.evidence import Budget, Evidence, Record
 from fedsim.report.glance import Entry, client_ratings, entries, headline
 from fedsim.report.ratings import SCALES, scale
 from fedsim.report.summaries import NO_DEFENSE, Naming, Summary, by_client, by_defense, scored
+from fedsim.scenario import parse, select_clients
 
 _SHOWN_ROUNDS = 8
 
@@ -21,7 +23,7 @@ GRANTS: Mapping[str, str] = {
     "batch_size": "how many pictures each local step saw",
     "labels": "which labels the pictures had, in no order",
     "normalization": "how pixels become the model's input",
-    "training": "the local recipe: optimizer, learning rate, steps",
+    "training": "the local recipe: optimizer, learning rate, steps, label smoothing, mixup",
     "train_mode": "whether dropout and the like were active",
     "defenses": "which defenses the client carried, with their parameters",
     "auxiliary_data": "other pictures of the same kind",
@@ -66,6 +68,7 @@ def context(evidence: Evidence) -> dict[str, Any]:
         "limits": limits(evidence, summaries, lines),
         "notes": [*evidence.notes, *missing],
         "displays": displays,
+        "is_mixed": bool(evidence.part("training").get("mixup")),
         "leakage_plots": _leakage_plots(evidence, lines),
         "utility_plot": _utility_plot(evidence),
         "budgets": _budgets(evidence),
@@ -114,6 +117,8 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         ("Data", evidence.part("data").get("name")),
         ("Clients share", evidence.part("training").get("shares")),
         ("Batch size", evidence.part("training").get("batch_size")),
+        ("Label smoothing", evidence.part("training").get("label_smoothing") or None),
+        ("Mixup alpha", evidence.part("training").get("mixup")),
         ("Strategy", evidence.part("federation").get("strategy")),
         ("Seed", evidence.scenario.get("seed")),
     ]
@@ -186,7 +191,7 @@ def _budgets(evidence: Evidence) -> dict[int, dict[int, Budget]]:
 
 
 def _costs(evidence: Evidence, naming: Naming) -> list[ClientCost]:
-    defenses = {record.client: naming.defenses(record) for record in evidence.records}
+    defenses = _planned_defenses(evidence) | {record.client: naming.defenses(record) for record in evidence.records}
     taken = [client for line in evidence.rounds for client in line.participants]
     failed = [client for line in evidence.rounds for client in line.failed]
     last = {client: budget for line in evidence.rounds for client, budget in line.epsilon.items()}
@@ -197,6 +202,23 @@ def _costs(evidence: Evidence, naming: Naming) -> list[ClientCost]:
         )
         for client in clients
     ]
+
+
+def _planned_defenses(evidence: Evidence) -> dict[int, str]:
+    """Return the names of each client's defenses as the scenario states them; empty where it cannot be read."""
+    try:
+        scenario = parse(dict(evidence.scenario), "scenario.yaml")
+        clients, seed = scenario.federation.clients, scenario.seed
+        chosen = [
+            (part.name, select_clients(part.clients, clients, seed, f"defenses.{index}.clients"))
+            for index, part in enumerate(scenario.defenses)
+        ]
+    except ScenarioError:
+        return {}
+    return {
+        client: " + ".join(name for name, carriers in chosen if client in carriers) or NO_DEFENSE
+        for client in range(clients)
+    }
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

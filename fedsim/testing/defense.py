@@ -29,7 +29,7 @@ from fedsim.testing.local_step import (
 from fedsim.testing.material import image_shape, make_update, random_pictures, small_model
 from fedsim.testing.preparation import check_preparation
 
-_STEPS = ((1, 0.0), (3, 0.75))  # batch size and progress
+_STEPS = ((1, 0.0, False), (3, 0.75, False), (2, 0.5, True))  # batch size, progress, whether labels are soft
 _KINDS: tuple[UpdateKind, ...] = ("gradient", "delta")
 _PARTICIPATIONS = (1, 2, 3, 10, 100)
 
@@ -48,8 +48,8 @@ def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | 
     defense: Defense = check_contract(plugin, Defense, params)
     plain = small_model() if model is None else copy.deepcopy(model)
     prepared = check_preparation(defense, plain)
-    for count, progress in _STEPS:
-        batch = _check_batch(defense, picture_batch(plain, count))
+    for count, progress, soft in _STEPS:
+        batch = _check_batch(defense, picture_batch(plain, count, soft))
         _check_step(defense, plain, prepared, batch, progress)
     for kind in _KINDS:
         generator = torch_generator(0, "testing", "update")

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from fedsim import models
 from fedsim.defense import Defense, LocalStep
 from fedsim.exchange import Images, Labels
+from fedsim.labels import distributions, smooth
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.ambience import equal, expect, no_change, no_global_effect
 from fedsim.testing.material import image_shape, random_pictures
 from fedsim.training import plain_step
 
 _ROUNDS = 4
+_SMOOTHING = 0.1
 
 Tensors = Mapping[str, Tensor | None]
 
@@ -49,11 +51,12 @@ def same(first: Tensors, second: Tensors) -> bool:
     return list(first) == list(second) and all(equal(first[name], second[name]) for name in first)
 
 
-def picture_batch(model: nn.Module, count: int) -> Batch:
-    """Return random pictures that fit the model."""
+def picture_batch(model: nn.Module, count: int, soft: bool = False) -> Batch:
+    """Return random pictures that fit the model, with hard labels or, as label smoothing and mixup make them, soft ones."""
     generator, classes = torch_generator(0, "testing", "batch"), int(model.num_classes)  # type: ignore[arg-type]
     pictures = random_pictures(generator, count, classes, image_shape=image_shape(model))
-    return Batch(models.normalization(model).normalize(pictures.images), pictures.labels)
+    labels = smooth(distributions(pictures.labels, classes), _SMOOTHING) if soft else pictures.labels
+    return Batch(models.normalization(model).normalize(pictures.images), labels)
 
 
 def plain_local_step(model: nn.Module, batch: Batch, training: bool) -> Stepped:

@@ -13,7 +13,8 @@ from torch import nn
 
 from fedsim import models
 from fedsim.attack import Need
-from fedsim.exchange import HardLabels, LabeledImages, Observation, TrainingKnowledge, Update, UpdateKind
+from fedsim.exchange import LabeledImages, Labels, Observation, TrainingKnowledge, Update, UpdateKind
+from fedsim.labels import without_order
 from fedsim.scenario import ModelPart
 from fedsim.seeds import torch_generator
 
@@ -38,7 +39,7 @@ def random_pictures(
     generator: torch.Generator,
     count: int = 1,
     num_classes: int = 10,
-    labels: HardLabels | None = None,
+    labels: Labels | None = None,
     image_shape: tuple[int, int, int] = _IMAGE_SHAPE,
 ) -> LabeledImages:
     """Return smooth random pictures, pixels in [0, 1], with labels.
@@ -47,7 +48,7 @@ def random_pictures(
         generator: of every draw.
         count: how many.
         num_classes: labels are drawn from 0 to this, excluded.
-        labels: use these, one a picture, instead of drawing them.
+        labels: use these, one a picture, hard or soft, instead of drawing them.
         image_shape: channels, height and width; that of `small_model` unless given.
     """
     channels, *size = image_shape
@@ -120,7 +121,7 @@ def observation(
         image_shape=shape,
         num_classes=classes,
         batch_size=len(pictures) if "batch_size" in grants else None,
-        labels=torch.sort(pictures.labels).values if "labels" in grants else None,
+        labels=without_order(pictures.labels) if "labels" in grants else None,
         normalization=models.normalization(shared) if "normalization" in grants else None,
         training=recipe if "training" in grants else None,
         train_mode=False if "train_mode" in grants else None,

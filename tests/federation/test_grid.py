@@ -8,6 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedMedian
 
+from fedsim.errors import FedsimError
 from fedsim.federation import records
 from fedsim.federation.engine_inline import InlineGrid
 from fedsim.federation.grid import (
@@ -16,6 +17,7 @@ from fedsim.federation.grid import (
     GridProxy,
     ObservingGrid,
     OrderedGrid,
+    PollingGrid,
     ReplayingGrid,
     partitions,
 )
@@ -108,9 +110,21 @@ def test_nodes_and_replies_come_in_partition_order():
     assert senders(grid.pull_messages(ids)) == ordered
 
 
-def test_partitions_are_asked_of_the_nodes_and_silence_is_left_out():
+def test_every_node_is_asked_which_client_it_is():
+    grid = InlineGrid(adding_app(), 3)
+    assert partitions(grid, grid.get_node_ids(), 60.0) == {1000: 0, 1001: 1, 1002: 2}
+
+
+def test_a_node_that_does_not_say_which_client_it_is_is_named_with_its_reason():
     grid = InlineGrid(adding_app(fails=(1,)), 3)
-    assert partitions(grid, grid.get_node_ids()) == {1000: 0, 1002: 2}
+    with pytest.raises(FedsimError, match="node 1001 could not say which client it is; it said: out of battery"):
+        partitions(grid, grid.get_node_ids(), 60.0)
+    with pytest.raises(FedsimError, match="node 1000 did not say within 0 s"):
+        partitions(PollingGrid(DeafGrid(grid)), grid.get_node_ids(), 0.0)
+    app = ClientApp()
+    app.query("identify")(lambda message, context: Message(RecordDict(), reply_to=message))
+    with pytest.raises(FedsimError, match=r"node 1000 did not say .* does not run fedsim's ClientApp"):
+        partitions(InlineGrid(app, 1), [1000], 60.0)
 
 
 def test_a_strategy_may_change_replies_without_changing_what_was_observed():
@@ -177,6 +191,12 @@ def test_waiting_ends_with_the_timeout_and_gives_what_has_come():
     grid = ObservingGrid(DeafGrid(InlineGrid(adding_app(), 2)), lambda exchange: None)
     assert grid.send_and_receive(requests(grid), timeout=0.0) == []
     assert grid.send_and_receive([]) == []
+
+
+def test_requests_that_nobody_answers_are_not_kept():
+    grid = ObservingGrid(DeafGrid(InlineGrid(adding_app(), 2)), lambda exchange: None)
+    grid.send_and_receive(requests(grid), timeout=0.0)
+    assert not grid._sent
 
 
 def test_waiting_ends_when_the_runtime_has_ended():

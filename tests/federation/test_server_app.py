@@ -142,6 +142,19 @@ def test_an_exception_of_the_foreign_app_passes_and_what_was_seen_is_on_disk(tmp
     assert RunFolder(tmp_path / "run").captured(2) == (0, 1, 2)
 
 
+def test_nobody_else_works_on_the_folder_of_an_app_that_is_running(tmp_path):
+    app, path = ServerApp(), tmp_path / "run"
+
+    @app.main()
+    def main(grid, context):
+        with pytest.raises(RunFolderError, match="another fedsim process"), RunFolder(path).locked():
+            pass
+
+    run(fedsim.observe(app, folder=path))
+    with RunFolder(path).locked():
+        pass
+
+
 def test_wrapping_touches_nothing_and_a_used_folder_is_refused_at_the_start(tmp_path):
     results = []
     first, second = (fedsim.observe(foreign_server(FedMedian(), results), folder=tmp_path / "run") for _ in range(2))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -50,6 +55,39 @@ class RaisesOn(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndsOn(Attack):
+    """Ends Python on one client's updates in one way, kills its process on another's, guesses otherwise."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"images", "labels"})
+
+    exits: int = -1
+    dies: int = -1
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        if observation.update.client == self.exits:
+            sys.exit(3)
+        if observation.update.client == self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Guess().run(observation, generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sleeps(Attack):
+    """Leaves a note that it has begun, and does not end before the test does."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"images"})
+
+    note: str
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        Path(self.note).touch()
+        time.sleep(600)
+        return Finding()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claims(Attack):
     """Returns whatever the test has put into `finding`."""
 
@@ -59,6 +97,24 @@ class Claims(Attack):
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         return self.finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsHead(Attack):
+    """Soft label and head input of a single picture, by division: rows of the head's gradient are (p - y) h."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"labels", "features"})
+
+    copies: int = 1
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        slope, bias = (observation.update.tensors[f"head.{name}"] for name in ("weight", "bias"))
+        row = bias.abs().argmax()
+        features = (slope[row] / bias[row])[None]
+        head = observation.model().head
+        labels = (head(features).softmax(1) - bias).detach()
+        return Finding(labels=labels.repeat(self.copies, 1), features=features.repeat(self.copies, 1))
 
 
 @dataclass(frozen=True, kw_only=True)

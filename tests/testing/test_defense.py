@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.defense import Defense, LocalStep, PrivacyBudget
 from fedsim.exchange import Images, Labels, Update
+from fedsim.labels import distributions, smooth
 from fedsim.models import build
 from fedsim.scenario import ModelPart
 from fedsim.testing import check_defense, small_model
@@ -43,7 +44,7 @@ class Sound(Defense):
 
     def protect_batch(self, images: Images, labels: Labels, generator: torch.Generator) -> tuple[Images, Labels]:
         noisy = images + 0.1 * torch.randn(images.shape, generator=generator)
-        return noisy, 0.9 * nn.functional.one_hot(labels, 10).float() + 0.01
+        return noisy, smooth(distributions(labels, 10), 0.1)
 
     def train_step(self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]) -> Tensor:
         noisy = step.images + torch.randn(step.images.shape, generator=generator)

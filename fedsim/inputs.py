@@ -1,0 +1,166 @@
+"""What the captures of a run were made from, kept beside them: a changed input is refused, never scored.
+
+The truth is not stored: it is derived from scenario and data whenever findings are scored. Against other pictures than the
+clients trained on, every attack would seem to fail, and every defense to work.
+
+`inputs.json` holds the settings that decide what was captured and what an attacker knows, and digests of the data. Files may
+move and attacks be added; audit and engine decide neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedsim import environment
+from fedsim.errors import RunFolderError, ScenarioError
+from fedsim.plan import Plan
+from fedsim.recording import SCHEMA, RunFolder, write_atomically
+from fedsim.scenario import Scenario, parse
+
+_PARTS = ("seed", "data", "model", "federation", "training", "threat", "defenses")
+# Where files lie, not what is in them, which the digests tell.
+_LOCATIONS = {"data.path", "data.test_path", "data.root", "model.pretrained"}
+_MEANING = {
+    "class names": "the class names differ",
+    "partition": "the samples are dealt to the clients in another way",
+    "train": "the pictures or labels of the clients differ",
+    "test": "the pictures or labels of the test pool differ",
+    "auxiliary": "the pictures or labels of the auxiliary pool differ",
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What captures are made from.
+
+    Args:
+        settings: the deciding parts of the resolved scenario.
+        data: digests; see `FederatedData.verify`.
+    """
+
+    settings: Mapping[str, Any]
+    data: Mapping[str, str]
+
+
+def of(plan: Plan) -> Inputs:
+    """Return the inputs of a plan; reads every picture that the run may use.
+
+    Raises:
+        ScenarioError: a picture is damaged.
+    """
+    scenario = plan.scenario
+    return Inputs(_settings(scenario), plan.data.verify(scenario.federation.rounds, scenario.training))
+
+
+def bind(folder: RunFolder, inputs: Inputs) -> None:
+    """Store the inputs of a run, or compare them with the stored ones.
+
+    Before the first finding an observed run may still get another scenario, and a simulated one another threat model.
+
+    Raises:
+        RunFolderError: they differ; the message names the first difference.
+    """
+    stored = _read(folder)
+    if stored is None:
+        _write(folder, inputs)
+        return
+    observed = environment.origin(folder.path) == "observed"
+    changed = stored.settings != inputs.settings or stored.data != inputs.data
+    if changed and observed and not _is_audited(folder):
+        _write(folder, inputs)
+        return
+    _compare_settings(folder, stored.settings, inputs.settings, observed)
+    for part, meaning in _MEANING.items():
+        if stored.data.get(part) != inputs.data[part]:
+            raise RunFolderError(
+                f"{_path(folder)}: the data is not what this run was made with: {meaning}. "
+                f"{_advice(observed, 'Restore the data')}"
+            )
+    if changed:
+        _write(folder, inputs)
+
+
+def check_scenario(folder: RunFolder, scenario: Scenario) -> None:
+    """Compare the settings alone with the stored ones, if there are any.
+
+    Raises:
+        RunFolderError: see `bind`.
+    """
+    stored = _read(folder)
+    if stored is not None:
+        observed = environment.origin(folder.path) == "observed"
+        _compare_settings(folder, stored.settings, _settings(scenario), observed)
+
+
+def _settings(scenario: Scenario) -> dict[str, Any]:
+    content = scenario.resolved()
+    return {part: content[part] for part in _PARTS}
+
+
+def _path(folder: RunFolder) -> str:
+    return str(folder.path / "inputs.json")
+
+
+def _is_audited(folder: RunFolder) -> bool:
+    return (folder.path / "artifacts").exists() or bool(folder.records.read())
+
+
+def _write(folder: RunFolder, inputs: Inputs) -> None:
+    content = {"schema": SCHEMA, **asdict(inputs)}
+    write_atomically(folder.path / "inputs.json", json.dumps(content, indent=2) + "\n")
+
+
+def _read(folder: RunFolder) -> Inputs | None:
+    try:
+        content = json.loads((folder.path / "inputs.json").read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise RunFolderError(f"{_path(folder)}: schema {content['schema']!r}, this fedsim reads {SCHEMA}.")
+        # Read as a scenario: a setting that is younger than the run has its default.
+        settings = _settings(parse(content["settings"], _path(folder)))
+        return Inputs(settings, dict(content["data"]))
+    except FileNotFoundError:
+        return None
+    except ScenarioError as error:
+        reason = str(error)
+    except (KeyError, TypeError, ValueError):
+        reason = "not what fedsim writes"
+    raise RunFolderError(
+        f"{_path(folder)}: damaged ({reason}). Restore it, or delete it where you are sure that scenario.yaml and the data "
+        "are as they were."
+    )
+
+
+def _compare_settings(folder: RunFolder, stored: Mapping[str, Any], now: Mapping[str, Any], observed: bool) -> None:
+    before, after = dict(_leaves(stored)), dict(_leaves(now))
+    for where in dict.fromkeys([*after, *before]):
+        free = where in _LOCATIONS or (where.startswith("threat.") and not _is_audited(folder))
+        if before.get(where) == after.get(where) or free:
+            continue
+        was, is_now = (json.dumps(side[where]) if where in side else "not set" for side in (before, after))
+        advice = _advice(observed or where.startswith("threat."), "Put it back")
+        raise RunFolderError(
+            f"{folder.path / 'scenario.yaml'}: {where} is {is_now}, but this run was made with {was}. {advice}"
+        )
+
+
+def _advice(audit_alone: bool, mend: str) -> str:
+    other = (
+        "delete records.jsonl and artifacts/ to audit under what is there now" if audit_alone else "start another run"
+    )
+    return f"{mend}, or {other}."
+
+
+def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of every leaf; an empty list or mapping is one, and so is a list of values."""
+    inner: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        inner = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        inner = [(str(index), item) for index, item in enumerate(value)]
+    if not inner:
+        yield where, value
+    for key, item in inner:
+        yield from _leaves(item, f"{where}.{key}" if where else key)
