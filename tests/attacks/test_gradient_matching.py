@@ -125,7 +125,8 @@ def test_l2_is_refused_where_the_scale_of_the_gradient_is_unknown(pictures: Labe
     assert GradientMatching(steps=1).run(delta, torch.Generator()).cautions
     told = TrainingKnowledge("sgd", 0.01, 0.0, 0.0, 1, None)
     known = Observation(update, one.model, one.image_shape, 7, 2, one.labels, one.normalization, told)
-    assert GradientMatching(distance="l2", steps=1).run(known, torch.Generator()).cautions == ()
+    cautions = GradientMatching(distance="l2", steps=1).run(known, torch.Generator()).cautions
+    assert not any("local steps" in caution for caution in cautions)
 
 
 @pytest.mark.parametrize(

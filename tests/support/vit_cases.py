@@ -24,6 +24,13 @@ def build(name: str = "vit_mini", size: int = 32, seed: int = 0, **kwargs: Any) 
     return models.build(ModelPart(name=name, kwargs=kwargs), CLASSES, size, seed)
 
 
+def build_april(seed: int = 0, **kwargs: Any) -> torch.nn.Module:
+    """Return a model whose first attention sees tokens and positions alone; 32 px, patch values as many as the width."""
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 12}
+    part = ModelPart(name="vit_tiny_patch16_224", kwargs={**sizes, **kwargs}, first_block="april")
+    return models.build(part, CLASSES, 32, seed)
+
+
 def observe(model: torch.nn.Module, update: Update, size: int = 32, **granted: Any) -> Observation:
     shape = (3, size, size)
     return Observation(
