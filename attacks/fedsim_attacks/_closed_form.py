@@ -60,12 +60,26 @@ def decay_share(update: Float[Tensor, "*axes"], start: Float[Tensor, "*axes"], a
     return share if left < 0.5 * float(sums.square().sum()) else 0.0
 
 
-def merge_bias(tokens: TokenGradient, bias: BiasGradient) -> TokenGradient:
-    """Return the least-squares estimate of the token gradients, given that they sum to `bias` up to equal noise.
+def merge_bias(
+    tokens: TokenGradient,
+    bias: BiasGradient,
+    token_variance: TokenGradient | None = None,
+    bias_variance: BiasGradient | None = None,
+) -> TokenGradient:
+    """Return the least-squares estimate of the token gradients, given that they sum to `bias` up to noise.
 
     It takes the noise out of the one direction that carries the picture's mean color.
+
+    Args:
+        tokens: as observed.
+        bias: as observed.
+        token_variance: of each entry; equal everywhere unless given.
+        bias_variance: the same.
     """
-    return tokens + (bias - tokens.sum(0)) / (len(tokens) + 1)
+    own = torch.ones_like(tokens) if token_variance is None else token_variance
+    other = torch.ones_like(bias) if bias_variance is None else bias_variance
+    total = (own.sum(0) + other).clamp_min(torch.finfo(tokens.dtype).tiny)
+    return tokens + own * ((bias - tokens.sum(0)) / total)
 
 
 class Decomposition(NamedTuple):
@@ -115,7 +129,7 @@ class Completion(NamedTuple):
 
 
 def complete(
-    system: Decomposition, weights: Weights, prior: Callable[[Patches], Patches], start: Patches | None = None
+    system: Decomposition, weights: Weights | Patches, prior: Callable[[Patches], Patches], start: Patches | None = None
 ) -> Completion:
     """Minimize ||G - A^T X||^2 + sum over columns of weight * energy of the prior.
 
@@ -123,7 +137,7 @@ def complete(
 
     Args:
         system: from `decompose`.
-        weights: of the prior, per column; positive.
+        weights: of the prior, per column, or per singular value and column; positive.
         prior: half the gradient of a convex quadratic energy.
         start: patches to start from.
     """
@@ -133,18 +147,27 @@ def complete(
     if not filled.shape[1]:
         return Completion(fixed, 0, 0)
     values = system.values[exact:, None]
+    weights = weights.expand_as(system.data)[exact:]
     stiffness = values.square() / weights
     target = values * system.data[exact:] / weights - filled.T @ prior(fixed)
     guess = torch.zeros_like(target) if start is None else filled.T @ start
-    unknown, steps = _conjugate_gradients(
+    unknown, steps = conjugate_gradients(
         lambda y: stiffness * y + filled.T @ prior(filled @ y), target, 1 / (stiffness + 1), guess
     )
     return Completion(fixed + filled @ unknown, filled.shape[1], steps)
 
 
-def _conjugate_gradients(
+def conjugate_gradients(
     operator: Callable[[Tensor], Tensor], target: Tensor, preconditioner: Tensor, start: Tensor
 ) -> tuple[Tensor, int]:
+    """Return the solution of a linear system with a symmetric positive operator, and the steps it took.
+
+    Args:
+        operator: the linear map.
+        target: its value at the solution.
+        preconditioner: an entrywise inverse of roughly its diagonal.
+        start: first guess.
+    """
     solution, residual = start.clone(), target - operator(start)
     scaled = preconditioner * residual
     direction, energy, quiet = scaled.clone(), float((residual * scaled).sum()), 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,10 +14,13 @@ from torch import Tensor, nn
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Normalization, Observation
 from fedsim.models import PatchGrid, patch_grid, prefix_rows
+from fedsim_attacks._aware_jigsaw import Occlusion, puzzle_names, restore
+from fedsim_attacks._aware_rounding import recognize
 from fedsim_attacks._closed_form import (
     BiasGradient,
     Decomposition,
     Noise,
+    Patches,
     ProjectionGradient,
     TokenGradient,
     Weights,
@@ -26,10 +31,20 @@ from fedsim_attacks._closed_form import (
 from fedsim_attacks._gradient import MeanGradient, mean_gradient
 
 GREY = 0.5
+ARITHMETIC = 1e-14  # squared relative error of a float32 sum
 ROUNDING = 1e-5  # relative error of an identity that float32 arithmetic can explain
 
 _PROJECTION, _POSITIONS, _BIAS = _NAMES = ("patch_embed.proj.weight", "pos_embed", "patch_embed.proj.bias")
 _PICTURE_VARIANCE = 0.05  # of pixels around a picture's mean color
+
+
+class EntryNoise(NamedTuple):
+    """Variance of what rounding took from or added to each entry; `bias` is None without a bias gradient."""
+
+    format: str
+    tokens: TokenGradient
+    projection: ProjectionGradient
+    bias: BiasGradient | None
 
 
 @dataclass(frozen=True)
@@ -38,11 +53,13 @@ class PatchSystem:
 
     Args:
         grid: how the model cuts pictures.
-        tokens: A as shared, without prefix rows.
+        tokens: A without prefix rows; as shared, or with masked rows restored.
         projection: gradient of the patch projection as shared.
         bias: gradient of its bias; None where there is none.
         noise: standard deviations, from identities.
         is_decay_known: whether weight decay is known to be absent or has been subtracted.
+        occlusion: masked patches, where some positions were hidden.
+        rounding: of the entries, where they were rounded.
     """
 
     grid: PatchGrid
@@ -51,6 +68,8 @@ class PatchSystem:
     bias: BiasGradient | None
     noise: Noise
     is_decay_known: bool
+    occlusion: Occlusion | None = None
+    rounding: EntryNoise | None = None
 
     @property
     def bias_error(self) -> float | None:
@@ -67,6 +86,8 @@ class PatchSystem:
     @property
     def relative_noise(self) -> float:
         """Norm of the noise in the token gradients over their norm."""
+        if self.rounding is not None:
+            return float(self.rounding.tokens.sum().sqrt() / self.tokens.norm())
         return float(self.noise.tokens * self.tokens.numel() ** 0.5 / self.tokens.norm())
 
     @property
@@ -78,8 +99,11 @@ class PatchSystem:
     def equations(self, normalization: Normalization) -> tuple[TokenGradient, ProjectionGradient]:
         """Return A, with its noise reduced where the bias gradient helps, and G for pixels minus grey."""
         tokens, error = self.tokens, self.bias_error
-        if self.bias is not None and error is not None and error > ROUNDING and self.is_sum_noisy:
-            tokens = merge_bias(tokens, self.bias)
+        if self.bias is not None and error is not None and error > ROUNDING:
+            if self.rounding is not None and self.rounding.bias is not None:
+                tokens = merge_bias(tokens, self.bias, self.rounding.tokens, self.rounding.bias)
+            elif self.is_sum_noisy:
+                tokens = merge_bias(tokens, self.bias)
         mean, std = self._per_value(normalization.mean), self._per_value(normalization.std)
         return tokens, self.projection * std + tokens.sum(0)[:, None] * (mean - GREY)
 
@@ -95,14 +119,28 @@ class PatchSystem:
         channels = system.residual.square().sum(0).view(self.grid.channels, -1).mean(1) / freedom
         return channels.repeat_interleave(self.grid.patch**2)
 
-    def excess(self, system: Decomposition, normalization: Normalization) -> float:
-        """Return the residual's variance over what noise explains, in the worst column.
+    def allowed(self, normalization: Normalization) -> Weights:
+        """Return the variance of an entry of G that can be noise, per column.
 
         Noise is alike in all tensors, or proportional to their entries (rounding): a level of G beyond both is no noise.
         """
         rounding = ROUNDING * float(self.projection.square().mean().sqrt())
-        level = min(self.noise.projection, max(3 * self.noise.tokens, rounding))
-        return float((self.shown(system) / self._variance(level, normalization)).max())
+        return self._variance(min(self.noise.projection, max(3 * self.noise.tokens, rounding)), normalization)
+
+    def rounded(self, normalization: Normalization, estimate: Patches | None) -> ProjectionGradient:
+        """Return the variance of each entry of G - A^T X that rounding explains.
+
+        Args:
+            normalization: of the client's model.
+            estimate: X so far; an average picture until there is one.
+        """
+        assert self.rounding is not None
+        shape = (self.grid.count, self.grid.values)
+        squares = self.tokens.new_full(shape, _PICTURE_VARIANCE) if estimate is None else estimate.square()
+        variance = self.rounding.projection * self._per_value(normalization.std).square()
+        variance = variance + self.rounding.tokens.T @ squares
+        arithmetic = ARITHMETIC * (self.projection.square().mean() + self.tokens.square().mean())
+        return variance + arithmetic
 
     def _variance(self, level: float, normalization: Normalization) -> Weights:
         unknown = self.noise.tokens**2 * self.grid.count * _PICTURE_VARIANCE
@@ -121,19 +159,51 @@ def read(observation: Observation) -> PatchSystem:
     """
     model = observation.model()
     grid = _grid(model, observation)
-    gradient = mean_gradient(observation, _NAMES)
-    if not gradient.is_decay_known:
-        gradient = _subtract_decay(gradient, model)
+    gradient = _read_gradient(observation, model, [*_NAMES, *puzzle_names(model)])
     tokens = _present(gradient, _POSITIONS)[0, prefix_rows(model) :]
     projection = _present(gradient, _PROJECTION).flatten(1)
     if len(tokens) != grid.count:
         raise AttackRefusedError(f"pos_embed has {len(tokens)} rows for patches, the grid {grid.count}.")
     if not tokens.any():
         raise AttackRefusedError("the gradient at the patches' position embeddings is zero.")
+    tokens, occlusion = restore(model, gradient.tensors, tokens)
     bias = gradient.tensors.get(_BIAS)
     bias = None if bias is None or not bias.any() else bias
     noise = noise_levels(tokens, projection, bias)
-    return PatchSystem(grid, tokens, projection, bias, noise, gradient.is_decay_known)
+    rounding = _entry_noise(observation, gradient, prefix_rows(model))
+    return PatchSystem(grid, tokens, projection, bias, noise, gradient.is_decay_known, occlusion, rounding)
+
+
+def read_projection(observation: Observation) -> tuple[PatchGrid, ProjectionGradient]:
+    """Return the patch grid and the projection's gradient alone, for any number of pictures.
+
+    Raises:
+        AttackRefusedError: the model has no plain patch projection, or its gradient is missing, zero or not finite.
+    """
+    model = observation.model()
+    grid = _grid(model, observation)
+    gradient = _read_gradient(observation, model, _NAMES)
+    return grid, _present(gradient, _PROJECTION).flatten(1)
+
+
+def _read_gradient(observation: Observation, model: nn.Module, names: Sequence[str]) -> MeanGradient:
+    gradient = mean_gradient(observation, names)
+    for name, tensor in gradient.tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AttackRefusedError(f"the gradient of {name} has entries that are not finite.")
+    return gradient if gradient.is_decay_known else _subtract_decay(gradient, model)
+
+
+def _entry_noise(observation: Observation, gradient: MeanGradient, first: int) -> EntryNoise | None:
+    """Return the variances that rounding left in the gradients, or None where nothing was rounded."""
+    rounding = recognize(observation, [name for name in _NAMES if name in gradient.tensors])
+    if rounding is None:
+        return None
+    scaled = {}
+    for name, variances in rounding.variances.items():
+        factor = gradient.tensors[name].norm() / observation.update.tensors[name].double().norm()
+        scaled[name] = variances * factor.square()
+    return EntryNoise(rounding.format, scaled[_POSITIONS][0, first:], scaled[_PROJECTION].flatten(1), scaled.get(_BIAS))
 
 
 def _grid(model: nn.Module, observation: Observation) -> PatchGrid:

@@ -13,7 +13,7 @@ from fedsim.exchange import Images
 Field = Float[Tensor, "batch channel height width"]
 
 _GREY = 0.5
-_GREY_PULL = 0.03  # weight of squared distance to grey beside squared neighbor differences; fitted to photographs
+GREY_PULL = 0.03  # weight of squared distance to grey beside squared neighbor differences; fitted to photographs
 _EDGE_FLOOR = 0.02  # pixel difference below which a neighbor pair counts as smooth
 
 
@@ -59,7 +59,7 @@ class Roughness(NamedTuple):
         """Return half the gradient of the prior's energy: a linear map of `images`."""
         vertical = (images[..., 1:, :] - images[..., :-1, :]) * self.vertical
         horizontal = (images[..., 1:] - images[..., :-1]) * self.horizontal
-        result = _GREY_PULL * images
+        result = GREY_PULL * images
         result[..., 1:, :] += vertical
         result[..., :-1, :] -= vertical
         result[..., 1:] += horizontal

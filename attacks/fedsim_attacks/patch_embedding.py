@@ -11,12 +11,19 @@ over local SGD steps keep the same form. Where singular values drown in noise, o
 directions are filled with the smoothest picture: minimize |G - A^T X|^2 + (s / smoothness)^2 roughness(X), where the noise
 s is read off identities that hold for every picture, and raised while the pixels are implausible.
 
+Defenses are part of the model, whether granted or not, because an update gives them away. Rounding (fp16, bf16, int8, the
+float32 grid of a delta's weights): entries lie on a grid, whose spacing is the noise of each; equations are weighed by it,
+and the prior becomes a Student's t over color differences fitted to the picture. Masked jigsaw positions: the unknown row
+holds the sum of the masked rows, which leaves the patches across the span of the masked ones determined; the gradient of
+the localization loss is known up to a factor, and the gradient of its head tells the factor. Clipping is a common factor.
+
 Differs from the paper: APRIL solves for the input of a first attention block without layer norm and without residual
 around it; here the block is stock, and the patch projection takes the place of query, key and value.
 
 Needs: grant `normalization`. One distinct picture in the update, learned position embeddings and a patch projection
-without norm, both shared; gradients, or deltas of local SGD. Uses `training` to undo weight decay. Cost: one singular
-value decomposition of patches x width, then up to a few hundred steps of conjugate gradients where something is missing.
+without norm, both shared; gradients, or deltas of local SGD. Uses `training` to undo weight decay, `defenses` to tell
+stochastic from nearest rounding and to warn of a shuffle. Cost: one singular value decomposition of patches x width, then
+up to a few hundred steps of conjugate gradients where something is missing; four of each on a rounded update.
 """
 
 from __future__ import annotations
@@ -25,29 +32,18 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Finding, Images, Observation
-from fedsim.models import PatchGrid
+from fedsim.exchange import Finding, Observation
 from fedsim_attacks import _patch_system
-from fedsim_attacks._closed_form import Completion, Decomposition, complete, decompose
-from fedsim_attacks._patch_system import GREY, ROUNDING, PatchSystem
-from fedsim_attacks._priors import Roughness
+from fedsim_attacks._patch_inversion import excess, invert
+from fedsim_attacks._patch_system import ROUNDING, PatchSystem
+from fedsim_attacks._row_space import assess
 
-_OVERSHOOT = 0.03  # root mean square of what leaves [0, 1] before an estimate counts as implausible
-_RAISE, _LARGEST_RAISE = 30.0, 1e16
 _NOTABLE_NOISE = 1e-3
 _NOTABLE_BIAS_ERROR = 1e-3
 _NOTABLE_EXCESS = 10.0
-
-
-class _Solution(NamedTuple):
-    images: Images
-    weight: float
-    raised: float
-    steps: int
 
 
 class _Diagnosis(NamedTuple):
@@ -64,6 +60,10 @@ class _Diagnosis(NamedTuple):
         patches: directions in all.
         prior_raised: factor by which the prior was raised until the pixels were plausible.
         steps: of conjugate gradients, in all.
+        defenses_told: names of the client's defenses; None where they are not granted.
+        rounding: format that the entries were rounded to; None where they were not.
+        masked_patches: how many patches shared the unknown position.
+        localization_weight: of the loss whose gradient was subtracted.
     """
 
     residual: float
@@ -76,6 +76,10 @@ class _Diagnosis(NamedTuple):
     patches: int
     prior_raised: float
     steps: int
+    defenses_told: list[str] | None
+    rounding: str | None
+    masked_patches: int
+    localization_weight: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,64 +113,40 @@ class PatchEmbedding(Attack):
         if normalization is None:
             raise AttackRefusedError("normalization is not granted; the patches are found in normalized units.")
         found = _patch_system.read(observation)
-        system = decompose(*found.equations(normalization))
-        variance = torch.maximum(found.explained(normalization), found.shown(system))
-        solution = self._solve(system, variance / self.smoothness**2, found.grid)
-        cutoff = max(solution.weight**0.5, found.noise_edge)
+        inversion = invert(found, normalization, self.smoothness, self.refinements)
+        system = inversion.conditioned.system
+        cutoff = max(inversion.weight**0.5, 0.0 if found.rounding else found.noise_edge)
         diagnosis = _Diagnosis(
             residual=float(system.residual.norm() / found.projection.norm()),
-            excess=found.excess(system, normalization),
+            excess=excess(found, inversion.conditioned, normalization),
             bias_identity_error=found.bias_error,
             relative_noise=found.relative_noise,
             condition_number=float(system.values[0] / system.values[system.rank - 1]),
             cutoff=float(cutoff / system.values[0]),
             rank=int((system.values > cutoff).sum()),
             patches=found.grid.count,
-            prior_raised=solution.raised,
-            steps=solution.steps,
+            prior_raised=inversion.raised,
+            steps=inversion.steps,
+            defenses_told=None if observation.defenses is None else [defense.name for defense in observation.defenses],
+            rounding=None if found.rounding is None else found.rounding.format,
+            masked_patches=0 if found.occlusion is None else int(found.occlusion.hidden.sum()),
+            localization_weight=0.0 if found.occlusion is None else found.occlusion.localization,
         )
-        return Finding(images=solution.images, trace=diagnosis._asdict(), cautions=_cautions(found, diagnosis))
-
-    def _solve(self, system: Decomposition, weights: Tensor, grid: PatchGrid) -> _Solution:
-        """Return the picture, with the prior raised until the pixels are plausible."""
-        floor = (torch.finfo(torch.float64).eps * system.values[0]) ** 2
-        weights = weights.clamp_min(float(floor))
-        prior = Roughness.uniform(grid.join(torch.zeros_like(system.data)[None]))
-        raised = 1.0
-        found = _complete(system, weights, prior, grid, None)
-        steps = found.steps
-        while _overshoot(found.patches) > _OVERSHOOT and raised < _LARGEST_RAISE:
-            raised *= _RAISE
-            found = _complete(system, weights * raised, prior, grid, found.patches)
-            steps += found.steps
-        # Edges pay where few directions are missing and the others are sharp; among noise they cost and gain nothing.
-        for _ in range(self.refinements if 0 < found.filled <= grid.count // 2 else 0):
-            prior = Roughness.around_edges(grid.join(found.patches[None]), self.smoothness)
-            found = _complete(system, weights * raised, prior, grid, found.patches)
-            steps += found.steps
-        images = (grid.join(found.patches[None]) + GREY).clamp(0, 1).float()
-        return _Solution(images, float(weights.max()) * raised, raised, steps)
-
-
-def _complete(
-    system: Decomposition, weights: Tensor, prior: Roughness, grid: PatchGrid, start: Tensor | None
-) -> Completion:
-    return complete(system, weights, lambda patches: grid.cut(prior.gradient(grid.join(patches[None])))[0], start)
-
-
-def _overshoot(centered: Tensor) -> float:
-    return float((centered.abs() - GREY).clamp_min(0).square().mean().sqrt())
+        cautions = (*_cautions(found, diagnosis), *_told_cautions(observation))
+        finding = Finding(images=inversion.images, trace=diagnosis._asdict(), cautions=cautions)
+        return assess(finding, observation)
 
 
 def _cautions(found: PatchSystem, diagnosis: _Diagnosis) -> tuple[str, ...]:
     listed = []
     error, (count, width) = diagnosis.bias_identity_error, found.tokens.shape
-    is_broken = error is not None and error > _NOTABLE_BIAS_ERROR and not found.is_sum_noisy
+    is_exact = found.rounding is None and not found.is_sum_noisy
+    is_broken = error is not None and error > _NOTABLE_BIAS_ERROR and is_exact
     is_mixed = diagnosis.residual > ROUNDING and diagnosis.excess > _NOTABLE_EXCESS
     if is_broken:
         listed.append(
             f"The token gradients do not sum to the projection's bias gradient (relative error {error:.1e}): part of them "
-            "is hidden, or entries were rescaled one by one (adaptive optimizer, pruning, quantization)."
+            "is hidden, or entries were rescaled one by one (adaptive optimizer, pruning)."
         )
     elif is_mixed:
         listed.append(
@@ -175,11 +155,17 @@ def _cautions(found: PatchSystem, diagnosis: _Diagnosis) -> tuple[str, ...]:
         )
     if not found.is_decay_known and (is_broken or is_mixed):
         listed.append("Weight decay would look the same; it can be undone exactly where `training` is granted.")
-    if diagnosis.relative_noise > _NOTABLE_NOISE:
+    if diagnosis.rounding is not None and diagnosis.relative_noise > ROUNDING:
+        listed.append(
+            f"Entries were rounded to {diagnosis.rounding}, by {diagnosis.relative_noise:.1e} of the token gradients: fine "
+            "detail leans on what the rest of the picture looks like."
+        )
+    elif diagnosis.rounding is None and diagnosis.relative_noise > _NOTABLE_NOISE:
         listed.append(
             f"Noise of {diagnosis.relative_noise:.1e} of the token gradients: {diagnosis.rank} of {count} directions stand "
             "out, the rest is filled smoothly."
         )
+    listed += _occlusion_cautions(found)
     empty = int((~found.tokens.any(dim=1)).sum())
     if empty:
         listed.append(f"{empty} of {count} patches have no gradient of their own and are filled smoothly.")
@@ -193,3 +179,25 @@ def _cautions(found: PatchSystem, diagnosis: _Diagnosis) -> tuple[str, ...]:
             "The direct solution leaves the range of pixels, so it was smoothed more than its noise asks for."
         )
     return tuple(listed)
+
+
+def _occlusion_cautions(found: PatchSystem) -> list[str]:
+    if found.occlusion is None:
+        return []
+    masked, values = int(found.occlusion.hidden.sum()), found.grid.values
+    if not masked:
+        return [
+            "The unknown position has a gradient, yet every patch has one too: several steps masked different patches, "
+            "which this finding takes for noise."
+        ]
+    return [
+        f"{masked} of {found.grid.count} patches share the unknown position: they are filled smoothly, and the others are "
+        f"known in {max(0, values - masked + 1)} of {values} directions of a patch."
+    ]
+
+
+def _told_cautions(observation: Observation) -> list[str]:
+    for defense in observation.defenses or ():
+        if defense.name == "mjp" and defense.params.get("unknown") is False and defense.params.get("shuffle"):
+            return ["The client shuffles patches and gives them away by nothing: some patches may be in wrong places."]
+    return []
