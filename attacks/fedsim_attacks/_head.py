@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Normalization, Observation
-from fedsim.models import HeadNames, head_names
+from fedsim.models import HeadNames, head_inputs, head_names
 from fedsim_attacks._gradient import mean_gradient
 from fedsim_attacks._priors import natural_noise
 
@@ -23,7 +23,6 @@ Features = Float[Tensor, "sample embed"]
 
 _LABEL_TRUST = 0.3  # weight of the model's own opinion of an auxiliary picture beside its label
 _RIDGE = 0.1  # of the functional that is one on every head input, in units of the inputs' mean square
-_CHUNK = 32  # pictures in one forward pass
 
 
 class References(NamedTuple):
@@ -122,13 +121,16 @@ def read_head(observation: Observation, references: Callable[[], References]) ->
         references: returns the reference pictures; asked where there is no bias gradient.
 
     Raises:
-        AttackRefusedError: it was not shared, or is zero, or the client's optimizer is not linear.
+        AttackRefusedError: it was not shared, is zero or not finite, or the client's optimizer is not linear; or the model
+            has no linear classifier, or one of one class.
     """
     model = observation.model()
+    check_classifier(model)
     names = head_names(model)
     gradient = mean_gradient(observation, [name for head in names for name in head if name is not None])
-    start = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
-    heads = tuple(_linear_head(head, start, gradient.tensors.get(head.weight)) for head in names)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors.values()):
+        raise AttackRefusedError("the gradient of the classifier is not finite.")
+    heads = tuple(_linear_head(model, head, gradient.tensors.get(head.weight)) for head in names)
     biases = [gradient.tensors[head.bias] for head in names if head.bias and head.bias in gradient.tensors]
     is_derived = len(biases) < len(names) or not any(bias.any() for bias in biases)
     if not is_derived:
@@ -142,9 +144,19 @@ def read_head(observation: Observation, references: Callable[[], References]) ->
     return HeadGradient(residual, heads, _noise(residual, heads), gradient.is_scaled, is_derived)
 
 
-def _linear_head(names: HeadNames, start: dict[str, Tensor], weight_gradient: Tensor | None) -> LinearHead:
-    weight = start[names.weight]
-    bias = weight.new_zeros(len(weight)) if names.bias is None else start[names.bias]
+def check_classifier(model: nn.Module) -> None:
+    """Refuse a model whose logits no linear layer with two or more outputs gives."""
+    found = model.get_classifier()  # type: ignore[operator]
+    heads = found if isinstance(found, tuple | list) else (found,)
+    if not all(isinstance(head, nn.Linear) for head in heads):
+        raise AttackRefusedError("the model has no linear classifier.")
+    if any(head.out_features < 2 for head in heads):
+        raise AttackRefusedError("the classifier has one class, so its loss is zero whatever the picture.")
+
+
+def _linear_head(model: nn.Module, names: HeadNames, weight_gradient: Tensor | None) -> LinearHead:
+    weight = model.get_parameter(names.weight).detach().double()
+    bias = weight.new_zeros(len(weight)) if names.bias is None else model.get_parameter(names.bias).detach().double()
     return LinearHead(weight, bias, weight_gradient)
 
 
@@ -175,15 +187,8 @@ def _step(model: nn.Module, observation: Observation) -> None:
                 parameter.add_(observation.update.tensors[name], alpha=0.5)
 
 
-@torch.no_grad()
 def _forward(model: nn.Module, images: Images) -> tuple[Logits, tuple[Features, ...]]:
-    caught: dict[int, list[Tensor]] = {}
-    modules = [model.get_submodule(names.weight.rpartition(".")[0]) for names in head_names(model)]
-    handles = [
-        module.register_forward_pre_hook(lambda _, inputs, i=i: caught.setdefault(i, []).append(inputs[0].double()))
-        for i, module in enumerate(modules)
-    ]
-    logits = [model(images[start : start + _CHUNK]).double() for start in range(0, len(images), _CHUNK)]
-    for handle in handles:
-        handle.remove()
-    return torch.cat(logits), tuple(torch.cat(caught[i]) for i in range(len(modules)))
+    inputs = tuple(rows.double() for rows in head_inputs(model, images))
+    heads = [_linear_head(model, names, None) for names in head_names(model)]
+    logits = [rows @ head.weight.T + head.bias for rows, head in zip(inputs, heads, strict=True)]
+    return torch.stack(logits).mean(0), inputs

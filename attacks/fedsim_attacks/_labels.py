@@ -7,13 +7,15 @@ gradient gives it: for the centered logits z, class sums S_c of z obey
 
 and pictures of one class deviate from the batch's mean logits zbar by little and in no common direction, beyond what the
 class itself explains. Weighted least squares over classes, with a prior from reference pictures, gives zbar; softmax around
-zbar gives mean(p). Signed features and repeated labels are no obstacle.
+zbar gives mean(p). A trained model's logits have no common mean; there, what training leaves as mean(p) is weighed in.
+Signed features and repeated labels are no obstacle. What is certain about the counts (`_label_bounds`) bounds them.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,16 +23,30 @@ from torch import Tensor
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import HardLabels, Observation
+from fedsim_attacks._gradient import local_steps
 from fedsim_attacks._head import ClassVector, HeadGradient, References, read_head, reference_pictures
+from fedsim_attacks._label_bounds import count_bounds, least_counts, side_by_side
+from fedsim_attacks._rounding import nearest_whole, onto_simplex
 
 _ROUNDS, _DAMPING = 20, 0.5
-_SYNTHETIC_DOUBT, _REAL_DOUBT = 0.3, 0.1  # variance of the batch's mean around the references', in a picture's variance
+_SYNTHETIC_DOUBT, _REAL_DOUBT = (
+    0.15,
+    0.1,
+)  # variance of the batch's mean around the references', in a picture's variance
 _SOFTENING = 0.5  # pictures, added to each class's count in its weight
 _MODEL_ERROR = 0.1  # counts; what the approximations leave beside noise
-_SYNTHETIC_MISFIT, _REAL_MISFIT = 1.0, 0.5  # how badly references tell a trained model's classes apart
+_SYNTHETIC_MISFIT, _REAL_MISFIT = 2.0, 1.0  # variance of a count beside that of a sum of probabilities
 _MOST_CLASSES = 256  # candidates of the integer search
-_MOST_SWAPS = 1000
+_EVEN_MARGINAL, _REAL_MARGINAL = (
+    0.75,
+    0.5,
+)  # weight of a trained model's mean softmax where it is guessed, and where seen
+BLUNT = 0.03  # sharpness from which on a model counts as trained
 DOUBTFUL = 0.9
+UNSCALED = (
+    "The recipe that scales this update is not granted; the scale was set so that classes without a picture agree with the "
+    "reference pictures."
+)
 
 
 class LabelCounts(NamedTuple):
@@ -86,32 +102,58 @@ def count_labels(observation: Observation, references: int, generator: torch.Gen
     """
     count = picture_count(observation)
     look_up = functools.cache(lambda: reference_pictures(observation, references, generator))
-    head = read_head(observation, look_up)
+    found = counted(read_head(observation, look_up), look_up, count, is_single_step(observation))
+    return found._replace(cautions=found.cautions + soft_label_cautions(observation))
+
+
+def counted(head: HeadGradient, references: Callable[[], References], count: int, single_step: bool) -> LabelCounts:
+    """Return the class counts behind the gradient of a classifier.
+
+    Args:
+        head: the gradient.
+        references: returns reference pictures; not asked for a single picture.
+        count: pictures.
+        single_step: whether all pictures weigh the same in the gradient.
+    """
     cautions = []
     if head.is_derived:
         cautions.append(
             "The classifier's bias gradient is missing; what stands in for it makes the confidence too high."
         )
     if count == 1:
-        counts, confidence = _single(head.residual)
+        counts, confidence = _single(head)
         expected = counts.double()
     else:
+        known, exact = references(), single_step and head.is_scaled
         if not head.is_scaled:
-            head = head.scaled(1 / _scale(head, look_up(), count))
-            cautions.append(
-                "The recipe that scales this update is not granted; the scale was set so that classes without a picture "
-                "agree with the reference pictures."
-            )
-        estimate = _estimate(head, look_up(), count)
-        counts, confidence = _nearest_counts(estimate, head, count, _model_error(look_up(), count))
+            head = rescaled(head, known, count)
+            cautions.append(UNSCALED)
+        estimate = _estimate(head, known, count)
+        counts, confidence = _nearest_counts(estimate, head, count, _model_error(known, count), exact)
         expected = estimate.expected
     if confidence < DOUBTFUL:
         cautions.append(f"The counts as a whole are right with a probability of about {confidence:.0%}.")
     return LabelCounts(counts, expected, confidence, head.noise, tuple(cautions))
 
 
-def _single(residual: ClassVector) -> tuple[Tensor, float]:
+def soft_label_cautions(observation: Observation) -> tuple[str, ...]:
+    """Return what to say of counts where the client is known to train on soft labels."""
+    training = observation.training
+    if training is None or (training.label_smoothing == 0 and training.mixup is None):
+        return ()
+    return ("The client smooths labels or mixes pictures; its labels were counted as if each were one class.",)
+
+
+def is_single_step(observation: Observation) -> bool:
+    """Return whether all pictures weigh the same in the update: one gradient, or one local step."""
+    return observation.update.kind == "gradient" or local_steps(observation) == 1
+
+
+def _single(head: HeadGradient) -> tuple[Tensor, float]:
     """Return the counts of one picture: its class alone has a negative residual."""
+    residual, rows = head.residual, side_by_side(head)
+    if head.is_derived and rows is not None:
+        residual = _left_factor(rows)
     ascending = residual.sort()
     counts = torch.zeros(len(residual), dtype=torch.int64)
     counts[ascending.indices[0]] = 1
@@ -119,11 +161,22 @@ def _single(residual: ClassVector) -> tuple[Tensor, float]:
     return counts, 1 - second / least if least else 0.0
 
 
-def _scale(head: HeadGradient, known: References, count: int) -> float:
-    """Return the factor of a gradient, given that its absent classes must show the reference probabilities."""
+def _left_factor(rows: Tensor) -> Tensor:
+    """Return the residual of one picture, up to a positive factor: its entries sum to zero and one is negative.
+
+    Of two classes, either may be it.
+    """
+    factor: Tensor = torch.linalg.svd(rows, full_matrices=False)[0][:, 0]
+    largest = factor.abs().argmax()
+    factor = -factor.sign()[largest] * factor
+    return factor if len(factor) > 2 else -factor.abs()
+
+
+def rescaled(head: HeadGradient, known: References, count: int) -> HeadGradient:
+    """Return a gradient of unknown factor so that its absent classes show the reference probabilities."""
     ratios = (head.residual / known.logits.softmax(1).mean(0)).sort(descending=True).values
     absent = ratios[: max(len(ratios) - count, 1)].median()
-    return max(float(absent), torch.finfo(torch.float32).tiny)
+    return head.scaled(1 / max(float(absent), torch.finfo(torch.float32).tiny))
 
 
 def _estimate(head: HeadGradient, known: References, count: int) -> _Estimate:
@@ -146,17 +199,42 @@ def _estimate(head: HeadGradient, known: References, count: int) -> _Estimate:
             target = target + count * (moment - covariance) + (leverage * filled) @ (class_means - mean)
             precision = prior + float(leverage @ pull)
         center = (1 - _DAMPING) * center + _DAMPING * target / precision
-        shares = (1 - _DAMPING) * shares + _DAMPING * _onto_simplex(expected, count) / count
+        shares = (1 - _DAMPING) * shares + _DAMPING * onto_simplex(expected, count) / count
+    share, marginal = _marginal(known)
+    expected = (1 - share) * expected + share * count * (marginal - head.residual)
     return _Estimate(expected, _deviations(weights, around, probabilities, precision, count))
 
 
-def _model_error(known: References, count: int) -> float:
-    """Return the standard deviation of a count that the approximations leave, larger where the model tells classes apart."""
+def _marginal(known: References) -> tuple[float, ClassVector]:
+    """Return the mean softmax that training alone leaves, even or as on real references, and how much to trust it.
+
+    A trained model's logits are no longer near a common mean, but its mean softmax is that of the labels it was trained on.
+    """
+    trust = (_REAL_MARGINAL if known.is_real else _EVEN_MARGINAL) * _training(known)
+    mean = known.logits.softmax(1).mean(0)
+    return trust, mean if known.is_real else torch.full_like(mean, 1 / len(mean))
+
+
+def _training(known: References) -> float:
+    """Return 0 for an untrained model and nearly 1 for one that tells classes apart, though not well yet."""
+    told = sharpness(known) ** 2
+    return told / (told + BLUNT**2)
+
+
+def sharpness(known: References) -> float:
+    """Return how far the model tells classes apart on reference pictures: 0 for an untrained one, 1 for certainty."""
     opinions = known.shares.T @ known.logits.softmax(1)
-    classes = len(opinions)
-    sharpness = (float(opinions.diagonal().sum()) - 1) / (classes - 1)
+    return (float(opinions.diagonal().sum()) - 1) / max(len(opinions) - 1, 1)
+
+
+def _model_error(known: References, count: int) -> float:
+    """Return the standard deviation of a count that the approximations leave, larger where the model tells classes apart.
+
+    B probabilities of a class, of which most are small, have a sum of variance about B sharpness / C.
+    """
     misfit = _REAL_MISFIT if known.is_real else _SYNTHETIC_MISFIT
-    return math.hypot(_MODEL_ERROR, misfit * sharpness * count / classes)
+    variance = misfit * _training(known) * sharpness(known) * count / known.logits.shape[1]
+    return math.sqrt(_MODEL_ERROR**2 + max(variance, 0.0))
 
 
 def _deviations(weights: Tensor, around: Tensor, probabilities: Tensor, precision: float, count: int) -> Tensor:
@@ -169,46 +247,16 @@ def _deviations(weights: Tensor, around: Tensor, probabilities: Tensor, precisio
     return torch.cat([roots * linear / precision**0.5, roots * curved / count**0.5])
 
 
-def _nearest_counts(estimate: _Estimate, head: HeadGradient, count: int, model_error: float) -> tuple[Tensor, float]:
+def _nearest_counts(
+    estimate: _Estimate, head: HeadGradient, count: int, model_error: float, exact: bool
+) -> tuple[Tensor, float]:
     """Return the whole counts nearest to the expected ones in their covariance, and how likely those are all right."""
-    active = estimate.expected.topk(min(_MOST_CLASSES, len(estimate.expected))).indices
+    ranked = torch.where(least_counts(head, count, exact) > 0, torch.inf, estimate.expected)
+    active = ranked.topk(min(_MOST_CLASSES, len(ranked))).indices
     expected, rows = estimate.expected[active], estimate.deviations[:, active]
     spread = model_error**2 + (count * head.noise) ** 2
     precision = torch.linalg.inv(rows.T @ rows + spread * torch.eye(len(active), dtype=rows.dtype))
-    whole = _largest_remainder(expected, count)
-    least = (-count * head.residual[active] - 1).floor()  # mean(p) is not negative
-    for _ in range(_MOST_SWAPS):
-        costs = _swap_costs(whole, expected, precision, least)
-        best = int(costs.argmin())
-        if not costs.flatten()[best] < 0:
-            break
-        whole = whole.clone()
-        whole[best // len(active)] -= 1
-        whole[best % len(active)] += 1
-    confidence = 1 / (1 + float((-costs / 2).exp().sum()))
+    whole, confidence = nearest_whole(expected, precision, count_bounds(head, active, count, exact), count)
     counts = torch.zeros(len(estimate.expected), dtype=torch.int64)
     counts[active] = whole.long()
     return counts, confidence
-
-
-def _swap_costs(whole: Tensor, expected: Tensor, precision: Tensor, least: Tensor) -> Tensor:
-    """Return what moving one picture from the class of the row to that of the column adds to the squared distance."""
-    slope, own = 2 * precision @ (whole - expected), precision.diagonal()
-    costs = slope[None] - slope[:, None] + own[:, None] + own[None] - 2 * precision
-    allowed = (whole >= 1) & (whole > least)
-    return costs.masked_fill(~allowed[:, None] | torch.eye(len(whole), dtype=torch.bool), torch.inf)
-
-
-def _largest_remainder(expected: Tensor, count: int) -> Tensor:
-    projected = _onto_simplex(expected, count)
-    whole = projected.floor()
-    rest = round(count - float(whole.sum()))
-    whole[(projected - whole).topk(rest).indices] += 1
-    return whole
-
-
-def _onto_simplex(values: Tensor, total: int) -> Tensor:
-    """Return the nearest point with entries of at least 0 that sum to `total`."""
-    descending = values.sort(descending=True).values
-    excess = (descending.cumsum(0) - total) / torch.arange(1, len(values) + 1, dtype=values.dtype)
-    return (values - excess[int((descending > excess).nonzero()[-1])]).clamp_min(0)

@@ -3,7 +3,8 @@ import copy
 import pytest
 import timm
 import torch
-from fedsim_attacks._labels import _largest_remainder, count_labels, picture_count
+from fedsim_attacks._labels import count_labels, picture_count
+from fedsim_attacks._rounding import largest_remainder
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -112,14 +113,14 @@ def test_confidence_falls_with_noise(pictures: LabeledImages) -> None:
 
 @given(values=st.lists(st.floats(-5, 20), min_size=1, max_size=12), count=st.integers(1, 64))
 def test_rounded_counts_are_whole_not_negative_and_sum_to_the_batch(values: list[float], count: int) -> None:
-    whole = _largest_remainder(torch.tensor(values, dtype=torch.float64), count)
+    whole = largest_remainder(torch.tensor(values, dtype=torch.float64), count)
     assert float(whole.sum()) == count
     assert float(whole.min()) >= 0
     assert torch.equal(whole, whole.round())
 
 
 def test_whole_counts_stay_as_they_are() -> None:
-    assert _largest_remainder(torch.tensor([3.0, 0.0, 2.0, 5.0]), 10).tolist() == [3, 0, 2, 5]
+    assert largest_remainder(torch.tensor([3.0, 0.0, 2.0, 5.0]), 10).tolist() == [3, 0, 2, 5]
 
 
 def test_the_number_of_labels_is_that_of_the_pictures() -> None:
