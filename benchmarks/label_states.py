@@ -63,21 +63,22 @@ def untrained(pools: Pools, seed: int) -> State:
     return State("untrained", model, accuracy(model, pools.train, 500), accuracy(model, pools.test, 500))
 
 
-def trained(pools: Pools, targets: list[float], cache: Path, key: str) -> list[State]:
+def trained(pools: Pools, targets: list[float], cache: Path, key: str, seed: int = 0) -> list[State]:
     """Return one state per target accuracy, ascending, each trained on from the one before; from the cache where it has it.
 
     Args:
         pools: the clients' pictures are `train`.
         targets: accuracies on the clients' pictures.
         cache: folder of weights.
-        key: what tells these pools from others in the cache.
+        key: what tells these pools and this seed from others in the cache.
+        seed: of the initial weights and of the order of pictures.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    model, states = models.build(MODEL, len(pools.class_names), SIZE, 0), []
+    model, states = models.build(MODEL, len(pools.class_names), SIZE, seed), []
     for number, target in enumerate(targets):
         file = cache / f"{key}-{target:g}.safetensors"
         if not file.exists():
-            _train(model, pools.train, target, _RATE / 3**number)
+            _train(model, pools.train, target, _RATE / 3**number, seed)
             save_file(model.state_dict(), file)
         model.load_state_dict(load_file(file))
         name, victim = f"trained to {target:.0%}", copy.deepcopy(model)
@@ -85,11 +86,11 @@ def trained(pools: Pools, targets: list[float], cache: Path, key: str) -> list[S
     return states
 
 
-def batches(pool: Pool, classes: int, size: int, count: int) -> list[Batch]:
-    """Return batches whose labels are drawn with replacement; the pictures of one batch are all different."""
+def batches(pool: Pool, classes: int, size: int, count: int, first: int = 0) -> list[Batch]:
+    """Return batches number `first` and on: labels drawn with replacement, the pictures of one batch all different."""
     members = [(pool.labels == c).nonzero()[:, 0] for c in range(classes)]
     drawn = []
-    for index in range(count):
+    for index in range(first, first + count):
         generator = torch_generator(index, "batch", size)
         labels = torch.randint(classes, (size,), generator=generator)
         chosen = torch.empty_like(labels)
@@ -126,13 +127,13 @@ def accuracy(model: nn.Module, pool: Pool, most: int) -> float:
     return right / count
 
 
-def _train(model: nn.Module, pool: Pool, target: float, rate: float) -> None:
+def _train(model: nn.Module, pool: Pool, target: float, rate: float, seed: int) -> None:
     """Train until the target is met."""
     normalization, start = models.normalization(model), time.process_time()
     known = pool.read(range(len(pool)))
     images = normalization.normalize(known.images)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
-    generator, step = torch_generator(0, "train"), 0
+    generator, step = torch_generator(seed, "train"), 0
     while time.process_time() - start < _MOST_SECONDS:
         for chosen in torch.randperm(len(pool), generator=generator).split(_BATCH):
             optimizer.zero_grad()

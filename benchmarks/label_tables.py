@@ -52,7 +52,7 @@ class Case(NamedTuple):
 Method = Callable[[Case], Tensor]
 
 
-def load(classes: int, cifar: Path | None, samples: int) -> tuple[str, Pools]:
+def load(classes: int, cifar: Path | None, samples: int, seed: int) -> tuple[str, Pools]:
     """Return the data's name and its pools, read into memory."""
     params: dict[str, Any] = {"image_size": SIZE, "samples": samples, "test_samples": 1000}
     if cifar and classes == 10:
@@ -60,16 +60,16 @@ def load(classes: int, cifar: Path | None, samples: int) -> tuple[str, Pools]:
     else:
         name, params = f"shapes{classes}", params | {"classes": classes}
     source: Source = plugins.build("data", Source, "parquet" if name == "cifar10" else "shapes", params, "data")
-    pools = source.load(0)
+    pools = source.load(seed)
     kept = {part: in_memory(getattr(pools, part)) for part in ("train", "test", "auxiliary")}
     return name, dataclasses.replace(pools, **kept)
 
 
-def cases(state: State, pools: Pools, size: int, count: int, known: LabeledImages) -> list[Case]:
-    """Return batches of one size."""
+def cases(state: State, pools: Pools, size: int, numbers: range, known: LabeledImages) -> list[Case]:
+    """Return batches of one size, by their numbers."""
     made, classes = [], len(pools.class_names)
     model: Callable[[], nn.Module] = lambda: state.model  # noqa: E731  no method changes it
-    for batch in batches(pools.train, classes, size, count):
+    for batch in batches(pools.train, classes, size, len(numbers), numbers.start):
         update = Update(1, 0, "gradient", head_gradient(state.model, batch), size)
         normalization = models.normalization(state.model)
         blind = Observation(update, model, SHAPE, classes, batch_size=size, normalization=normalization)
@@ -141,13 +141,13 @@ def measure(method: Method, given: list[Case]) -> dict[str, Any]:
     return {name: round(value, 4) for name, value in scores.items()} | {"milliseconds": round(milliseconds, 1)}
 
 
-def table(state: State, pools: Pools, sizes: list[int], count: int, peers: bool) -> dict[str, dict[int, Any]]:
+def table(state: State, pools: Pools, sizes: list[int], numbers: range, peers: bool) -> dict[str, dict[int, Any]]:
     """Return scores by method and batch size."""
     known = auxiliary(pools)
     scores: dict[str, dict[int, Any]] = {}
     others = {f"breaching {name}": theirs(name) for name in STRATEGIES} if peers else {}
     for size in sizes:
-        given = cases(state, pools, size, count, known)
+        given = cases(state, pools, size, numbers, known)
         methods: dict[str, Method] = {"auto": auto(False), "auto, auxiliary": auto(True)}
         methods |= {name: rule(name, given[0]) for name in RULES}
         methods |= {**others, "even": even}
@@ -196,17 +196,19 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=40, help="of every size")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--cache", type=Path, default=Path("runs/label_states"), help="folder of trained weights")
+    parser.add_argument("--seed", type=int, default=0, help="of pictures, weights and batches")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     peer = version()
     facts: dict[str, Any] = {"model": MODEL.name, **MODEL.kwargs, "breaching": peer, "batch_sizes": options.batch_sizes}
     results: list[dict[str, Any]] = []
+    numbers = range(options.seed * options.batches, (options.seed + 1) * options.batches)
     for classes in options.classes:
-        data, pools = load(classes, options.cifar, options.samples)
-        key = f"{data}-{options.samples}"
-        for state in [untrained(pools, 0), *trained(pools, TRAINED_TO, options.cache, key)]:
-            scores = table(state, pools, options.batch_sizes, options.batches, peer is not None)
+        data, pools = load(classes, options.cifar, options.samples, options.seed)
+        key = f"{data}-{options.samples}" + (f"-{options.seed}" if options.seed else "")
+        for state in [untrained(pools, options.seed), *trained(pools, TRAINED_TO, options.cache, key, options.seed)]:
+            scores = table(state, pools, options.batch_sizes, numbers, peer is not None)
             accuracies = f"{state.train_accuracy:.0%} of the clients' pictures, {state.test_accuracy:.0%} of others"
             show(f"{data}, {classes} classes, {state.name} (right on {accuracies})", scores, options.batch_sizes)
             short = {size: round(shortfall(scores, size), 4) for size in options.batch_sizes}
