@@ -302,8 +302,10 @@ def test_an_audit_reads_the_run_only_once_it_holds_it(fedsim, finished, monkeypa
 def test_control_c_ends_a_run_and_its_workers_at_once_and_quietly(processes, file, stand_ins, tmp_path):
     attack = {"name": "stand_ins:Sleeps", "params": {"note": str(tmp_path / "asleep")}}
     file.write_text(yaml.safe_dump(SMALL | {"attacks": [attack], "audit": {"processes": processes}}))
+    # As in a terminal: what runs in the background inherits that Ctrl-C is ignored.
+    command = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fedsim.cli import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-m", "fedsim", "run", str(file), "--out", str(tmp_path / "slow")],
+        [sys.executable, "-c", command, "run", str(file), "--out", str(tmp_path / "slow")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
