@@ -303,7 +303,9 @@ def test_control_c_ends_a_run_and_its_workers_at_once_and_quietly(processes, fil
     attack = {"name": "stand_ins:Sleeps", "params": {"note": str(tmp_path / "asleep")}}
     file.write_text(yaml.safe_dump(SMALL | {"attacks": [attack], "audit": {"processes": processes}}))
     # As in a terminal: what runs in the background inherits that Ctrl-C is ignored.
-    command = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fedsim.cli import main; main()"
+    command = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fedsim.cli import main; main()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", command, "run", str(file), "--out", str(tmp_path / "slow")],
         stdout=subprocess.PIPE,
@@ -311,11 +313,16 @@ def test_control_c_ends_a_run_and_its_workers_at_once_and_quietly(processes, fil
         text=True,
         start_new_session=True,
     )
-    while process.poll() is None and not (tmp_path / "asleep").exists():
-        time.sleep(0.05)
-    # The whole group, as a terminal does.
-    os.killpg(process.pid, signal.SIGINT)
-    output, message = process.communicate(timeout=60)
+    try:
+        while process.poll() is None and not (tmp_path / "asleep").exists():
+            time.sleep(0.05)
+        # The whole group, as a terminal does.
+        os.killpg(process.pid, signal.SIGINT)
+        output, message = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
     assert process.returncode == 130, output + message
     assert message == f"interrupted; go on with fedsim run --resume {tmp_path / 'slow'}\n"
     with RunFolder.open(tmp_path / "slow").locked():
