@@ -13,9 +13,8 @@ from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Normalization, Observation
 from fedsim.models import PatchGrid, patch_grid
 from fedsim_attacks._bilinear import Projection
-from fedsim_attacks._priors import natural_noise
+from fedsim_attacks._priors import GREY, natural_noise
 
-GREY = 0.5
 POSITIONS, WEIGHTS, BIAS = "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias"
 PREFIX = ("cls_token", "reg_token")  # in timm's order; their gradients stand in where pos_embed has no rows for them
 

@@ -20,12 +20,10 @@ from fedsim_attacks._closed_form import (
     complete,
     decompose,
 )
+from fedsim_attacks._filling import RAISE, is_implausible, picture
 from fedsim_attacks._fitted_prior import ColorEdges
-from fedsim_attacks._patch_system import GREY, PatchSystem
+from fedsim_attacks._patch_system import PatchSystem
 from fedsim_attacks._priors import Roughness
-
-_OVERSHOOT = 0.03  # root mean square of what leaves [0, 1] before an estimate counts as implausible
-_RAISE, _LARGEST_RAISE = 30.0, 1e16
 
 _Prior = Roughness | ColorEdges
 
@@ -87,8 +85,8 @@ def invert(found: PatchSystem, normalization: Normalization, smoothness: float, 
     prior: _Prior = Roughness.uniform(grid.join(torch.zeros_like(conditioned.system.data)[None]))
     solution = completed(prior, None)
     for attempt in range(refinements + 1):
-        while _overshoot(solution.patches) > _OVERSHOOT and raised < _LARGEST_RAISE:
-            raised *= _RAISE
+        while is_implausible(solution.patches, raised):
+            raised *= RAISE
             solution = completed(prior, solution.patches)
         if attempt == refinements or not _is_worth_refining(found, solution, raised):
             break
@@ -96,9 +94,8 @@ def invert(found: PatchSystem, normalization: Normalization, smoothness: float, 
             conditioned = condition(found, normalization, *tokens_and_target, solution.patches)
         prior = _refined(found, grid.join(solution.patches[None]), smoothness)
         solution = completed(prior, solution.patches)
-    images = (grid.join(solution.patches[None]) + GREY).clamp(0, 1).float()
     weight = max(float(conditioned.variances.max()) / smoothness**2, _floor(conditioned.system)) * raised
-    return Inversion(images, conditioned, weight, raised, steps)
+    return Inversion(picture(solution.patches, grid), conditioned, weight, raised, steps)
 
 
 def condition(
@@ -214,7 +211,3 @@ def _complete(
 
 def _floor(system: Decomposition) -> float:
     return float((torch.finfo(torch.float64).eps * system.values[0]) ** 2)
-
-
-def _overshoot(centered: Patches) -> float:
-    return float((centered.abs() - GREY).clamp_min(0).square().mean().sqrt())

@@ -29,8 +29,8 @@ from fedsim_attacks._closed_form import (
     noise_levels,
 )
 from fedsim_attacks._gradient import MeanGradient, mean_gradient
+from fedsim_attacks._priors import GREY
 
-GREY = 0.5
 ARITHMETIC = 1e-14  # squared relative error of a float32 sum
 ROUNDING = 1e-5  # relative error of an identity that float32 arithmetic can explain
 

@@ -12,7 +12,7 @@ from fedsim.exchange import Images
 
 Field = Float[Tensor, "batch channel height width"]
 
-_GREY = 0.5
+GREY = 0.5
 GREY_PULL = 0.03  # weight of squared distance to grey beside squared neighbor differences; fitted to photographs
 _EDGE_FLOOR = 0.02  # pixel difference below which a neighbor pair counts as smooth
 
@@ -83,5 +83,5 @@ def natural_noise(count: int, shape: tuple[int, int, int], generator: torch.Gene
     contrast = 0.05 + 0.25 * torch.rand(count, 1, 1, 1, generator=generator)
     brightness = 0.2 * torch.randn(count, 1, 1, 1, generator=generator)
     color = 0.075 * torch.randn(count, channels, 1, 1, generator=generator)
-    images: Tensor = _GREY + brightness + color + contrast * texture
+    images: Tensor = GREY + brightness + color + contrast * texture
     return images.clamp(0, 1)

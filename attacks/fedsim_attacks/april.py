@@ -27,14 +27,13 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
 from fedsim_attacks import _april_system
 from fedsim_attacks._april_system import AprilSystem
 from fedsim_attacks._bilinear import Bilinear, complete_bilinear
 from fedsim_attacks._closed_form import Weights
-from fedsim_attacks._filling import fill
+from fedsim_attacks._filling import SmoothInversion, fill
 from fedsim_attacks._gradient import local_steps
 
 _RANK = 1e-12
@@ -73,7 +72,7 @@ class _Diagnosis(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class April(Attack):
+class April(SmoothInversion):
     """Closed-form inversion of a first attention without layer norm and residual.
 
     Args:
@@ -85,17 +84,6 @@ class April(Attack):
         "Lu et al. APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers. CVPR 2022. "
         "https://arxiv.org/abs/2112.14087"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"normalization"})
-    recovers: ClassVar[frozenset[Recovers]] = frozenset({"images"})
-
-    smoothness: float = 0.1
-    refinements: int = 3
-
-    def __post_init__(self) -> None:
-        if not 0 < self.smoothness < 1:
-            raise ValueError(f"smoothness: expected a number between 0 and 1, both excluded, got {self.smoothness}.")
-        if self.refinements < 0:
-            raise ValueError(f"refinements: expected at least 0, got {self.refinements}.")
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Solve for the picture; draws the picture on which the model is tried."""

@@ -33,10 +33,10 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
 from fedsim_attacks import _patch_system
+from fedsim_attacks._filling import SmoothInversion
 from fedsim_attacks._patch_inversion import excess, invert
 from fedsim_attacks._patch_system import ROUNDING, PatchSystem
 from fedsim_attacks._row_space import assess
@@ -83,7 +83,7 @@ class _Diagnosis(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchEmbedding(Attack):
+class PatchEmbedding(SmoothInversion):
     """Closed-form inversion of the patch embedding, completed smoothly where the update says nothing.
 
     Args:
@@ -95,17 +95,6 @@ class PatchEmbedding(Attack):
         "Patch-embedding inversion, this project; after Lu et al. APRIL: Finding the Achilles' Heel on Privacy for Vision "
         "Transformers. CVPR 2022. https://arxiv.org/abs/2112.14087"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"normalization"})
-    recovers: ClassVar[frozenset[Recovers]] = frozenset({"images"})
-
-    smoothness: float = 0.1
-    refinements: int = 3
-
-    def __post_init__(self) -> None:
-        if not 0 < self.smoothness < 1:
-            raise ValueError(f"smoothness: expected a number between 0 and 1, both excluded, got {self.smoothness}.")
-        if self.refinements < 0:
-            raise ValueError(f"refinements: expected at least 0, got {self.refinements}.")
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Invert the patch embedding; draws nothing."""
