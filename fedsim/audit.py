@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import json
 import multiprocessing
-import os
 import queue
 import signal
 import threading
@@ -20,19 +19,15 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
-import torch
-
-from fedsim import assessment, attempt
-from fedsim import plan as planning
+from fedsim import attempt, workers
 from fedsim.assessment import Record, Task
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.plan import Plan
 from fedsim.recording import RunFolder
+from fedsim.workers import InThisProcess, Workers
 
 _Kind = Literal["attempt", "assess"]
 
@@ -177,14 +172,14 @@ class Auditor:
 
     def _executor(self) -> Executor:
         if self._plan.scenario.audit.processes == 0:
-            return _InThisProcess(self._plan, self._folder)
-        return _Workers(self._pool)
+            return InThisProcess(self._plan, self._folder)
+        return Workers(self._pool)
 
     def _pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             self._plan.scenario.audit.processes,
             mp_context=self._context,
-            initializer=_start_worker,
+            initializer=workers.start_worker,
             initargs=(str(self._folder.path), self._lifeline),
         )
 
@@ -285,7 +280,7 @@ class Auditor:
             # Whatever the pool held ends with it; nothing is begun anew where the parent itself has let go.
             if self._running or self._line.closed:
                 return
-            assert isinstance(executor, _Workers), "only a process dies"
+            assert isinstance(executor, Workers), "only a process dies"
             executor.restart()
             self._is_broken = False
         if self._suspects:
@@ -310,9 +305,9 @@ class Auditor:
     def _start(self, executor: Executor, kind: _Kind, task: Task) -> None:
         self._running += 1
         if kind == "assess":
-            future: Future[Any] = executor.submit(_assess, task, self._partners[task])
+            future: Future[Any] = executor.submit(workers.assess, task, self._partners[task])
         else:
-            future = executor.submit(_attempt, task)
+            future = executor.submit(workers.attack, task)
         future.add_done_callback(functools.partial(self._done, kind, task))
 
     def _done(self, kind: _Kind, task: Task, future: Future[Any]) -> None:
@@ -330,99 +325,3 @@ def _task_of(plan: Plan, record: Record) -> Task:
             "Delete the line, or the file, to audit again."
         ) from None
     return Task(record["round"], record["client"], index)
-
-
-# What workers do; the folder is all that they share with the parent.
-
-
-class _Work(NamedTuple):
-    plan: Plan
-    folder: RunFolder
-
-
-_work: _Work | None = None
-
-
-def _start_worker(folder: str, lifeline: Connection) -> None:
-    global _work
-    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
-    torch.set_num_threads(1)
-    opened = RunFolder.open(Path(folder))
-    _work = _Work(planning.of(opened.scenario()), opened)
-
-
-def _end_with_parent(lifeline: Connection) -> None:
-    """Exit when the parent is gone or wants no more: its workers would otherwise wait for ever, or work for nothing."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel, lifeline])
-        os._exit(1)
-
-
-def _attempt(task: Task) -> None:
-    assert _work is not None
-    _work.folder.refresh()
-    attempt.run(_work.plan, _work.folder, task.round, task.client, _work.plan.attacks[task.attack])
-
-
-def _assess(task: Task, partner: int | None) -> Record:
-    assert _work is not None
-    _work.folder.refresh()
-    return assessment.assess(_work.plan, _work.folder, task, partner)
-
-
-def _answer() -> None:
-    """Show that a worker has started."""
-
-
-class _Workers(Executor):
-    """A pool of worker processes that can be started again after one of them died."""
-
-    def __init__(self, make: Callable[[], ProcessPoolExecutor]) -> None:
-        self._make, self._pool = make, make()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run `fn` on a worker; that the pool is broken is kept in the future as well."""
-        try:
-            return self._pool.submit(fn, *args, **kwargs)
-        except BrokenProcessPool as error:
-            future: Future[Any] = Future()
-            future.set_exception(error)
-            return future
-
-    def restart(self) -> None:
-        """Replace a broken pool.
-
-        Raises:
-            FedsimError: a new worker dies before it was given anything to do.
-        """
-        self._pool.shutdown()
-        self._pool = self._make()
-        try:
-            self._pool.submit(_answer).result()
-        except BrokenProcessPool:
-            raise FedsimError(
-                "audit: worker processes die as they start. Use audit.processes: 0 to see why, on fewer to save memory."
-            ) from None
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the workers."""
-        self._pool.shutdown(wait, cancel_futures=cancel_futures)
-
-
-class _InThisProcess(Executor):
-    """Runs each task at once, where it was submitted."""
-
-    def __init__(self, plan: Plan, folder: RunFolder) -> None:
-        self._work = _Work(plan, folder)
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run `fn` now; its exception is kept in the future."""
-        global _work
-        _work = self._work
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001  (the contract of Executor: exceptions travel in the future)
-            future.set_exception(error)
-        return future

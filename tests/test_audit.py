@@ -499,7 +499,7 @@ def test_workers_that_cannot_start_end_the_audit_with_a_message(simulate, tiny_p
     _, folder, _ = simulate()
     shutil.rmtree(folder.path / "artifacts")
     (folder.path / "records.jsonl").unlink()
-    monkeypatch.setattr("fedsim.audit._start_worker", sys.exit)
+    monkeypatch.setattr("fedsim.workers.start_worker", sys.exit)
     with pytest.raises(FedsimError, match="worker processes die as they start"):
         audit(tiny_plan(audit={"processes": 1}), RunFolder.open(folder.path))
 

@@ -8,7 +8,15 @@ PLUGINS = ("fedsim_attacks", "fedsim_defenses")
 CORE = sorted((ROOT / "fedsim").rglob("*.py"))
 THEIRS = sorted(path for name in PLUGINS for path in ROOT.glob(f"*/{name}/**/*.py"))
 # What the truth, or the way to it, goes by.
-SEALED_MODULES = ("fedsim.plan", "fedsim.data", "fedsim.threat", "fedsim.recording", "fedsim.audit", "fedsim.attempt")
+SEALED_MODULES = (
+    "fedsim.plan",
+    "fedsim.data",
+    "fedsim.threat",
+    "fedsim.recording",
+    "fedsim.audit",
+    "fedsim.attempt",
+    "fedsim.workers",
+)
 SEALED_MODULES += ("fedsim.assessment", "fedsim.federation", "fedsim.simulation", "fedsim.training", "fedsim.scenario")
 LOADERS = {"__import__", "import_module", "eval", "exec"}
 

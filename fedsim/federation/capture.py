@@ -16,8 +16,6 @@ from fedsim.federation import records
 from fedsim.federation.grid import Exchange
 from fedsim.recording import Capture, RunFolder
 
-_CLIENT_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-
 
 class Recorder:
     """The observer's callback: copies what crossed the wire, and writes it to disk while the next client computes.
@@ -140,7 +138,7 @@ class Replayer:
             return None
         failure = self._folder.failures(round).get(client)
         if failure is not None:
-            return Message(Error(_CLIENT_RAISED, failure), reply_to=request)
+            return Message(Error(records.CLIENT_RAISED, failure), reply_to=request)
         if not self._folder.has_capture(round, client):
             return None
         capture = self._folder.read_capture(round, client)

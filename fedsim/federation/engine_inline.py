@@ -15,8 +15,6 @@ from flwr.serverapp import Grid, ServerApp
 from fedsim.federation import records
 from fedsim.federation._flwr_private import Run, identify_process
 
-_CLIENT_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-
 
 class InlineGrid(Grid):
     """Runs a ClientApp for each message when its reply is pulled, one client at a time, whatever thread asks.
@@ -83,7 +81,7 @@ class InlineGrid(Grid):
             reply = self._app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:  # noqa: BLE001  (what Flower's worker does: any client fault becomes an error reply)
             text = f"ClientAppException occurred. Message: {error}"
-            return Message(Error(_CLIENT_RAISED, text), reply_to=message)
+            return Message(Error(records.CLIENT_RAISED, text), reply_to=message)
         copy: Message = pickle.loads(pickle.dumps(reply))
         return copy
 

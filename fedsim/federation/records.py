@@ -19,6 +19,7 @@ ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 UPDATE, PRIVACY, NODE = "update", "privacy", "node"
 ROUND, NUM_EXAMPLES, LOSS = "server-round", "num-examples", "train_loss"
 PARTITION, PARTICIPATIONS = "partition-id", "participations"
+CLIENT_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
