@@ -1,6 +1,6 @@
 """One audit record: a stored finding, scored against the truth and beside its controls.
 
-`SCHEMA` is the version of a line of records.jsonl; README documents its fields.
+README documents the fields of a line of records.jsonl.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedsim import attempt, environment, models, pictures
 from fedsim.attempt import Attempt
 from fedsim.exchange import Images, Truth
+from fedsim.lines import SCHEMA
 from fedsim.metrics import scoring
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.feature import Features
@@ -27,14 +28,11 @@ from fedsim.recording import RunFolder, write_atomically
 from fedsim.scenario import Scenario
 from fedsim.seeds import seeded
 
-SCHEMA = 1
-
 # Settings younger than the first stored runs: left out at their default, so that a run keeps its identity.
 _YOUNGER = (("model", "first_block", "standard"), ("training", "label_smoothing", 0.0))
 
-_MEAN_OF = (
-    64  # auxiliary pictures behind the mean head input, whose error they leave at an eighth of a picture's spread
-)
+# Auxiliary pictures behind the mean head input, whose error they leave at an eighth of a picture's spread.
+_MEAN_OF = 64
 
 Record = dict[str, Any]
 

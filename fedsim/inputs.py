@@ -16,8 +16,9 @@ from typing import Any
 
 from fedsim import environment
 from fedsim.errors import RunFolderError, ScenarioError
+from fedsim.lines import SCHEMA
 from fedsim.plan import Plan
-from fedsim.recording import SCHEMA, RunFolder, write_atomically
+from fedsim.recording import RunFolder, write_atomically
 from fedsim.scenario import Scenario, parse
 
 _PARTS = ("seed", "data", "model", "federation", "training", "threat", "defenses")

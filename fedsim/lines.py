@@ -11,7 +11,7 @@ import pydantic
 
 from fedsim.errors import RunFolderError
 
-SCHEMA = 1
+SCHEMA = 1  # of every file of a run folder; README documents the records
 
 _KEY = re.compile(r"round-\d{4,}/(client-\d{3,}|global(-\d{3,})?)", re.ASCII)
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from fedsim import lines, yaml_loader
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Update, UpdateKind
-from fedsim.lines import SCHEMA as SCHEMA
+from fedsim.lines import SCHEMA
 from fedsim.scenario import Scenario, parse
 
 

@@ -8,10 +8,10 @@ import torch
 
 from fedsim import attempt, cli, plugins, simulation, yaml_loader
 from fedsim import plan as planning
-from fedsim.assessment import SCHEMA
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.exchange import Finding
 from fedsim.federation.engine import train
+from fedsim.lines import SCHEMA
 from fedsim.metrics import scoring
 from fedsim.recording import Capture, RunFolder
 from fedsim.simulation import Progress

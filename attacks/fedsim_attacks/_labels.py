@@ -29,18 +29,14 @@ from fedsim_attacks._label_bounds import count_bounds, least_counts, side_by_sid
 from fedsim_attacks._rounding import nearest_whole, onto_simplex
 
 _ROUNDS, _DAMPING = 20, 0.5
-_SYNTHETIC_DOUBT, _REAL_DOUBT = (
-    0.15,
-    0.1,
-)  # variance of the batch's mean around the references', in a picture's variance
+# Variance of the batch's mean around the references', in a picture's variance.
+_SYNTHETIC_DOUBT, _REAL_DOUBT = 0.15, 0.1
 _SOFTENING = 0.5  # pictures, added to each class's count in its weight
 _MODEL_ERROR = 0.1  # counts; what the approximations leave beside noise
 _SYNTHETIC_MISFIT, _REAL_MISFIT = 2.0, 1.0  # variance of a count beside that of a sum of probabilities
 _MOST_CLASSES = 256  # candidates of the integer search
-_EVEN_MARGINAL, _REAL_MARGINAL = (
-    0.75,
-    0.5,
-)  # weight of a trained model's mean softmax where it is guessed, and where seen
+# Weight of a trained model's mean softmax, where it is guessed and where it is seen.
+_EVEN_MARGINAL, _REAL_MARGINAL = 0.75, 0.5
 BLUNT = 0.03  # sharpness from which on a model counts as trained
 DOUBTFUL = 0.9
 UNSCALED = (

@@ -18,6 +18,7 @@ from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Observation
 from fedsim.models import head_names
 from fedsim_attacks._gradient import MeanGradient, mean_gradient
+from fedsim_attacks._head import check_classifier
 
 ClassVector = Float[Tensor, " class"]
 Features = Float[Tensor, "picture embed"]
@@ -134,9 +135,7 @@ def read_shared_head(observation: Observation) -> SharedHead:
             is not linear.
     """
     model = observation.model()
-    classifier = model.get_classifier()  # type: ignore[operator]
-    if not all(isinstance(m, nn.Linear) for m in (classifier if isinstance(classifier, tuple) else (classifier,))):
-        raise AttackRefusedError("the model has no linear classifier.")
+    check_classifier(model)
     names = head_names(model)
     gradient = mean_gradient(observation, [name for head in names for name in head if name is not None])
     missing = [head.weight for head in names if head.weight not in gradient.tensors]
@@ -168,8 +167,6 @@ def _check(head: SharedHead) -> None:
         raise AttackRefusedError("the gradient of the classifier is not finite.")
     if not head.weight_gradient.any():
         raise AttackRefusedError("the gradient of the classifier is zero: it was not shared, or fell below float32.")
-    if len(head.weight) < 2:
-        raise AttackRefusedError("the classifier has one class, so its loss is zero whatever the picture.")
 
 
 def _feature_norm(model: nn.Module, heads: int) -> FeatureNorm | None:

@@ -19,8 +19,9 @@ from fedsim.federation import records
 from fedsim.federation.capture import Recorder, Replayer
 from fedsim.federation.grid import AppliedGradientsGrid, ObservingGrid, OrderedGrid, ReplayingGrid, partitions
 from fedsim.federation.strategy import build_strategy
+from fedsim.lines import SCHEMA
 from fedsim.plan import Plan
-from fedsim.recording import SCHEMA, RunFolder, write_atomically
+from fedsim.recording import RunFolder, write_atomically
 from fedsim.scenario import load
 from fedsim.seeds import seeded
 from fedsim.training import NonFiniteUpdateError

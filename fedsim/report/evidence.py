@@ -15,9 +15,8 @@ import pydantic
 
 from fedsim import yaml_loader
 from fedsim.errors import RunFolderError, ScenarioError
+from fedsim.lines import SCHEMA
 from fedsim.metrics.skill import Direction
-
-SCHEMA = 1
 
 Controls = Mapping[str, Mapping[str, float]]
 
