@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 from fedsim import attempt, environment, models, pictures
 from fedsim.attempt import Attempt
-from fedsim.exchange import Images, Truth
+from fedsim.exchange import Film, Images, Truth
 from fedsim.lines import SCHEMA
+from fedsim.metrics import film as films
 from fedsim.metrics import scoring
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.feature import Features
 from fedsim.metrics.matching import match
+from fedsim.metrics.skill import best_control
 from fedsim.metrics.unavailable import MetricUnavailableError
 from fedsim.plan import Plan, PlannedAttack, PlannedDefense
 from fedsim.recording import RunFolder, write_atomically
@@ -134,6 +137,10 @@ def _score(
     record["scores"] = {name: _plain(score) for name, score in scores.items()}
     record["controls"] = scoring.controls(list(scores), truth, auxiliary, wrong, true_inputs)
     _write_strips(folder, task, planned, truth, tried, record)
+    film = tried.finding.film
+    if film is not None and film.images.numel():
+        blind = record["controls"] if "psnr" in scores else scoring.controls(["psnr"], truth, auxiliary, wrong)
+        _show_film(folder, task, planned, truth, film, blind, record)
 
 
 def _plain(score: scoring.Score) -> dict[str, Any]:
@@ -213,3 +220,28 @@ def _write_strips(
     path = folder.artifact(task.round, task.client, f"{planned.slug}.png")
     write_atomically(path, pictures.png_strip(shown))
     record["artifacts"]["reconstructions"] = folder.relative(path)
+
+
+def _show_film(
+    folder: RunFolder,
+    task: Task,
+    planned: PlannedAttack,
+    truth: Truth,
+    film: Film,
+    controls: dict[str, scoring.Scores],
+    record: Record,
+) -> None:
+    """Put a film's curves into the record, and write some of its frames as a picture."""
+    frames = films.arranged(film, truth.images)
+    shown = pictures.spread(len(film.steps), pictures.SHOWN)
+    path = folder.artifact(task.round, task.client, f"{planned.slug}-film.png")
+    write_atomically(path, pictures.png_film(frames[shown], truth.images))
+    record["artifacts"]["film"] = folder.relative(path)
+    best = best_control("psnr", controls, "higher")
+    record["film"] = {
+        "steps": list(film.steps),
+        "losses": [loss if math.isfinite(loss) else None for loss in film.losses],
+        "psnr": list(films.psnr_by_frame(frames, truth.images)),
+        "control": None if best is None else best._asdict(),
+        "shown": [film.steps[position] for position in shown],
+    }

@@ -38,6 +38,9 @@ class Attack(ABC):
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Recover what can be recovered from one observation.
 
+        One that iterates may call `fedsim.progress.advance` at every iteration, so that whoever watches sees how far it is,
+        and save some of its iterates in `Finding.film`, to which the auditor draws the PSNR once it has ended.
+
         Args:
             observation: the only source of knowledge; must not be changed.
             generator: the only source of randomness; the same generator state gives the same finding.

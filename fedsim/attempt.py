@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Finding
+from fedsim.exchange import FRAMES, Film, Finding
+from fedsim.pictures import spread
 from fedsim.plan import Plan, PlannedAttack
 from fedsim.recording import RunFolder, write_atomically
 from fedsim.seeds import derive, seeded
@@ -140,7 +144,31 @@ def _checked(finding: Any, image_shape: tuple[int, int, int], num_classes: int) 
     features = finding.features if finding.features is None else finding.features.detach().cpu().float()
     if features is not None and not bool(torch.isfinite(features).all()):
         raise ValueError("the attack returned features that are not finite")
-    return replace(finding, images=images, labels=labels, features=features, trace=_plain(dict(finding.trace)))
+    film = finding.film if finding.film is None else _checked_film(finding.film, images)
+    plain = _plain(dict(finding.trace))
+    return replace(finding, images=images, labels=labels, features=features, trace=plain, film=film)
+
+
+def _checked_film(film: Any, pictures: Tensor | None) -> Film:
+    """Check a film beside the pictures of its finding; losses may be infinite, as an attack may have diverged on its way."""
+    if not isinstance(film, Film):
+        raise TypeError(f"the attack returned {type(film).__name__}, not a Film")
+    if pictures is None:
+        raise ValueError("the attack returned a film, but no pictures")
+    steps, frames = [operator.index(step) for step in film.steps], film.images
+    if frames.shape[1:] != pictures.shape:
+        raise ValueError(f"the attack returned frames of shape {tuple(frames.shape[1:])}, not {tuple(pictures.shape)}")
+    if not 0 < len(steps) == len(frames) == len(film.losses):
+        raise ValueError(
+            f"the attack returned {len(steps)} steps, {len(frames)} frames and {len(film.losses)} losses as a film"
+        )
+    if steps[0] < 0 or any(later <= step for step, later in pairwise(steps)):
+        raise ValueError("the attack returned a film whose steps do not increase from 0")
+    if not bool(torch.isfinite(frames).all()):
+        raise ValueError("the attack returned a film whose pixels are not finite")
+    kept = spread(len(steps), FRAMES)
+    images = frames[kept].detach().cpu().float().clamp(0, 1)
+    return Film(tuple(steps[i] for i in kept), images, tuple(float(film.losses[i]) for i in kept))
 
 
 def _plain(value: Any) -> Any:
@@ -156,7 +184,10 @@ def _plain(value: Any) -> Any:
 
 def _write(path: Path, planned: PlannedAttack, attempt: Attempt) -> None:
     finding = attempt.finding
+    film = finding.film
     tensors = {"images": finding.images, "labels": finding.labels, "features": finding.features}
+    if film is not None:
+        tensors["film"] = film.images
     header = {
         "attack": identity(planned),
         "status": attempt.status,
@@ -165,6 +196,7 @@ def _write(path: Path, planned: PlannedAttack, attempt: Attempt) -> None:
         "cautions": list(finding.cautions),
         "seconds": attempt.seconds,
         "seed": attempt.seed,
+        "film": None if film is None else {"steps": film.steps, "losses": film.losses},
     }
     content = save(
         {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None},
@@ -183,5 +215,7 @@ def _read(path: Path, planned: PlannedAttack) -> Attempt | None:
         return None
     if header["attack"] != json.loads(json.dumps(identity(planned), default=str)):
         return None
-    finding = Finding(**tensors, trace=header["trace"], cautions=tuple(header["cautions"]))
+    frames, curve = tensors.pop("film", None), header.get("film")
+    film = None if frames is None else Film(tuple(curve["steps"]), frames, tuple(curve["losses"]))
+    finding = Finding(**tensors, trace=header["trace"], cautions=tuple(header["cautions"]), film=film)
     return Attempt(header["status"], finding, header["message"], header["seconds"], header["seed"])

@@ -8,6 +8,7 @@ appended as they come and put into canonical order at the end, so the number of 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -26,17 +27,28 @@ from fedsim import attempt, workers
 from fedsim.assessment import Record, Task
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.plan import Plan
+from fedsim.progress import Step
 from fedsim.recording import RunFolder
-from fedsim.workers import InThisProcess, Workers
+from fedsim.workers import InThisProcess, StepPipe, Workers
 
 _Kind = Literal["attempt", "assess"]
 
 
+class Running(NamedTuple):
+    """An attack under way that tells how far it has come."""
+
+    round: int
+    client: int
+    attack: str
+    step: Step
+
+
 class _Event(NamedTuple):
-    kind: Literal["rounds", "attempt", "assess", "closed", "abandoned"]
+    kind: Literal["rounds", "attempt", "assess", "step", "closed", "abandoned"]
     rounds: tuple[int, ...] = ()
     task: Task | None = None
     future: Future[Any] | None = None
+    step: Step | None = None
 
 
 class Auditor:
@@ -49,6 +61,7 @@ class Auditor:
         folder: the run; attempts that already have a record are left alone.
         on_record: called with every new record, in the order of completion.
         on_total: called with the number of records that the rounds seen so far will have.
+        on_running: called with all attacks under way whenever one has come further or has ended; None where nobody watches.
     """
 
     def __init__(
@@ -57,10 +70,11 @@ class Auditor:
         folder: RunFolder,
         on_record: Callable[[Record], None] | None = None,
         on_total: Callable[[int], None] | None = None,
+        on_running: Callable[[tuple[Running, ...]], None] | None = None,
     ) -> None:
         # A view of its own: the run's writes go on in other threads while this one reads the index.
         self._plan, self._folder = plan, RunFolder(folder.path)
-        self._on_record, self._on_total = on_record, on_total
+        self._on_record, self._on_total, self._on_running = on_record, on_total, on_running
         self._events: queue.Queue[_Event] = queue.Queue()
         self._context = multiprocessing.get_context("spawn")
         # Workers hold the other end, and end with this one.
@@ -78,6 +92,7 @@ class Auditor:
         self._is_trial = False
         self._fatal: set[Task] = set()
         self._running = 0
+        self._attacking: dict[Task, Step | None] = {}
         self._total = 0
 
     def __enter__(self) -> Auditor:
@@ -161,7 +176,7 @@ class Auditor:
                 # lets the signal through again, so that comes first.
                 resource_tracker.ensure_running()
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            with self._executor() as executor:
+            with self._watching() as steps, self._executor(steps) as executor:
                 try:
                     self._work(executor)
                 except BaseException:
@@ -170,17 +185,23 @@ class Auditor:
         except BaseException as error:  # noqa: BLE001  (handed over to the thread that calls finish)
             self._error = error
 
-    def _executor(self) -> Executor:
-        if self._plan.scenario.audit.processes == 0:
-            return InThisProcess(self._plan, self._folder)
-        return Workers(self._pool)
+    def _watching(self) -> contextlib.AbstractContextManager[StepPipe | None]:
+        """Open the pipe for the steps of workers' attacks, where somebody watches; the workers end before it does."""
+        if self._on_running is None or self._plan.scenario.audit.processes == 0:
+            return contextlib.nullcontext()
+        return StepPipe(self._context, lambda task, step: self._events.put(_Event("step", task=task, step=step)))
 
-    def _pool(self) -> ProcessPoolExecutor:
+    def _executor(self, steps: StepPipe | None) -> Executor:
+        if self._plan.scenario.audit.processes == 0:
+            return InThisProcess(self._plan, self._folder, self._hear if self._on_running else None)
+        return Workers(functools.partial(self._pool, steps))
+
+    def _pool(self, steps: StepPipe | None) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             self._plan.scenario.audit.processes,
             mp_context=self._context,
             initializer=workers.start_worker,
-            initargs=(str(self._folder.path), self._lifeline),
+            initargs=(str(self._folder.path), self._lifeline, steps.sender if steps else None),
         )
 
     def _work(self, executor: Executor) -> None:
@@ -194,6 +215,9 @@ class Auditor:
                 return
             elif event.kind == "rounds":
                 self._plan_rounds(event.rounds)
+            elif event.kind == "step":
+                assert event.task is not None and event.step is not None
+                self._hear(event.task, event.step)
             else:
                 self._take(event)
             self._submit(executor)
@@ -236,9 +260,23 @@ class Auditor:
         partner = self._partners[task]
         return [task] if partner is None else [task, Task(task.round, partner, task.attack)]
 
+    def _hear(self, task: Task, step: Step) -> None:
+        # Steps take another way than results, so one may come late.
+        if task in self._attacking:
+            self._attacking[task] = step
+            self._tell_running()
+
+    def _tell_running(self) -> None:
+        if self._on_running:
+            names = [planned.info.name for planned in self._plan.attacks]
+            told = [(task, step) for task, step in self._attacking.items() if step is not None]
+            self._on_running(tuple(Running(task.round, task.client, names[task.attack], step) for task, step in told))
+
     def _take(self, event: _Event) -> None:
         assert event.task is not None and event.future is not None
         self._running -= 1
+        if event.kind == "attempt" and self._attacking.pop(event.task) is not None:
+            self._tell_running()
         is_trial, self._is_trial = self._is_trial, False
         if isinstance(event.future.exception(), BrokenProcessPool):
             self._is_broken = True
@@ -292,8 +330,8 @@ class Auditor:
             self._fill(executor)
 
     def _fill(self, executor: Executor) -> None:
-        # Two per process keep every process busy; more would only wait in memory.
-        room = 2 * max(1, self._plan.scenario.audit.processes)
+        # Two per process keep every process busy; more would only wait in memory. In this process they come one by one.
+        room = max(1, 2 * self._plan.scenario.audit.processes)
         while self._running < room and (self._ready or self._todo):
             if self._ready:
                 self._start(executor, "assess", self._ready.popleft())
@@ -307,6 +345,7 @@ class Auditor:
         if kind == "assess":
             future: Future[Any] = executor.submit(workers.assess, task, self._partners[task])
         else:
+            self._attacking[task] = None
             future = executor.submit(workers.attack, task)
         future.add_done_callback(functools.partial(self._done, kind, task))
 

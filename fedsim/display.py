@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,16 +12,21 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from fedsim import simulation
+from fedsim.audit import Running
 from fedsim.report import evidence
 from fedsim.report.glance import Entry, entries, headline
 from fedsim.report.ratings import Rating, scale
 from fedsim.report.summaries import NO_DEFENSE, by_client
 
 _SHOWN_ROWS = 18
+_BAR_WIDTH = 20
+_LONGEST = 1e9  # seconds that are shown as time left, which one early step may overrate without limit
+_QUIET = 60.0  # seconds at least between two lines about attacks under way on a plain stream
 _STYLES: dict[Rating, str] = {"leaks": "bold red", "partial": "yellow", "held": "green", "unrated": "dim"}
 
 
@@ -46,6 +54,23 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _pace(running: Running) -> tuple[str, str, str]:
+    """Return an attack's iteration, its loss, and the time that is left, each empty where it is not known."""
+    step = running.step
+    loss = "" if step.loss is None else f"loss {step.loss:.4g}"
+    left = "" if step.seconds_left is None else f"ETA {timedelta(seconds=round(min(step.seconds_left, _LONGEST)))}"
+    return f"{step.done}/{step.total}", loss, left
+
+
+def _under_way(attacks: tuple[Running, ...]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for running in attacks:
+        place = f"round {running.round} client {running.client}"
+        bar = ProgressBar(max(1, running.step.total), running.step.done, width=_BAR_WIDTH)
+        grid.add_row(Text(running.attack), place, bar, *_pace(running))
+    return grid
+
+
 class Display:
     """A live table of attempts with progress bars; on a plain stream, one line per attempt.
 
@@ -53,10 +78,15 @@ class Display:
         console: where to write.
         rounds: rounds of the scenario.
         training: whether rounds will be trained, so that their bar is worth showing.
+        clock: the present in seconds.
     """
 
-    def __init__(self, console: Console, rounds: int, training: bool = True) -> None:
+    def __init__(
+        self, console: Console, rounds: int, training: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._console = console
+        self._clock, self._spoke = clock, clock()
+        self._running: tuple[Running, ...] = ()
         self._accuracy: dict[int, float] = {}
         self._rows: list[tuple[str | Text, ...]] = []
         self._bars = Progress(
@@ -67,13 +97,14 @@ class Display:
         self._live = Live(self, console=console, refresh_per_second=4, transient=True)
 
     def __rich__(self) -> Group:
-        """Draw the last attempts and the bars."""
+        """Draw the last attempts, the bars, and the attacks under way."""
+        bars = Group(self._bars, _under_way(self._running)) if self._running else Group(self._bars)
         if not self._rows:
-            return Group(self._bars)
+            return bars
         table = _table("round", "client", "defense", "attack", "leakage", "accuracy")
         for row in self._rows[-_SHOWN_ROWS:]:
             table.add_row(*row)
-        return Group(table, self._bars)
+        return Group(table, bars)
 
     def __enter__(self) -> Display:
         if self._console.is_terminal:
@@ -88,7 +119,7 @@ class Display:
     @property
     def progress(self) -> simulation.Progress:
         """The callbacks that feed this display."""
-        return simulation.Progress(self._on_round, self._on_record, self._on_total)
+        return simulation.Progress(self._on_round, self._on_record, self._on_total, self._on_running)
 
     def _on_round(self, line: dict[str, Any]) -> None:
         self._accuracy[line["round"]] = line["accuracy"]
@@ -102,6 +133,17 @@ class Display:
 
     def _on_total(self, total: int) -> None:
         self._bars.update(self._attempts, total=total)
+
+    def _on_running(self, running: tuple[Running, ...]) -> None:
+        self._running = running
+        if self._console.is_terminal or not running or self._clock() - self._spoke < _QUIET:
+            return
+        self._spoke = self._clock()
+        said = (
+            f"round {one.round} client {one.client} {one.attack}: {', '.join(part for part in _pace(one) if part)}"
+            for one in running
+        )
+        self._console.print("; ".join(said), markup=False, highlight=False, soft_wrap=True)
 
     def _on_record(self, record: dict[str, Any]) -> None:
         self._bars.advance(self._attempts)

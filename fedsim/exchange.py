@@ -18,6 +18,9 @@ HardLabels = Int[Tensor, " batch"]
 SoftLabels = Float[Tensor, "batch class"]
 Labels = HardLabels | SoftLabels
 
+FRAMES = 32
+"""Frames of a film that are kept; of longer ones those are left out that lie between."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -158,6 +161,21 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Film:
+    """What an attack saved on its way, for the auditor to look at once it has ended.
+
+    Args:
+        steps: iteration of each frame, increasing, from 0; a few dozen at most, of which the auditor keeps `FRAMES`.
+        images: what the pictures of the finding were at that iteration, in one order throughout; pixels in [0, 1].
+        losses: the observable loss of each frame.
+    """
+
+    steps: tuple[int, ...]
+    images: Float[Tensor, "frame batch channel height width"]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Finding:
     """What an attack claims to have recovered.
 
@@ -169,6 +187,7 @@ class Finding:
         features: head inputs, one row a picture; None when the attack recovers none.
         trace: observable quantities of the run (loss, residual, condition number), JSON-able.
         cautions: reasons to doubt the finding, each one sentence.
+        film: iterates on the way to `images`; None when the attack does not iterate or saved none.
     """
 
     images: Images | None = None
@@ -176,3 +195,4 @@ class Finding:
     features: Float[Tensor, "recovered embed"] | None = None
     trace: Mapping[str, Any] = field(default_factory=dict)
     cautions: tuple[str, ...] = ()
+    film: Film | None = None

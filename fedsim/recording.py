@@ -6,7 +6,7 @@
     captures/index.jsonl     one line per file or failed client, with a SHA-256
     captures/round-0001/     global.safetensors and client-000.safetensors: the wire, verbatim
     rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
-    artifacts/               findings (safetensors) and picture strips (PNG)
+    artifacts/               findings (safetensors), picture strips and films (PNG)
     records.jsonl            one line per attempt: see `fedsim.audit`
 
 Files appear under their name only when complete (written aside, flushed, renamed). A line counts only when it ends with

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsim import environment, inputs, report
 from fedsim.assessment import Record
-from fedsim.audit import Auditor
+from fedsim.audit import Auditor, Running
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.engine import train
 from fedsim.inputs import Inputs
@@ -28,11 +28,13 @@ class Progress:
         on_round: a line of rounds.jsonl, new or found in the folder.
         on_record: a new audit record.
         on_total: how many records the rounds so far will have.
+        on_running: the attacks under way, whenever one has come further or has ended; None where nobody watches.
     """
 
     on_round: Callable[[dict[str, Any]], None] = lambda line: None
     on_record: Callable[[Record], None] = lambda record: None
     on_total: Callable[[int], None] = lambda total: None
+    on_running: Callable[[tuple[Running, ...]], None] | None = None
 
 
 def default_folder(scenario: Scenario) -> Path:
@@ -63,7 +65,7 @@ def simulate(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | N
         if environment.origin(folder.path) == "observed":
             raise RunFolderError(f"{folder.path}: was observed, so fedsim cannot train on. Use fedsim audit.")
         inputs.bind(folder, seen or inputs.of(plan))
-        with Auditor(plan, folder, progress.on_record, progress.on_total) as auditor:
+        with Auditor(plan, folder, progress.on_record, progress.on_total, progress.on_running) as auditor:
             records = _train_and_audit(plan, folder, auditor, progress)
     report.render(folder.path)
     return records
@@ -125,7 +127,7 @@ def audit(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None
     with folder.locked(), torch_threads(1):
         folder.check()
         inputs.bind(folder, seen or inputs.of(plan))
-        with Auditor(plan, folder, progress.on_record, progress.on_total) as auditor:
+        with Auditor(plan, folder, progress.on_record, progress.on_total, progress.on_running) as auditor:
             if plan.scenario != folder.scenario():
                 folder.write_scenario(plan.scenario)
             auditor.redo()

@@ -34,10 +34,10 @@ def without_report(monkeypatch):
 def simulate(tiny_plan, run_folder):
     """Return a function: parts of a scenario -> plan, folder and records of the whole run."""
 
-    def run(name="run", **parts):
+    def run(name="run", on_running=None, **parts):
         plan = tiny_plan(**parts)
         folder = run_folder(plan, name)
-        return plan, folder, simulation.simulate(plan, folder, Progress())
+        return plan, folder, simulation.simulate(plan, folder, Progress(on_running=on_running))
 
     return run
 
@@ -484,7 +484,11 @@ def test_one_and_two_worker_processes_give_the_same_records(simulate):
 def test_an_attack_whose_process_dies_has_failed_and_the_others_go_on(simulate, processes):
     attacks = [{"name": "stand_ins:EndsOn", "params": {"exits": 0, "dies": 1}}, {"name": "stand_ins:Guess"}]
     federation = {"clients": 4, "rounds": 1}
-    _, folder, records = simulate(attacks=attacks, federation=federation, audit={"processes": processes})
+    heard = []
+    _, folder, records = simulate(
+        on_running=heard.append, attacks=attacks, federation=federation, audit={"processes": processes}
+    )
+    assert heard[-1] == (), "nothing is shown as if it still ran"
     assert [record["status"] for record in records] == ["failed", "found"] * 2 + ["found"] * 4
     assert records[2]["message"] == "its process died" and records == folder.records.read()
     # What shared the pool with it is as if nothing had happened.

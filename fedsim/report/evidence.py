@@ -16,7 +16,7 @@ import pydantic
 from fedsim import yaml_loader
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.lines import SCHEMA
-from fedsim.metrics.skill import Direction
+from fedsim.metrics.skill import Control, Direction
 
 Controls = Mapping[str, Mapping[str, float]]
 
@@ -53,6 +53,22 @@ class RecordedScore(_Line):
         return self.per_example or (self.value,)
 
 
+class RecordedFilm(_Line):
+    """How one attempt went, iteration by iteration: its own loss, and the PSNR that the auditor computed afterwards."""
+
+    steps: tuple[int, ...] = pydantic.Field(min_length=1)
+    losses: tuple[float | None, ...]
+    psnr: tuple[float, ...]
+    control: Control | None = None
+    shown: tuple[int, ...] = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> RecordedFilm:
+        if not len(self.steps) == len(self.losses) == len(self.psnr):
+            raise ValueError("expected as many losses and PSNR values as steps")
+        return self
+
+
 class Record(_Line):
     """One line of records.jsonl: one attack on one client's update of one round."""
 
@@ -71,6 +87,7 @@ class Record(_Line):
     seconds: float | None = None
     seed: int | None = None
     artifacts: dict[str, str] = {}
+    film: RecordedFilm | None = None
 
 
 class Budget(_Line):

@@ -1,4 +1,4 @@
-"""Picture strips of a run: originals beside what the attacks made of them."""
+"""Picture strips of a run: originals beside what the attacks made of them, and how they came to it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from urllib.parse import quote
 
 from PIL import Image, UnidentifiedImageError
 
+from fedsim.pictures import GAP
 from fedsim.report.evidence import Evidence, Record
 from fedsim.report.ratings import scale
 from fedsim.report.summaries import Naming, scored
 
 _SHOWN_SIDE = 96
 _STORED_SIDE = 128
+_FILM_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,35 @@ class Strip:
 
 
 @dataclass(frozen=True)
+class Film:
+    """How one attack came to its pictures: a column per frame, a row per picture, the originals last.
+
+    Args:
+        title: name of the attack.
+        steps: iteration of each column; that of the originals is not among them.
+        link: path of the file inside the run folder, quoted for a link.
+        source: data URI of the picture, reduced where it was larger than the page shows.
+        width: on the page, in CSS pixels.
+        height: on the page, in CSS pixels.
+        is_small: whether the page enlarges it, so that pixels must stay sharp.
+    """
+
+    title: str
+    steps: tuple[int, ...]
+    link: str
+    source: str
+    width: int
+    height: int
+    is_small: bool
+
+
+@dataclass(frozen=True)
 class Panel:
-    """One client in one round: originals first, then each attack."""
+    """One client in one round: originals first, then each attack; below them the films."""
 
     round: int
     strips: tuple[Strip, ...]
+    films: tuple[Film, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +91,7 @@ class Display:
     @property
     def is_wide(self) -> bool:
         """Whether its strips need the whole width of the page."""
-        return any(strip.count > 2 for panel in self.panels for strip in panel.strips)
+        return any(panel.films or any(strip.count > 2 for strip in panel.strips) for panel in self.panels)
 
 
 def displays(evidence: Evidence) -> tuple[list[Display], list[str]]:
@@ -88,11 +114,18 @@ def displays(evidence: Evidence) -> tuple[list[Display], list[str]]:
 
 def _panel(folder: Path, naming: Naming, records: Sequence[Record], notes: list[str]) -> Panel:
     strips = [_strip(folder, records[0].artifacts["originals"], "Original", ("", ""), notes)]
+    films = []
     for record in records:
+        title = naming.attack(record)
         if "reconstructions" in record.artifacts:
-            title = naming.attack(record)
             strips.append(_strip(folder, record.artifacts["reconstructions"], title, _score(record), notes))
-    return Panel(records[0].round, tuple(strip for strip in strips if strip is not None))
+        if record.film is not None and "film" in record.artifacts:
+            films.append(_film(folder, record.artifacts["film"], title, record.film.shown, notes))
+    return Panel(
+        records[0].round,
+        tuple(strip for strip in strips if strip is not None),
+        tuple(film for film in films if film is not None),
+    )
 
 
 def _score(record: Record) -> tuple[str, str]:
@@ -107,6 +140,40 @@ def _score(record: Record) -> tuple[str, str]:
 
 
 def _strip(folder: Path, relative: str, title: str, score: tuple[str, str], notes: list[str]) -> Strip | None:
+    picture = _opened(folder, relative, notes)
+    if picture is None:
+        return None
+    side = picture.height
+    count = max(1, round(picture.width / side))
+    enlarged = max(1, round(_SHOWN_SIDE / side)) * side if side <= _STORED_SIDE else _STORED_SIDE
+    if side > _STORED_SIDE:
+        picture = _reduced(picture, count * _STORED_SIDE, _STORED_SIDE)
+    return Strip(
+        title=title,
+        score=score[0],
+        skill=score[1],
+        link=quote(relative),
+        source=_source(picture),
+        count=count,
+        width=count * enlarged,
+        height=enlarged,
+        is_small=enlarged > side,
+    )
+
+
+def _film(folder: Path, relative: str, title: str, steps: tuple[int, ...], notes: list[str]) -> Film | None:
+    picture = _opened(folder, relative, notes)
+    if picture is None:
+        return None
+    side = picture.width / (len(steps) + 1 + GAP)
+    scale = max(1, round(_FILM_SIDE / side)) if side <= _FILM_SIDE else _FILM_SIDE / side
+    width, height = round(picture.width * scale), round(picture.height * scale)
+    if scale < 1:
+        picture = _reduced(picture, width, height)
+    return Film(title, steps, quote(relative), _source(picture), width, height, scale > 1)
+
+
+def _opened(folder: Path, relative: str, notes: list[str]) -> Image.Image | None:
     path = folder / relative
     # A run folder may come from somebody else: what it names outside itself is not read.
     if not path.resolve().is_relative_to(folder.resolve()):
@@ -115,7 +182,7 @@ def _strip(folder: Path, relative: str, title: str, score: tuple[str, str], note
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             picture.load()
-            return _shown(picture, title, score, quote(relative))
+            return picture
     except FileNotFoundError:
         notes.append(f"{relative}: no such file.")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
@@ -123,22 +190,11 @@ def _strip(folder: Path, relative: str, title: str, score: tuple[str, str], note
     return None
 
 
-def _shown(picture: Image.Image, title: str, score: tuple[str, str], link: str) -> Strip:
-    side = picture.height
-    count = max(1, round(picture.width / side))
-    enlarged = max(1, round(_SHOWN_SIDE / side)) * side if side <= _STORED_SIDE else _STORED_SIDE
-    if side > _STORED_SIDE:
-        picture = picture.convert("RGB").resize((count * _STORED_SIDE, _STORED_SIDE), Image.Resampling.LANCZOS)
+def _reduced(picture: Image.Image, width: int, height: int) -> Image.Image:
+    return picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _source(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
-    return Strip(
-        title=title,
-        score=score[0],
-        skill=score[1],
-        link=link,
-        source=f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}",
-        count=count,
-        width=count * enlarged,
-        height=enlarged,
-        is_small=enlarged > side,
-    )
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

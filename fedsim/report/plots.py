@@ -1,15 +1,16 @@
-"""Curves over rounds as SVG; the same numbers give the same bytes with the same matplotlib."""
+"""Curves over rounds and over iterations as SVG; the same numbers give the same bytes with the same matplotlib."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from fedsim.report.evidence import Record, Round
 from fedsim.report.ratings import Scale, scale
@@ -68,7 +69,7 @@ def leakage(records: Sequence[Record], attack: str, metric: str) -> bytes:
     """
     naming, written = Naming(records), scale(metric)
     chosen = scored([record for record in records if naming.attack(record) == attack], metric)
-    sets = sorted({naming.defenses(record) for record in records}, key=lambda name: (name != NO_DEFENSE, name))
+    sets = _sets(records, naming)
     clients = sorted({record.client for record in records})
     by_skill = written.recovers == "images"
 
@@ -84,7 +85,7 @@ def leakage(records: Sequence[Record], attack: str, metric: str) -> bytes:
                 for one in chosen
                 if naming.defenses(one.record) == defenses
             ]
-            _draw_clients(axes, points, position, "no defense" if defenses == NO_DEFENSE else defenses, clients)
+            _draw_clients(axes, points, position, _carried(defenses), clients)
         unit = f" ({written.unit.strip()})" if written.unit else ""
         is_lower = not by_skill and any(one.score.worse == "lower" for one in chosen)
         meaning = " beyond blind" if by_skill else ", lower leaks more" if is_lower else ""
@@ -93,6 +94,15 @@ def leakage(records: Sequence[Record], attack: str, metric: str) -> bytes:
         figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
 
     return _svg(draw, 5.4, 3.9)
+
+
+def _sets(records: Sequence[Record], naming: Naming) -> list[str]:
+    """Return the sets of defenses in the order of their colors, which is one for all plots of a run."""
+    return sorted({naming.defenses(record) for record in records}, key=lambda name: (name != NO_DEFENSE, name))
+
+
+def _carried(defenses: str) -> str:
+    return "no defense" if defenses == NO_DEFENSE else defenses
 
 
 def _draw_thresholds(axes: Axes, written: Scale) -> None:
@@ -140,6 +150,55 @@ def _draw_clients(
             marker=_MARKERS[position % len(_MARKERS)],
             label=label if client == own[0] else None,
         )
+
+
+def film(records: Sequence[Record], naming: Naming) -> bytes:
+    """Return loss (left, dotted) and PSNR (right) of one attack in one round against iteration, a line per client.
+
+    Args:
+        records: those of the attack and round that have a film.
+        naming: names of the run's defenses.
+    """
+    films = [(record, record.film) for record in records if record.film is not None]
+    sets = _sets(naming.records, naming)
+    controls = [film.control.value for _, film in films if film.control is not None]
+
+    def draw(figure: Figure) -> None:
+        left = figure.add_subplot()
+        right = left.twinx()
+        named = set[str]()
+        for record, film in films:
+            defenses = naming.defenses(record)
+            color = _COLORS[sets.index(defenses) % len(_COLORS)]
+            label = None if defenses in named else f"PSNR, {_carried(defenses)}"
+            named.add(defenses)
+            losses = [math.nan if loss is None else loss for loss in film.losses]
+            left.plot(film.steps, losses, color=color, linestyle=":", marker=_lone(film.steps, "x"))
+            right.plot(film.steps, film.psnr, color=color, marker=_lone(film.steps, "o"), label=label)
+        left.plot([], [], color="#555555", linestyle=":", label="loss")
+        if controls:
+            blind = math.fsum(controls) / len(controls)
+            right.axhline(blind, color="#555555", linestyle="--", label="best blind control, mean")
+        # A logarithm leaves out zeros as well; losses below zero have none at all.
+        known = [loss for _, film in films for loss in film.losses if loss]
+        if known and min(known) > 0:
+            left.set_yscale("log", nonpositive="mask")
+            left.yaxis.set_major_formatter(LogFormatter())
+            left.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+        left.set_ylabel("Loss")
+        right.set_ylabel("PSNR (dB), drawn afterwards")
+        right.spines["right"].set_visible(True)
+        right.grid(False)
+        left.set_xlabel("Iteration")
+        left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
+
+    return _svg(draw, 5.4, 3.9)
+
+
+def _lone(steps: Sequence[int], marker: str) -> str | None:
+    """Return a marker where there is one point alone, which makes no line."""
+    return marker if len(steps) == 1 else None
 
 
 def utility(rounds: Sequence[Round]) -> bytes:

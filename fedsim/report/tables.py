@@ -106,6 +106,24 @@ def budget_rows(rounds: Iterable[Round]) -> list[Row]:
     ]
 
 
+def film_rows(records: Sequence[Record]) -> list[Row]:
+    """Return one row per frame that an attack saved on its way."""
+    naming = Naming(records)
+    return [
+        {
+            "attack": naming.attack(record),
+            "round": record.round,
+            "client": record.client,
+            "step": step,
+            "loss": loss,
+            "psnr": psnr,
+        }
+        for record in records
+        if (film := record.film) is not None
+        for step, loss, psnr in zip(film.steps, film.losses, film.psnr, strict=True)
+    ]
+
+
 def csv_files(evidence: Evidence) -> dict[str, str]:
     """Return the tables of a run by file name; a table without rows is left out."""
     tables = {
@@ -114,6 +132,7 @@ def csv_files(evidence: Evidence) -> dict[str, str]:
         "by_defense.csv": summary_rows(by_defense(evidence.records)),
         "rounds.csv": round_rows(evidence.rounds),
         "privacy.csv": budget_rows(evidence.rounds),
+        "films.csv": film_rows(evidence.records),
     }
     return {name: _as_csv(rows) for name, rows in tables.items() if rows}
 

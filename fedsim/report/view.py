@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsim.errors import ScenarioError
+from fedsim.pictures import spread
 from fedsim.report import gallery, plots
 from fedsim.report.citations import citations
 from fedsim.report.doubts import Cautions, limits
@@ -70,6 +71,8 @@ def context(evidence: Evidence) -> dict[str, Any]:
         "displays": displays,
         "is_mixed": bool(evidence.part("training").get("mixup")),
         "leakage_plots": _leakage_plots(evidence, lines),
+        "film_plots": _film_plots(evidence, naming),
+        "films": _films(evidence, naming),
         "utility_plot": _utility_plot(evidence),
         "budgets": _budgets(evidence),
         "budget_rounds": _shown_rounds(evidence),
@@ -157,6 +160,35 @@ def _leakage_plots(evidence: Evidence, lines: Sequence[Entry]) -> list[Plot]:
     return figures
 
 
+def _films(evidence: Evidence, naming: Naming) -> dict[tuple[str, int], list[Record]]:
+    """Return attack and round -> attempts with a film, for the first and the last round that has one."""
+    with_film = [record for record in evidence.records if record.film is not None]
+    found: dict[tuple[str, int], list[Record]] = {}
+    for record in with_film:
+        if record.round in (with_film[0].round, with_film[-1].round):
+            found.setdefault((naming.attack(record), record.round), []).append(record)
+    return dict(sorted(found.items()))
+
+
+def _film_plots(evidence: Evidence, naming: Naming) -> list[Plot]:
+    psnr, figures = scale("psnr"), []
+    for (attack, round), records in _films(evidence, naming).items():
+        ways = "; ".join(
+            f"client {record.client} ({naming.defenses(record)}) {psnr.write(film.psnr[0])} to {psnr.write(film.psnr[-1])}"
+            for record in records
+            if (film := record.film) is not None
+        )
+        figures.append(
+            _figure(
+                f"{attack}, round {round}: its loss (dotted, left) and the PSNR of its pictures (right) at each iteration that "
+                "it saved, one line per client. PSNR was drawn afterwards by the auditor; no attack ever saw it.",
+                f"Loss and PSNR of {attack} in round {round} against iteration. PSNR from first to last: {ways}.",
+                plots.film(records, naming),
+            )
+        )
+    return figures
+
+
 def _utility_plot(evidence: Evidence) -> Plot | None:
     known = [line for line in evidence.rounds if line.accuracy is not None]
     if not known:
@@ -175,10 +207,7 @@ def _budget_rounds(evidence: Evidence) -> list[int]:
 def _shown_rounds(evidence: Evidence) -> list[int]:
     """Return at most eight rounds with a privacy budget, evenly spread, the first and the last among them."""
     rounds = _budget_rounds(evidence)
-    if len(rounds) <= _SHOWN_ROUNDS:
-        return rounds
-    step = (len(rounds) - 1) / (_SHOWN_ROUNDS - 1)
-    return [rounds[round(position * step)] for position in range(_SHOWN_ROUNDS)]
+    return [rounds[position] for position in spread(len(rounds), _SHOWN_ROUNDS)]
 
 
 def _budgets(evidence: Evidence) -> dict[int, dict[int, Budget]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pickle
 import re
 import typing
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, get_args
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Finding, Observation, UpdateKind
+from fedsim.exchange import Film, Finding, Observation, UpdateKind
+from fedsim.progress import Step, listening
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.ambience import check_cautions, equal, expect, no_change, no_global_effect
 from fedsim.testing.contract import check_contract
@@ -120,10 +123,14 @@ def _usual(attack: Attack) -> list[Observation]:
 
 
 def _check_run(attack: Attack, seen: Observation) -> Finding | None:
-    """Run twice, the second time a pickled copy under another global seed; None where the attack refuses."""
+    """Run twice, the second time a pickled copy under another global seed and overheard; None where the attack refuses."""
     who = type(attack).__qualname__
+    told: list[Step] = []
     finding = _run(attack, seen, global_seed=0)
-    again = _run(pickle.loads(pickle.dumps(attack)), seen, global_seed=1)
+    with listening(told.append, interval=0.0):
+        again = _run(pickle.loads(pickle.dumps(attack)), seen, global_seed=1)
+    for step in told:
+        expect(0 <= step.done <= step.total, f"{who} tells that {step.done} of {step.total} iterations lie behind it.")
     if finding is None or again is None:
         expect(finding is again, f"{who} refuses an observation in one run and answers it in the next.")
         return None
@@ -133,6 +140,7 @@ def _check_run(attack: Attack, seen: Observation) -> Finding | None:
             equal(getattr(finding, name), getattr(again, name)),
             f"{who}: same observation, same generator state, but other {name}. Draw from the generator alone.",
         )
+    expect(_same_film(finding.film, again.film), f"{who}: same observation, same generator state, but another film.")
     expect(
         (finding.trace, finding.cautions) == (again.trace, again.cautions),
         f"{who}: trace or cautions differ between two equal runs: {finding.trace} and {again.trace}, "
@@ -156,6 +164,12 @@ def _run(attack: Attack, seen: Observation, global_seed: int) -> Finding | None:
             return None
     expect(isinstance(finding, Finding), f"{who} must return a Finding, got {type(finding).__name__}.")
     return finding
+
+
+def _same_film(first: Film | None, second: Film | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return (first.steps, first.losses) == (second.steps, second.losses) and equal(first.images, second.images)
 
 
 def _granted_tensors(seen: Observation) -> dict[str, Tensor]:
@@ -183,6 +197,8 @@ def _check_finding(attack: Attack, finding: Finding, seen: Observation) -> None:
         features = finding.features
         ok = features.ndim == 2 and features.is_floating_point() and bool(torch.isfinite(features).all())
         expect(ok, f"{who}: features must be finite rows, one a picture; got {_describe(features)}.")
+    if finding.film is not None:
+        _check_film(who, finding.film, finding.images)
     expect(
         isinstance(finding.trace, Mapping) and _is_json(dict(finding.trace)),
         f"{who}: the trace must be a mapping that JSON can express, without nan or infinity; got {finding.trace!r}.",
@@ -201,6 +217,33 @@ def _check_images(who: str, images: Tensor, shape: tuple[int, int, int]) -> None
     )
     inside = bool(((images >= 0) & (images <= 1)).all())
     expect(inside, f"{who}: pixels must be finite and in [0, 1], so denormalize and clamp; got {_describe(images)}.")
+
+
+def _check_film(who: str, film: object, pictures: Tensor | None) -> None:
+    expect(isinstance(film, Film), f"{who}: the film must be a Film, got {type(film).__name__}.")
+    assert isinstance(film, Film)
+    expect(pictures is not None, f"{who} returns a film without pictures, of which it would show nothing.")
+    assert pictures is not None
+    frames = film.images
+    expect(
+        frames.ndim == 5
+        and frames.shape[1:] == pictures.shape
+        and frames.is_floating_point()
+        and not frames.requires_grad,
+        f"{who}: a film must be detached floats of shape (frames, {', '.join(map(str, pictures.shape))}), the finding's "
+        f"pictures in each frame; got {_describe(frames)}.",
+    )
+    inside = bool(((frames >= 0) & (frames <= 1)).all())
+    expect(inside, f"{who}: pixels of a film must be finite and in [0, 1]; got {_describe(frames)}.")
+    steps = film.steps
+    expect(
+        0 < len(steps) == len(frames) == len(film.losses),
+        f"{who}: a film needs a step and a loss for each frame; got {len(steps)} and {len(film.losses)} for {len(frames)}.",
+    )
+    rises = all(isinstance(step, int) and step >= 0 for step in steps) and all(a < b for a, b in pairwise(steps))
+    expect(rises, f"{who}: steps of a film must be iterations that increase, from 0; got {steps}.")
+    known = all(isinstance(loss, float) and math.isfinite(loss) for loss in film.losses)
+    expect(known, f"{who}: losses of a film must be finite numbers; got {film.losses}.")
 
 
 def _check_labels(who: str, labels: Tensor, num_classes: int) -> None:

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fedsim import progress
 from fedsim.attack import Attack
 from fedsim.defense import Defense, LocalStep, PrivacyBudget
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Finding, Images, Labels, Observation, Update
+from fedsim.exchange import Film, Finding, Images, Labels, Observation, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class EndsOn(Attack):
     dies: int = -1
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        progress.advance(1, 2)
         if observation.update.client == self.exits:
             sys.exit(3)
         if observation.update.client == self.dies:
@@ -82,9 +84,46 @@ class Sleeps(Attack):
     note: str
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        progress.advance(1, 600, 0.5)
         Path(self.note).touch()
         time.sleep(600)
         return Finding()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fades(Attack):
+    """One set of random pictures fades into another; tells every step and films it."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"images"})
+
+    pictures: int = 2
+    steps: int = 4
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        start, end = torch.rand((2, self.pictures, *observation.image_shape), generator=generator)
+        frames, losses = [], []
+        for step in range(self.steps + 1):
+            frames.append(start.lerp(end, step / self.steps))
+            losses.append(observation.update.norm() / (1 + step))
+            progress.advance(step, self.steps, losses[-1])
+        film = Film(tuple(range(self.steps + 1)), torch.stack(frames), tuple(losses))
+        return Finding(images=frames[-1], film=film)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellsAndWaits(Attack):
+    """Tells one step, and waits for an answer in a named pipe."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"images", "labels"})
+
+    answer: str
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        progress.advance(1, 4, 0.5)
+        Path(self.answer).read_text()
+        return Guess().run(observation, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
