@@ -184,14 +184,19 @@ def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = N
     table.add_row("server knows", ", ".join(loaded.threat.grants) or "the update and the model")
     for planned in plan.defenses:
         clients = ", ".join(map(str, sorted(planned.clients)))
-        table.add_row("defense", f"{planned.info.name} {planned.params} on clients {clients}")
+        table.add_row("defense", f"{planned.info.name}{_given(planned.changed)} on clients {clients}")
     for planned in plan.attacks:
-        table.add_row("attack", f"{planned.info.name} {planned.params}")
+        table.add_row("attack", f"{planned.info.name}{_given(planned.changed)}")
     for client in range(loaded.federation.clients):
         for text in plan.cautions_of(client):
             table.add_row("caution", f"client {client}: {text}")
     _out.print(table)
     _out.print(f"{scenario}: fine", style="green", highlight=False)
+
+
+def _given(params: dict[str, Any]) -> str:
+    """Return in words how a plug-in differs from its defaults, which `fedsim list` shows."""
+    return f" ({', '.join(f'{name}: {value}' for name, value in params.items())})" if params else ""
 
 
 @app.command("list")

@@ -30,6 +30,13 @@ from fedsim.scenario import Scenario, parse, select_clients, select_rounds
 from fedsim.seeds import seeded
 
 
+def _changed(plugin: Attack | Defense) -> dict[str, Any]:
+    values = dataclasses.asdict(plugin)
+    return {
+        field.name: values[field.name] for field in dataclasses.fields(plugin) if values[field.name] != field.default
+    }
+
+
 @dataclass(frozen=True)
 class PlannedAttack:
     """One attack of the scenario.
@@ -54,6 +61,11 @@ class PlannedAttack:
         """All parameters, given and default."""
         return dataclasses.asdict(self.attack)
 
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Parameters that differ from their defaults."""
+        return _changed(self.attack)
+
 
 @dataclass(frozen=True)
 class PlannedDefense:
@@ -68,6 +80,11 @@ class PlannedDefense:
     def params(self) -> dict[str, Any]:
         """All parameters, given and default."""
         return dataclasses.asdict(self.defense)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """Parameters that differ from their defaults."""
+        return _changed(self.defense)
 
     @property
     def knowledge(self) -> DefenseKnowledge:
