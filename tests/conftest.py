@@ -1,7 +1,7 @@
 """What several test files share: a tiny scenario, and plug-ins that exist for tests alone."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,14 @@ TINY: dict[str, Any] = {
     "attacks": [{"name": "stand_ins:Guess"}],
     "audit": {"processes": 0},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what attacks train for themselves out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSIM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

@@ -1,240 +1,365 @@
-"""Descent on pictures until their gradient is the observed one: what every gradient-matching attack shares.
+"""Descent on pictures until their gradient is the observed one: what every gradient-matching attack is a composition of.
 
-An attack of this kind is a sum of weighted terms, each a function of a candidate: its pictures, and the gradient they
-would have caused. The loop, its schedule, the restarts and the choice among them are here.
+An attack of this kind is a set of parameters: how gradients are compared, which priors hold the pictures, how the pictures
+move, from how many starts. The presets named after papers are other defaults of the same parameters. Here are the parameters
+and the loop; `_terms` makes the objective of them, `_response` says what the client computed, `_slopes` differentiates,
+`_steps` moves.
 """
 
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedsim import progress
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Finding, Images, Labels, Normalization, Observation
-from fedsim.models import unfused_attention
+from fedsim.exchange import Film, Finding, Images, Normalization, Observation
+from fedsim.models import patch_grid
 from fedsim.seeds import seeded
-from fedsim_attacks._gradient import local_steps, mean_gradient
-from fedsim_attacks._labels import count_labels
-from fedsim_attacks._matching import DISTANCES, Gradients, loss_gradient
-from fedsim_attacks._priors import total_variation
-from fedsim_attacks._row_space import RowSpace, assess
+from fedsim_attacks import _consensus
+from fedsim_attacks._objective import Objective
+from fedsim_attacks._polish import Polish, Residual, closed_form, gauss_newton
+from fedsim_attacks._response import HALFWAY, LABELS, PATH, OneGradient, Response, Surrogate
+from fedsim_attacks._row_space import assess
+from fedsim_attacks._search import Course, Trail, Variables, search
+from fedsim_attacks._slopes import DoubleBackward, ForwardDifference, Slopes, choose
+from fedsim_attacks._steps import LBFGS, Adam, Mover, Optimizer, Schedule
+from fedsim_attacks._target import KnownLabels, Reading, Target, known_labels, read_target, respond
+from fedsim_attacks._terms import Parts
 
-Scalar = Float[Tensor, ""]
+PICTURES = "pictures"  # the variable
 
-_REFERENCES = 64
 _CURVE_POINTS = 50
-_DROPS = (3 / 8, 5 / 8, 7 / 8)  # Geiping et al., appendix: learning rate times 0.1 at each
-
-
-class Target(NamedTuple):
-    """What the descent is to reach.
-
-    Args:
-        names: parameters of which the update holds a gradient.
-        gradients: observed, in the order of `names`, float32.
-        is_scaled: whether their factor is one.
-        model: the global model, in the mode in which the client is taken to train.
-    """
-
-    names: Sequence[str]
-    gradients: Gradients
-    is_scaled: bool
-    model: nn.Module
-
-
-class Candidate(NamedTuple):
-    """Pictures under way; every field is differentiable in them.
-
-    Args:
-        images: normalized.
-        pixels: in [0, 1].
-        gradients: what the pictures would have caused, in the order of `Target.names`.
-    """
-
-    images: Images
-    pixels: Images
-    gradients: Gradients
-
-
-class Term(NamedTuple):
-    """One summand of an objective; not computed where its weight is zero."""
-
-    weight: float
-    value: Callable[[Candidate], Scalar]
-
-
-def gradient_distance(target: Target, name: str) -> Term:
-    """Return the distance, by its name in `DISTANCES`, of a candidate's gradient from the target's, with weight one.
-
-    Raises:
-        AttackRefusedError: the distance compares lengths, and the target's is unknown.
-    """
-    if name == "l2" and not target.is_scaled:
-        raise AttackRefusedError("the scale of this delta is unknown without `training`; use distance: cosine.")
-    return Term(1.0, lambda candidate: DISTANCES[name](candidate.gradients, target.gradients))
-
-
-class _Run(NamedTuple):
-    losses: list[float]
-    step: int
-    images: Images
-
-
-_Objective = Callable[[Images], Tensor]
+_PATH_RATE = 1e-3  # Zhu et al., SME: learning rate of the place between the weights
+_LABEL_RATE = 0.1
+_NO_PRIOR = (
+    "There is no network whose statistics would hold the pictures: grant `auxiliary_data`, install fedsim's extra `priors`, or "
+    "name a prior_network and its prior_weights."
+)
+_WEIGHTS = (
+    "matching positions total_variation seams norm statistics matching_after group features row_space noise initial_scale "
+    "hold prior_from warm_up"
+).split()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Descent(Attack):
-    """An attack that descends on pictures; a subclass says on which objective.
+    """An attack that descends on pictures.
 
     Args:
-        steps: of Adam, each restart.
-        learning_rate: of Adam, in normalized units.
-        schedule: `step`, a tenth after 3/8, 5/8 and 7/8 of the steps; `cosine`, down to zero.
-        signed: whether Adam sees the sign of the slope alone.
+        distance: of the gradients: `cosine`, `tensor_cosine` (mean over tensors), `l2` (squared), `layer_l2` (sum over
+            tensors), `sign`.
+        matching: weight of that distance.
+        largest: share of each tensor's entries, those of largest magnitude, that it compares.
+        layers: patterns of the parameters that the attack looks at; all where empty.
+        positions: weight of the direction of the position embedding's gradient.
+        per_token: whether that is the mean over tokens, or taken of all tokens as one vector.
         total_variation: weight of the mean absolute difference of neighboring pixels.
-        restarts: independent starts; the one of least objective wins.
-        initial_scale: standard deviation of the start around grey, in normalized units.
+        total_variation_end: what that weight falls to, geometrically; as it began where it is None.
+        hold: share of the steps before it falls.
+        seams: weight of the difference across the seams of patches.
+        norm: weight of the root mean square of the pictures, in normalized units.
+        statistics: weight of the distance to the statistics of a network's BatchNorm layers.
+        prior_network: that network: `auxiliary` (a small one, trained on the auxiliary data), `efficientnet_lite0`, the name
+            of a timm CNN; `auto` is the first of these that there is, or none, with a caution.
+        prior_weights: file of the weights of a timm CNN; None for its published ones.
+        prior_from: share of the steps before `statistics` counts.
+        matching_after: factor of `matching` and `positions` from there on.
+        group: weight of the distance of every restart from what all agree on.
+        registered: whether restarts are shifted onto each other for that.
+        features: weight of the distance of head inputs from those recovered of the classifier's gradient.
         row_space: weight of the mean square of what lies outside the span of the client's patches.
+        steps: of the optimizer, each restart.
+        optimizer: `adam`, `signed_adam` (the sign of the slope alone), `lbfgs`.
+        learning_rate: in normalized units.
+        schedule: `constant`; `step`, a tenth after 3/8, 5/8 and 7/8 of the steps; `cosine`, down to zero.
+        warm_up: share of the steps in which the learning rate rises.
+        noise: standard deviation of the noise of every step, in units of the learning rate.
+        patience: steps without progress after which a run ends; 0 for never.
+        restarts: independent starts, all in one batch; the one of least objective wins.
+        initial: `noise` around grey, or `tiles`, one patch of noise repeated.
+        initial_scale: standard deviation of the start around grey, in normalized units.
+        resolution: the pictures' side is `image_size / resolution`, and enlarged.
+        optimize_labels: whether labels that are not granted are optimized beside the pictures, instead of recovered.
+        polish: what follows: `gauss_newton`, steps of Levenberg-Marquardt on the whole gradient; `closed_form`, alternation
+            between token gradients and the pictures that solve the patch projection's.
+        polish_steps: how many of them; the one that leaves least of the gradient wins.
+        local: how a delta is read: as `one_gradient`, by a `surrogate` point between the weights, by `unrolled` local steps;
+            `auto` takes what fits the recipe.
+        slopes: `double_backward`, `forward_difference` of two passes, or `auto`, the latter where the two agree.
+        precision: of the forward pass.
+        device: `auto` takes an accelerator where there is one.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size", "normalization"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"images", "labels"})
-    stream: ClassVar[str]  # of random numbers that the model draws
+    stream: ClassVar[str] = "descent"  # of random numbers that the model draws
 
-    steps: int = 400
-    learning_rate: float = 0.1
-    schedule: Literal["step", "cosine"] = "step"
-    signed: bool = True
+    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "cosine"
+    matching: float = 1.0
+    largest: float = 1.0
+    layers: tuple[str, ...] = ()
+    positions: float = 0.0
+    per_token: bool = True
     total_variation: float = 0.1
-    restarts: int = 1
-    initial_scale: float = 0.5
+    total_variation_end: float | None = None
+    hold: float = 0.3
+    seams: float = 0.0
+    norm: float = 0.0
+    statistics: float = 0.0
+    prior_network: str = "auto"
+    prior_weights: str | None = None
+    prior_from: float = 0.0
+    matching_after: float = 1.0
+    group: float = 0.0
+    registered: bool = False
+    features: float = 0.0
     row_space: float = 0.0
+    steps: int = 400
+    optimizer: Optimizer = "signed_adam"
+    learning_rate: float = 0.1
+    schedule: Schedule = "step"
+    warm_up: float = 0.0
+    noise: float = 0.0
+    patience: int = 0
+    restarts: int = 1
+    initial: Literal["noise", "tiles"] = "noise"
+    initial_scale: float = 0.5
+    resolution: int = 1
+    optimize_labels: bool = False
+    polish: Polish = "none"
+    polish_steps: int = 10
+    local: Reading = "auto"
+    slopes: Literal["auto", "double_backward", "forward_difference"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("restarts", 1)):
+        for name, least in (("steps", 0), ("restarts", 1), ("patience", 0), ("resolution", 1), ("polish_steps", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate: expected a number above 0, got {self.learning_rate}.")
-        for name in ("total_variation", "initial_scale", "row_space"):
+        for name in ("learning_rate", "largest"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}.")
+        for name in _WEIGHTS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}.")
+        for name in ("largest", "hold", "prior_from", "warm_up"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}.")
+        self._check_together()
 
-    @abstractmethod
-    def terms(self, target: Target) -> tuple[Term, ...]:
-        """Return the objective's terms beside `total_variation`, which comes after them.
-
-        Raises:
-            AttackRefusedError: the target lacks what a term reads.
-        """
+    def _check_together(self) -> None:
+        if not self.matching and not self.positions:
+            raise ValueError(
+                "matching: expected a weight above 0, here or for positions; nothing else sees the update."
+            )
+        end = self.total_variation_end
+        if end is not None and not 0 < end <= self.total_variation:
+            raise ValueError(
+                f"total_variation_end: expected above 0 and at most total_variation {self.total_variation}, got {end}."
+            )
+        if self.polish != "none" and self.resolution > 1:
+            raise ValueError("polish: expected none with a resolution above 1, which it would leave.")
+        if self.group and self.restarts < 2:
+            raise ValueError("group: expected 0 with one restart, which has nobody to agree with.")
+        if self.group and self.optimizer == "lbfgs":
+            raise ValueError("group: expected 0 with lbfgs, which runs one restart after the other.")
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Match the gradient; draws the labels' reference pictures, the starts, and dropout in training mode."""
         normalization = observation.normalization
         if normalization is None:
             raise AttackRefusedError("normalization is not granted; pictures are optimized in normalized units.")
-        labels, cautions = _labels(observation, generator)
+        device = _device(self.device)
+        target = read_target(observation, self.layers, device)
+        known = known_labels(observation, generator)
+        labels = known.labels.to(device)
+        response, doubt = respond(observation, target, labels, self.local)
         seed = int(torch.randint(2**62, (), generator=generator))
-        with unfused_attention(model := observation.model()), seeded(seed, self.stream):
-            model.train(bool(observation.train_mode))
-            target = _target(observation, model)
-            objective = self._objective(target, normalization, labels, self._span(observation))
-            shape, box = (len(labels), *observation.image_shape), _box(observation.image_shape, normalization)
-            runs = [self._descend(objective, shape, box, generator) for _ in range(self.restarts)]
-        best = min(runs, key=lambda run: run.losses[run.step])
-        trace = {
-            "loss": best.losses[best.step],
-            "step": best.step,
-            "restart": runs.index(best),
-            "curves": [run.losses[:: max(1, len(run.losses) // _CURVE_POINTS)] for run in runs],
-        }
-        images = normalization.denormalize(best.images).clamp(0, 1)
-        return assess(Finding(images=images, labels=labels, trace=trace, cautions=cautions), observation)
-
-    def _span(self, observation: Observation) -> tuple[Term, ...]:
-        if not self.row_space:
-            return ()
-        space = RowSpace.of(observation)
-        if not space.is_informative:
-            raise AttackRefusedError(
-                f"row_space: this update holds {space.patches} patches or more, and the gradient of the patch projection "
-                f"can show {space.limit} directions, so none is left to penalize. Set it to 0."
+        with seeded(seed, self.stream):
+            parts = Parts(self, observation, target, labels, normalization, generator)
+            box = _box(observation.image_shape, normalization, device)
+            objective = Objective(
+                response, self._images(), normalization, parts.gradient_terms(), parts.picture_terms()
             )
-        return (Term(self.row_space, lambda candidate: space.penalty(candidate.images)),)
+            slopes = self._slopes(objective, starts := self._starts(observation, response, box, generator))
+            best = min(trails := self._search(slopes, starts, box, generator), key=lambda trail: trail.loss)
+            bare = _unpolished(response, target) if self.polish != "none" else ""
+            residuals = [] if bare is not None else list(self._polished(slopes, target, best, box))
+        lacks = _NO_PRIOR if self.statistics and not parts.network() else None
+        cautions = (*known.cautions, *(caution for caution in (doubt, lacks, bare) if caution))
+        trace = {
+            "loss": best.loss,
+            "step": best.step,
+            "restart": trails.index(best),
+            "slopes": "forward_difference" if isinstance(slopes, ForwardDifference) else "double_backward",
+            "curves": [trail.losses[:: max(1, len(trail.losses) // _CURVE_POINTS)] for trail in trails],
+            "polish": residuals,
+        }
+        return assess(self._finding(slopes.objective, best, known._replace(cautions=cautions), trace), observation)
 
-    def _objective(
-        self, target: Target, normalization: Normalization, labels: Labels, span: tuple[Term, ...]
-    ) -> _Objective:
-        smooth = Term(self.total_variation, lambda candidate: total_variation(candidate.pixels))
-        terms = [term for term in (*self.terms(target), smooth, *span) if term.weight]
-        known = dict(target.model.named_parameters())
-        parameters = [known[name] for name in target.names]
+    def _slopes(self, objective: Objective, starts: Variables) -> Slopes:
+        if self.precision == "bfloat16":
+            objective = replace(objective, response=replace(objective.response, is_bfloat16=True))
+        if self.slopes == "double_backward":
+            return DoubleBackward(objective)
+        if self.slopes == "forward_difference":
+            if not isinstance(objective.response, OneGradient):
+                raise AttackRefusedError("slopes: forward_difference reads one gradient, and this delta holds several.")
+            return ForwardDifference(objective)
+        return choose(objective, starts, self._agree(starts))
 
-        def objective(images: Images) -> Tensor:
-            gradients = loss_gradient(target.model, parameters, images, labels)
-            candidate = Candidate(images, normalization.denormalize(images), gradients)
-            return torch.stack([term.weight * term.value(candidate) for term in terms]).sum()
+    def _starts(self, observation: Observation, response: Response, box: _Box, generator: torch.Generator) -> Variables:
+        """Return the variables of every restart at their starts."""
+        channels, *sides = observation.image_shape
+        if any(side % self.resolution for side in sides):
+            raise AttackRefusedError(f"resolution: {self.resolution} does not divide pictures of {sides[0]} pixels.")
+        count, height, width = len(response.labels), *(side // self.resolution for side in sides)
+        shape = (self.restarts, count, channels, height, width)
+        drawn = torch.randn(shape, generator=generator)
+        if self.initial == "tiles":
+            tile = patch_grid(response.model).patch // self.resolution or 1
+            rows, columns = (torch.arange(side) % tile for side in (height, width))
+            drawn = drawn[..., rows, :][..., columns]
+        device = box.low.device
+        images = (box.low + box.high) / 2 + self.initial_scale * drawn.to(device)
+        variables = {PICTURES: images}
+        if self.optimizer != "lbfgs":
+            variables[PICTURES] = images.clamp(box.low, box.high)
+        if self.optimize_labels and observation.labels is None:
+            variables[LABELS] = torch.randn(self.restarts, count, observation.num_classes, generator=generator).to(
+                device
+            )
+        if isinstance(response, Surrogate):
+            variables[PATH] = torch.full((self.restarts,), HALFWAY, device=device)
+        return variables
 
-        return objective
+    def _search(self, slopes: Slopes, starts: Variables, box: _Box, generator: torch.Generator) -> list[Trail]:
+        """Return one trail a restart; L-BFGS takes them one by one."""
+        at_once = 1 if self.optimizer == "lbfgs" else self.restarts
+        runs = self.restarts // at_once
+        grows_at = self.prior_from if self.statistics else 0.0
+        trails: list[Trail] = []
+        for run in range(runs):
+            span = slice(run * at_once, (run + 1) * at_once)
+            own: Variables = {n: nn.Parameter(tensor[span].clone()) for n, tensor in starts.items()}
+            course = Course(
+                self.steps, self.schedule, self.warm_up, self.patience, grows_at, run * self.steps, runs * self.steps
+            )
+            trails += search(slopes, own, self._mover(own, generator), course, self._confine(box), self._agree)
+        return trails
 
-    def _descend(
-        self, objective: _Objective, shape: tuple[int, ...], box: tuple[Tensor, Tensor], generator: torch.Generator
-    ) -> _Run:
-        """Return the best iterate of one start; the last step evaluates alone."""
-        low, high = box
-        start = (low + high) / 2 + self.initial_scale * torch.randn(shape, generator=generator)
-        images = nn.Parameter(start.clamp(low, high))
-        optimizer = torch.optim.Adam([images], lr=self.learning_rate)
-        losses, best, found = [], 0, images.detach().clone()
-        for step in range(self.steps + 1):
-            loss = objective(images)
-            losses.append(float(loss.detach()))
-            if losses[step] < losses[best]:
-                best, found = step, images.detach().clone()
-            if step == self.steps:
-                break
-            (slope,) = torch.autograd.grad(loss, images)
-            images.grad = slope.sign() if self.signed else slope
-            optimizer.param_groups[0]["lr"] = self.learning_rate * self._decay(step / self.steps)
-            optimizer.step()
-            with torch.no_grad():
-                images.clamp_(low, high)
-        return _Run(losses, best, found)
+    def _mover(self, variables: Variables, generator: torch.Generator) -> Mover:
+        if self.optimizer == "lbfgs":
+            return LBFGS(self.learning_rate)
+        rates = {PICTURES: self.learning_rate, LABELS: _LABEL_RATE, PATH: _PATH_RATE}
+        present = {name: rates[name] for name in variables}
+        return Adam(present, self.optimizer == "signed_adam", PICTURES, self.noise, generator)
 
-    def _decay(self, progress: float) -> float:
-        if self.schedule == "cosine":
-            return (1 + math.cos(math.pi * progress)) / 2
-        return 0.1 ** sum(progress >= drop for drop in _DROPS)
+    def _confine(self, box: _Box) -> Callable[[Variables], None]:
+        def confine(variables: Variables) -> None:
+            if self.optimizer != "lbfgs":  # whose curvature pairs a clamp would falsify
+                with torch.no_grad():
+                    variables[PICTURES].clamp_(box.low, box.high)
+            if PATH in variables:
+                with torch.no_grad():
+                    variables[PATH].clamp_(0, 1)
+
+        return confine
+
+    def _agree(self, variables: Mapping[str, Tensor]) -> Images | None:
+        if not self.group:
+            return None
+        pictures = variables[PICTURES].detach()
+        return _enlarged(
+            _consensus.registered(pictures) if self.registered else _consensus.lazy(pictures), self.resolution
+        )
+
+    def _images(self) -> Callable[[Mapping[str, Tensor]], Images]:
+        return lambda variables: _enlarged(variables[PICTURES], self.resolution)
+
+    def _polished(self, slopes: Slopes, target: Target, best: Trail, box: _Box) -> Iterator[float]:
+        """Yield what is left of the gradient before the polish and after each of its steps, and leave the best in the trail."""
+        response = slopes.objective.response
+        beside = {name: tensor for name, tensor in best.variables.items() if name != PICTURES}
+        residual = Residual(response, beside, target, self.positions)
+        least = residual.share(best.variables[PICTURES])
+        yield least
+        run = gauss_newton if self.polish == "gauss_newton" else closed_form
+        for number, polished in enumerate(
+            run(residual, best.variables[PICTURES], lambda images: images.clamp(box.low, box.high), self.polish_steps),
+            1,
+        ):
+            progress.advance(self.steps + number, self.steps + self.polish_steps, polished.residual)
+            variables = {**beside, PICTURES: polished.images}
+            alone = {name: tensor[None] for name, tensor in variables.items()}
+            value = slopes(alone, self._agree(alone), 1.0).values
+            best.losses.append(float(value))
+            best.frames.append((len(best.losses) - 1, polished.images.cpu()))
+            if polished.residual < least:
+                least, best.step, best.variables = polished.residual, len(best.losses) - 1, variables
+            yield polished.residual
+
+    def _finding(self, objective: Objective, best: Trail, known: KnownLabels, trace: dict[str, Any]) -> Finding:
+        denormalize = objective.normalization.denormalize
+        found = denormalize(objective.to_images(best.variables).detach().cpu()).clamp(0, 1)
+        labels = known.labels
+        if LABELS in best.variables:
+            labels = best.variables[LABELS].argmax(1).cpu()
+        if PATH in best.variables:
+            trace = {**trace, "path": float(best.variables[PATH])}
+        film = Film(
+            tuple(step for step, _ in best.frames),
+            torch.stack([denormalize(images).clamp(0, 1) for _, images in best.frames]),
+            tuple(best.losses[step] for step, _ in best.frames),
+        )
+        return Finding(images=found, labels=labels, trace=trace, cautions=known.cautions, film=film)
 
 
-def _labels(observation: Observation, generator: torch.Generator) -> tuple[Labels, tuple[str, ...]]:
-    """Return the granted labels, or counted ones with their cautions."""
-    cautions = []
-    if observation.update.kind == "delta" and local_steps(observation) != 1:
-        cautions.append("This delta may hold several local steps; it is matched as one gradient.")
-    if observation.labels is not None:
-        return observation.labels, tuple(cautions)
-    counted = count_labels(observation, _REFERENCES, generator)
-    return counted.labels, (*cautions, *counted.cautions)
+def _unpolished(response: Response, target: Target) -> str | None:
+    """Return why a polish cannot be, or None where it can."""
+    reason = None
+    if not isinstance(response, OneGradient):
+        reason = "the delta holds several local steps"
+    elif not target.is_scaled:
+        reason = "the scale of this delta is unknown without `training`"
+    elif target.model.training:
+        reason = "dropout on the client draws other masks in every pass"
+    return reason and f"The pictures are not polished: {reason}."
 
 
-def _box(shape: tuple[int, int, int], normalization: Normalization) -> tuple[Tensor, Tensor]:
-    return normalization.normalize(torch.zeros(1, *shape)), normalization.normalize(torch.ones(1, *shape))
+class _Box(NamedTuple):
+    """The range of pixels, in normalized units, one number a channel."""
+
+    low: Tensor
+    high: Tensor
 
 
-def _target(observation: Observation, model: nn.Module) -> Target:
-    """Return the parameters of which the update holds a gradient; one of zeros is of a part that took no part."""
-    gradient = mean_gradient(observation, observation.update.tensors)
-    names = [n for n, _ in model.named_parameters() if n in gradient.tensors and gradient.tensors[n].any()]
-    if not names:
-        raise AttackRefusedError("the update holds no gradient of any parameter of the model.")
-    return Target(names, [gradient.tensors[name].float() for name in names], gradient.is_scaled, model)
+def _box(shape: tuple[int, int, int], normalization: Normalization, device: torch.device) -> _Box:
+    low, high = (normalization.normalize(torch.full((1, shape[0], 1, 1), value)) for value in (0.0, 1.0))
+    return _Box(low.to(device), high.to(device))
+
+
+def _enlarged(pictures: Float[Tensor, "batch channel _ _"], factor: int) -> Images:
+    if factor == 1:
+        return pictures
+    return nn.functional.interpolate(pictures, scale_factor=factor, mode="bicubic", align_corners=False)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise AttackRefusedError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return device

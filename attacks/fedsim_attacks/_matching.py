@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-
-from fedsim.exchange import Images, Labels
+from torch import Tensor
 
 Gradients = Sequence[Tensor]
 Scalar = Float[Tensor, ""]
@@ -26,24 +26,83 @@ def relative_l2(found: Gradients, observed: Gradients) -> Scalar:
     return distance / _squared_norm(observed)
 
 
+def layer_l2(found: Gradients, observed: Gradients) -> Scalar:
+    """Return the sum of the tensors' l2 distances, not squared, in units of the observed norm.
+
+    Source: Yin et al., "See through Gradients", CVPR 2021, eq. 3; the division is ours.
+    """
+    distances = torch.stack([_root((f - o).square().sum()) for f, o in zip(found, observed, strict=True)])
+    return distances.sum() / _squared_norm(observed).sqrt()
+
+
 def cosine(found: Gradients, observed: Gradients) -> Scalar:
     """Return one minus the cosine of the angle between two gradients, all entries in one vector.
 
     Source: Geiping, Bauermeister, Droege, Moeller, "Inverting Gradients", NeurIPS 2020, eq. 4.
     """
     product = torch.stack([(f * o).sum() for f, o in zip(found, observed, strict=True)]).sum()
+    return 1 - product / _root(_squared_norm(found) * _squared_norm(observed))
+
+
+def tensor_cosine(found: Gradients, observed: Gradients) -> Scalar:
+    """Return the mean over tensors of one minus the cosine, so that faint layers count as much as strong ones."""
+    return torch.stack([cosine([f], [o]) for f, o in zip(found, observed, strict=True)]).mean()
+
+
+def sign_cosine(found: Gradients, observed: Gradients) -> Scalar:
+    """Return the mean over tensors of one minus the cosine between signs; those of `found` are softened by tanh.
+
+    What is left of an update that was reduced to signs: lengths of entries are not compared.
+    """
+    sizes = [f.detach().abs().mean() for f in found]
+    soft = [torch.tanh(f / torch.where(size > 0, size, 1)) for f, size in zip(found, sizes, strict=True)]
+    return tensor_cosine(soft, [o.sign() for o in observed])
+
+
+def row_cosine(found: Float[Tensor, "*batch row value"], observed: Float[Tensor, "*batch row value"]) -> Scalar:
+    """Return the mean over rows of one minus the cosine."""
+    lengths = found.square().sum(-1) * observed.square().sum(-1)
+    return 1 - ((found * observed).sum(-1) / _root(lengths)).mean()
+
+
+DISTANCES: Mapping[str, Distance] = MappingProxyType(
+    {
+        "l2": relative_l2,
+        "layer_l2": layer_l2,
+        "cosine": cosine,
+        "tensor_cosine": tensor_cosine,
+        "sign": sign_cosine,
+    }
+)
+SCALED = frozenset({"l2", "layer_l2"})  # distances that compare lengths, and so need the observed one
+
+
+@dataclass(frozen=True, eq=False)
+class Largest:
+    """The entries of largest magnitude of every observed tensor; matching on these alone is partial matching.
+
+    Source: Fan et al., "Boosting Gradient Leakage Attacks: Data Reconstruction in Realistic FL Settings" (FedLeak), USENIX
+    Security 2025, of which it is the partial gradient matching; there is no public code to compare with.
+
+    Args:
+        places: flat indices, tensor by tensor.
+    """
+
+    places: Sequence[Tensor]
+
+    @staticmethod
+    def of(observed: Gradients, share: float) -> Largest:
+        """Return the places of the largest `share` of each tensor, one entry at least."""
+        return Largest([o.flatten().abs().topk(max(1, math.ceil(share * o.numel()))).indices for o in observed])
+
+    def __call__(self, gradients: Gradients) -> Gradients:
+        """Return the entries at these places."""
+        return [g.flatten()[place] for g, place in zip(gradients, self.places, strict=True)]
+
+
+def _root(square: Tensor) -> Tensor:
     # sqrt has no finite slope at zero, where a gradient of nothing lies.
-    norms = (_squared_norm(found) * _squared_norm(observed)).clamp_min(torch.finfo(product.dtype).tiny).sqrt()
-    return 1 - product / norms
-
-
-DISTANCES: Mapping[str, Distance] = MappingProxyType({"l2": relative_l2, "cosine": cosine})
-
-
-def loss_gradient(model: nn.Module, parameters: Gradients, images: Images, labels: Labels) -> Gradients:
-    """Return the gradient of the mean cross-entropy at normalized images, differentiable in the images."""
-    loss = nn.functional.cross_entropy(model(images), labels)
-    return torch.autograd.grad(loss, parameters, create_graph=True)
+    return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
 
 
 def _squared_norm(gradients: Gradients) -> Scalar:

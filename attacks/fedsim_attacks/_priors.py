@@ -24,6 +24,30 @@ def total_variation(images: Images) -> Float[Tensor, ""]:
     return vertical + horizontal
 
 
+def seams(images: Images, patch: int) -> Float[Tensor, ""]:
+    """Return the root mean square difference of pixels on either side of a seam between patches: mean over seams and pictures.
+
+    Source: Hatamizadeh et al., "GradViT", CVPR 2022, R_patch, which sums the norms.
+
+    Args:
+        images: pictures of one patch a side have no seam, and give 0.
+        patch: side of a patch in pixels.
+    """
+    across = images[..., patch::patch, :] - images[..., patch - 1 : -1 : patch, :]
+    along = images[..., patch::patch] - images[..., patch - 1 : -1 : patch]
+    both = [part.square().mean(axes) for part, axes in ((across, (1, 3)), (along, (1, 2))) if part.numel()]
+    if not both:
+        return 0 * images.sum()
+    # sqrt has no finite slope at zero, where two flat patches meet.
+    return torch.cat(both, 1).clamp_min(torch.finfo(images.dtype).tiny).sqrt().mean()
+
+
+def length(images: Images) -> Float[Tensor, ""]:
+    """Return the root mean square of each picture, mean over pictures."""
+    square = images.square().mean((1, 2, 3))
+    return square.clamp_min(torch.finfo(images.dtype).tiny).sqrt().mean()
+
+
 class Roughness(NamedTuple):
     """Weighted squared differences of neighboring pixels, plus a weak pull to zero: a quadratic picture prior.
 

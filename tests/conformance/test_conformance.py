@@ -58,6 +58,11 @@ def defense_class(name: str) -> type:
     return plugins.load(defenses[name], Defense, name)
 
 
+# Presets of one engine differ in defaults alone, so one of them shows every choice; the plainest is the cheapest.
+CHOOSERS = [name for name in attacks if attack_class(name).run is not attack_class("gradient_matching").run]
+CHOOSERS.append("gradient_matching")
+
+
 def choices(cls: type, base: dict[str, Any]) -> list[dict[str, Any]]:
     """Return `base` with one choice (Literal or bool) exchanged at a time, where the class allows it."""
     found = []
@@ -85,7 +90,7 @@ def test_an_installed_attack_keeps_the_contract(name: str) -> None:
     check_attack(cls, observations=UNUSUAL[name](cls.needs) if name in UNUSUAL else None)
 
 
-@pytest.mark.parametrize("name", attacks)
+@pytest.mark.parametrize("name", CHOOSERS)
 def test_an_installed_attack_keeps_the_contract_with_every_choice(name: str) -> None:
     cls = attack_class(name)
     for params in choices(cls, {}):

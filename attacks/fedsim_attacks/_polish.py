@@ -1,0 +1,254 @@
+"""Polish: a few large, solved steps from where a descent has ended, instead of many small ones.
+
+`gauss_newton` is Levenberg-Marquardt on the residual of the whole gradient, every tensor in units of its own norm and every
+row of the position embedding in units of its own. Neither the Jacobian J nor a second derivative is formed: with l the loss
+and r the residual's weights,
+
+    J v = r [g(x + e v) - g(x)] / e        and        J^T u = [grad_x l(x; w + e r u) - grad_x l(x; w)] / e,
+
+one pass through the model each, with fused attention. The step solves (J^T J + damping + smoothness) v = -J^T residual by
+conjugate gradients; smoothness, total variation in its reweighted quadratic form, is halved with every step that helps.
+
+`closed_form` alternates: token gradients A of the current pictures, brought to the sum that the position embedding's gradient
+shows, and the pictures X that solve G_pe = A^T X nearest to the current ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Images
+from fedsim.models import patch_grid, prefix_rows
+from fedsim_attacks._matching import Gradients
+from fedsim_attacks._priors import Roughness
+from fedsim_attacks._response import Response
+from fedsim_attacks._target import Target
+
+Polish = Literal["none", "gauss_newton", "closed_form"]
+
+_POSITIONS, _PROJECTION = "pos_embed", "patch_embed.proj.weight"
+_AHEAD, _ASIDE = 1e-2, 1e-4  # lengths of the differences: share of the pictures' norm, of the weights'
+_PRODUCTS = 40  # of conjugate gradients in a step
+_SOLVED = 1e-5  # of the squared norm of the right side
+_DAMPING, _SMOOTHNESS = 1e-4, 1e-3  # at first
+_EASE, _STIFFEN = 0.5, 4.0  # factors after a step that helped, and after one that did not
+_EDGE = 0.05  # pixel difference at which an edge begins to cost less than its square
+_TINY = torch.finfo(torch.float32).tiny
+_CLOSED_DAMPING = 1e-2  # of the largest squared singular value
+
+
+class Polished(NamedTuple):
+    """Pictures after a step, and what is left: norm of the residual beside that of the gradient, in the residual's weights."""
+
+    images: Images
+    residual: float
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """What a response leaves of the observed gradient, in weights that make its parts comparable.
+
+    Args:
+        response: one gradient at the global weights.
+        variables: beside the pictures.
+        target: what is to be reached.
+        positions: weight of the rows of the position embedding, each in units of its own norm, beside that of all tensors.
+    """
+
+    response: Response
+    variables: Mapping[str, Tensor]
+    target: Target
+    positions: float
+
+    @cached_property
+    def scales(self) -> list[Tensor]:
+        """Weight of every entry."""
+        count = len(self.target.gradients)
+        found = [1 / (count**0.5 * tensor.norm()) for tensor in self.target.gradients]
+        place = self.target.place(_POSITIONS)
+        if place is not None and self.positions:
+            lengths = self.target.gradients[place].norm(dim=-1, keepdim=True)
+            rows = int((lengths > 0).sum())
+            by_row = torch.where(lengths > 0, self.positions**0.5 / (lengths * rows**0.5), 0.0)
+            found[place] = (found[place] ** 2 + by_row**2).sqrt()
+        return found
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The global weights."""
+        return self.response.weights()
+
+    def gradient(self, images: Images) -> Gradients:
+        """Return the weighed gradient that pictures cause."""
+        leaves = {name: weight.clone().requires_grad_() for name, weight in self.weights.items()}
+        loss = self.response.loss(leaves, images, self.variables, slice(None))
+        return self.weigh(torch.autograd.grad(loss, list(leaves.values())))
+
+    def slope(self, images: Images, moved: Gradients | None = None) -> Images:
+        """Return the loss's slope in the pictures, at the global weights or at these plus something."""
+        leaf, weights = images.detach().requires_grad_(), self.weights
+        if moved is not None:
+            weights = {n: w + step for (n, w), step in zip(weights.items(), moved, strict=True)}
+        (found,) = torch.autograd.grad(self.response.loss(weights, leaf, self.variables, slice(None)), leaf)
+        return found
+
+    def weigh(self, gradients: Gradients) -> Gradients:
+        """Return a gradient in the residual's weights."""
+        return [scale * tensor for scale, tensor in zip(self.scales, gradients, strict=True)]
+
+    def share(self, images: Images) -> float:
+        """Return the norm of what pictures leave, beside that of the observed gradient."""
+        return _norm(_minus(self.gradient(images), self.goal)) / _norm(self.goal)
+
+    @cached_property
+    def goal(self) -> Gradients:
+        """The observed gradient, weighed."""
+        return self.weigh(self.target.gradients)
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Pictures and what belongs to them: their weighed gradient, and the loss's slope."""
+
+    residual: Residual
+    images: Images
+    gradient: Gradients
+
+    @staticmethod
+    def of(residual: Residual, images: Images) -> _Place:
+        return _Place(residual, images, residual.gradient(images))
+
+    @cached_property
+    def slope(self) -> Images:
+        return self.residual.slope(self.images)
+
+    @cached_property
+    def left(self) -> Gradients:
+        return _minus(self.gradient, self.residual.goal)
+
+    def forward(self, step: Images) -> Gradients:
+        """Return J times a change of the pictures."""
+        reach = _AHEAD * float(self.images.norm()) / max(float(step.norm()), _TINY)
+        change = _minus(self.residual.gradient(self.images + reach * step), self.gradient)
+        return [part / reach for part in change]
+
+    def backward(self, left: Gradients) -> Images:
+        """Return J transposed times a residual."""
+        aside = self.residual.weigh(left)
+        reach = _ASIDE * _norm(list(self.residual.weights.values())) / max(_norm(aside), _TINY)
+        moved = self.residual.slope(self.images, [reach * part for part in aside])
+        return (moved - self.slope) / reach
+
+
+def gauss_newton(
+    residual: Residual, start: Images, confine: Callable[[Images], Images], count: int
+) -> Iterator[Polished]:
+    """Yield the pictures after every step; after one that does not lower the damped objective, those before it.
+
+    Args:
+        residual: to bring to zero.
+        start: normalized pictures.
+        confine: brings pictures back into the range of pixels.
+        count: steps.
+    """
+    here, damping, smoothness = _Place.of(residual, start), _DAMPING, _SMOOTHNESS
+    whole = _norm(residual.goal)
+    for _ in range(count):
+        rough = Roughness.around_edges(here.images, _EDGE)
+        curve = functools.partial(_curvature, here, rough, damping, smoothness)
+        downhill = -here.backward(here.left) - smoothness * rough.gradient(here.images)
+        there = _Place.of(residual, confine(here.images + _conjugate_gradients(curve, downhill)))
+        before, after = (
+            _norm(place.left) ** 2 + smoothness * float((place.images * rough.gradient(place.images)).sum())
+            for place in (here, there)
+        )
+        if after < before:
+            here, damping, smoothness = there, _EASE * damping, _EASE * smoothness
+        else:
+            damping *= _STIFFEN
+        yield Polished(here.images, _norm(here.left) / whole)
+
+
+def _curvature(here: _Place, rough: Roughness, damping: float, smoothness: float, step: Images) -> Images:
+    return here.backward(here.forward(step)) + damping * step + smoothness * rough.gradient(step)
+
+
+def _conjugate_gradients(curve: Callable[[Images], Images], right: Images) -> Images:
+    """Return about what `curve` takes to `right`; products by differences are inexact, so it ends where they mislead."""
+    solution, left = torch.zeros_like(right), right.clone()
+    direction, square = left.clone(), float(left.square().sum())
+    enough = _SOLVED * square
+    for _ in range(_PRODUCTS):
+        bent = curve(direction)
+        along = float((direction * bent).sum())
+        if along <= 0 or square <= enough:
+            break
+        solution += square / along * direction
+        left -= square / along * bent
+        square, before = float(left.square().sum()), square
+        direction = left + square / before * direction
+    return solution
+
+
+def closed_form(
+    residual: Residual, start: Images, confine: Callable[[Images], Images], count: int
+) -> Iterator[Polished]:
+    """Yield the pictures after every alternation of token gradients and pictures.
+
+    Args:
+        residual: measures what is left.
+        start: normalized pictures.
+        confine: brings pictures back into the range of pixels.
+        count: alternations.
+
+    Raises:
+        AttackRefusedError: the update lacks the position embedding's gradient or the patch projection's.
+    """
+    target, images = residual.target, start
+    place, projection = target.place(_POSITIONS), target.place(_PROJECTION)
+    if place is None or projection is None:
+        raise AttackRefusedError(f"polish: closed_form reads the gradients of {_POSITIONS} and {_PROJECTION}.")
+    grid = patch_grid(target.model)
+    observed = target.gradients[place][0, prefix_rows(target.model) :].double()
+    goal = target.gradients[projection].flatten(1).double()
+    for _ in range(count):
+        tokens = _token_gradients(residual, images).double()
+        tokens = tokens + (observed - tokens.sum(0)) / len(tokens)
+        rows, patches = tokens.flatten(0, 1), grid.cut(images).flatten(0, 1).double()
+        gram = rows @ rows.T
+        damped = gram + _CLOSED_DAMPING * torch.linalg.matrix_norm(gram, 2) * torch.eye(len(gram)).to(gram)
+        step = torch.linalg.solve(damped, rows @ (goal - rows.T @ patches))
+        moved = (patches + step).float().view(len(images), grid.count, -1)
+        images = confine(grid.join(moved))
+        yield Polished(images, residual.share(images))
+
+
+def _token_gradients(residual: Residual, images: Images) -> Float[Tensor, "batch token embed"]:
+    """Return the loss's slope at what the patch projection puts out, picture by picture."""
+    caught: list[Tensor] = []
+    embed: nn.Module = residual.response.model.patch_embed  # type: ignore[assignment]
+    handle = embed.register_forward_hook(lambda module, inputs, output: caught.append(output))
+    try:
+        leaf = images.detach().requires_grad_()  # without which frozen weights would leave no graph
+        loss = residual.response.loss(residual.weights, leaf, residual.variables, slice(None))
+    finally:
+        handle.remove()
+    return torch.autograd.grad(loss, caught[0])[0]
+
+
+def _minus(one: Gradients, other: Gradients) -> Gradients:
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def _norm(tensors: Gradients) -> float:
+    return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors))

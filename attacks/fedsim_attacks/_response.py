@@ -1,0 +1,147 @@
+"""What a client would have sent for given pictures: one gradient, one gradient on the way, or simulated local training.
+
+A delta of several local steps is no gradient at the global weights w_0. Three readings of it:
+
+- `OneGradient` takes it for one all the same;
+- `Surrogate` takes it for the gradient at a point between w_0 and the client's last weights w_T, which is learned beside the
+  pictures (Zhu, Yao, Blaschko, "Surrogate Model Extension (SME)", ICML 2023, https://arxiv.org/abs/2306.00127);
+- `Unrolled` simulates the client's steps and differentiates through them (Dimitrov, Balunovic, Konstantinov, Vechev, "Data
+  Leakage in Federated Averaging", TMLR 2022, https://arxiv.org/abs/2206.12395).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.exchange import Images, Labels, TrainingKnowledge
+from fedsim_attacks._gradient import response
+from fedsim_attacks._matching import Gradients, Scalar
+
+Parameters = Mapping[str, Tensor]
+
+LABELS, PATH = "labels", "path"  # variables beside the pictures
+HALFWAY = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Response(ABC):
+    """The gradient that pictures cause, differentiable in the pictures and in the variables beside them.
+
+    Args:
+        model: in the client's mode; its weights are the round's global ones.
+        names: parameters whose gradient is asked for.
+        labels: of the pictures; overruled by the variable `labels`, logits, where there is one.
+        is_functional: whether `torch.func` differentiates, as it must under `vmap`; autograd is faster.
+        is_bfloat16: whether the forward pass is in bfloat16.
+    """
+
+    model: nn.Module
+    names: Sequence[str]
+    labels: Labels
+    is_functional: bool = False
+    is_bfloat16: bool = False
+
+    @abstractmethod
+    def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
+        """Return the gradient, in the order of `names`, with a graph."""
+
+    def functional(self) -> Response:
+        """Return the same response for use under `vmap`."""
+        return replace(self, is_functional=True)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the named global weights, without a graph."""
+        known = dict(self.model.named_parameters())
+        return {name: known[name].detach() for name in self.names}
+
+    def loss(self, weights: Parameters, images: Images, variables: Mapping[str, Tensor], rows: slice) -> Scalar:
+        """Return the mean cross-entropy of some of the pictures at given weights.
+
+        Args:
+            weights: of the names; all others are the global ones.
+            images: normalized, all of them.
+            variables: of the attack.
+            rows: pictures to take.
+        """
+        guessed = variables.get(LABELS)
+        labels = self.labels if guessed is None else guessed.softmax(-1)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bfloat16):
+            logits = torch.func.functional_call(self.model, dict(weights), (images[rows],))
+        return nn.functional.cross_entropy(logits.to(images.dtype), labels[rows])
+
+    def _gradients_at(
+        self, weights: Parameters, images: Images, variables: Mapping[str, Tensor], rows: slice = slice(None)
+    ) -> list[Tensor]:
+        if self.is_functional:
+            slopes = torch.func.grad(self.loss)(dict(weights), images, variables, rows)
+            return [slopes[name] for name in self.names]
+        known = {n: w if w.requires_grad else w.requires_grad_() for n, w in weights.items()}
+        loss = self.loss(known, images, variables, rows)
+        return list(torch.autograd.grad(loss, [known[name] for name in self.names], create_graph=True))
+
+
+@dataclass(frozen=True, eq=False)
+class OneGradient(Response):
+    """The gradient at the global weights."""
+
+    def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
+        """Return the gradient of all pictures' mean loss."""
+        return self._gradients_at(self.weights(), images, variables)
+
+
+@dataclass(frozen=True, eq=False)
+class Surrogate(Response):
+    """The gradient at w_0 + a (w_T - w_0), with a the variable `path`.
+
+    Args:
+        movement: w_T - w_0, in the order of `names`.
+    """
+
+    movement: Sequence[Tensor] = ()
+
+    def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
+        """Return the gradient of all pictures' mean loss."""
+        steps = zip(self.weights().items(), self.movement, strict=True)
+        return self._gradients_at({n: w + variables[PATH] * moved for (n, w), moved in steps}, images, variables)
+
+
+@dataclass(frozen=True, eq=False)
+class Unrolled(Response):
+    """The mean gradient of simulated local SGD, reduced from its delta as the observed one is.
+
+    Args:
+        training: the client's recipe.
+        steps: of local training.
+        batch_size: pictures a step. With more pictures than that, they are taken in the order found, epoch after epoch; the
+            client's own order is not known.
+    """
+
+    training: TrainingKnowledge | None = None
+    steps: int = 1
+    batch_size: int = 1
+
+    def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
+        """Return (a w_0 - w_T) / sum of c_t, with a and c_t of `_gradient.response`."""
+        training = self.training
+        assert training is not None
+        start = self.weights()
+        decay = {n: 0.0 if n in training.decay_exempt else training.weight_decay for n in self.names}
+        weights, velocity = dict(start), {n: torch.zeros_like(w) for n, w in start.items()}
+        for rows in self._batches(len(images)):
+            slopes = self._gradients_at(weights, images, variables, rows)
+            for name, slope in zip(self.names, slopes, strict=True):
+                velocity[name] = training.momentum * velocity[name] + slope + decay[name] * weights[name]
+                weights[name] = weights[name] - training.learning_rate * velocity[name]
+        factors = {n: response(training, self.steps, decay[n]) for n in self.names}
+        return [(factors[n][0] * start[n] - weights[n]) / factors[n][1] for n in self.names]
+
+    def _batches(self, count: int) -> Iterator[slice]:
+        starts = range(0, count, self.batch_size)
+        for step in range(self.steps):
+            start = starts[step % len(starts)]
+            yield slice(start, start + self.batch_size)

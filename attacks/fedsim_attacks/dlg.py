@@ -1,0 +1,40 @@
+"""Deep Leakage from Gradients (DLG): pictures and labels together, by L-BFGS on the squared distance of gradients.
+
+Paper: Zhu, Liu, Han. "Deep Leakage from Gradients". NeurIPS 2019. https://arxiv.org/abs/1906.08935
+
+Idea: minimize |g(x, softmax(y)) - g|^2 over pictures x and label logits y, both drawn from a standard normal distribution.
+
+Differs from the paper: the distance is divided by |g|^2. The line search is a strong Wolfe one, without which L-BFGS leaves
+for infinity on Vision Transformers. Granted labels are taken, and then it is `idlg`.
+
+Needs: grants `batch_size`, `normalization`; an update whose scale is known (`training`, for a delta). Uses `labels`,
+`train_mode` and `training` where granted. Cost: two passes through the model for every trial of the line search, one or two a
+step. Made for small networks with smooth activations and few classes; the labels it finds are the largest logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fedsim_attacks._descent import Descent
+from fedsim_attacks._steps import Optimizer, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class DLG(Descent):
+    """Optimize pictures and labels until their gradient is the observed one; the parameters are those of `Descent`."""
+
+    citation: ClassVar[str] = (
+        "Zhu, Liu, Han. Deep Leakage from Gradients. NeurIPS 2019. https://arxiv.org/abs/1906.08935"
+    )
+    stream: ClassVar[str] = "dlg"
+
+    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "l2"
+    total_variation: float = 0.0
+    steps: int = 300
+    optimizer: Optimizer = "lbfgs"
+    learning_rate: float = 1.0
+    schedule: Schedule = "constant"
+    initial_scale: float = 1.0
+    optimize_labels: bool = True

@@ -1,0 +1,48 @@
+"""GradViT: gradient matching first, an image prior from half of the steps on, and no seams between patches.
+
+Paper: Hatamizadeh, Yin, Roth, Li, Kautz, Xu, Molchanov. "GradViT: Gradient Inversion of Vision Transformers". CVPR 2022.
+https://arxiv.org/abs/2203.11894. There is no public code of the authors.
+
+Idea: minimize G(t) L_grad + U(t) R_image + a_1 R_patch + a_2 R_extra. L_grad is the sum over tensors of |g_l(x, y) - g_l|;
+R_image the distance of the batch's statistics from those in the BatchNorm layers of a fixed CNN; R_patch the difference of
+pixels across the seams of patches; R_extra total variation and the pictures' norm. In the first half of the steps R_image is
+off; in the second it is on, and L_grad has half its weight. An early prior falls into its own minima.
+
+Differs from the paper: the prior network (`prior_network`) is one trained on the auxiliary data, or EfficientNet-Lite0, or
+any timm CNN whose weights are given, where the paper has a ResNet-50 with MoCo-v2 weights; without any there is none, and a
+caution says so. Distances are in units of |g|, seams and total variation are means, so weights are ours. 2,000 steps instead
+of 120,000. Labels by `label_count`, where the paper's rule needs features of one sign. `positions` adds the token-wise term
+of `april_optimization`, off by default.
+
+Needs: grants `batch_size`, `normalization`. Uses `auxiliary_data`, `labels`, `train_mode` and `training` where granted. Cost:
+two passes through the model a step, and in the second half two through the prior network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fedsim_attacks._descent import Descent
+from fedsim_attacks._steps import Optimizer, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradViT(Descent):
+    """Optimize pictures under GradViT's priors and schedule; the parameters are those of `Descent`."""
+
+    citation: ClassVar[str] = (
+        "Hatamizadeh et al. GradViT: Gradient Inversion of Vision Transformers. CVPR 2022. https://arxiv.org/abs/2203.11894"
+    )
+    stream: ClassVar[str] = "gradvit"
+
+    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "layer_l2"
+    total_variation: float = 0.01
+    seams: float = 0.01
+    norm: float = 1e-4
+    statistics: float = 1e-3
+    prior_from: float = 0.5
+    matching_after: float = 0.5
+    steps: int = 2000
+    optimizer: Optimizer = "adam"
+    schedule: Schedule = "cosine"

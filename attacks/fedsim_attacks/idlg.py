@@ -1,0 +1,40 @@
+"""Improved DLG (iDLG): the label from the classifier's gradient first, then pictures alone, as DLG.
+
+Paper: Zhao, Mopuri, Bilen. "iDLG: Improved Deep Leakage from Gradients". 2020. https://arxiv.org/abs/2001.02610
+
+Idea: the label of a single picture is the class whose classifier gradient has the other sign; with it fixed, minimize
+|g(x, y) - g|^2 over the picture by L-BFGS.
+
+Differs from the paper: labels are counted by `label_count`, which for one picture is the paper's rule on the bias, and which
+works for batches and signed features too. The distance is divided by |g|^2; strong Wolfe line search, as in `dlg`.
+
+Needs: grants `batch_size`, `normalization`; an update whose scale is known (`training`, for a delta). Uses `labels`,
+`train_mode` and `training` where granted. Cost: two passes through the model for every trial of the line search, one or two a
+step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fedsim_attacks._descent import Descent
+from fedsim_attacks._steps import Optimizer, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class IDLG(Descent):
+    """Optimize pictures until their gradient is the observed one; the parameters are those of `Descent`."""
+
+    citation: ClassVar[str] = (
+        "Zhao, Mopuri, Bilen. iDLG: Improved Deep Leakage from Gradients. 2020. https://arxiv.org/abs/2001.02610"
+    )
+    stream: ClassVar[str] = "idlg"
+
+    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "l2"
+    total_variation: float = 0.0
+    steps: int = 300
+    optimizer: Optimizer = "lbfgs"
+    learning_rate: float = 1.0
+    schedule: Schedule = "constant"
+    initial_scale: float = 1.0

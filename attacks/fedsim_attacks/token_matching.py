@@ -1,0 +1,50 @@
+"""Token matching: pictures out of a batch, token by token, from very smooth to as sharp as the gradient says.
+
+Paper: no publication of this form is known to us. The direction of the position embedding's gradient is from Lu, Zhang, Zhao,
+He, Cheng. "APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers". CVPR 2022.
+https://arxiv.org/abs/2112.14087
+
+Idea: each row of the position embedding's gradient belongs to one place in the picture. Minimize the mean over rows of one
+minus the cosine, which keeps faint patches in sight, beside the mean over tensors of the same, and total variation, whose
+weight starts so high that only the layout of the picture survives and falls geometrically until the gradient alone decides.
+That ends where slopes along the directions that are left have become tiny. Levenberg-Marquardt on the whole gradient, every
+row in units of its own length, goes on from there: its steps are solved by conjugate gradients, on products with the Jacobian
+by differences of two passes through the model, so no second derivative is formed.
+
+Differs from the paper: APRIL takes one cosine of the whole table beside the squared distance of all gradients, without
+annealing and without the second stage. Labels are counted by `label_count` where they are not granted.
+
+Needs: grants `batch_size`, `normalization`; a shared, learned position embedding. Uses `labels`, `train_mode` and `training`
+where granted. Without a gradient of known scale, in training mode and for several local steps the second stage is left out,
+with a caution. Cost: two passes through the model a step, and 80 for each of the second stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fedsim_attacks._descent import Descent
+from fedsim_attacks._polish import Polish
+from fedsim_attacks._steps import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMatching(Descent):
+    """Optimize pictures token by token, the smoothness relaxed on the way; the parameters are those of `Descent`."""
+
+    citation: ClassVar[str] = (
+        "Token matching, this project; after Lu et al. APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers. "
+        "CVPR 2022. https://arxiv.org/abs/2112.14087"
+    )
+    stream: ClassVar[str] = "token_matching"
+
+    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "tensor_cosine"
+    positions: float = 10.0
+    total_variation: float = 0.3
+    total_variation_end: float | None = 0.01
+    steps: int = 400
+    learning_rate: float = 0.03
+    schedule: Schedule = "cosine"
+    polish: Polish = "gauss_newton"
+    polish_steps: int = 24

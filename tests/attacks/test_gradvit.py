@@ -1,0 +1,52 @@
+import pytest
+import torch
+from descent_cases import ONE_PATCH, against_own_and_other, attacked, grey, mean_color, observed, pictures, tiny
+from fedsim_attacks._target import read_target
+from fedsim_attacks._terms import Parts
+from fedsim_attacks.gradvit import GradViT
+
+
+def test_one_patch_is_found_without_a_network_and_another_update_does_not_show_it() -> None:
+    own, other = pictures(0), pictures(50)
+    right, wrong = against_own_and_other(GradViT(steps=120, statistics=0.0), tiny(ONE_PATCH), own, other)
+    assert right >= mean_color(own) + 3
+    assert wrong <= grey(own) + 1
+
+
+def test_weights_switch_at_half_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim_attacks._terms.load_prior", lambda *_: lambda pixels: pixels.mean())
+    attack, seen = GradViT(positions=2.0, prior_network="efficientnet_lite0"), observed(tiny(), pictures(0))
+    assert seen.normalization is not None
+    target = read_target(seen, (), torch.device("cpu"))
+    parts = Parts(attack, seen, target, pictures(0).labels, seen.normalization, torch.Generator())
+    matching, positions = parts.gradient_terms()
+    smooth, seams, norm, statistics = parts.picture_terms()
+    for progress, share in ((0.0, 1.0), (0.49, 1.0), (0.5, 0.5), (1.0, 0.5)):
+        assert matching.weight(progress) == share * attack.matching
+        assert positions.weight(progress) == share * 2.0
+        assert statistics.weight(progress) == (attack.statistics if progress >= 0.5 else 0)
+        others = [term.weight(progress) for term in (smooth, seams, norm)]
+        assert others == pytest.approx([attack.total_variation, attack.seams, attack.norm])
+
+
+def test_what_the_prior_did_not_see_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim_attacks._terms.load_prior", lambda *_: lambda pixels: 1000 + pixels.mean())
+    attack = GradViT(steps=8, prior_network="efficientnet_lite0")
+    trace = attacked(attack, observed(tiny(), pictures(0))).trace
+    assert trace["step"] >= 4
+    assert trace["loss"] == min(trace["curves"][0][4:]) > max(trace["curves"][0][:4])
+
+
+def test_no_network_is_a_caution_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim_attacks._terms.has_efficientnet_lite0", lambda: False)
+    finding = attacked(GradViT(steps=2), observed(tiny(), pictures(0)))
+    assert any("no network whose statistics" in caution for caution in finding.cautions)
+    without = attacked(GradViT(steps=2, statistics=0.0), observed(tiny(), pictures(0)))
+    assert not any("statistics" in caution for caution in without.cautions)
+
+
+def test_it_follows_the_paper_in_distance_priors_and_schedule() -> None:
+    attack = GradViT()
+    assert (attack.distance, attack.optimizer, attack.schedule) == ("layer_l2", "adam", "cosine")
+    assert (attack.prior_from, attack.matching_after, attack.learning_rate) == (0.5, 0.5, 0.1)
+    assert attack.seams and attack.total_variation and attack.norm and not attack.positions

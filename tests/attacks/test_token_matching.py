@@ -1,0 +1,43 @@
+import pytest
+from descent_cases import against_own_and_other, attacked, grey, mean_color, observed, pictures, tiny
+from fedsim_attacks.token_matching import TokenMatching
+
+from fedsim.errors import AttackRefusedError
+
+
+def test_two_pictures_are_found_together_and_another_update_does_not_show_them() -> None:
+    own, other = pictures(0, 50), pictures(20, 7)
+    attack = TokenMatching(steps=100, learning_rate=0.1, polish_steps=3)
+    right, wrong = against_own_and_other(attack, tiny(), own, other)
+    assert right >= max(grey(own), mean_color(own)) + 5
+    assert wrong <= grey(own) + 1
+
+
+@pytest.mark.slow
+def test_two_pictures_are_found_without_the_second_stage() -> None:
+    own, other = pictures(0, 50), pictures(20, 7)
+    right, wrong = against_own_and_other(TokenMatching(steps=250, learning_rate=0.1, polish="none"), tiny(), own, other)
+    assert right >= mean_color(own) + 3
+    assert wrong <= grey(own) + 1
+
+
+@pytest.mark.slow
+def test_the_second_stage_leaves_little_of_two_pictures_hidden() -> None:
+    own, other = pictures(0, 50), pictures(20, 7)
+    right, wrong = against_own_and_other(TokenMatching(steps=200), tiny(depth=2), own, other)
+    assert right >= 35
+    assert wrong <= grey(own) + 1
+
+
+def test_smoothness_falls_on_the_way() -> None:
+    attack = TokenMatching()
+    assert attack.total_variation_end is not None and attack.total_variation_end < attack.total_variation
+    assert attack.positions and attack.per_token
+
+
+def test_positions_that_are_not_shared_are_refused() -> None:
+    seen = observed(tiny(), pictures(0))
+    kept = {name: tensor for name, tensor in seen.update.tensors.items() if name != "pos_embed"}
+    update = type(seen.update)(1, 0, "gradient", kept, 1)
+    with pytest.raises(AttackRefusedError, match="pos_embed is zero or missing"):
+        attacked(TokenMatching(steps=1), observed(tiny(), pictures(0), update=update))
