@@ -47,4 +47,4 @@ class TokenMatching(Descent):
     learning_rate: float = 0.03
     schedule: Schedule = "cosine"
     polish: Polish = "gauss_newton"
-    polish_steps: int = 24
+    polish_steps: int = 16

@@ -1,0 +1,136 @@
+import pytest
+import torch
+from descent_cases import mean_decibels, observed, one_gradient, pictures, tiny
+from fedsim_attacks._polish import Residual, _Place, closed_form, gauss_newton
+from fedsim_attacks._target import Target, read_target
+from fedsim_attacks.token_matching import TokenMatching
+
+from fedsim import models
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Images, LabeledImages, TrainingKnowledge, Update
+
+BOX = 1.0  # of the model's normalization
+
+
+def confined(images: Images) -> Images:
+    return images.clamp(-BOX, BOX)
+
+
+def residual(batch: LabeledImages, positions: float = 10.0, depth: int = 1) -> Residual:
+    model = tiny(depth=depth)
+    response, gradients = one_gradient(model, batch)
+    return Residual(response, {}, Target(response.names, gradients, True, model), positions)
+
+
+def near(batch: LabeledImages, amount: float) -> Images:
+    inputs = models.normalization(tiny()).normalize(batch.images)
+    drawn = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0))
+    return confined(inputs + amount * drawn)
+
+
+def decibels(images: Images, batch: LabeledImages) -> float:
+    return mean_decibels(models.normalization(tiny()).denormalize(images).clamp(0, 1), batch)
+
+
+def test_true_pictures_leave_nothing_and_others_do() -> None:
+    batch = pictures(0, 50)
+    left = residual(batch)
+    assert left.share(models.normalization(tiny()).normalize(batch.images)) < 1e-5
+    assert left.share(near(batch, 0.3)) > 0.05
+
+
+def test_every_row_of_positions_weighs_the_same() -> None:
+    left = residual(pictures(0), positions=3.0)
+    place = left.target.place("pos_embed")
+    assert place is not None
+    rows = left.goal[place].square().sum(-1).flatten()
+    # Beside its own share every row has one of the whole tensor's.
+    own = 3.0 / len(rows)
+    assert bool((rows >= own * (1 - 1e-5)).all()) and float(rows.sum()) == pytest.approx(
+        3 + 1 / len(left.scales), rel=1e-4
+    )
+
+
+def test_products_with_the_jacobian_and_its_transpose_are_those_of_the_exact_one() -> None:
+    batch = pictures(0, 50)
+    left = residual(batch)
+    images = near(batch, 0.2)
+    place = _Place.of(left, images)
+    step = 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+
+    def exact(at: Images) -> tuple[torch.Tensor, ...]:
+        with models.unfused_attention(left.response.model):
+            return tuple(s * g for s, g in zip(left.scales, left.response.gradients(at, {}), strict=True))
+
+    ahead = [(a - b) / 2e-3 for a, b in zip(exact(images + 1e-3 * step), exact(images - 1e-3 * step), strict=True)]
+    forward = torch.cat([tensor.flatten() for tensor in place.forward(step)])
+    wanted = torch.cat([tensor.detach().flatten() for tensor in ahead])
+    assert float(torch.cosine_similarity(forward, wanted, dim=0)) > 0.999
+
+    leaf = images.clone().requires_grad_()
+    sums = [tensor.detach() for tensor in place.left]
+    (wanted,) = torch.autograd.grad(exact(leaf), leaf, sums)
+    backward = place.backward(sums)
+    assert float(torch.cosine_similarity(backward.flatten(), wanted.flatten(), dim=0)) > 0.999
+    assert float(backward.norm() / wanted.norm()) == pytest.approx(1, abs=0.02)
+
+
+def test_levenberg_marquardt_finds_two_pictures_from_near_by_and_never_leaves_more() -> None:
+    batch = pictures(0, 50)
+    left, start = residual(batch), near(batch, 0.15)
+    found = list(gauss_newton(left, start, confined, 5))
+    assert decibels(found[-1].images, batch) >= decibels(start, batch) + 6
+    assert found[-1].residual < 0.2 * left.share(start)
+
+
+def test_it_does_not_leave_true_pictures() -> None:
+    batch = pictures(0)
+    left, true = residual(batch), models.normalization(tiny()).normalize(pictures(0).images)
+    (last,) = gauss_newton(left, true, confined, 1)
+    assert decibels(last.images, batch) >= 40
+
+
+def test_the_closed_form_inverts_one_picture() -> None:
+    batch = pictures(0)
+    left, start = residual(batch), near(batch, 0.3)
+    found = list(closed_form(left, start, confined, 6))
+    assert decibels(found[-1].images, batch) >= decibels(start, batch) + 3
+    assert found[-1].residual < left.share(start)
+
+
+def test_the_closed_form_needs_positions_and_the_projection() -> None:
+    batch = pictures(0)
+    model = tiny()
+    target = read_target(observed(model, batch), ("blocks.*",), torch.device("cpu"))
+    response, _ = one_gradient(model, batch)
+    with pytest.raises(AttackRefusedError, match="closed_form reads"):
+        next(closed_form(Residual(response, {}, target, 0.0), near(batch, 0.1), confined, 1))
+
+
+def test_what_is_no_gradient_of_known_scale_is_left_unpolished_with_a_caution() -> None:
+    batch, model = pictures(0), tiny()
+    tensors = {name: -0.01 * tensor for name, tensor in observed(model, batch).update.tensors.items()}
+    unknown = observed(model, batch, update=Update(1, 0, "delta", tensors, 1))
+    several = observed(
+        model,
+        batch,
+        update=Update(1, 0, "delta", tensors, 2),
+        training=TrainingKnowledge("sgd", 0.01, 0.0, 0.0, None, 2),
+    )
+    dropped = observed(model, batch, train_mode=True)
+    for seen, reason in ((unknown, "scale"), (several, "local steps"), (dropped, "dropout")):
+        finding = TokenMatching(steps=2, polish_steps=2).run(seen, torch.Generator().manual_seed(0))
+        assert finding.trace["polish"] == []
+        assert any("not polished" in caution and reason in caution for caution in finding.cautions)
+
+
+def test_the_step_that_leaves_least_is_kept_and_filmed() -> None:
+    finding = TokenMatching(steps=4, polish_steps=3).run(
+        observed(tiny(), pictures(0)), torch.Generator().manual_seed(0)
+    )
+    left = finding.trace["polish"]
+    assert len(left) == 4 and finding.film is not None and finding.images is not None
+    assert finding.film.steps[-3:] == (5, 6, 7)
+    best = min(range(4), key=left.__getitem__)
+    assert finding.trace["step"] == 4 + best
+    assert torch.equal(finding.film.images[finding.film.steps.index(4 + best)], finding.images)
