@@ -180,7 +180,7 @@ class Descent(Attack):
             raise AttackRefusedError("normalization is not granted; pictures are optimized in normalized units.")
         device = _device(self.device)
         target = read_target(observation, self.layers, device)
-        known = known_labels(observation, generator)
+        known = known_labels(observation, generator, self.optimize_labels)
         labels = known.labels.to(device)
         response, doubt = respond(observation, target, labels, self.local)
         seed = int(torch.randint(2**62, (), generator=generator))
@@ -192,6 +192,8 @@ class Descent(Attack):
             )
             slopes = self._slopes(objective, starts := self._starts(observation, response, box, generator))
             best = min(trails := self._search(slopes, starts, box, generator), key=lambda trail: trail.loss)
+            if not math.isfinite(best.loss):
+                raise AttackRefusedError("the objective was never a number: the gradient of the pictures overflows.")
             bare = _unpolished(response, target) if self.polish != "none" else ""
             residuals = [] if bare is not None else list(self._polished(slopes, target, best, box))
         lacks = _NO_PRIOR if self.statistics and not parts.network() else None
@@ -252,10 +254,16 @@ class Descent(Attack):
             span = slice(run * at_once, (run + 1) * at_once)
             own: Variables = {n: nn.Parameter(tensor[span].clone()) for n, tensor in starts.items()}
             course = Course(
-                self.steps, self.schedule, self.warm_up, self.patience, grows_at, run * self.steps, runs * self.steps
+                self.steps, self.schedule, self.warm_up, self.patience, grows_at, run * self.steps, self._total
             )
             trails += search(slopes, own, self._mover(own, generator), course, self._confine(box), self._agree)
         return trails
+
+    @property
+    def _total(self) -> int:
+        """Steps of all runs and of the polish, for the display."""
+        runs = self.restarts if self.optimizer == "lbfgs" else 1
+        return runs * self.steps + (self.polish_steps if self.polish != "none" else 0)
 
     def _mover(self, variables: Variables, generator: torch.Generator) -> Mover:
         if self.optimizer == "lbfgs":
@@ -298,7 +306,7 @@ class Descent(Attack):
             run(residual, best.variables[PICTURES], lambda images: images.clamp(box.low, box.high), self.polish_steps),
             1,
         ):
-            progress.advance(self.steps + number, self.steps + self.polish_steps, polished.residual)
+            progress.advance(self._total - self.polish_steps + number, self._total, polished.residual)
             variables = {**beside, PICTURES: polished.images}
             alone = {name: tensor[None] for name, tensor in variables.items()}
             value = slopes(alone, self._agree(alone), 1.0).values

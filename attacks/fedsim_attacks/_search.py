@@ -27,7 +27,7 @@ class Course(NamedTuple):
         steps: at most.
         schedule: of the learning rate.
         warm_up: share of the steps in which it rises.
-        patience: steps without progress after which the run ends; 0 for never.
+        patience: steps without progress after which the run ends, once the objective has grown; 0 for never.
         grows_at: share of the steps at which the objective grows a term, so that earlier values mean nothing; 0 for never.
         before: steps of earlier runs, of `total` in all; for the display.
         total: steps of all runs.
@@ -103,7 +103,7 @@ def search(
             if step in shown:
                 trail.frames.append((step, slopes.objective.to_images(trail_at(here, index)).detach().cpu()))
         progress.advance(course.before + step, course.total, min(trail.losses[-1] for trail in trails))
-        if course.patience and step - max(trail.step for trail in trails) >= course.patience:
+        if course.patience and share >= course.grows_at and step - max(t.step for t in trails) >= course.patience:
             break
         if not is_last:
             confine(variables)

@@ -11,8 +11,9 @@ from torch import nn
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Labels, Observation
+from fedsim.labels import distributions, smooth
 from fedsim_attacks._gradient import local_steps, mean_gradient
-from fedsim_attacks._labels import count_labels
+from fedsim_attacks._labels import count_labels, picture_count
 from fedsim_attacks._matching import Gradients
 from fedsim_attacks._response import OneGradient, Response, Surrogate, Unrolled
 
@@ -77,10 +78,18 @@ def read_target(observation: Observation, layers: Sequence[str], device: torch.d
     return Target(names, found, gradient.is_scaled, model)
 
 
-def known_labels(observation: Observation, generator: torch.Generator) -> KnownLabels:
-    """Return the granted labels, or counted ones with their cautions."""
+def known_labels(observation: Observation, generator: torch.Generator, optimized: bool) -> KnownLabels:
+    """Return the granted labels, or counted ones with their cautions.
+
+    Args:
+        observation: what the attack may know.
+        generator: draws reference pictures for the count.
+        optimized: whether labels that are not granted are variables; then only their number counts.
+    """
     if observation.labels is not None:
         return KnownLabels(observation.labels, ())
+    if optimized:
+        return KnownLabels(torch.zeros(picture_count(observation), dtype=torch.int64), ())
     counted = count_labels(observation, _REFERENCES, generator)
     return KnownLabels(counted.labels, counted.cautions)
 
@@ -91,13 +100,16 @@ def respond(observation: Observation, target: Target, labels: Labels, reading: R
     Args:
         observation: what the attack may know.
         target: what its update holds.
-        labels: of the pictures, on the target's device.
+        labels: of the pictures, on the target's device; smoothed here where the recipe says so.
         reading: `auto` takes one gradient for what it is, simulates up to eight known steps, and looks for a surrogate of
             more or of unknown ones.
 
     Raises:
         AttackRefusedError: the reading needs a recipe that is not granted.
     """
+    training = observation.training
+    if training is not None and training.label_smoothing and labels.ndim == 1:
+        labels = smooth(distributions(labels, observation.num_classes), training.label_smoothing)
     one = OneGradient(target.model, target.names, labels)
     if observation.update.kind == "gradient":
         return one, None
@@ -111,7 +123,7 @@ def respond(observation: Observation, target: Target, labels: Labels, reading: R
         tensors = observation.update.tensors
         moved = [tensors[name].to(target.gradients[0]) for name in target.names]
         return Surrogate(target.model, target.names, labels, movement=moved), None
-    if observation.training is None or steps is None:
+    if training is None or steps is None:
         raise AttackRefusedError("local: unrolled simulates the client's steps. Grant `training` and `batch_size`.")
     size, doubt = observation.batch_size or len(labels), None
     if len(labels) > size:
@@ -119,7 +131,7 @@ def respond(observation: Observation, target: Target, labels: Labels, reading: R
             f"Batches of {size} are simulated in the order in which the pictures were found; the client's is not known."
         )
     return (
-        Unrolled(target.model, target.names, labels, training=observation.training, steps=steps, batch_size=size),
+        Unrolled(target.model, target.names, labels, training=training, steps=steps, batch_size=size),
         doubt,
     )
 

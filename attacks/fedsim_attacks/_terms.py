@@ -117,7 +117,7 @@ class Parts:
         if place is None:
             raise AttackRefusedError(
                 f"the gradient of {_POSITIONS} is zero or missing from the update: the model learns no positions, or the "
-                "client froze or did not share them. Use inverting_gradients."
+                "client froze or did not share them, or `layers` leave them out. Use inverting_gradients."
             )
         observed = self.target.gradients[place]
         if self.attack.per_token:

@@ -18,7 +18,7 @@ from fedsim.exchange import LabeledImages, Observation, TrainingKnowledge, Updat
 
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
-    return tiny(FOUR_PATCHES, depth=2)
+    return tiny(FOUR_PATCHES)
 
 
 def seen(model: torch.nn.Module, batch: LabeledImages, update: Update | None = None) -> Observation:
@@ -54,9 +54,9 @@ def test_positions_lead_to_the_picture_where_plain_matching_and_another_update_d
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 50])
-def test_two_hundred_steps_reach_a_picture_of_four_patches(row: int, model: torch.nn.Module) -> None:
+def test_two_hundred_steps_reach_a_picture_of_four_patches(row: int) -> None:
     own, attack = pictures(row), AprilOptimization(steps=200, total_variation=0.01)
-    assert decibels(run(attack, seen(model, own)), own) >= 27
+    assert decibels(run(attack, seen(tiny(FOUR_PATCHES, depth=2), own)), own) >= 27
 
 
 @pytest.mark.parametrize("per_token", [True, False])

@@ -3,7 +3,7 @@ import functools
 import pytest
 import torch
 from fedsim_attacks._consensus import lazy, registered
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data.photos import Photos
@@ -39,6 +39,7 @@ def test_a_shift_of_one_seed_is_undone(shift: tuple[int, int], photos: torch.Ten
     assert not torch.allclose(lazy(seeds), photos, atol=1e-3)
 
 
+@settings(max_examples=30)
 @given(row=st.integers(-3, 3), column=st.integers(-3, 3), brightness=st.floats(-0.5, 0.5))
 def test_brightness_does_not_hide_a_shift(row: int, column: int, brightness: float) -> None:
     photo = read()[:1]

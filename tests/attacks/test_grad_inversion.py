@@ -6,9 +6,10 @@ from fedsim_attacks.grad_inversion import GradInversion
 from fedsim.exchange import LabeledImages
 
 
+@pytest.mark.slow
 def test_one_patch_is_found_by_matching_and_agreement_and_another_update_does_not_show_it() -> None:
     own, other = pictures(0), pictures(50)
-    attack = GradInversion(steps=100, statistics=0.0, restarts=2)
+    attack = GradInversion(steps=150, statistics=0.0, restarts=2)
     right, wrong = against_own_and_other(attack, tiny(ONE_PATCH), own, other)
     assert right >= mean_color(own) + 3
     assert wrong <= grey(own) + 1

@@ -9,7 +9,7 @@ from fedsim import models
 # With more than one patch plain matching stays near the mean color, which is what other attacks are for.
 def test_plain_matching_recovers_a_picture_of_one_patch_and_another_update_does_not() -> None:
     attack, own, other, model = (
-        GradientMatching(steps=250, total_variation=0.001),
+        GradientMatching(steps=120, total_variation=0.001),
         pictures(0),
         pictures(50),
         tiny(ONE_PATCH),

@@ -6,9 +6,10 @@ from fedsim_attacks._terms import Parts
 from fedsim_attacks.gradvit import GradViT
 
 
+@pytest.mark.slow
 def test_one_patch_is_found_without_a_network_and_another_update_does_not_show_it() -> None:
     own, other = pictures(0), pictures(50)
-    right, wrong = against_own_and_other(GradViT(steps=120, statistics=0.0), tiny(ONE_PATCH), own, other)
+    right, wrong = against_own_and_other(GradViT(steps=150, statistics=0.0), tiny(ONE_PATCH), own, other)
     assert right >= mean_color(own) + 3
     assert wrong <= grey(own) + 1
 
@@ -30,7 +31,7 @@ def test_weights_switch_at_half_of_the_steps(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_the_prior_did_not_see_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim_attacks._terms.load_prior", lambda *_: lambda pixels: 1000 + pixels.mean())
+    monkeypatch.setattr("fedsim_attacks._terms.load_prior", lambda *_: lambda pixels: 1e6 + pixels.mean())
     attack = GradViT(steps=8, prior_network="efficientnet_lite0")
     trace = attacked(attack, observed(tiny(), pictures(0))).trace
     assert trace["step"] >= 4

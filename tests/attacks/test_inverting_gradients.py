@@ -1,3 +1,4 @@
+import pytest
 from descent_cases import FOUR_PATCHES, ONE_PATCH, against_own_and_other, grey, mean_color, pictures, tiny
 from fedsim_attacks.inverting_gradients import InvertingGradients
 
@@ -9,6 +10,7 @@ def test_one_patch_is_found_and_another_update_does_not_show_it() -> None:
     assert wrong <= grey(own) + 1
 
 
+@pytest.mark.slow
 def test_four_patches_are_beyond_it() -> None:
     own, other = pictures(0), pictures(50)
     right, wrong = against_own_and_other(InvertingGradients(steps=60), tiny(FOUR_PATCHES), own, other)

@@ -13,7 +13,7 @@ from fedsim_attacks._matching import (
     sign_cosine,
     tensor_cosine,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -23,11 +23,13 @@ def drawn(seed: int, count: int = 2) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("distance", sorted(set(DISTANCES) - {"sign"}))
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000))
 def test_equal_gradients_have_no_distance(distance: str, seed: int) -> None:
     assert float(DISTANCES[distance](drawn(seed), drawn(seed))) == pytest.approx(0, abs=1e-6)
 
 
+@settings(max_examples=30)
 @given(scale=st.floats(0.01, 100), seed=st.integers(0, 1000))
 def test_distances_of_directions_are_blind_to_scale(scale: float, seed: int) -> None:
     observed, other = drawn(seed), drawn(seed + 1)
@@ -36,6 +38,7 @@ def test_distances_of_directions_are_blind_to_scale(scale: float, seed: int) -> 
         assert scaled == pytest.approx(plain, abs=1e-5)
 
 
+@settings(max_examples=30)
 @given(scale=st.floats(0.01, 100), seed=st.integers(0, 1000))
 def test_distances_of_lengths_see_the_scale_and_are_in_units_of_the_observed_one(scale: float, seed: int) -> None:
     observed, other = drawn(seed), drawn(seed + 1)
@@ -79,6 +82,7 @@ def test_row_cosines_are_averaged_over_rows_and_batches() -> None:
     assert float(row_cosine(found[0], observed[0])) == pytest.approx((0 + 2 + 1 - 24 / 25) / 3)
 
 
+@settings(max_examples=30)
 @given(scale=st.floats(0.01, 100), flipped=st.integers(0, 5), seed=st.integers(0, 1000))
 def test_each_row_that_points_elsewhere_counts_the_same(scale: float, flipped: int, seed: int) -> None:
     observed = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(seed))
@@ -126,6 +130,7 @@ def test_a_step_down_the_slope_comes_nearer(distance: str) -> None:
     assert float(DISTANCES[distance](moved, observed)) < float(value.detach())
 
 
+@settings(max_examples=30)
 @given(share=st.floats(0.001, 1), seed=st.integers(0, 1000))
 def test_the_largest_entries_of_each_tensor_are_kept(share: float, seed: int) -> None:
     observed = drawn(seed, 3)

@@ -2,12 +2,13 @@ import pytest
 import torch
 from descent_cases import objective, one_gradient, pictures, tiny
 from fedsim_attacks._objective import Candidate, GradientTerm, Objective, PictureTerm, annealed, constant, switched
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim import models
 
 
+@settings(max_examples=30)
 @given(weight=st.floats(0, 100), progress=st.floats(0, 1))
 def test_a_constant_weight_never_changes(weight: float, progress: float) -> None:
     assert constant(weight)(progress) == weight
@@ -22,6 +23,7 @@ def test_an_annealed_weight_waits_and_then_falls_geometrically(progress: float, 
     assert annealed(0.3, 0.003, 0.2)(progress) == pytest.approx(expected)
 
 
+@settings(max_examples=30)
 @given(progress=st.floats(0, 1))
 def test_a_weight_that_waits_to_the_end_or_is_zero_does_not_fall(progress: float) -> None:
     assert annealed(0.3, 0.003, 1.0)(progress) == 0.3

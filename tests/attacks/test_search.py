@@ -11,7 +11,7 @@ from fedsim_attacks._objective import Objective
 from fedsim_attacks._search import FRAMES, Course, Trail, search
 from fedsim_attacks._slopes import DoubleBackward, ForwardDifference, Slope, Slopes
 from fedsim_attacks._steps import Adam, Mover
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.exchange import Images
@@ -67,6 +67,7 @@ def told(lines: list[tuple[float, ...]], **how: float) -> list[Trail]:
     return search(Script(goal(), tuple(lines)), variables, Count(), laps, lambda _: None, lambda _: None)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
 def test_each_restart_keeps_its_iterate_of_least_objective(lines: list[tuple[float, float]]) -> None:
     for index, trail in enumerate(told(lines)):
@@ -77,6 +78,7 @@ def test_each_restart_keeps_its_iterate_of_least_objective(lines: list[tuple[flo
         assert float(trail.variables["pictures"]) == trail.step
 
 
+@settings(max_examples=30)
 @given(
     before=st.lists(st.just(math.nan) | st.just(math.inf) | st.floats(0, 1), min_size=1, max_size=8),
     last=st.floats(0, 1),

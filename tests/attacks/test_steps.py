@@ -26,6 +26,7 @@ def adam(is_signed: bool = False, noise: float = 0.0, seed: int = 0) -> Adam:
     return Adam({"pictures": 0.1}, is_signed, "pictures", noise, torch.Generator().manual_seed(seed))
 
 
+@settings(max_examples=30)
 @given(progress=st.floats(0, 1))
 def test_a_constant_rate_stays_and_every_rate_is_a_share(progress: float) -> None:
     assert rate("constant", 0.0, progress) == 1
@@ -77,6 +78,7 @@ def test_value_and_slope_are_those_of_the_place_before_the_move() -> None:
         assert float(bowl(variables).values) < float(found.values)
 
 
+@settings(max_examples=30)
 @given(scale=st.floats(1e-3, 1e3))
 def test_signed_adam_sees_the_sign_of_the_slope_alone(scale: float) -> None:
     def scaled(at: Mapping[str, torch.Tensor]) -> Slope:

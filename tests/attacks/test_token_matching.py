@@ -16,7 +16,7 @@ def test_two_pictures_are_found_together_and_another_update_does_not_show_them()
 @pytest.mark.slow
 def test_two_pictures_are_found_without_the_second_stage() -> None:
     own, other = pictures(0, 50), pictures(20, 7)
-    right, wrong = against_own_and_other(TokenMatching(steps=250, learning_rate=0.1, polish="none"), tiny(), own, other)
+    right, wrong = against_own_and_other(TokenMatching(steps=150, learning_rate=0.1, polish="none"), tiny(), own, other)
     assert right >= mean_color(own) + 3
     assert wrong <= grey(own) + 1
 
@@ -24,7 +24,9 @@ def test_two_pictures_are_found_without_the_second_stage() -> None:
 @pytest.mark.slow
 def test_the_second_stage_leaves_little_of_two_pictures_hidden() -> None:
     own, other = pictures(0, 50), pictures(20, 7)
-    right, wrong = against_own_and_other(TokenMatching(steps=200), tiny(depth=2), own, other)
+    right, wrong = against_own_and_other(
+        TokenMatching(steps=100, learning_rate=0.1, polish_steps=12), tiny(), own, other
+    )
     assert right >= 35
     assert wrong <= grey(own) + 1
 

@@ -1,5 +1,6 @@
 """Pictures of 8 x 8 pixels, ViTs for them, and objectives of their gradient, for the tests of the optimization attacks."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,11 +10,12 @@ from fedsim_attacks._matching import DISTANCES, Gradients, Scalar, row_cosine
 from fedsim_attacks._objective import Candidate, GradientTerm, Objective, PictureTerm, constant
 from fedsim_attacks._response import OneGradient, Response
 from fedsim_attacks._slopes import Slope
+from fedsim_attacks.gradient_matching import GradientMatching
 from vit_cases import build, gradient, observe, photos
 
 from fedsim import models
 from fedsim.attack import Attack
-from fedsim.exchange import Finding, LabeledImages, Observation, Update
+from fedsim.exchange import Film, Finding, LabeledImages, Observation, Update
 from fedsim.metrics import blind
 from fedsim.metrics.image import psnr
 from fedsim.metrics.matching import match
@@ -96,3 +98,25 @@ def starts(restarts: int, batch: LabeledImages, seed: int = 0) -> dict[str, torc
 
 def flat(slope: Slope) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in slope.slopes.values()])
+
+
+def brief(seen: Observation, seed: int = 1, **params: Any) -> Finding:
+    return attacked(GradientMatching(**{"steps": 2, "slopes": "double_backward", **params}), seen, seed)
+
+
+def with_update(seen: Observation, **tensors: torch.Tensor | None) -> Observation:
+    """Return the observation with tensors replaced, or left out where None; `a__b` stands for `a.b`."""
+    named = {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    merged = {**seen.update.tensors, **named}
+    kept = {name: tensor for name, tensor in merged.items() if tensor is not None}
+    return dataclasses.replace(seen, update=dataclasses.replace(seen.update, tensors=kept))
+
+
+def images_of(finding: Finding) -> torch.Tensor:
+    assert finding.images is not None
+    return finding.images
+
+
+def film_of(finding: Finding) -> Film:
+    assert finding.film is not None
+    return finding.film
