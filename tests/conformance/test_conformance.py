@@ -43,8 +43,18 @@ def on_the_april_model(needs: frozenset[Need]) -> list[Observation]:
     return [observation(pictures, kind, grants, model=model) for kind, grants in cases]
 
 
-# Observations for attacks that refuse stock models.
-UNUSUAL: dict[str, Callable[[frozenset[Need]], list[Observation]]] = {"april": on_the_april_model}
+def on_a_tiny_model(needs: frozenset[Need]) -> list[Observation]:
+    model = models.build(ModelPart(name="vit_nano", kwargs={"img_size": 16, "depth": 1}), 10, 16, 0)
+    draws = torch.Generator().manual_seed(0)
+    one, three = (random_pictures(draws, count, image_shape=(3, 16, 16)) for count in (1, 3))
+    cases = (
+        (one, "gradient", needs),
+        (three, "gradient", ALL_GRANTS),
+        (one, "delta", needs),
+        (three, "delta", ALL_GRANTS),
+    )
+    return [observation(pictures, kind, grants, model=model) for pictures, kind, grants in cases]
+
 
 attacks, defenses = plugins.installed("attacks"), plugins.installed("defenses")
 own = [(kind, name) for kind in FOLDERS for name, info in plugins.installed(kind).items() if info.distribution == OWN]
@@ -58,9 +68,14 @@ def defense_class(name: str) -> type:
     return plugins.load(defenses[name], Defense, name)
 
 
+ENGINE = [name for name in attacks if attack_class(name).run is attack_class("gradient_matching").run]
+# Observations for attacks that refuse stock models, and for those that take long on them.
+UNUSUAL: dict[str, Callable[[frozenset[Need]], list[Observation]]] = {
+    "april": on_the_april_model,
+    **dict.fromkeys(ENGINE, on_a_tiny_model),
+}
 # Presets of one engine differ in defaults alone, so one of them shows every choice; the plainest is the cheapest.
-CHOOSERS = [name for name in attacks if attack_class(name).run is not attack_class("gradient_matching").run]
-CHOOSERS.append("gradient_matching")
+CHOOSERS = [name for name in attacks if name not in ENGINE or name == "gradient_matching"]
 
 
 def choices(cls: type, base: dict[str, Any]) -> list[dict[str, Any]]:
