@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from label_states import SIZE, Batch, State, head_gradient
+from label_states import SIZE, Batch, head_gradient
 from soft_labels import sources, states
 from torch import Tensor
+from victims import State
 
 from fedsim import models, plugins
 from fedsim.attack import Attack

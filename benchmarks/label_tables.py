@@ -25,8 +25,9 @@ from breaching_labels import STRATEGIES, strategy, version
 from fedsim_attacks._head import read_head, reference_pictures
 from fedsim_attacks._label_rules import RULES, evidence
 from fedsim_attacks.label_recovery import LabelRecovery
-from label_states import MODEL, SIZE, State, auxiliary, batches, head_gradient, in_memory, trained, untrained
+from label_states import MODEL, SIZE, auxiliary, batches, head_gradient, trained, untrained
 from torch import Tensor, nn
+from victims import State, all_in_memory
 
 from fedsim import models, plugins
 from fedsim.data.source import Pools, Source
@@ -60,9 +61,7 @@ def load(classes: int, cifar: Path | None, samples: int, seed: int) -> tuple[str
     else:
         name, params = f"shapes{classes}", params | {"classes": classes}
     source: Source = plugins.build("data", Source, "parquet" if name == "cifar10" else "shapes", params, "data")
-    pools = source.load(seed)
-    kept = {part: in_memory(getattr(pools, part)) for part in ("train", "test", "auxiliary")}
-    return name, dataclasses.replace(pools, **kept)
+    return name, all_in_memory(source.load(seed))
 
 
 def cases(state: State, pools: Pools, size: int, numbers: range, known: LabeledImages) -> list[Case]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from label_states import SIZE, State, in_memory, trained, untrained
+from label_states import SIZE, trained, untrained
 from torch import Tensor, nn
+from victims import State, all_in_memory
 
 from fedsim import models, plugins
 from fedsim.attack import Attack
@@ -69,8 +69,7 @@ def sources(cifar: Path | None) -> Iterator[tuple[str, Pools]]:
     for name, (kind, params) in named.items():
         known = {"image_size": SIZE, "samples": PICTURES, "test_samples": 1000, **params}
         source: Source = plugins.build("data", Source, kind, known, "data")
-        pools = source.load(0)
-        yield name, dataclasses.replace(pools, train=in_memory(pools.train), test=in_memory(pools.test))
+        yield name, all_in_memory(source.load(0))
 
 
 def states(name: str, pools: Pools, options: argparse.Namespace) -> list[State]:

@@ -1,0 +1,119 @@
+"""Batches for the picture benchmarks: what a server sees of each, the truth behind it, and what blind guesses score on it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from victims import State
+
+from fedsim import models
+from fedsim.data.source import Pool, Pools
+from fedsim.defense import Defense
+from fedsim.exchange import LabeledImages, Observation, Truth, Update
+from fedsim.metrics.blind import Auxiliary
+from fedsim.metrics.scoring import Scores, controls
+from fedsim.seeds import torch_generator
+from fedsim.threat import ModelFactory
+
+METRICS = ("psnr", "ssim")
+_TRAINING_HOOKS = ("protect_batch", "train_step")
+
+
+class Case(NamedTuple):
+    """One batch.
+
+    Args:
+        observation: the gradient; batch size and normalization are granted, labels are not.
+        truth: for scoring alone.
+        controls: what blind guesses score: control -> metric -> value.
+        number: tells batches of one size apart.
+        digest: of the weights and the batch.
+    """
+
+    observation: Observation
+    truth: Truth
+    controls: dict[str, Scores]
+    number: int
+    digest: str
+
+
+def batches(pool: Pool, size: int, count: int, seed: int) -> list[LabeledImages]:
+    """Return batches without a picture in common, in an order that the seed alone decides.
+
+    Raises:
+        ValueError: the pool is too small.
+    """
+    if size * count > len(pool):
+        raise ValueError(f"{count} batches of {size} distinct pictures need more than the {len(pool)} there are.")
+    order = torch.randperm(len(pool), generator=torch_generator(seed, "pictures", size))
+    return [pool.read(chosen.tolist()) for chosen in order[: size * count].split(size)]
+
+
+def cases(
+    state: State, pools: Pools, size: int, count: int, seed: int, defense: Defense | None, auxiliary: bool
+) -> list[Case]:
+    """Return batches of test pictures of one size, and their gradients at one state.
+
+    Args:
+        state: the victim.
+        pools: its pictures; batches are drawn from `test`.
+        size: pictures in a batch.
+        count: batches.
+        seed: of the batches, and of a defense's noise.
+        defense: protects the gradient.
+        auxiliary: whether the attacker is granted other pictures.
+
+    Raises:
+        ValueError: the defense changes the training rather than the gradient; too few pictures.
+    """
+    known = pools.auxiliary.read(range(len(pools.auxiliary)))
+    blind = Auxiliary(known.images.mean(0), known.labels, len(pools.class_names))
+    normalization, weights = models.normalization(state.model), _digest_weights(state.model)
+    made = []
+    for number, batch in enumerate(batches(pools.test, size, count, seed)):
+        gradient = models.gradient_of(state.model, normalization.normalize(batch.images), batch.labels)
+        update = Update(1, 0, "gradient", gradient, size)
+        if defense is not None:
+            update = protected(defense, state.model, update, torch_generator(seed, "defense", size, number))
+        shape = (int(batch.images.shape[1]), int(batch.images.shape[2]), int(batch.images.shape[3]))
+        observation = Observation(
+            update,
+            ModelFactory(state.model),
+            shape,
+            len(pools.class_names),
+            batch_size=size,
+            normalization=normalization,
+            auxiliary_data=known if auxiliary else None,
+        )
+        truth = Truth(batch.images, batch.labels)
+        guesses = controls(METRICS, truth, blind, None)
+        made.append(Case(observation, truth, guesses, number, _digest(weights, batch)))
+    return made
+
+
+def protected(defense: Defense, model: nn.Module, update: Update, generator: torch.Generator) -> Update:
+    """Return the update that a defense of updates sends.
+
+    Raises:
+        ValueError: the defense changes the batch or the step of training, which is not played here.
+    """
+    for hook in _TRAINING_HOOKS:
+        if getattr(type(defense), hook) is not getattr(Defense, hook):
+            raise ValueError(f"{type(defense).__name__} changes the training; give a defense that protects the update.")
+    defense.prepare_model(model)
+    return defense.protect_update(update, generator)
+
+
+def _digest_weights(model: nn.Module) -> bytes:
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.digest()
+
+
+def _digest(weights: bytes, batch: LabeledImages) -> str:
+    parts = [weights, batch.images.numpy().tobytes(), batch.labels.numpy().tobytes()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
