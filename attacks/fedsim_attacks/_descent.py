@@ -1,9 +1,9 @@
 """Descent on pictures until their gradient is the observed one: what every gradient-matching attack is a composition of.
 
 An attack of this kind is a set of parameters: how gradients are compared, which priors hold the pictures, how the pictures
-move, from how many starts. The presets named after papers are other defaults of the same parameters. Here are the parameters
-and the loop; `_terms` makes the objective of them, `_response` says what the client computed, `_slopes` differentiates,
-`_steps` moves.
+move, from how many starts. The presets named after papers are other defaults of the same parameters (`_parameters`). Here a
+run is put together: `_target` reads the update, `_response` says what the client computed, `_terms` makes the objective,
+`_slopes` differentiates, `_steps` moves, `_search` is the loop, `_polish` the second stage.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsim import progress
-from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Film, Finding, Images, Normalization, Observation
 from fedsim.models import patch_grid
 from fedsim.seeds import seeded
 from fedsim_attacks import _consensus
 from fedsim_attacks._objective import Objective
-from fedsim_attacks._polish import Polish, Residual, closed_form, gauss_newton
+from fedsim_attacks._parameters import Parameters
+from fedsim_attacks._polish import Residual, closed_form, gauss_newton
 from fedsim_attacks._response import HALFWAY, LABELS, PATH, OneGradient, Response, Surrogate
 from fedsim_attacks._row_space import assess
 from fedsim_attacks._search import Course, Trail, Variables, search
 from fedsim_attacks._slopes import DoubleBackward, ForwardDifference, Slopes, choose
-from fedsim_attacks._steps import LBFGS, Adam, Mover, Optimizer, Schedule
-from fedsim_attacks._target import KnownLabels, Reading, Target, known_labels, read_target, respond
+from fedsim_attacks._steps import LBFGS, Adam, Mover
+from fedsim_attacks._target import KnownLabels, Target, known_labels, read_target, respond
 from fedsim_attacks._terms import Parts
 
 PICTURES = "pictures"  # the variable
@@ -43,135 +43,13 @@ _NO_PRIOR = (
     "There is no network whose statistics would hold the pictures: grant `auxiliary_data`, install fedsim's extra `priors`, or "
     "name a prior_network and its prior_weights."
 )
-_WEIGHTS = (
-    "matching positions total_variation seams norm statistics matching_after group features row_space noise initial_scale "
-    "hold prior_from warm_up"
-).split()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent(Attack):
-    """An attack that descends on pictures.
+class Descent(Parameters):
+    """An attack that descends on pictures; the parameters are those of `Parameters`."""
 
-    Args:
-        distance: of the gradients: `cosine`, `tensor_cosine` (mean over tensors), `l2` (squared), `layer_l2` (sum over
-            tensors), `sign`.
-        matching: weight of that distance.
-        largest: share of each tensor's entries, those of largest magnitude, that it compares.
-        layers: patterns of the parameters that the attack looks at; all where empty.
-        positions: weight of the direction of the position embedding's gradient.
-        per_token: whether that is the mean over tokens, or taken of all tokens as one vector.
-        total_variation: weight of the mean absolute difference of neighboring pixels.
-        total_variation_end: what that weight falls to, geometrically; as it began where it is None.
-        hold: share of the steps before it falls.
-        seams: weight of the difference across the seams of patches.
-        norm: weight of the root mean square of the pictures, in normalized units.
-        statistics: weight of the distance to the statistics of a network's BatchNorm layers.
-        prior_network: that network: `auxiliary` (a small one, trained on the auxiliary data), `efficientnet_lite0`, the name
-            of a timm CNN; `auto` is the first of these that there is, or none, with a caution.
-        prior_weights: file of the weights of a timm CNN; None for its published ones.
-        prior_from: share of the steps before `statistics` counts.
-        matching_after: factor of `matching` and `positions` from there on.
-        group: weight of the distance of every restart from what all agree on.
-        registered: whether restarts are shifted onto each other for that.
-        features: weight of the distance of head inputs from those recovered of the classifier's gradient.
-        row_space: weight of the mean square of what lies outside the span of the client's patches.
-        steps: of the optimizer, each restart.
-        optimizer: `adam`, `signed_adam` (the sign of the slope alone), `lbfgs`.
-        learning_rate: in normalized units.
-        schedule: `constant`; `step`, a tenth after 3/8, 5/8 and 7/8 of the steps; `cosine`, down to zero.
-        warm_up: share of the steps in which the learning rate rises.
-        noise: standard deviation of the noise of every step, in units of the learning rate.
-        patience: steps without progress after which a run ends; 0 for never.
-        restarts: independent starts, all in one batch; the one of least objective wins.
-        initial: `noise` around grey, or `tiles`, one patch of noise repeated.
-        initial_scale: standard deviation of the start around grey, in normalized units.
-        resolution: the pictures' side is `image_size / resolution`, and enlarged.
-        optimize_labels: whether labels that are not granted are optimized beside the pictures, instead of recovered.
-        polish: what follows: `gauss_newton`, steps of Levenberg-Marquardt on the whole gradient; `closed_form`, alternation
-            between token gradients and the pictures that solve the patch projection's.
-        polish_steps: how many of them; the one that leaves least of the gradient wins.
-        local: how a delta is read: as `one_gradient`, by a `surrogate` point between the weights, by `unrolled` local steps;
-            `auto` takes what fits the recipe.
-        slopes: `double_backward`, `forward_difference` of two passes, or `auto`, the latter where the two agree.
-        precision: of the forward pass.
-        device: `auto` takes an accelerator where there is one.
-    """
-
-    needs: ClassVar[frozenset[Need]] = frozenset({"batch_size", "normalization"})
-    recovers: ClassVar[frozenset[Recovers]] = frozenset({"images", "labels"})
     stream: ClassVar[str] = "descent"  # of random numbers that the model draws
-
-    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "cosine"
-    matching: float = 1.0
-    largest: float = 1.0
-    layers: tuple[str, ...] = ()
-    positions: float = 0.0
-    per_token: bool = True
-    total_variation: float = 0.1
-    total_variation_end: float | None = None
-    hold: float = 0.3
-    seams: float = 0.0
-    norm: float = 0.0
-    statistics: float = 0.0
-    prior_network: str = "auto"
-    prior_weights: str | None = None
-    prior_from: float = 0.0
-    matching_after: float = 1.0
-    group: float = 0.0
-    registered: bool = False
-    features: float = 0.0
-    row_space: float = 0.0
-    steps: int = 400
-    optimizer: Optimizer = "signed_adam"
-    learning_rate: float = 0.1
-    schedule: Schedule = "step"
-    warm_up: float = 0.0
-    noise: float = 0.0
-    patience: int = 0
-    restarts: int = 1
-    initial: Literal["noise", "tiles"] = "noise"
-    initial_scale: float = 0.5
-    resolution: int = 1
-    optimize_labels: bool = False
-    polish: Polish = "none"
-    polish_steps: int = 10
-    local: Reading = "auto"
-    slopes: Literal["auto", "double_backward", "forward_difference"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("restarts", 1), ("patience", 0), ("resolution", 1), ("polish_steps", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}.")
-        for name in ("learning_rate", "largest"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}.")
-        for name in _WEIGHTS:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}.")
-        for name in ("largest", "hold", "prior_from", "warm_up"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}.")
-        self._check_together()
-
-    def _check_together(self) -> None:
-        if not self.matching and not self.positions:
-            raise ValueError(
-                "matching: expected a weight above 0, here or for positions; nothing else sees the update."
-            )
-        end = self.total_variation_end
-        if end is not None and not 0 < end <= self.total_variation:
-            raise ValueError(
-                f"total_variation_end: expected above 0 and at most total_variation {self.total_variation}, got {end}."
-            )
-        if self.polish != "none" and self.resolution > 1:
-            raise ValueError("polish: expected none with a resolution above 1, which it would leave.")
-        if self.group and self.restarts < 2:
-            raise ValueError("group: expected 0 with one restart, which has nobody to agree with.")
-        if self.group and self.optimizer == "lbfgs":
-            raise ValueError("group: expected 0 with lbfgs, which runs one restart after the other.")
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Match the gradient; draws the labels' reference pictures, the starts, and dropout in training mode."""

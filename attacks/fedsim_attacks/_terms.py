@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -16,14 +15,12 @@ from fedsim.models import patch_grid
 from fedsim_attacks._features import recover_features
 from fedsim_attacks._matching import DISTANCES, SCALED, Gradients, Largest, Scalar, cosine, row_cosine
 from fedsim_attacks._objective import Candidate, GradientTerm, PictureTerm, annealed, constant, switched
+from fedsim_attacks._parameters import Parameters
 from fedsim_attacks._prior_networks import has_efficientnet_lite0
 from fedsim_attacks._priors import length, seams, total_variation
 from fedsim_attacks._row_space import RowSpace
 from fedsim_attacks._statistics_prior import load_prior
 from fedsim_attacks._target import Target
-
-if TYPE_CHECKING:
-    from fedsim_attacks._descent import Descent
 
 _POSITIONS = "pos_embed"
 _REFERENCES, _RESTARTS = 64, 6  # of the recovery of head inputs
@@ -42,7 +39,7 @@ class Parts:
         generator: draws what a term needs.
     """
 
-    attack: Descent
+    attack: Parameters
     observation: Observation
     target: Target
     labels: Labels

@@ -20,9 +20,10 @@ where granted. Cost: two passes through the model a step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from fedsim_attacks._descent import Descent
+from fedsim_attacks._parameters import Distance
 from fedsim_attacks._steps import Schedule
 
 
@@ -30,7 +31,7 @@ from fedsim_attacks._steps import Schedule
 class AprilOptimization(Descent):
     """Optimize pictures until their gradient matches the observed one, and that of the positions its direction.
 
-    The parameters are those of `Descent`.
+    The parameters are those of `Parameters`.
     """
 
     citation: ClassVar[str] = (
@@ -39,7 +40,7 @@ class AprilOptimization(Descent):
     )
     stream: ClassVar[str] = "april_optimization"
 
-    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "l2"
+    distance: Distance = "l2"
     positions: float = 10.0
     schedule: Schedule = "cosine"
 

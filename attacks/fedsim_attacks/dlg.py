@@ -15,22 +15,23 @@ step. Made for small networks with smooth activations and few classes; the label
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from fedsim_attacks._descent import Descent
+from fedsim_attacks._parameters import Distance
 from fedsim_attacks._steps import Optimizer, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class DLG(Descent):
-    """Optimize pictures and labels until their gradient is the observed one; the parameters are those of `Descent`."""
+    """Optimize pictures and labels until their gradient is the observed one; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Zhu, Liu, Han. Deep Leakage from Gradients. NeurIPS 2019. https://arxiv.org/abs/1906.08935"
     )
     stream: ClassVar[str] = "dlg"
 
-    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "l2"
+    distance: Distance = "l2"
     total_variation: float = 0.0
     steps: int = 300
     optimizer: Optimizer = "lbfgs"

@@ -20,15 +20,16 @@ two passes through the model and two through the prior network a step and seed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from fedsim_attacks._descent import Descent
+from fedsim_attacks._parameters import Distance
 from fedsim_attacks._steps import Optimizer, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradInversion(Descent):
-    """Optimize several sets of pictures under statistics and agreement; the parameters are those of `Descent`."""
+    """Optimize several sets of pictures under statistics and agreement; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Yin et al. See through Gradients: Image Batch Recovery via GradInversion. CVPR 2021. "
@@ -36,7 +37,7 @@ class GradInversion(Descent):
     )
     stream: ClassVar[str] = "grad_inversion"
 
-    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "layer_l2"
+    distance: Distance = "layer_l2"
     total_variation: float = 0.01
     norm: float = 1e-4
     statistics: float = 1e-3

@@ -27,7 +27,7 @@ from fedsim_attacks._descent import Descent
 
 @dataclass(frozen=True, kw_only=True)
 class GradientMatching(Descent):
-    """Optimize pictures until their gradient matches the observed one; the parameters are those of `Descent`."""
+    """Optimize pictures until their gradient matches the observed one; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Geiping et al. Inverting Gradients: How Easy Is It to Break Privacy in Federated Learning? NeurIPS 2020. "

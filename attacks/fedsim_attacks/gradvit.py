@@ -21,22 +21,23 @@ two passes through the model a step, and in the second half two through the prio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from fedsim_attacks._descent import Descent
+from fedsim_attacks._parameters import Distance
 from fedsim_attacks._steps import Optimizer, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradViT(Descent):
-    """Optimize pictures under GradViT's priors and schedule; the parameters are those of `Descent`."""
+    """Optimize pictures under GradViT's priors and schedule; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Hatamizadeh et al. GradViT: Gradient Inversion of Vision Transformers. CVPR 2022. https://arxiv.org/abs/2203.11894"
     )
     stream: ClassVar[str] = "gradvit"
 
-    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "layer_l2"
+    distance: Distance = "layer_l2"
     total_variation: float = 0.01
     seams: float = 0.01
     norm: float = 1e-4

@@ -16,22 +16,23 @@ step.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from fedsim_attacks._descent import Descent
+from fedsim_attacks._parameters import Distance
 from fedsim_attacks._steps import Optimizer, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class IDLG(Descent):
-    """Optimize pictures until their gradient is the observed one; the parameters are those of `Descent`."""
+    """Optimize pictures until their gradient is the observed one; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Zhao, Mopuri, Bilen. iDLG: Improved Deep Leakage from Gradients. 2020. https://arxiv.org/abs/2001.02610"
     )
     stream: ClassVar[str] = "idlg"
 
-    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "l2"
+    distance: Distance = "l2"
     total_variation: float = 0.0
     steps: int = 300
     optimizer: Optimizer = "lbfgs"

@@ -24,7 +24,7 @@ from fedsim_attacks._descent import Descent
 
 @dataclass(frozen=True, kw_only=True)
 class InvertingGradients(Descent):
-    """Optimize pictures until their gradient points where the observed one does; the parameters are those of `Descent`."""
+    """Optimize pictures until their gradient points where the observed one does; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Geiping et al. Inverting Gradients: How Easy Is It to Break Privacy in Federated Learning? NeurIPS 2020. "

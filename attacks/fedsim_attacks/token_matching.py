@@ -22,16 +22,17 @@ with a caution. Cost: two passes through the model a step, and 80 for each of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from fedsim_attacks._descent import Descent
+from fedsim_attacks._parameters import Distance
 from fedsim_attacks._polish import Polish
 from fedsim_attacks._steps import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenMatching(Descent):
-    """Optimize pictures token by token, the smoothness relaxed on the way; the parameters are those of `Descent`."""
+    """Optimize pictures token by token, the smoothness relaxed on the way; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Token matching, this project; after Lu et al. APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers. "
@@ -39,7 +40,7 @@ class TokenMatching(Descent):
     )
     stream: ClassVar[str] = "token_matching"
 
-    distance: Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"] = "tensor_cosine"
+    distance: Distance = "tensor_cosine"
     positions: float = 10.0
     total_variation: float = 0.3
     total_variation_end: float | None = 0.01
