@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from fedsim import models
 from fedsim.data.source import Pool, Pools
 from fedsim.seeds import torch_generator
+
+JUDGED = 1000  # pictures of an evaluation during training
 
 
 class State(NamedTuple):
@@ -34,7 +36,7 @@ class State(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """AdamW with weight decay 0.05, until an accuracy is met.
+    """AdamW with weight decay 0.05, without augmentation, until an accuracy is met.
 
     Args:
         rate: learning rate.
@@ -42,7 +44,6 @@ class Recipe(NamedTuple):
         every: steps between two evaluations.
         most_seconds: processor time after which to give up.
         decay: steps over which the learning rate falls to zero, where training ends; None keeps it.
-        flips: whether half of the pictures, drawn anew in each step, are mirrored.
     """
 
     rate: float
@@ -50,7 +51,6 @@ class Recipe(NamedTuple):
     every: int
     most_seconds: float
     decay: int | None = None
-    flips: bool = False
 
 
 def in_memory(pool: Pool) -> Pool:
@@ -91,7 +91,7 @@ def kept(file: Path, model: nn.Module, make: Callable[[nn.Module], None]) -> Non
 
 
 def train(model: nn.Module, pool: Pool, recipe: Recipe, judge: Pool, target: float, seed: int) -> None:
-    """Train until the model is right on so many of the first 1,000 pictures of `judge`, or the learning rate is used up.
+    """Train until the model is right on so many of the first pictures of `judge`, or the learning rate is used up.
 
     Raises:
         TimeoutError: that takes longer than the recipe allows.
@@ -105,17 +105,10 @@ def train(model: nn.Module, pool: Pool, recipe: Recipe, judge: Pool, target: flo
         for chosen in torch.randperm(len(pool), generator=generator).split(recipe.batch_size):
             if recipe.decay is not None:
                 optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.decay)
-            inputs = mirrored(images[chosen], generator) if recipe.flips else images[chosen]
             optimizer.zero_grad()
-            torch.autograd.backward(nn.functional.cross_entropy(model(inputs), known.labels[chosen]))
+            torch.autograd.backward(nn.functional.cross_entropy(model(images[chosen]), known.labels[chosen]))
             optimizer.step()
             step += 1
-            if (step % recipe.every == 0 and accuracy(model, judge, 1000) >= target) or step == recipe.decay:
+            if (step % recipe.every == 0 and accuracy(model, judge, JUDGED) >= target) or step == recipe.decay:
                 return
     raise TimeoutError(f"{target:.0%} is not reached in {recipe.most_seconds:g} s of training.")
-
-
-def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return pictures of which half, drawn at random, are mirrored left to right."""
-    chosen = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(chosen[:, None, None, None], images.flip(3), images)

@@ -28,10 +28,20 @@ class Rounding(NamedTuple):
     Args:
         format: `int8` (one scale a tensor), `bf16`, `fp16`; `float32` for a delta of weights, rounded as the weights were.
         variances: name of the parameter -> variance of each entry.
+        is_stochastic: whether up or down was drawn.
     """
 
     format: str
     variances: Mapping[str, Tensor]
+    is_stochastic: bool = False
+
+    def step(self, name: str) -> Tensor:
+        """Return the spacing of the grid at each entry of a tensor."""
+        return (self.variances[name] * (6 if self.is_stochastic else 12)).sqrt()
+
+    def reach(self, name: str) -> Tensor:
+        """Return how far each entry of a tensor may have been moved."""
+        return self.step(name) if self.is_stochastic else self.step(name) / 2
 
 
 def recognize(observation: Observation, names: Collection[str]) -> Rounding | None:
@@ -50,11 +60,13 @@ def recognize(observation: Observation, names: Collection[str]) -> Rounding | No
     if observation.update.kind == "delta":
         weights = {n: p.detach().double() for n, p in observation.model().named_parameters() if n in tensors}
         floor = {name: _spacing(weights[name] + tensor, torch.float32) for name, tensor in tensors.items()}
-    share = 6 if _is_stochastic(observation) else 12
+    is_stochastic = _is_stochastic(observation)
+    share = 6 if is_stochastic else 12
     for format in ("int8", *_DTYPES):
         spacings = {name: _grid(tensor, format) for name, tensor in tensors.items()}
         if _fits(tensors, spacings, floor):
-            return Rounding(format, {n: spacings[n].square() / share + floor[n].square() / 12 for n in tensors})
+            variances = {n: spacings[n].square() / share + floor[n].square() / 12 for n in tensors}
+            return Rounding(format, variances, is_stochastic)
     if observation.update.kind == "delta":
         sums = {name: weights[name] + tensor for name, tensor in tensors.items()}
         if _fits(sums, floor, {name: _spacing(tensor, torch.float32) for name, tensor in tensors.items()}):

@@ -23,15 +23,18 @@ from fedsim.exchange import Film, Finding, Images, Normalization, Observation
 from fedsim.models import patch_grid
 from fedsim.seeds import seeded
 from fedsim_attacks import _consensus
+from fedsim_attacks._defended import Defended, read_defenses
+from fedsim_attacks._discrepancy import Discrepancy
 from fedsim_attacks._objective import Objective
 from fedsim_attacks._parameters import Parameters
-from fedsim_attacks._polish import Residual, closed_form, gauss_newton
+from fedsim_attacks._polish import Polish, Residual, closed_form, gauss_newton
+from fedsim_attacks._reordering import rearranged
 from fedsim_attacks._response import HALFWAY, LABELS, PATH, OneGradient, Response, Surrogate
 from fedsim_attacks._row_space import assess
 from fedsim_attacks._search import Course, Trail, Variables, search
 from fedsim_attacks._slopes import DoubleBackward, ForwardDifference, Slopes, choose
 from fedsim_attacks._steps import LBFGS, Adam, Mover
-from fedsim_attacks._target import KnownLabels, Target, known_labels, read_target, respond
+from fedsim_attacks._target import KnownLabels, known_labels, read_target, respond
 from fedsim_attacks._terms import Parts
 
 PICTURES = "pictures"  # the variable
@@ -58,24 +61,32 @@ class Descent(Parameters):
             raise AttackRefusedError("normalization is not granted; pictures are optimized in normalized units.")
         device = _device(self.device)
         target = read_target(observation, self.layers, device)
+        defended = read_defenses(observation, target) if self.aware else Defended(target)
+        target = defended.target
         known = known_labels(observation, generator, self.optimize_labels)
         labels = known.labels.to(device)
         response, doubt = respond(observation, target, labels, self.local)
+        response = replace(response, used=defended.used)
         seed = int(torch.randint(2**62, (), generator=generator))
         with seeded(seed, self.stream):
-            parts = Parts(self, observation, target, labels, normalization, generator)
+            parts = Parts(self, observation, target, labels, normalization, generator, defended.deviation)
             box = _box(observation.image_shape, normalization, device)
-            objective = Objective(
-                response, self._images(), normalization, parts.gradient_terms(), parts.picture_terms()
-            )
-            slopes = self._slopes(objective, starts := self._starts(observation, response, box, generator))
-            best = min(trails := self._search(slopes, starts, box, generator), key=lambda trail: trail.loss)
+            terms, priors = parts.gradient_terms(), parts.picture_terms()
+            starts = self._starts(observation, response, box, generator)
+            discrepancy = None
+            if defended.deviation:
+                discrepancy = Discrepancy.of(defended, parts, bool(priors) and self.optimizer != "lbfgs")
+                terms = discrepancy.terms()
+            objective = Objective(response, self._images(), normalization, terms, priors, defended.sent)
+            slopes = self._slopes(objective, starts)
+            trails = self._search(slopes, starts, box, generator, discrepancy)
+            best = min(trails, key=lambda trail: trail.loss)
             if not math.isfinite(best.loss):
                 raise AttackRefusedError("the objective was never a number: the gradient of the pictures overflows.")
-            bare = _unpolished(response, target) if self.polish != "none" else ""
-            residuals = [] if bare is not None else list(self._polished(slopes, target, best, box))
+            bare = _unpolished(response, defended, self.polish) if self.polish != "none" else ""
+            residuals = [] if bare is not None else list(self._polished(slopes, defended, best, box))
         lacks = _NO_PRIOR if self.statistics and not parts.network() else None
-        cautions = (*known.cautions, *(caution for caution in (doubt, lacks, bare) if caution))
+        cautions = (*known.cautions, *defended.cautions, *(caution for caution in (doubt, lacks, bare) if caution))
         trace = {
             "loss": best.loss,
             "step": best.step,
@@ -83,8 +94,13 @@ class Descent(Parameters):
             "slopes": "forward_difference" if isinstance(slopes, ForwardDifference) else "double_backward",
             "curves": [trail.losses[:: max(1, len(trail.losses) // _CURVE_POINTS)] for trail in trails],
             "polish": residuals,
+            "aware": list(defended.active),
+            "trust": discrepancy.factors if discrepancy else None,
         }
-        return assess(self._finding(slopes.objective, best, known._replace(cautions=cautions), trace), observation)
+        finding = self._finding(slopes.objective, best, known._replace(cautions=cautions), trace)
+        if defended.hidden is not None:
+            finding = rearranged(finding, defended.hidden.cpu(), patch_grid(target.model), generator)
+        return assess(finding, observation)
 
     def _slopes(self, objective: Objective, starts: Variables) -> Slopes:
         if self.precision == "bfloat16":
@@ -122,7 +138,14 @@ class Descent(Parameters):
             variables[PATH] = torch.full((self.restarts,), HALFWAY, device=device)
         return variables
 
-    def _search(self, slopes: Slopes, starts: Variables, box: _Box, generator: torch.Generator) -> list[Trail]:
+    def _search(
+        self,
+        slopes: Slopes,
+        starts: Variables,
+        box: _Box,
+        generator: torch.Generator,
+        discrepancy: Discrepancy | None,
+    ) -> list[Trail]:
         """Return one trail a restart; L-BFGS takes them one by one."""
         at_once = 1 if self.optimizer == "lbfgs" else self.restarts
         runs = self.restarts // at_once
@@ -134,7 +157,9 @@ class Descent(Parameters):
             course = Course(
                 self.steps, self.schedule, self.warm_up, self.patience, grows_at, run * self.steps, self._total
             )
-            trails += search(slopes, own, self._mover(own, generator), course, self._confine(box), self._agree)
+            trails += search(
+                slopes, own, self._mover(own, generator), course, self._confine(box), self._agree, discrepancy
+            )
         return trails
 
     @property
@@ -172,18 +197,20 @@ class Descent(Parameters):
     def _images(self) -> Callable[[Mapping[str, Tensor]], Images]:
         return lambda variables: _enlarged(variables[PICTURES], self.resolution)
 
-    def _polished(self, slopes: Slopes, target: Target, best: Trail, box: _Box) -> Iterator[float]:
+    def _polished(self, slopes: Slopes, defended: Defended, best: Trail, box: _Box) -> Iterator[float]:
         """Yield what is left of the gradient before the polish and after each of its steps, and leave the best in the trail."""
         response = slopes.objective.response
         beside = {name: tensor for name, tensor in best.variables.items() if name != PICTURES}
-        residual = Residual(response, beside, target, self.positions)
-        least = residual.share(best.variables[PICTURES])
+        residual = Residual(response, beside, defended.target, self.positions, defended.sent)
+        least, level = residual.share(best.variables[PICTURES]), residual.level(defended.deviation)
         yield least
         run = gauss_newton if self.polish == "gauss_newton" else closed_form
         for number, polished in enumerate(
             run(residual, best.variables[PICTURES], lambda images: images.clamp(box.low, box.high), self.polish_steps),
             1,
         ):
+            if polished.residual < level:
+                return
             progress.advance(self._total - self.polish_steps + number, self._total, polished.residual)
             variables = {**beside, PICTURES: polished.images}
             alone = {name: tensor[None] for name, tensor in variables.items()}
@@ -210,15 +237,17 @@ class Descent(Parameters):
         return Finding(images=found, labels=labels, trace=trace, cautions=known.cautions, film=film)
 
 
-def _unpolished(response: Response, target: Target) -> str | None:
+def _unpolished(response: Response, defended: Defended, polish: Polish) -> str | None:
     """Return why a polish cannot be, or None where it can."""
-    reason = None
+    reason, target = None, defended.target
     if not isinstance(response, OneGradient):
         reason = "the delta holds several local steps"
     elif not target.is_scaled:
         reason = "the scale of this delta is unknown without `training`"
     elif target.model.training:
         reason = "dropout on the client draws other masks in every pass"
+    elif polish == "closed_form" and defended.active:
+        reason = "the closed form knows nothing of the client's defenses"
     return reason and f"The pictures are not polished: {reason}."
 
 

@@ -44,9 +44,15 @@ def cosine(found: Gradients, observed: Gradients) -> Scalar:
     return 1 - product / _root(_squared_norm(found) * _squared_norm(observed))
 
 
-def tensor_cosine(found: Gradients, observed: Gradients) -> Scalar:
-    """Return the mean over tensors of one minus the cosine, so that faint layers count as much as strong ones."""
-    return torch.stack([cosine([f], [o]) for f, o in zip(found, observed, strict=True)]).mean()
+def tensor_cosine(found: Gradients, observed: Gradients, shares: Float[Tensor, " tensor"] | None = None) -> Scalar:
+    """Return the mean over tensors of one minus the cosine, so that faint layers count as much as strong ones.
+
+    Args:
+        found: of the pictures.
+        observed: what it is to be.
+        shares: weight of each tensor in the mean; equal where it is None.
+    """
+    return _mean(torch.stack([cosine([f], [o]) for f, o in zip(found, observed, strict=True)]), shares)
 
 
 def sign_cosine(found: Gradients, observed: Gradients) -> Scalar:
@@ -59,10 +65,20 @@ def sign_cosine(found: Gradients, observed: Gradients) -> Scalar:
     return tensor_cosine(soft, [o.sign() for o in observed])
 
 
-def row_cosine(found: Float[Tensor, "*batch row value"], observed: Float[Tensor, "*batch row value"]) -> Scalar:
-    """Return the mean over rows of one minus the cosine."""
+def row_cosine(
+    found: Float[Tensor, "*batch row value"],
+    observed: Float[Tensor, "*batch row value"],
+    shares: Float[Tensor, " row"] | None = None,
+) -> Scalar:
+    """Return the mean over rows of one minus the cosine.
+
+    Args:
+        found: of the pictures.
+        observed: what it is to be.
+        shares: weight of each row in the mean; equal where it is None.
+    """
     lengths = found.square().sum(-1) * observed.square().sum(-1)
-    return 1 - ((found * observed).sum(-1) / _root(lengths)).mean()
+    return 1 - _mean((found * observed).sum(-1) / _root(lengths), shares)
 
 
 DISTANCES: Mapping[str, Distance] = MappingProxyType(
@@ -98,6 +114,12 @@ class Largest:
     def __call__(self, gradients: Gradients) -> Gradients:
         """Return the entries at these places."""
         return [g.flatten()[place] for g, place in zip(gradients, self.places, strict=True)]
+
+
+def _mean(values: Tensor, shares: Tensor | None) -> Scalar:
+    if shares is None:
+        return values.mean()
+    return (values * shares).mean() / shares.mean().clamp_min(torch.finfo(shares.dtype).tiny)
 
 
 def _root(square: Tensor) -> Tensor:

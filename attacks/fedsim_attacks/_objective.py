@@ -79,6 +79,7 @@ class Objective:
         normalization: of the model's input.
         gradient_terms: of the gradient.
         picture_terms: of the pictures.
+        sent: what the client's defenses make of a gradient before it is compared.
     """
 
     response: Response
@@ -86,11 +87,13 @@ class Objective:
     normalization: Normalization
     gradient_terms: Sequence[GradientTerm]
     picture_terms: Sequence[PictureTerm]
+    sent: Callable[[Gradients], Gradients] = list
 
     def matching(self, gradients: Gradients, progress: float) -> Scalar:
         """Return the weighted sum of the terms of a gradient."""
         weighted = [(term.weight(progress), term.value) for term in self.gradient_terms]
-        return _total([weight * value(gradients) for weight, value in weighted if weight], gradients[0])
+        sent = self.sent(gradients)
+        return _total([weight * value(sent) for weight, value in weighted if weight], gradients[0])
 
     def prior(self, variables: Variables, consensus: Images | None, progress: float) -> Scalar:
         """Return the weighted sum of the terms of the pictures."""

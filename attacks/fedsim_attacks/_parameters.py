@@ -66,6 +66,7 @@ class Parameters(Attack):
         slopes: `double_backward`, `forward_difference` of two passes, or `auto`, the latter where the two agree.
         precision: of the forward pass.
         device: `auto` takes an accelerator where there is one.
+        aware: whether the client's defenses are modeled, as far as grants and the update tell of them.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size", "normalization"})
@@ -109,6 +110,7 @@ class Parameters(Attack):
     slopes: Literal["auto", "double_backward", "forward_difference"] = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
+    aware: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("restarts", 1), ("patience", 0), ("resolution", 1), ("polish_steps", 0)):

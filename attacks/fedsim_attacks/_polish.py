@@ -69,12 +69,14 @@ class Residual:
         variables: beside the pictures.
         target: what is to be reached.
         positions: weight of the rows of the position embedding, each in units of its own norm, beside that of all tensors.
+        sent: what the client's defenses make of a gradient before it is compared.
     """
 
     response: Response
     variables: Mapping[str, Tensor]
     target: Target
     positions: float
+    sent: Callable[[Gradients], Gradients] = list
 
     @cached_property
     def scales(self) -> list[Tensor]:
@@ -98,10 +100,19 @@ class Residual:
         return self.response.weights()
 
     def gradient(self, images: Images) -> Gradients:
-        """Return the weighed gradient that pictures cause."""
+        """Return the gradient that pictures cause."""
         leaves = {name: weight.clone().requires_grad_() for name, weight in self.weights.items()}
         loss = self.response.loss(leaves, images, self.variables, slice(None))
-        return self.weigh(torch.autograd.grad(loss, list(leaves.values())))
+        return torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+
+    def compared(self, gradients: Gradients) -> Gradients:
+        """Return what is compared of a gradient: as sent, weighed."""
+        return self.weigh(self.sent(gradients))
+
+    def aside(self, gradients: Gradients, left: Gradients) -> Gradients:
+        """Return how a change of what is compared, near to some gradient, asks the gradient to change."""
+        leaves = [gradient.detach().requires_grad_() for gradient in gradients]
+        return torch.autograd.grad(self.compared(leaves), leaves, left, materialize_grads=True)
 
     def slope(self, images: Images, moved: Gradients | None = None) -> Images:
         """Return the loss's slope in the pictures, at the global weights or at these plus something."""
@@ -117,7 +128,11 @@ class Residual:
 
     def share(self, images: Images) -> float:
         """Return the norm of what pictures leave, beside that of the observed gradient."""
-        return _norm(_minus(self.gradient(images), self.goal)) / _norm(self.goal)
+        return _norm(_minus(self.compared(self.gradient(images)), self.goal)) / _norm(self.goal)
+
+    def level(self, deviation: float) -> float:
+        """Return which share of the observed gradient noise is; true pictures leave as much."""
+        return deviation * _norm(self.weigh([torch.ones_like(g) for g in self.target.gradients])) / _norm(self.goal)
 
     @cached_property
     def goal(self) -> Gradients:
@@ -127,7 +142,7 @@ class Residual:
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """Pictures and what belongs to them: their weighed gradient, and the loss's slope."""
+    """Pictures and what belongs to them: their gradient, and the loss's slope."""
 
     residual: Residual
     images: Images
@@ -142,18 +157,23 @@ class _Place:
         return self.residual.slope(self.images)
 
     @cached_property
+    def compared(self) -> Gradients:
+        return self.residual.compared(self.gradient)
+
+    @cached_property
     def left(self) -> Gradients:
-        return _minus(self.gradient, self.residual.goal)
+        return _minus(self.compared, self.residual.goal)
 
     def forward(self, step: Images) -> Gradients:
         """Return J times a change of the pictures."""
         reach = _AHEAD * float(self.images.norm()) / max(float(step.norm()), _TINY)
-        change = _minus(self.residual.gradient(self.images + reach * step), self.gradient)
+        moved = self.residual.gradient(self.images + reach * step)
+        change = _minus(self.residual.compared(moved), self.compared)
         return [part / reach for part in change]
 
     def backward(self, left: Gradients) -> Images:
         """Return J transposed times a residual."""
-        aside = self.residual.weigh(left)
+        aside = self.residual.aside(self.gradient, left)
         reach = _ASIDE * _norm(list(self.residual.weights.values())) / max(_norm(aside), _TINY)
         moved = self.residual.slope(self.images, [reach * part for part in aside])
         return (moved - self.slope) / reach

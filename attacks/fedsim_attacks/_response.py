@@ -12,7 +12,7 @@ A delta of several local steps is no gradient at the global weights w_0. Three r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,6 +38,7 @@ class Response(ABC):
         labels: of the pictures; overruled by the variable `labels`, logits, where there is one.
         is_functional: whether `torch.func` differentiates, as it must under `vmap`; autograd is faster.
         is_bfloat16: whether the forward pass is in bfloat16.
+        used: weights to those that the client's forward pass used, which a defense may have changed.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Response(ABC):
     labels: Labels
     is_functional: bool = False
     is_bfloat16: bool = False
+    used: Callable[[Parameters], dict[str, Tensor]] = dict
 
     @abstractmethod
     def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
@@ -71,7 +73,7 @@ class Response(ABC):
         guessed = variables.get(LABELS)
         labels = self.labels if guessed is None else guessed.softmax(-1)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bfloat16):
-            logits = torch.func.functional_call(self.model, dict(weights), (images[rows],))
+            logits = torch.func.functional_call(self.model, self.used(weights), (images[rows],))
         return nn.functional.cross_entropy(logits.to(images.dtype), labels[rows])
 
     def _gradients_at(
@@ -82,7 +84,8 @@ class Response(ABC):
             return [slopes[name] for name in self.names]
         known = {n: w if w.requires_grad else w.requires_grad_() for n, w in weights.items()}
         loss = self.loss(known, images, variables, rows)
-        return list(torch.autograd.grad(loss, [known[name] for name in self.names], create_graph=True))
+        wanted = [known[name] for name in self.names]
+        return list(torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim import progress
 from fedsim.exchange import Images
+from fedsim_attacks._discrepancy import CHECKS, Discrepancy
 from fedsim_attacks._slopes import Slope, Slopes
 from fedsim_attacks._steps import Mover, Schedule, rate
 
@@ -71,6 +72,7 @@ def search(
     course: Course,
     confine: Callable[[Variables], None],
     agree: Callable[[Variables], Images | None],
+    discrepancy: Discrepancy | None = None,
 ) -> list[Trail]:
     """Descend from every start, and return one trail a restart; the last step evaluates alone.
 
@@ -81,6 +83,7 @@ def search(
         course: how long and how fast.
         confine: brings variables back to where they may be, after every step.
         agree: what the restarts agree on.
+        discrepancy: of an update of known noise: changes the objective on the way, or ends the run.
     """
     trails = [Trail() for _ in next(iter(variables.values()))]
     shown = _frames(course.steps)
@@ -90,14 +93,17 @@ def search(
         def evaluate(at: Mapping[str, Tensor], share: float = share) -> Slope:
             return slopes(at, agree(dict(at)), share)
 
+        is_checked = discrepancy is not None and step % max(1, course.steps // CHECKS) == 0
+        verdict = discrepancy.check(slopes.objective, variables) if discrepancy and is_checked else "go on"
         here = {name: tensor.detach().clone() for name, tensor in variables.items()}
-        is_last = step == course.steps
+        is_last = step == course.steps or verdict == "end"
         found = (
             evaluate(variables)
             if is_last
             else mover.step(variables, evaluate, rate(course.schedule, course.warm_up, share))
         )
         renew = course.grows_at > 0 and share >= course.grows_at > (step - 1) / max(course.steps, 1)
+        renew = renew or verdict != "go on"
         for index, trail in enumerate(trails):
             _note(trail, step, float(found.values[index]), {n: t[index] for n, t in here.items()}, renew)
             if step in shown:
@@ -105,8 +111,9 @@ def search(
         progress.advance(course.before + step, course.total, min(trail.losses[-1] for trail in trails))
         if course.patience and share >= course.grows_at and step - max(t.step for t in trails) >= course.patience:
             break
-        if not is_last:
-            confine(variables)
+        if is_last:
+            break
+        confine(variables)
     return trails
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Labels, Normalization, Observation
 from fedsim.models import patch_grid
+from fedsim_attacks._defended import signal_share
 from fedsim_attacks._features import recover_features
-from fedsim_attacks._matching import DISTANCES, SCALED, Gradients, Largest, Scalar, cosine, row_cosine
+from fedsim_attacks._matching import DISTANCES, SCALED, Gradients, Largest, Scalar, cosine, row_cosine, tensor_cosine
 from fedsim_attacks._objective import Candidate, GradientTerm, PictureTerm, annealed, constant, switched
 from fedsim_attacks._parameters import Parameters
 from fedsim_attacks._prior_networks import has_efficientnet_lite0
@@ -37,6 +39,7 @@ class Parts:
         labels: of the pictures.
         normalization: of the model's input.
         generator: draws what a term needs.
+        deviation: standard deviation of the noise in the target; what is noise alone does not count.
     """
 
     attack: Parameters
@@ -45,6 +48,7 @@ class Parts:
     labels: Labels
     normalization: Normalization
     generator: torch.Generator
+    deviation: float = 0.0
 
     def gradient_terms(self) -> list[GradientTerm]:
         """Return the terms that match the gradient.
@@ -103,6 +107,8 @@ class Parts:
         if attack.distance in SCALED and not self.target.is_scaled:
             raise AttackRefusedError("the scale of this delta is unknown without `training`; use distance: cosine.")
         distance = DISTANCES[attack.distance]
+        if attack.distance == "tensor_cosine" and self.deviation:
+            distance = functools.partial(tensor_cosine, shares=signal_share(observed, self.deviation))
         if attack.largest == 1:
             return lambda gradients: distance(gradients, observed)
         largest = Largest.of(observed, attack.largest)
@@ -119,7 +125,9 @@ class Parts:
         observed = self.target.gradients[place]
         if self.attack.per_token:
             seen = observed.square().sum(-1)[0] > 0  # a masked position has no gradient, and no direction
-            return lambda gradients: row_cosine(gradients[place][:, seen], observed[:, seen])
+            rows = observed[:, seen]
+            shares = signal_share(list(rows[0]), self.deviation) if self.deviation else None
+            return lambda gradients: row_cosine(gradients[place][:, seen], rows, shares)
         return lambda gradients: cosine([gradients[place]], [observed])
 
     def _features(self) -> Callable[[Candidate], Scalar]:
