@@ -36,7 +36,7 @@ class State(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """AdamW with weight decay 0.05, without augmentation, until an accuracy is met.
+    """AdamW with weight decay 0.05 until an accuracy is met.
 
     Args:
         rate: learning rate.
@@ -44,6 +44,7 @@ class Recipe(NamedTuple):
         every: steps between two evaluations.
         most_seconds: processor time after which to give up.
         decay: steps over which the learning rate falls to zero, where training ends; None keeps it.
+        mirrored: whether half of the pictures of each step, at random, are mirrored; else nothing is augmented.
     """
 
     rate: float
@@ -51,6 +52,7 @@ class Recipe(NamedTuple):
     every: int
     most_seconds: float
     decay: int | None = None
+    mirrored: bool = False
 
 
 def in_memory(pool: Pool) -> Pool:
@@ -105,8 +107,11 @@ def train(model: nn.Module, pool: Pool, recipe: Recipe, judge: Pool, target: flo
         for chosen in torch.randperm(len(pool), generator=generator).split(recipe.batch_size):
             if recipe.decay is not None:
                 optimizer.param_groups[0]["lr"] = recipe.rate * (1 - step / recipe.decay)
+            batch = images[chosen]
+            if recipe.mirrored:
+                batch = torch.where(torch.rand(len(batch), 1, 1, 1, generator=generator) < 0.5, batch.flip(-1), batch)
             optimizer.zero_grad()
-            torch.autograd.backward(nn.functional.cross_entropy(model(images[chosen]), known.labels[chosen]))
+            torch.autograd.backward(nn.functional.cross_entropy(model(batch), known.labels[chosen]))
             optimizer.step()
             step += 1
             if (step % recipe.every == 0 and accuracy(model, judge, JUDGED) >= target) or step == recipe.decay:

@@ -82,7 +82,11 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
         "run": run_id(plan.scenario),
         "round": task.round,
         "client": task.client,
-        "attack": {**_cited(planned, attempt.identity(planned)), "is_control": planned.attack.is_control},
+        "attack": {
+            **_cited(planned, attempt.identity(planned)),
+            "is_control": planned.attack.is_control,
+            **({"label": planned.label} if planned.label else {}),
+        },
         "defenses": [_cited(d, {"name": d.info.name, "params": d.params}) for d in plan.defenses_of(task.client)],
         "grants": list(plan.scenario.threat.grants),
         "status": tried.status,

@@ -112,7 +112,7 @@ class Auditor:
         self._events.put(_Event("rounds", rounds=(round,)))
 
     def redo(self) -> None:
-        """Forget what an audit by hand makes again: failed attempts, and those of a "module:Class" edited since.
+        """Forget what an audit by hand makes again: failed attempts, those of a "module:Class" edited since, old labels.
 
         So are the records that lack a control because of one. To be called before the first round is added, by whoever has
         locked the folder.
@@ -138,8 +138,11 @@ class Auditor:
             self._folder.records.rewrite(self._in_order())
 
     def _is_edited(self, task: Task, record: Record) -> bool:
-        info = self._plan.attacks[task.attack].info
-        return info.distribution is None and record["attack"].get("version") != info.version
+        planned = self._plan.attacks[task.attack]
+        is_renamed = record["attack"].get("label") != planned.label
+        return is_renamed or (
+            planned.info.distribution is None and record["attack"].get("version") != planned.info.version
+        )
 
     def _in_order(self) -> list[Record]:
         return [record for _, record in sorted(self._records.items(), key=lambda item: item[0])]
@@ -268,7 +271,7 @@ class Auditor:
 
     def _tell_running(self) -> None:
         if self._on_running:
-            names = [planned.info.name for planned in self._plan.attacks]
+            names = [planned.title for planned in self._plan.attacks]
             told = [(task, step) for task, step in self._attacking.items() if step is not None]
             self._on_running(tuple(Running(task.round, task.client, names[task.attack], step) for task, step in told))
 

@@ -145,12 +145,16 @@ def audit(
 
 
 def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
-    content = scenario.resolved()
+    """Return the scenario with attacks added; one that it has already is not, but takes the label given."""
+    attacks = list(scenario.attacks)
     for text in added:
-        part = scenarios.parse_attack(yaml_loader.parse(text, "--attack"), "--attack").model_dump()
-        if part not in content["attacks"]:
-            content["attacks"].append(part)
-    return scenarios.parse(content, "--attack")
+        part = scenarios.parse_attack(yaml_loader.parse(text, "--attack"), "--attack")
+        places = [n for n, known in enumerate(attacks) if (known.name, known.params) == (part.name, part.params)]
+        if not places:
+            attacks.append(part)
+        elif part.label:
+            attacks[places[0]] = part
+    return scenario.model_copy(update={"attacks": attacks})
 
 
 @app.command()
@@ -186,7 +190,8 @@ def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = N
         clients = ", ".join(map(str, sorted(planned.clients)))
         table.add_row("defense", f"{planned.info.name}{_given(planned.changed)} on clients {clients}")
     for planned in plan.attacks:
-        table.add_row("attack", f"{planned.info.name}{_given(planned.changed)}")
+        called = f"{planned.label}: " if planned.label else ""
+        table.add_row("attack", f"{called}{planned.info.name}{_given(planned.changed)}")
     for client in range(loaded.federation.clients):
         for text in plan.cautions_of(client):
             table.add_row("caution", f"client {client}: {text}")

@@ -45,11 +45,18 @@ class PlannedAttack:
         index: position in the scenario.
         info: where the class comes from.
         attack: the configured instance.
+        label: what reports call it; None for its name.
     """
 
     index: int
     info: PluginInfo
     attack: Attack
+    label: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What people read: the label, else the name."""
+        return self.label or self.info.name
 
     @property
     def slug(self) -> str:
@@ -210,12 +217,13 @@ def _plan_attack(index: int, scenario: Scenario) -> PlannedAttack:
             f"{part.name} needs the grant {', '.join(missing)}; threat.grants has {granted}. "
             "Grant it, or leave the attack out.",
         )
-    return PlannedAttack(index, plugins.find("attacks", part.name, where), attack)
+    return PlannedAttack(index, plugins.find("attacks", part.name, where), attack, part.label)
 
 
 def _refuse_equal(attacks: tuple[PlannedAttack, ...]) -> None:
-    """Refuse two equal attacks: records tell attacks apart by name and parameters."""
+    """Refuse two equal attacks: records tell attacks apart by name and parameters, and readers by their labels."""
     seen: dict[str, int] = {}
+    labels: dict[str, int] = {}
     for planned in attacks:
         identity = json.dumps([planned.info.name, planned.params], sort_keys=True, default=str)
         first = seen.setdefault(identity, planned.index)
@@ -223,6 +231,11 @@ def _refuse_equal(attacks: tuple[PlannedAttack, ...]) -> None:
             raise ScenarioError(
                 f"attacks.{planned.index}",
                 f"{planned.info.name} is listed before, as attacks.{first}, with equal parameters. Leave one out.",
+            )
+        if planned.label and labels.setdefault(planned.label, planned.index) != planned.index:
+            raise ScenarioError(
+                f"attacks.{planned.index}.label",
+                f"attacks.{labels[planned.label]} is called {planned.label!r} already. Choose another label.",
             )
 
 

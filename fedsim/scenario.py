@@ -184,10 +184,11 @@ class DefensePart(_Part):
 
 
 class AttackPart(_Part):
-    """One attack."""
+    """One attack; `label` is what reports call it, its name where there is none."""
 
     name: str
     params: dict[str, Any] = Field(default_factory=dict)
+    label: Annotated[str, Field(pattern=r"^\S.{0,38}\S$|^\S$"), worded("a line of 1 to 40 characters")] | None = None
 
 
 class AuditPart(_Part):

@@ -322,6 +322,15 @@ def test_an_edited_class_without_distribution_attacks_again(simulate, tmp_path, 
     )
 
 
+def test_a_new_label_renames_records_and_attacks_nothing_again(simulate, tiny_plan):
+    attack = {"name": "stand_ins:Guess"}
+    _, folder, before = simulate(attacks=[attack])
+    after = audit(tiny_plan(attacks=[{**attack, "label": "a guess"}]), folder)
+    assert all("label" not in record["attack"] for record in before)
+    assert [record["attack"].pop("label") for record in after] == ["a guess"] * len(before)
+    assert after == before, "seconds of the stored attempts included"
+
+
 def test_a_stored_finding_of_other_parameters_is_not_used_again(simulate, tiny_plan):
     _, folder, _ = simulate()
     (folder.path / "records.jsonl").unlink()
@@ -423,6 +432,9 @@ def test_the_same_attack_is_added_once_and_again_with_other_parameters(simulate,
     _, folder, before = simulate()
     assert command("audit", folder.path, "--attack", "stand_ins:Guess")[0] == 0
     assert folder.records.read() == before
+    assert command("audit", folder.path, "--attack", "{name: 'stand_ins:Guess', label: one}")[0] == 0
+    labeled = folder.records.read()
+    assert [record["attack"].pop("label") for record in labeled] == ["one"] * 6 and labeled == before
     more = "{name: 'stand_ins:Guess', params: {pictures: 2}}"
     assert command("audit", folder.path, "--attack", more)[0] == 0
     after = folder.records.read()

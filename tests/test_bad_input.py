@@ -67,7 +67,7 @@ SETTINGS = {
     "parameter beside the name": (
         {"attacks.0.steps": 3},
         "attacks.0.steps: unknown key. A parameter belongs under params: {name: ..., params: {steps: ...}}. "
-        "Allowed: name, params.",
+        "Allowed: name, params, label.",
     ),
     "defense parameter beside the name": (
         {"defenses": [{"name": "dp_noise", "clip_norm": 1.0}]},

@@ -162,6 +162,10 @@ def test_an_attack_whose_needs_are_not_granted_is_refused(tiny_scenario):
             {"attacks": guesses({}, {"pictures": "1"})},
             "attacks.1: stand_ins:Guess is listed before, as attacks.0, with",
         ),
+        (
+            {"attacks": [{**each, "label": "twice"} for each in guesses({}, {"pictures": 2})]},
+            "attacks.1.label: attacks.0 is called 'twice' already.",
+        ),
         ({"defenses": [{"name": "stand_ins:Scales", "clients": [7]}]}, "defenses.0.clients: no client 7;"),
         ({"defenses": [{"name": "stand_ins:Guess"}]}, "defenses.0.name: stand_ins:Guess is not a subclass"),
         ({"audit": {"rounds": [9]}}, "audit.rounds: no round 9;"),

@@ -118,6 +118,11 @@ def test_one_attack_with_two_settings_is_told_apart_by_what_differs() -> None:
     records.append(record(attack="other", params={"steps": 9}))
     names = [Naming(records).attack(one) for one in records]
     assert names == ["match (loss=l2)", "match (loss=cosine)", "other"]
+    labeled = [
+        one.model_copy(update={"attack": one.attack.model_copy(update={"label": "by angle"})}) for one in records
+    ]
+    mixed = [records[0], labeled[1], records[2]]
+    assert [Naming(mixed).attack(one) for one in mixed] == ["match (loss=l2)", "by angle", "other"]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ off by default. The restart and iterate of least objective wins.
 Differs from the paper: labels are counted by `label_count` where they are not granted. TV is a mean over pixels in [0, 1].
 400 steps instead of 24,000; `inverting_gradients` is nearer to the paper.
 
-Needs: grants `batch_size`, `normalization`. Uses `labels`, `train_mode`, `training` and `auxiliary_data` where granted. Cost:
-two passes through the model a step, about what two steps of training cost; on a ViT of many patches expect the mean color at
-best, whatever the objective reaches.
+Needs: grants `batch_size`, `normalization`. Uses `labels`, `train_mode`, `training`, `defenses` and `auxiliary_data` where
+granted. Cost: two passes through the model a step, about what two steps of training cost; on a ViT of many patches expect the
+mean color at best, whatever the objective reaches.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ by differences of two passes through the model, so no second derivative is forme
 Differs from the paper: APRIL takes one cosine of the whole table beside the squared distance of all gradients, without
 annealing and without the second stage. Labels are counted by `label_count` where they are not granted.
 
-Needs: grants `batch_size`, `normalization`; a shared, learned position embedding. Uses `labels`, `train_mode` and `training`
-where granted. Without a gradient of known scale, in training mode and for several local steps the second stage is left out,
-with a caution. Cost: two passes through the model a step, and 80 for each of the second stage.
+Needs: grants `batch_size`, `normalization`; a shared, learned position embedding. Uses `labels`, `train_mode`, `training`
+and `defenses` where granted. Without a gradient of known scale, in training mode and for several local steps the second stage
+is left out, with a caution; it goes no further than known noise allows. Cost: two passes through the model a step, and 80 for
+each of the second stage.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ class PluginUse(_Line):
     """An attack or a defense as a record names it."""
 
     name: str
+    label: str | None = None
     params: dict[str, Any] = {}
     version: str | None = None
     distribution: str | None = None

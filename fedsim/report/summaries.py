@@ -87,7 +87,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Naming:
-    """Names of attacks and defenses: parameters are added where one name stands for several settings."""
+    """Names of attacks and defenses: the label, or parameters are added where one name stands for several settings."""
 
     records: Sequence[Record]
 
@@ -102,6 +102,8 @@ class Naming:
 
 
 def _named(use: PluginUse, others: Iterable[PluginUse]) -> str:
+    if use.label:
+        return use.label
     settings = [other.params for other in others if other.name == use.name]
     differing = [k for k, v in use.params.items() if any(other.get(k) != v for other in settings)]
     values = ", ".join(f"{key}={use.params[key]}" for key in differing)
