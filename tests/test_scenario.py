@@ -201,7 +201,8 @@ def test_an_attack_is_a_name_or_a_mapping():
     assert parse_attack("gradvit", "here") == parse_attack({"name": "gradvit"}, "here")
     assert parse_attack({"name": "a", "params": {"x": 1}}, "here").params == {"x": 1}
     with pytest.raises(
-        ScenarioError, match=r"^here.steps: unknown key. A parameter belongs under params: .* Allowed: name, params, label\.$"
+        ScenarioError,
+        match=r"^here.steps: unknown key. A parameter belongs under params: .* Allowed: name, params, label\.$",
     ):
         parse_attack({"name": "a", "steps": 1}, "here")
 

@@ -111,7 +111,7 @@ class Descent(Parameters):
             if not isinstance(objective.response, OneGradient):
                 raise AttackRefusedError("slopes: forward_difference reads one gradient, and this delta holds several.")
             return ForwardDifference(objective)
-        return choose(objective, starts, self._agree(starts))
+        return choose(objective, starts)
 
     def _starts(self, observation: Observation, response: Response, box: _Box, generator: torch.Generator) -> Variables:
         """Return the variables of every restart at their starts."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,17 @@ class Response(ABC):
 
     def weights(self) -> dict[str, Tensor]:
         """Return the named global weights, without a graph."""
+        return {name: weight.detach() for name, weight in self._weights.items()}
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
         known = dict(self.model.named_parameters())
-        return {name: known[name].detach() for name in self.names}
+        return {name: known[name] for name in self.names}
+
+    @cached_property
+    def _is_tied(self) -> bool:
+        # torch looks for tied weights in every call, which takes as long as a small layer.
+        return len(list(self.model.named_parameters())) < len(list(self.model.named_parameters(remove_duplicate=False)))
 
     def loss(self, weights: Parameters, images: Images, variables: Mapping[str, Tensor], rows: slice) -> Scalar:
         """Return the mean cross-entropy of some of the pictures at given weights.
@@ -73,7 +83,8 @@ class Response(ABC):
         guessed = variables.get(LABELS)
         labels = self.labels if guessed is None else guessed.softmax(-1)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bfloat16):
-            logits = torch.func.functional_call(self.model, self.used(weights), (images[rows],))
+            used = self.used(weights)
+            logits = torch.func.functional_call(self.model, used, (images[rows],), tie_weights=self._is_tied)
         return nn.functional.cross_entropy(logits.to(images.dtype), labels[rows])
 
     def _gradients_at(

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -109,14 +110,19 @@ class ForwardDifference(Slopes):
 
     reach: float = REACH
 
+    @cached_property
+    def _whole(self) -> Tensor:
+        return _norm(list(self.objective.response.weights().values()))
+
     def one(self, variables: Variables, consensus: Images | None, progress: float) -> tuple[Tensor, Variables]:
         """Differentiate by autograd."""
         response, leaves = self.objective.response, _leaves(variables)
         weights = {name: weight.requires_grad_() for name, weight in response.weights().items()}
         loss = self._loss(weights, leaves)
-        found = torch.autograd.grad(loss, [*weights.values(), *leaves.values()], materialize_grads=True)
-        gradients, here = found[: len(weights)], found[len(weights) :]
-        value, moved, reach = self._ahead(gradients, weights, progress)
+        both = list(torch.autograd.grad(loss, [*leaves.values(), *weights.values()], materialize_grads=True))
+        here = [both.pop(0) for _ in leaves]
+        value, moved, reach = self._ahead(both, weights, progress)
+        del loss, both  # the second pass needs neither
         ahead = torch.autograd.grad(self._loss(moved, leaves), list(leaves.values()), materialize_grads=True)
         prior = self.objective.prior(leaves, consensus, progress)
         pull = torch.autograd.grad(prior, list(leaves.values()), materialize_grads=True)
@@ -157,30 +163,35 @@ class ForwardDifference(Slopes):
             value = matching(seen)
             slopes = torch.autograd.grad(value, seen, materialize_grads=True)
         # Detached, or the moved weights would ask the second pass for a graph of their own.
-        size, whole = _norm(slopes), _norm([w.detach() for w in weights.values()])
-        reach = self.reach * whole / size.clamp_min(torch.finfo(size.dtype).tiny)
-        moved = {n: w.detach() + reach * s for (n, w), s in zip(weights.items(), slopes, strict=True)}
+        size = _norm(slopes)
+        reach = self.reach * self._whole / size.clamp_min(torch.finfo(size.dtype).tiny)
+        moved = {n: torch.addcmul(w.detach(), s, reach) for (n, w), s in zip(weights.items(), slopes, strict=True)}
         return value.detach(), moved, reach
 
 
-def choose(objective: Objective, variables: Variables, consensus: Images | None) -> Slopes:
-    """Return the cheap slopes where they agree with the exact ones at the start, the exact ones elsewhere."""
-    exact = DoubleBackward(objective)
+def choose(objective: Objective, variables: Variables) -> Slopes:
+    """Return the cheap slopes where they agree with the exact ones at the start, the exact ones elsewhere.
+
+    They are compared on the terms of the gradient, which alone are had in two ways, and on the first picture of the first
+    restart: exact slopes of a whole batch would take the memory that the cheap ones save.
+    """
     response = objective.response
     # Dropout would draw other masks in the second pass.
     if not isinstance(response, OneGradient) or response.is_bfloat16 or response.model.training:
-        return exact
-    first = {name: tensor[:1] for name, tensor in variables.items()}
+        return DoubleBackward(objective)
+    first = {name: tensor[:1, :1] for name, tensor in variables.items()}
+    small = replace(objective, response=replace(response, labels=response.labels[:1]), picture_terms=())
 
     def slope(slopes: Slopes) -> Tensor:
-        found = slopes(first, consensus, 0.0).slopes
+        found = slopes(first, None, 0.0).slopes
         return torch.cat([found[name].flatten() for name in first])
 
-    goal = slope(exact)
-    trials = [ForwardDifference(objective, reach) for reach in _REACHES]
-    agreement = [float(torch.cosine_similarity(slope(trial), goal, dim=0)) for trial in trials]
-    best = max(range(len(trials)), key=agreement.__getitem__)
-    return trials[best] if agreement[best] > _AGREE else exact
+    goal = slope(DoubleBackward(small))
+    agreement = {
+        reach: float(torch.cosine_similarity(slope(ForwardDifference(small, reach)), goal, dim=0)) for reach in _REACHES
+    }
+    best = max(_REACHES, key=agreement.__getitem__)
+    return ForwardDifference(objective, best) if agreement[best] > _AGREE else DoubleBackward(objective)
 
 
 def _value(objective: Objective, variables: Variables, consensus: Images | None, progress: float) -> Tensor:
@@ -197,4 +208,4 @@ def _named(slopes: Gradients, leaves: Variables) -> dict[str, Tensor]:
 
 
 def _norm(tensors: Gradients) -> Tensor:
-    return torch.stack([tensor.square().sum() for tensor in tensors]).sum().sqrt()
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))

@@ -1,5 +1,6 @@
 import dataclasses
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -23,21 +24,33 @@ def batch() -> LabeledImages:
     return pictures(0, 50)
 
 
+@pytest.fixture(scope="module")
+def many() -> LabeledImages:
+    generator = torch.Generator().manual_seed(9)
+    return LabeledImages(torch.rand(24, 3, 8, 8, generator=generator), torch.arange(24) % 10)
+
+
 class Kept:
-    """Bytes that autograd keeps for backward passes: as many as at once, and as many as are left."""
+    """Bytes that autograd keeps for backward passes, each memory once: as many as at once, and as many as are left."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
+        self.uses: Counter[int] = Counter()
 
     def pack(self, tensor: torch.Tensor) -> "Holder":
-        holder, size = Holder(tensor), tensor.numel() * tensor.element_size()
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(holder, self.drop, size)
+        holder, memory = Holder(tensor), tensor.untyped_storage()
+        place, size = memory.data_ptr(), memory.nbytes()
+        self.uses[place] += 1
+        if self.uses[place] == 1:
+            self.now += size
+            self.most = max(self.most, self.now)
+        weakref.finalize(holder, self.drop, place, size)
         return holder
 
-    def drop(self, size: int) -> None:
-        self.now -= size
+    def drop(self, place: int, size: int) -> None:
+        self.uses[place] -= 1
+        if not self.uses[place]:
+            self.now -= size
 
 
 @dataclasses.dataclass(eq=False)
@@ -61,7 +74,7 @@ def test_the_difference_of_two_passes_has_the_direction_of_double_backward(
 ) -> None:
     goal = objective(*one_gradient(model, batch), distance, positions)
     variables = starts(1, batch)
-    chosen = choose(goal, variables, None)
+    chosen = choose(goal, variables)
     assert isinstance(chosen, ForwardDifference)
     assert cosine_of_slopes(chosen, DoubleBackward(goal), variables) > 0.9999
     assert torch.allclose(
@@ -127,9 +140,9 @@ def test_the_model_is_left_as_it_was(
     assert not found.values.requires_grad and not any(slope.requires_grad for slope in found.slopes.values())
 
 
-def test_the_difference_of_two_passes_needs_no_second_derivative(model: torch.nn.Module, batch: LabeledImages) -> None:
-    goal = objective(*one_gradient(model, batch), positions=True)
-    variables, most = starts(1, batch), {}
+def test_the_difference_of_two_passes_needs_no_second_derivative(model: torch.nn.Module, many: LabeledImages) -> None:
+    goal = objective(*one_gradient(model, many), positions=True)
+    variables, most = starts(1, many), {}
     for slopes in (DoubleBackward(goal), ForwardDifference(goal)):
         kept = Kept()
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda holder: holder.tensor):
@@ -145,12 +158,12 @@ def test_exact_slopes_are_taken_where_two_passes_would_not_see_the_same_function
 ) -> None:
     response, observed = one_gradient(model, batch)
     goal, variables = objective(response, observed), starts(2, batch)
-    assert isinstance(choose(goal, variables, None), ForwardDifference)
-    assert isinstance(choose(with_response(goal, is_bfloat16=True), variables, None), DoubleBackward)
+    assert isinstance(choose(goal, variables), ForwardDifference)
+    assert isinstance(choose(with_response(goal, is_bfloat16=True), variables), DoubleBackward)
     noisy = tiny(drop_rate=0.5).train()
-    assert isinstance(choose(objective(*one_gradient(noisy, batch)), variables, None), DoubleBackward)
+    assert isinstance(choose(objective(*one_gradient(noisy, batch)), variables), DoubleBackward)
     moved = Surrogate(model, response.names, batch.labels, movement=[torch.zeros_like(o) for o in observed])
-    assert isinstance(choose(objective(moved, observed), {**variables, "path": torch.ones(2)}, None), DoubleBackward)
+    assert isinstance(choose(objective(moved, observed), {**variables, "path": torch.ones(2)}), DoubleBackward)
 
 
 def test_exact_slopes_are_taken_where_the_cheap_ones_do_not_agree(model: torch.nn.Module, batch: LabeledImages) -> None:
@@ -158,7 +171,23 @@ def test_exact_slopes_are_taken_where_the_cheap_ones_do_not_agree(model: torch.n
     goal = objective(response, observed)
     stairs = [goal.gradient_terms[0]._replace(value=lambda found: (found[0] * 1e9).sin().sum())]
     rough = dataclasses.replace(goal, gradient_terms=stairs)
-    assert isinstance(choose(rough, starts(1, batch), None), DoubleBackward)
+    assert isinstance(choose(rough, starts(1, batch)), DoubleBackward)
+
+
+def test_the_choice_does_not_take_the_memory_of_exact_slopes_of_the_batch(
+    model: torch.nn.Module, many: LabeledImages
+) -> None:
+    goal, variables, most = objective(*one_gradient(model, many), positions=True), starts(1, many), {}
+    for name, work in (
+        ("choice", lambda: choose(goal, variables)),
+        ("exact", lambda: DoubleBackward(goal)(variables, None, 0.0)),
+    ):
+        kept = Kept()
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda holder: holder.tensor):
+            work()
+        most[name] = kept.most
+    assert isinstance(choose(goal, variables), ForwardDifference)
+    assert most["choice"] <= 0.5 * most["exact"]
 
 
 def with_response(goal: Objective, is_bfloat16: bool) -> Objective:
