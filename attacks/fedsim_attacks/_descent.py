@@ -8,6 +8,7 @@ run is put together: `_target` reads the update, `_response` says what the clien
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ PICTURES = "pictures"  # the variable
 _CURVE_POINTS = 50
 _PATH_RATE = 1e-3  # Zhu et al., SME: learning rate of the place between the weights
 _LABEL_RATE = 0.1
+_TRIAL = 0.2  # of the steps; after as many, a start in a wrong basin has stopped to improve
 _NO_PRIOR = (
     "There is no network whose statistics would hold the pictures: grant `auxiliary_data`, install fedsim's extra `priors`, or "
     "name a prior_network and its prior_weights."
@@ -79,6 +81,8 @@ class Descent(Parameters):
                 terms = discrepancy.terms()
             objective = Objective(response, self._images(), normalization, terms, priors, defended.sent)
             slopes = self._slopes(objective, starts)
+            draw = functools.partial(self._starts, observation, response, box, generator)
+            starts, tried = self._tried(slopes, starts, draw, box, generator)
             trails = self._search(slopes, starts, box, generator, discrepancy)
             best = min(trails, key=lambda trail: trail.loss)
             if not math.isfinite(best.loss):
@@ -93,6 +97,7 @@ class Descent(Parameters):
             "restart": trails.index(best),
             "slopes": "forward_difference" if isinstance(slopes, ForwardDifference) else "double_backward",
             "curves": [trail.losses[:: max(1, len(trail.losses) // _CURVE_POINTS)] for trail in trails],
+            "trials": tried,
             "polish": residuals,
             "aware": list(defended.active),
             "trust": discrepancy.factors if discrepancy else None,
@@ -138,6 +143,43 @@ class Descent(Parameters):
             variables[PATH] = torch.full((self.restarts,), HALFWAY, device=device)
         return variables
 
+    def _tried(
+        self,
+        slopes: Slopes,
+        starts: Variables,
+        draw: Callable[[], Variables],
+        box: _Box,
+        generator: torch.Generator,
+    ) -> tuple[Variables, list[float]]:
+        """Return the first starts that are promising, or the best of all trials, and the objectives that trials reached.
+
+        Each trial redraws one picture of the best starts so far, in turn: a picture in the right basin is not given up with
+        another that is in a wrong one.
+        """
+        best, reached = starts, list[float]()
+        while len(reached) < self.trials > 1:
+            if reached:
+                starts = _with_picture(best, draw(), (len(reached) - 1) % len(slopes.objective.response.labels))
+            noise = torch.Generator().manual_seed(len(reached))  # `generator` stays as if there had been no trial
+            own: Variables = {n: nn.Parameter(tensor.clone()) for n, tensor in starts.items()}
+            before = len(reached) * self._trial
+            course = Course(self.steps, self.schedule, self.warm_up, 0, 0.0, before, self._total, self._trial)
+            trails = search(slopes, own, self._mover(own, noise), course, self._confine(box), self._agree)
+            reached.append(min(trail.loss for trail in trails))
+            if reached[-1] == min(reached):
+                best = starts
+            if reached[-1] <= self.promising * (self.matching + self.positions):
+                break
+        return best, reached
+
+    @property
+    def _trial(self) -> int:
+        return math.ceil(_TRIAL * self.steps)
+
+    @property
+    def _trials_steps(self) -> int:
+        return self.trials * self._trial if self.trials > 1 else 0
+
     def _search(
         self,
         slopes: Slopes,
@@ -155,7 +197,13 @@ class Descent(Parameters):
             span = slice(run * at_once, (run + 1) * at_once)
             own: Variables = {n: nn.Parameter(tensor[span].clone()) for n, tensor in starts.items()}
             course = Course(
-                self.steps, self.schedule, self.warm_up, self.patience, grows_at, run * self.steps, self._total
+                self.steps,
+                self.schedule,
+                self.warm_up,
+                self.patience,
+                grows_at,
+                self._trials_steps + run * self.steps,
+                self._total,
             )
             trails += search(
                 slopes, own, self._mover(own, generator), course, self._confine(box), self._agree, discrepancy
@@ -164,9 +212,9 @@ class Descent(Parameters):
 
     @property
     def _total(self) -> int:
-        """Steps of all runs and of the polish, for the display."""
+        """Steps of all trials, all runs and the polish, for the display."""
         runs = self.restarts if self.optimizer == "lbfgs" else 1
-        return runs * self.steps + (self.polish_steps if self.polish != "none" else 0)
+        return self._trials_steps + runs * self.steps + (self.polish_steps if self.polish != "none" else 0)
 
     def _mover(self, variables: Variables, generator: torch.Generator) -> Mover:
         if self.optimizer == "lbfgs":
@@ -267,6 +315,15 @@ def _enlarged(pictures: Float[Tensor, "batch channel _ _"], factor: int) -> Imag
     if factor == 1:
         return pictures
     return nn.functional.interpolate(pictures, scale_factor=factor, mode="bicubic", align_corners=False)
+
+
+def _with_picture(starts: Variables, drawn: Variables, place: int) -> Variables:
+    """Return starts with one picture, and its label where that is a variable, of others."""
+    found = {name: tensor.clone() for name, tensor in starts.items()}
+    for name in (PICTURES, LABELS):
+        if name in found:
+            found[name][:, place] = drawn[name][:, place]
+    return found
 
 
 def _device(name: str) -> torch.device:

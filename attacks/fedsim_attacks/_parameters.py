@@ -54,6 +54,9 @@ class Parameters(Attack):
         noise: standard deviation of the noise of every step, in units of the learning rate.
         patience: steps without progress after which a run ends; 0 for never.
         restarts: independent starts, all in one batch; the one of least objective wins.
+        trials: draws of the starts; each is followed for a fifth of the steps, until one is promising, and the best is then
+            followed to the end.
+        promising: objective that is, as a share of `matching` and `positions`, which a gradient at right angles has.
         initial: `noise` around grey, or `tiles`, one patch of noise repeated.
         initial_scale: standard deviation of the start around grey, in normalized units.
         resolution: the pictures' side is `image_size / resolution`, and enlarged.
@@ -100,6 +103,8 @@ class Parameters(Attack):
     noise: float = 0.0
     patience: int = 0
     restarts: int = 1
+    trials: int = 1
+    promising: float = 0.1
     initial: Literal["noise", "tiles"] = "noise"
     initial_scale: float = 0.5
     resolution: int = 1
@@ -113,10 +118,17 @@ class Parameters(Attack):
     aware: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("restarts", 1), ("patience", 0), ("resolution", 1), ("polish_steps", 0)):
+        for name, least in (
+            ("steps", 0),
+            ("restarts", 1),
+            ("trials", 1),
+            ("patience", 0),
+            ("resolution", 1),
+            ("polish_steps", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}.")
-        for name in ("learning_rate", "largest"):
+        for name in ("learning_rate", "largest", "promising"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}.")
         for name in _WEIGHTS:
@@ -141,5 +153,7 @@ class Parameters(Attack):
             raise ValueError("polish: expected none with a resolution above 1, which it would leave.")
         if self.group and self.restarts < 2:
             raise ValueError("group: expected 0 with one restart, which has nobody to agree with.")
+        if self.trials > 1 and self.optimizer == "lbfgs":
+            raise ValueError("trials: expected 1 with lbfgs, which ends when it has nowhere to go; use restarts.")
         if self.group and self.optimizer == "lbfgs":
             raise ValueError("group: expected 0 with lbfgs, which runs one restart after the other.")

@@ -32,6 +32,7 @@ class Course(NamedTuple):
         grows_at: share of the steps at which the objective grows a term, so that earlier values mean nothing; 0 for never.
         before: steps of earlier runs, of `total` in all; for the display.
         total: steps of all runs.
+        until: step at which the run ends early; None for the last one.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class Course(NamedTuple):
     grows_at: float
     before: int
     total: int
+    until: int | None = None
 
 
 @dataclass(eq=False)
@@ -96,7 +98,7 @@ def search(
         is_checked = discrepancy is not None and step % max(1, course.steps // CHECKS) == 0
         verdict = discrepancy.check(slopes.objective, variables) if discrepancy and is_checked else "go on"
         here = {name: tensor.detach().clone() for name, tensor in variables.items()}
-        is_last = step == course.steps or verdict == "end"
+        is_last = step in (course.until, course.steps) or verdict == "end"
         found = (
             evaluate(variables)
             if is_last

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2112.14087
 Idea: each row of the position embedding's gradient belongs to one place in the picture. Minimize the mean over rows of one
 minus the cosine, which keeps faint patches in sight, beside the mean over tensors of the same, and total variation, whose
 weight starts so high that only the layout of the picture survives and falls geometrically until the gradient alone decides.
+A start in a wrong basin shows early, by an objective that stays high: then up to seven others are tried, first.
 That ends where slopes along the directions that are left have become tiny. Levenberg-Marquardt on the whole gradient, every
 row in units of its own length, goes on from there: its steps are solved by conjugate gradients, on products with the Jacobian
 by differences of two passes through the model, so no second derivative is formed.
@@ -17,7 +18,7 @@ annealing and without the second stage. Labels are counted by `label_count` wher
 Needs: grants `batch_size`, `normalization`; a shared, learned position embedding. Uses `labels`, `train_mode`, `training`
 and `defenses` where granted. Without a gradient of known scale, in training mode and for several local steps the second stage
 is left out, with a caution; it goes no further than known noise allows. Cost: two passes through the model a step, and 80 for
-each of the second stage.
+each of the second stage; a fifth of the steps for every trial of a start.
 """
 
 from __future__ import annotations
@@ -48,5 +49,7 @@ class TokenMatching(Descent):
     steps: int = 400
     learning_rate: float = 0.03
     schedule: Schedule = "cosine"
+    trials: int = 8
+    promising: float = 0.05
     polish: Polish = "gauss_newton"
     polish_steps: int = 16

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 from descent_cases import FOUR_PATCHES, ONE_PATCH, SIDE, brief, film_of, images_of, observed, pictures, tiny
-from fedsim_attacks._descent import Descent
+from fedsim_attacks._descent import Descent, _with_picture
 from fedsim_attacks.gradient_matching import GradientMatching
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from vit_cases import delta
 
 from fedsim.errors import AttackRefusedError
@@ -35,6 +37,8 @@ def seen(model: torch.nn.Module, both: LabeledImages) -> Observation:
     [
         ("steps", -1),
         ("restarts", 0),
+        ("trials", 0),
+        ("promising", 0.0),
         ("patience", -1),
         ("resolution", 0),
         ("polish_steps", -1),
@@ -68,6 +72,7 @@ def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: float) ->
         ({"group": 0.1, "restarts": 2, "optimizer": "lbfgs"}, "group"),
         ({"total_variation": 0.0, "total_variation_end": 0.1}, "total_variation_end"),
         ({"polish": "closed_form", "resolution": 2}, "polish"),
+        ({"trials": 2, "optimizer": "lbfgs"}, "trials"),
     ],
 )
 def test_parameters_that_contradict_each_other_are_refused(params: dict[str, Any], named: str) -> None:
@@ -157,6 +162,49 @@ def test_each_restart_has_a_start_and_a_curve_of_its_own(model: torch.nn.Module)
     one_by_one = brief(seen, restarts=3, optimizer="lbfgs").trace["curves"]
     # The same starts, but for the range of pixels, in which L-BFGS is not kept.
     assert [curve[0] for curve in one_by_one] == pytest.approx([curve[0] for curve in curves], rel=0.2)
+
+
+def test_a_promising_start_is_followed_as_if_it_had_been_the_only_one(seen: Observation) -> None:
+    alone, tried = (
+        GradientMatching(steps=6, trials=trials, promising=1e6).run(seen, torch.Generator().manual_seed(0))
+        for trials in (1, 5)
+    )
+    assert torch.equal(images_of(alone), images_of(tried))
+    assert alone.trace["trials"] == [] and len(tried.trace["trials"]) == 1
+
+
+def test_of_starts_that_are_not_promising_the_best_is_followed(seen: Observation) -> None:
+    def run(trials: int) -> tuple[list[float], float]:
+        trace = (
+            GradientMatching(steps=10, trials=trials, promising=1e-9).run(seen, torch.Generator().manual_seed(0)).trace
+        )
+        return trace["trials"], trace["curves"][0][2]  # after a fifth of the steps
+
+    for trials in (2, 6):
+        reached, followed = run(trials)
+        assert len(reached) == trials and len(set(reached)) == trials
+        assert followed == min(reached)
+
+
+@settings(max_examples=20)
+@given(place=st.integers(0, 2), restarts=st.integers(1, 2), seed=st.integers(0, 99))
+def test_a_trial_redraws_one_picture_and_its_label_alone(place: int, restarts: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    one, other = (
+        {
+            "pictures": torch.rand(restarts, 3, 1, 2, 2, generator=generator),
+            "labels": torch.rand(restarts, 3, 4, generator=generator),
+            "path": torch.rand(restarts, generator=generator),
+        }
+        for _ in range(2)
+    )
+    kept = {name: tensor.clone() for name, tensor in one.items()}
+    found = _with_picture(one, other, place)
+    for name in ("pictures", "labels"):
+        for index in range(3):
+            assert torch.equal(found[name][:, index], (other if index == place else one)[name][:, index])
+    assert torch.equal(found["path"], one["path"])
+    assert all(torch.equal(one[name], kept[name]) for name in one), "what was given is left as it was"
 
 
 def test_no_step_returns_the_start(seen: Observation) -> None:
