@@ -208,4 +208,5 @@ def _named(slopes: Gradients, leaves: Variables) -> dict[str, Tensor]:
 
 
 def _norm(tensors: Gradients) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
+    whole: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
+    return whole
