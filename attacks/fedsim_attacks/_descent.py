@@ -160,7 +160,7 @@ class Descent(Parameters):
         while len(reached) < self.trials > 1:
             if reached:
                 starts = _with_picture(best, draw(), (len(reached) - 1) % len(slopes.objective.response.labels))
-            noise = torch.Generator().manual_seed(len(reached))  # `generator` stays as if there had been no trial
+            noise = torch.Generator().manual_seed(len(reached))  # so that one trial leaves `generator` as none does
             own: Variables = {n: nn.Parameter(tensor.clone()) for n, tensor in starts.items()}
             before = len(reached) * self._trial
             course = Course(self.steps, self.schedule, self.warm_up, 0, 0.0, before, self._total, self._trial)
