@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsim import progress
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Film, Finding, Images, Normalization, Observation
+from fedsim.exchange import Film, Finding, Images, Observation
 from fedsim.models import patch_grid
 from fedsim.seeds import seeded
 from fedsim_attacks import _consensus
@@ -34,16 +33,16 @@ from fedsim_attacks._response import HALFWAY, LABELS, PATH, OneGradient, Respons
 from fedsim_attacks._row_space import assess
 from fedsim_attacks._search import Course, Trail, Variables, search
 from fedsim_attacks._slopes import DoubleBackward, ForwardDifference, Slopes, choose
+from fedsim_attacks._starts import PICTURES, Box, NearestStarts, enlarged, with_picture
 from fedsim_attacks._steps import LBFGS, Adam, Mover
 from fedsim_attacks._target import KnownLabels, known_labels, read_target, respond
 from fedsim_attacks._terms import Parts
-
-PICTURES = "pictures"  # the variable
 
 _CURVE_POINTS = 50
 _PATH_RATE = 1e-3  # Zhu et al., SME: learning rate of the place between the weights
 _LABEL_RATE = 0.1
 _TRIAL = 0.2  # of the steps; after as many, a start in a wrong basin has stopped to improve
+_CALM = 1 / 3  # factor of the learning rate from a start that is already near: the full one throws it out of its basin
 _NO_PRIOR = (
     "There is no network whose statistics would hold the pictures: grant `auxiliary_data`, install fedsim's extra `priors`, or "
     "name a prior_network and its prior_weights."
@@ -72,7 +71,7 @@ class Descent(Parameters):
         seed = int(torch.randint(2**62, (), generator=generator))
         with seeded(seed, self.stream):
             parts = Parts(self, observation, target, labels, normalization, generator, defended.deviation)
-            box = _box(observation.image_shape, normalization, device)
+            box = Box.of(observation.image_shape[0], normalization, device)
             terms, priors = parts.gradient_terms(), parts.picture_terms()
             starts = self._starts(observation, response, box, generator)
             discrepancy = None
@@ -82,8 +81,8 @@ class Descent(Parameters):
             objective = Objective(response, self._images(), normalization, terms, priors, defended.sent)
             slopes = self._slopes(objective, starts)
             draw = functools.partial(self._starts, observation, response, box, generator)
-            starts, tried = self._tried(slopes, starts, draw, box, generator)
-            trails = self._search(slopes, starts, box, generator, discrepancy)
+            chosen = self._tried(slopes, starts, self._draws(parts, starts, draw, generator), box)
+            trails = self._search(slopes, chosen, box, generator, discrepancy)
             best = min(trails, key=lambda trail: trail.loss)
             if not math.isfinite(best.loss):
                 raise AttackRefusedError("the objective was never a number: the gradient of the pictures overflows.")
@@ -97,7 +96,8 @@ class Descent(Parameters):
             "restart": trails.index(best),
             "slopes": "forward_difference" if isinstance(slopes, ForwardDifference) else "double_backward",
             "curves": [trail.losses[:: max(1, len(trail.losses) // _CURVE_POINTS)] for trail in trails],
-            "trials": tried,
+            "trials": list(chosen.tried),
+            "rate": chosen.factor,
             "polish": residuals,
             "aware": list(defended.active),
             "trust": discrepancy.factors if discrepancy else None,
@@ -118,7 +118,7 @@ class Descent(Parameters):
             return ForwardDifference(objective)
         return choose(objective, starts)
 
-    def _starts(self, observation: Observation, response: Response, box: _Box, generator: torch.Generator) -> Variables:
+    def _starts(self, observation: Observation, response: Response, box: Box, generator: torch.Generator) -> Variables:
         """Return the variables of every restart at their starts."""
         channels, *sides = observation.image_shape
         if any(side % self.resolution for side in sides):
@@ -134,7 +134,7 @@ class Descent(Parameters):
         images = (box.low + box.high) / 2 + self.initial_scale * drawn.to(device)
         variables = {PICTURES: images}
         if self.optimizer != "lbfgs":
-            variables[PICTURES] = images.clamp(box.low, box.high)
+            variables[PICTURES] = box.confine(images)
         if self.optimize_labels and observation.labels is None:
             variables[LABELS] = torch.randn(self.restarts, count, observation.num_classes, generator=generator).to(
                 device
@@ -143,34 +143,54 @@ class Descent(Parameters):
             variables[PATH] = torch.full((self.restarts,), HALFWAY, device=device)
         return variables
 
-    def _tried(
-        self,
-        slopes: Slopes,
-        starts: Variables,
-        draw: Callable[[], Variables],
-        box: _Box,
-        generator: torch.Generator,
-    ) -> tuple[Variables, list[float]]:
-        """Return the first starts that are promising, or the best of all trials, and the objectives that trials reached.
+    def _draws(
+        self, parts: Parts, starts: Variables, draw: Callable[[], Variables], generator: torch.Generator
+    ) -> Iterator[_Start]:
+        """Yield other starts: near to what the classifier's gradient shows, where it shows the head inputs."""
+        nearest = self._nearest(parts, starts)
+        while True:
+            drawn = draw()
+            if nearest is None:
+                yield _Start(drawn)
+            else:
+                yield _Start({**drawn, PICTURES: nearest.draw(self.restarts, generator)}, _CALM)
 
-        Each trial redraws one picture of the best starts so far, in turn: a picture in the right basin is not given up with
-        another that is in a wrong one.
+    def _nearest(self, parts: Parts, starts: Variables) -> NearestStarts | None:
+        if LABELS in starts or PATH in starts:
+            return None  # no labels to attribute head inputs to; no gradient at the global weights
+        try:
+            wanted = parts.head_inputs
+        except AttackRefusedError:
+            return None
+        channels, height, width = starts[PICTURES].shape[2:]
+        enlarge = functools.partial(enlarged, factor=self.resolution)
+        return NearestStarts(parts.target.model, wanted, parts.normalization, (channels, height, width), enlarge)
+
+    def _tried(self, slopes: Slopes, starts: Variables, draws: Iterator[_Start], box: Box) -> _Start:
+        """Return the first start that is promising, or the best of all trials.
+
+        A trial of a kind that was tried redraws one picture of the best start of that kind, in turn: a picture in the right
+        basin is not given up with another that is in a wrong one.
         """
-        best, reached = starts, list[float]()
+        here, reached, leaders = _Start(starts), list[float](), dict[float, _Start]()
         while len(reached) < self.trials > 1:
             if reached:
-                starts = _with_picture(best, draw(), (len(reached) - 1) % len(slopes.objective.response.labels))
-            noise = torch.Generator().manual_seed(len(reached))  # so that one trial leaves `generator` as none does
-            own: Variables = {n: nn.Parameter(tensor.clone()) for n, tensor in starts.items()}
+                here = next(draws)
+                if leader := leaders.get(here.factor):
+                    place = len(reached) % len(slopes.objective.response.labels)
+                    here = here._replace(variables=with_picture(leader.variables, here.variables, place))
+            noise = torch.Generator().manual_seed(len(reached))  # so that one trial leaves the run's own as none does
+            own: Variables = {n: nn.Parameter(tensor.clone()) for n, tensor in here.variables.items()}
             before = len(reached) * self._trial
             course = Course(self.steps, self.schedule, self.warm_up, 0, 0.0, before, self._total, self._trial)
-            trails = search(slopes, own, self._mover(own, noise), course, self._confine(box), self._agree)
-            reached.append(min(trail.loss for trail in trails))
-            if reached[-1] == min(reached):
-                best = starts
-            if reached[-1] <= self.promising * (self.matching + self.positions):
+            mover = self._mover(own, noise, here.factor)
+            trails = search(slopes, own, mover, course, self._confine(box), self._agree)
+            here = here._replace(objective=min(trail.loss for trail in trails))
+            reached.append(here.objective)
+            leaders[here.factor] = min(leaders.get(here.factor, here), here, key=lambda start: start.objective)
+            if here.objective <= self.promising * (self.matching + self.positions):
                 break
-        return best, reached
+        return min(leaders.values(), key=lambda start: start.objective, default=here)._replace(tried=tuple(reached))
 
     @property
     def _trial(self) -> int:
@@ -183,8 +203,8 @@ class Descent(Parameters):
     def _search(
         self,
         slopes: Slopes,
-        starts: Variables,
-        box: _Box,
+        start: _Start,
+        box: Box,
         generator: torch.Generator,
         discrepancy: Discrepancy | None,
     ) -> list[Trail]:
@@ -195,7 +215,7 @@ class Descent(Parameters):
         trails: list[Trail] = []
         for run in range(runs):
             span = slice(run * at_once, (run + 1) * at_once)
-            own: Variables = {n: nn.Parameter(tensor[span].clone()) for n, tensor in starts.items()}
+            own: Variables = {n: nn.Parameter(tensor[span].clone()) for n, tensor in start.variables.items()}
             course = Course(
                 self.steps,
                 self.schedule,
@@ -205,9 +225,8 @@ class Descent(Parameters):
                 self._trials_steps + run * self.steps,
                 self._total,
             )
-            trails += search(
-                slopes, own, self._mover(own, generator), course, self._confine(box), self._agree, discrepancy
-            )
+            mover = self._mover(own, generator, start.factor)
+            trails += search(slopes, own, mover, course, self._confine(box), self._agree, discrepancy)
         return trails
 
     @property
@@ -216,14 +235,14 @@ class Descent(Parameters):
         runs = self.restarts if self.optimizer == "lbfgs" else 1
         return self._trials_steps + runs * self.steps + (self.polish_steps if self.polish != "none" else 0)
 
-    def _mover(self, variables: Variables, generator: torch.Generator) -> Mover:
+    def _mover(self, variables: Variables, generator: torch.Generator, factor: float) -> Mover:
         if self.optimizer == "lbfgs":
             return LBFGS(self.learning_rate)
-        rates = {PICTURES: self.learning_rate, LABELS: _LABEL_RATE, PATH: _PATH_RATE}
+        rates = {PICTURES: factor * self.learning_rate, LABELS: _LABEL_RATE, PATH: _PATH_RATE}
         present = {name: rates[name] for name in variables}
         return Adam(present, self.optimizer == "signed_adam", PICTURES, self.noise, generator)
 
-    def _confine(self, box: _Box) -> Callable[[Variables], None]:
+    def _confine(self, box: Box) -> Callable[[Variables], None]:
         def confine(variables: Variables) -> None:
             if self.optimizer != "lbfgs":  # whose curvature pairs a clamp would falsify
                 with torch.no_grad():
@@ -238,14 +257,14 @@ class Descent(Parameters):
         if not self.group:
             return None
         pictures = variables[PICTURES].detach()
-        return _enlarged(
+        return enlarged(
             _consensus.registered(pictures) if self.registered else _consensus.lazy(pictures), self.resolution
         )
 
     def _images(self) -> Callable[[Mapping[str, Tensor]], Images]:
-        return lambda variables: _enlarged(variables[PICTURES], self.resolution)
+        return lambda variables: enlarged(variables[PICTURES], self.resolution)
 
-    def _polished(self, slopes: Slopes, defended: Defended, best: Trail, box: _Box) -> Iterator[float]:
+    def _polished(self, slopes: Slopes, defended: Defended, best: Trail, box: Box) -> Iterator[float]:
         """Yield what is left of the gradient before the polish and after each of its steps, and leave the best in the trail."""
         response = slopes.objective.response
         beside = {name: tensor for name, tensor in best.variables.items() if name != PICTURES}
@@ -254,7 +273,7 @@ class Descent(Parameters):
         yield least
         run = gauss_newton if self.polish == "gauss_newton" else closed_form
         for number, polished in enumerate(
-            run(residual, best.variables[PICTURES], lambda images: images.clamp(box.low, box.high), self.polish_steps),
+            run(residual, best.variables[PICTURES], box.confine, self.polish_steps),
             1,
         ):
             if polished.residual < level:
@@ -299,31 +318,20 @@ def _unpolished(response: Response, defended: Defended, polish: Polish) -> str |
     return reason and f"The pictures are not polished: {reason}."
 
 
-class _Box(NamedTuple):
-    """The range of pixels, in normalized units, one number a channel."""
+class _Start(NamedTuple):
+    """A start, and what trials say of it.
 
-    low: Tensor
-    high: Tensor
+    Args:
+        variables: of every restart.
+        factor: of the learning rate from there.
+        objective: that a trial reached.
+        tried: objectives that all trials reached.
+    """
 
-
-def _box(shape: tuple[int, int, int], normalization: Normalization, device: torch.device) -> _Box:
-    low, high = (normalization.normalize(torch.full((1, shape[0], 1, 1), value)) for value in (0.0, 1.0))
-    return _Box(low.to(device), high.to(device))
-
-
-def _enlarged(pictures: Float[Tensor, "batch channel _ _"], factor: int) -> Images:
-    if factor == 1:
-        return pictures
-    return nn.functional.interpolate(pictures, scale_factor=factor, mode="bicubic", align_corners=False)
-
-
-def _with_picture(starts: Variables, drawn: Variables, place: int) -> Variables:
-    """Return starts with one picture, and its label where that is a variable, of others."""
-    found = {name: tensor.clone() for name, tensor in starts.items()}
-    for name in (PICTURES, LABELS):
-        if name in found:
-            found[name][:, place] = drawn[name][:, place]
-    return found
+    variables: Variables
+    factor: float = 1.0
+    objective: float = math.inf
+    tried: tuple[float, ...] = ()
 
 
 def _device(name: str) -> torch.device:

@@ -54,8 +54,10 @@ class Parameters(Attack):
         noise: standard deviation of the noise of every step, in units of the learning rate.
         patience: steps without progress after which a run ends; 0 for never.
         restarts: independent starts, all in one batch; the one of least objective wins.
-        trials: draws of the starts; each is followed for a fifth of the steps, until one is promising, and the best is then
-            followed to the end.
+        trials: starts; each is followed for a fifth of the steps, until one is promising, and the best is then followed to
+            the end. The first is as described below. Others are pictures like photographs, near grey, chosen by the head
+            inputs that the classifier's gradient shows, and move at a third of the rate; where it shows none, they are
+            other draws of the first kind.
         promising: objective that is, as a share of `matching` and `positions`, which a gradient at right angles has.
         initial: `noise` around grey, or `tiles`, one patch of noise repeated.
         initial_scale: standard deviation of the start around grey, in normalized units.

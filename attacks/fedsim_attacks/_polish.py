@@ -7,7 +7,7 @@ and r the residual's weights,
     J v = r [g(x + e v) - g(x)] / e        and        J^T u = [grad_x l(x; w + e r u) - grad_x l(x; w)] / e,
 
 one pass through the model each, with fused attention. The step solves (J^T J + damping + smoothness) v = -J^T residual by
-conjugate gradients; smoothness, total variation in its reweighted quadratic form, is halved with every step that helps. The
+conjugate gradients; smoothness, total variation in its reweighted quadratic form, falls with every step that helps. The
 gradient of the patch projection, G_pe = A^T X with A the token gradients, is nearly linear in the pictures X and badly
 conditioned, so it weighs more than other tensors, and (A A^T + damping)^-1 preconditions.
 
@@ -43,8 +43,9 @@ _AHEAD, _ASIDE = 1e-2, 1e-4  # lengths of the differences: share of the pictures
 _PRODUCTS = 40  # of conjugate gradients in a step
 _SOLVED = 1e-5  # of the squared norm of the right side
 _DAMPING, _SMOOTHNESS = 1e-4, 1e-3  # at first
-_PATIENCE = 3  # steps that do not help, one after the other, before it gives up
-_EASE, _STIFFEN = 0.5, 4.0  # factors after a step that helped, and after one that did not
+_PATIENCE = 6  # steps that do not help, one after the other, before it gives up; damping grows by 10^6 in these
+_EASE, _STIFFEN = 0.5, 10.0  # factors of the damping after a step that helped, and after one that did not
+_SHARPEN = 0.7  # factor of the smoothness after a step that helped; 0.5 leaves flat directions where they are too soon
 _LINEAR = 17.0  # weight of the patch projection's gradient beside that of all tensors; of 0.02, 17 and 1,700 the best
 _MOST_ROWS = 4096  # of A, above which its eigenvectors would cost more than they save
 _FLAT = 1e-6  # of its largest eigenvalue: what the preconditioner adds
@@ -184,7 +185,7 @@ def gauss_newton(
 ) -> Iterator[Polished]:
     """Yield the pictures after every step; after one that does not lower the damped objective, those before it.
 
-    It ends early where three steps in a row do not.
+    It ends early where six steps in a row do not.
 
     Args:
         residual: to bring to zero.
@@ -205,7 +206,7 @@ def gauss_newton(
             for place in (here, there)
         )
         if after < before:
-            here, damping, smoothness, failures = there, _EASE * damping, _EASE * smoothness, 0
+            here, damping, smoothness, failures = there, _EASE * damping, _SHARPEN * smoothness, 0
         else:
             damping, failures = _STIFFEN * damping, failures + 1
         yield Polished(here.images, _norm(here.left) / whole)

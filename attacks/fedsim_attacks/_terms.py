@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -130,14 +131,23 @@ class Parts:
             return lambda gradients: row_cosine(gradients[place][:, seen], rows, shares)
         return lambda gradients: cosine([gradients[place]], [observed])
 
-    def _features(self) -> Callable[[Candidate], Scalar]:
+    @cached_property
+    def head_inputs(self) -> Float[Tensor, "batch embed"]:
+        """Head inputs of the client's pictures, in the order of the labels, as its classifier's gradient shows them.
+
+        Raises:
+            AttackRefusedError: it does not show them.
+        """
         model = self.target.model
         wanted = recover_features(self.observation, self.labels.cpu(), _REFERENCES, _RESTARTS, self.generator).inputs
         if wanted.shape[1] != getattr(model, "num_features", None):
             raise AttackRefusedError(
                 "features: the model has several classifiers, or a head input that is not its last token."
             )
-        goal = wanted.to(next(model.parameters()))
+        return wanted.to(next(model.parameters()))
+
+    def _features(self) -> Callable[[Candidate], Scalar]:
+        model, goal = self.target.model, self.head_inputs
         size = goal.square().sum(1)
 
         def distance(candidate: Candidate) -> Scalar:

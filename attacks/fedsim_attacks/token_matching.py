@@ -7,7 +7,9 @@ https://arxiv.org/abs/2112.14087
 Idea: each row of the position embedding's gradient belongs to one place in the picture. Minimize the mean over rows of one
 minus the cosine, which keeps faint patches in sight, beside the mean over tensors of the same, and total variation, whose
 weight starts so high that only the layout of the picture survives and falls geometrically until the gradient alone decides.
-A start in a wrong basin shows early, by an objective that stays high: then up to seven others are tried, first.
+A start in a wrong basin shows early, by an objective that stays high. Then up to seven others are tried first: pictures near
+grey, chosen by the head inputs that the classifier's gradient shows, since a trained model's basins are the sides of its
+decision; from there the learning rate is a third.
 That ends where slopes along the directions that are left have become tiny. Levenberg-Marquardt on the whole gradient, every
 row in units of its own length, goes on from there: its steps are solved by conjugate gradients, on products with the Jacobian
 by differences of two passes through the model, so no second derivative is formed.
@@ -52,4 +54,4 @@ class TokenMatching(Descent):
     trials: int = 8
     promising: float = 0.05
     polish: Polish = "gauss_newton"
-    polish_steps: int = 16
+    polish_steps: int = 24

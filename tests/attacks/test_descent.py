@@ -4,13 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from descent_cases import FOUR_PATCHES, ONE_PATCH, SIDE, brief, film_of, images_of, observed, pictures, tiny
-from fedsim_attacks._descent import Descent, _with_picture
+from descent_cases import FOUR_PATCHES, ONE_PATCH, SIDE, attacked, brief, film_of, images_of, observed, pictures, tiny
+from fedsim_attacks._descent import Descent
+from fedsim_attacks._priors import natural_noise
+from fedsim_attacks._starts import NearestStarts, with_picture
 from fedsim_attacks.gradient_matching import GradientMatching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vit_cases import delta
 
+from fedsim import models
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import LabeledImages, Observation, TrainingKnowledge
 
@@ -199,7 +202,7 @@ def test_a_trial_redraws_one_picture_and_its_label_alone(place: int, restarts: i
         for _ in range(2)
     )
     kept = {name: tensor.clone() for name, tensor in one.items()}
-    found = _with_picture(one, other, place)
+    found = with_picture(one, other, place)
     for name in ("pictures", "labels"):
         for index in range(3):
             assert torch.equal(found[name][:, index], (other if index == place else one)[name][:, index])
@@ -285,3 +288,33 @@ def test_patience_ends_a_run_that_does_not_get_on(seen: Observation) -> None:
     stuck = brief(seen, learning_rate=1e-12, patience=2, steps=30, total_variation=0.0)
     assert len(stuck.trace["curves"][0]) <= 10
     assert film_of(stuck).steps[-1] < 30
+
+
+def test_starts_lie_nearest_to_the_head_inputs_that_are_wanted(model: torch.nn.Module) -> None:
+    normalization = models.normalization(model)
+    wanted = models.head_inputs(model, normalization.normalize(pictures(0, 1).images))[0]
+    starts = NearestStarts(model, wanted, normalization, (3, SIDE, SIDE), lambda latents: latents)
+    near, next_to_it = starts.draw(2, torch.Generator().manual_seed(0))
+    other = starts.draw(1, torch.Generator().manual_seed(1))[0]
+
+    def apart(images: torch.Tensor) -> torch.Tensor:
+        return (models.head_inputs(model, images)[0] - wanted).norm(dim=1)
+
+    usual = 0.3 * natural_noise(64, (3, SIDE, SIDE), torch.Generator().manual_seed(2)) + 0.35
+    typical = torch.cdist(models.head_inputs(model, normalization.normalize(usual))[0], wanted).median(0).values
+    assert (apart(near) < apart(next_to_it)).all()
+    assert (apart(next_to_it) < 0.8 * typical).all() and (apart(other) < 0.8 * typical).all()
+    assert not torch.equal(near, other)
+
+
+def test_a_second_trial_starts_where_the_classifiers_gradient_points_and_calmly(seen: Observation) -> None:
+    def started(observation: Observation) -> tuple[float, torch.Tensor]:
+        attack = GradientMatching(steps=5, trials=4, promising=1e-9, learning_rate=1e-6)
+        finding = attacked(attack, observation)
+        return finding.trace["rate"], film_of(finding).images[0]
+
+    rate, images = started(seen)
+    shared = {name: tensor for name, tensor in seen.update.tensors.items() if not name.startswith("head.")}
+    without = dataclasses.replace(seen, update=dataclasses.replace(seen.update, tensors=shared))
+    assert (rate, started(without)[0]) == (pytest.approx(1 / 3), 1.0)
+    assert images.std() < 0.2 < started(without)[1].std()
