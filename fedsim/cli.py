@@ -196,7 +196,7 @@ def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = N
         for text in plan.cautions_of(client):
             table.add_row("caution", f"client {client}: {text}")
     _out.print(table)
-    _out.print(f"{scenario}: fine", style="green", highlight=False)
+    _out.print(f"{scenario}: fine", style="green", highlight=False, soft_wrap=True)
 
 
 def _given(params: dict[str, Any]) -> str:

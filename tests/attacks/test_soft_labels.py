@@ -26,6 +26,8 @@ class TinyHead(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6) if norm else nn.Identity()
         self.head = nn.Linear(width, classes, bias=bias)
         with torch.no_grad():
+            if bias:  # as torch draws it, but of whatever ran before independent
+                self.head.bias.uniform_(-(width**-0.5), width**-0.5, generator=generator)
             for parameter in self.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
             self.head.weight.copy_(scale * torch.randn(classes, width, generator=generator))
