@@ -99,5 +99,5 @@ class NearestStarts:
             least = torch.cat([least, apart], 1)
             kept = torch.cat([kept, drawn.expand(len(kept), *drawn.shape)], 1)
             least, places = least.topk(min(restarts, least.shape[1]), largest=False)
-            kept = kept[torch.arange(len(kept))[:, None], places]
+            kept = kept[torch.arange(len(kept), device=places.device)[:, None], places]
         return kept.transpose(0, 1).contiguous()
