@@ -67,7 +67,8 @@ class Descent(Parameters):
         known = known_labels(observation, generator, self.optimize_labels)
         labels = known.labels.to(device)
         response, doubt = respond(observation, target, labels, self.local)
-        response = replace(response, used=defended.used)
+        if defended.hidden is not None:
+            response = replace(response, used=defended.used)
         seed = int(torch.randint(2**62, (), generator=generator))
         with seeded(seed, self.stream):
             parts = Parts(self, observation, target, labels, normalization, generator, defended.deviation)

@@ -102,9 +102,9 @@ class Residual:
 
     def gradient(self, images: Images) -> Gradients:
         """Return the gradient that pictures cause."""
-        leaves = {name: weight.clone().requires_grad_() for name, weight in self.weights.items()}
-        loss = self.response.loss(leaves, images, self.variables, slice(None))
-        return torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        weights = self.response.own()
+        loss = self.response.loss(weights, images, self.variables, slice(None))
+        return torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
 
     def compared(self, gradients: Gradients) -> Gradients:
         """Return what is compared of a gradient: as sent, weighed."""

@@ -39,7 +39,7 @@ class Response(ABC):
         labels: of the pictures; overruled by the variable `labels`, logits, where there is one.
         is_functional: whether `torch.func` differentiates, as it must under `vmap`; autograd is faster.
         is_bfloat16: whether the forward pass is in bfloat16.
-        used: weights to those that the client's forward pass used, which a defense may have changed.
+        used: weights to those that the client's forward pass used, which a defense may have changed; None for no change.
     """
 
     model: nn.Module
@@ -47,7 +47,7 @@ class Response(ABC):
     labels: Labels
     is_functional: bool = False
     is_bfloat16: bool = False
-    used: Callable[[Parameters], dict[str, Tensor]] = dict
+    used: Callable[[Parameters], dict[str, Tensor]] | None = None
 
     @abstractmethod
     def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
@@ -59,10 +59,16 @@ class Response(ABC):
 
     def weights(self) -> dict[str, Tensor]:
         """Return the named global weights, without a graph."""
-        return {name: weight.detach() for name, weight in self._weights.items()}
+        return {name: weight.detach() for name, weight in self._named.items()}
+
+    def own(self) -> dict[str, Tensor]:
+        """Return the named global weights as the model holds them, to differentiate by; `loss` is fastest at these."""
+        for weight in self._named.values():
+            weight.requires_grad_()
+        return self._named
 
     @cached_property
-    def _weights(self) -> dict[str, Tensor]:
+    def _named(self) -> dict[str, Tensor]:
         known = dict(self.model.named_parameters())
         return {name: known[name] for name in self.names}
 
@@ -83,9 +89,16 @@ class Response(ABC):
         guessed = variables.get(LABELS)
         labels = self.labels if guessed is None else guessed.softmax(-1)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bfloat16):
-            used = self.used(weights)
-            logits = torch.func.functional_call(self.model, used, (images[rows],), tie_weights=self._is_tied)
+            logits = self._logits(weights, images[rows])
         return nn.functional.cross_entropy(logits.to(images.dtype), labels[rows])
+
+    def _logits(self, weights: Parameters, images: Images) -> Tensor:
+        if weights is self._named and self.used is None:
+            own: Tensor = self.model(images)  # without the time that exchanging weights takes
+            return own
+        used = self.used(weights) if self.used else dict(weights)
+        exchanged: Tensor = torch.func.functional_call(self.model, used, (images,), tie_weights=self._is_tied)
+        return exchanged
 
     def _gradients_at(
         self, weights: Parameters, images: Images, variables: Mapping[str, Tensor], rows: slice = slice(None)
@@ -93,9 +106,11 @@ class Response(ABC):
         if self.is_functional:
             slopes = torch.func.grad(self.loss)(dict(weights), images, variables, rows)
             return [slopes[name] for name in self.names]
-        known = {n: w if w.requires_grad else w.requires_grad_() for n, w in weights.items()}
-        loss = self.loss(known, images, variables, rows)
-        wanted = [known[name] for name in self.names]
+        for weight in weights.values():
+            if not weight.requires_grad:  # others are on the way of simulated steps
+                weight.requires_grad_()
+        loss = self.loss(weights, images, variables, rows)
+        wanted = [weights[name] for name in self.names]
         return list(torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True))
 
 
@@ -105,7 +120,7 @@ class OneGradient(Response):
 
     def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
         """Return the gradient of all pictures' mean loss."""
-        return self._gradients_at(self.weights(), images, variables)
+        return self._gradients_at(self.weights() if self.is_functional else self.own(), images, variables)
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,12 +117,12 @@ class ForwardDifference(Slopes):
     def one(self, variables: Variables, consensus: Images | None, progress: float) -> tuple[Tensor, Variables]:
         """Differentiate by autograd."""
         response, leaves = self.objective.response, _leaves(variables)
-        weights = {name: weight.requires_grad_() for name, weight in response.weights().items()}
+        weights = response.own()
         loss = self._loss(weights, leaves)
         both = list(torch.autograd.grad(loss, [*leaves.values(), *weights.values()], materialize_grads=True))
         here = [both.pop(0) for _ in leaves]
         value, moved, reach = self._ahead(both, weights, progress)
-        del loss, both  # the second pass needs neither
+        del loss  # the second pass needs no graph of the first
         ahead = torch.autograd.grad(self._loss(moved, leaves), list(leaves.values()), materialize_grads=True)
         prior = self.objective.prior(leaves, consensus, progress)
         pull = torch.autograd.grad(prior, list(leaves.values()), materialize_grads=True)
@@ -149,9 +149,9 @@ class ForwardDifference(Slopes):
         return self.objective.response.loss(weights, self.objective.to_images(variables), variables, slice(None))
 
     def _ahead(
-        self, gradients: Gradients, weights: Variables, progress: float, functional: bool = False
+        self, gradients: list[Tensor], weights: dict[str, Tensor], progress: float, functional: bool = False
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return the matching's value, the weights moved along its slope, and how far."""
+        """Return the matching's value, the weights moved along its slope, and how far; empties the list of gradients."""
 
         def matching(gradients: Gradients) -> Tensor:
             return self.objective.matching(gradients, progress)
@@ -162,10 +162,12 @@ class ForwardDifference(Slopes):
             seen = [gradient.detach().requires_grad_() for gradient in gradients]
             value = matching(seen)
             slopes = torch.autograd.grad(value, seen, materialize_grads=True)
-        # Detached, or the moved weights would ask the second pass for a graph of their own.
-        size = _norm(slopes)
+            seen.clear()
+        gradients.clear()  # a set of weights each: the gradients, their slopes and the moved weights never lie side by side
+        slopes, size = list(slopes), _norm(slopes)
         reach = self.reach * self._whole / size.clamp_min(torch.finfo(size.dtype).tiny)
-        moved = {n: torch.addcmul(w.detach(), s, reach) for (n, w), s in zip(weights.items(), slopes, strict=True)}
+        # Detached, or the moved weights would ask the second pass for a graph of their own.
+        moved = {name: torch.addcmul(weights[name].detach(), slopes.pop(), reach) for name in reversed(weights)}
         return value.detach(), moved, reach
 
 

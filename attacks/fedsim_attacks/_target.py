@@ -12,6 +12,7 @@ from torch import nn
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Labels, Observation
 from fedsim.labels import distributions, smooth
+from fedsim_attacks._class_token import keep_class_token_only
 from fedsim_attacks._gradient import local_steps, mean_gradient
 from fedsim_attacks._labels import count_labels, picture_count
 from fedsim_attacks._matching import Gradients
@@ -30,7 +31,7 @@ class Target(NamedTuple):
         names: parameters of which the update holds a gradient, and which the attack looks at.
         gradients: observed, in the order of `names`, float32.
         is_scaled: whether their factor is one.
-        model: the global model, in the mode in which the client is taken to train.
+        model: the global model, in the mode in which the client is taken to train; of its own, see `_class_token`.
     """
 
     names: Sequence[str]
@@ -63,6 +64,7 @@ def read_target(observation: Observation, layers: Sequence[str], device: torch.d
     """
     model = observation.model().to(device)
     model.train(bool(observation.train_mode))
+    keep_class_token_only(model)
     gradient = mean_gradient(observation, observation.update.tensors)
     held = [n for n, _ in model.named_parameters() if n in gradient.tensors and gradient.tensors[n].any()]
     if not held:
