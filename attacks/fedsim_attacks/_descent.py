@@ -3,7 +3,7 @@
 An attack of this kind is a set of parameters: how gradients are compared, which priors hold the pictures, how the pictures
 move, from how many starts. The presets named after papers are other defaults of the same parameters (`_parameters`). Here a
 run is put together: `_target` reads the update, `_response` says what the client computed, `_terms` makes the objective,
-`_slopes` differentiates, `_steps` moves, `_search` is the loop, `_polish` the second stage.
+`_slopes` differentiates, `_trials` chooses the start, `_steps` moves, `_search` is the loop, `_polish` the second stage.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +33,16 @@ from fedsim_attacks._response import HALFWAY, LABELS, PATH, OneGradient, Respons
 from fedsim_attacks._row_space import assess
 from fedsim_attacks._search import Course, Trail, Variables, search
 from fedsim_attacks._slopes import DoubleBackward, ForwardDifference, Slopes, choose
-from fedsim_attacks._starts import PICTURES, Box, NearestStarts, enlarged, with_picture
+from fedsim_attacks._starts import PICTURES, Box, enlarged
 from fedsim_attacks._steps import LBFGS, Adam, Mover
 from fedsim_attacks._target import KnownLabels, known_labels, read_target, respond
 from fedsim_attacks._terms import Parts
+from fedsim_attacks._trials import OtherStarts, Start, choose_start
 
 _CURVE_POINTS = 50
 _PATH_RATE = 1e-3  # Zhu et al., SME: learning rate of the place between the weights
 _LABEL_RATE = 0.1
 _TRIAL = 0.2  # of the steps; after as many, a start in a wrong basin has stopped to improve
-_CALM = 1 / 3  # factor of the learning rate from a start that is already near: the full one throws it out of its basin
 _NO_PRIOR = (
     "There is no network whose statistics would hold the pictures: grant `auxiliary_data`, install fedsim's extra `priors`, or "
     "name a prior_network and its prior_weights."
@@ -81,24 +81,31 @@ class Descent(Parameters):
                 terms = discrepancy.terms()
             objective = Objective(response, self._images(), normalization, terms, priors, defended.sent)
             slopes = self._slopes(objective, starts)
-            draw = functools.partial(self._starts, observation, response, box, generator)
-            chosen = self._tried(slopes, starts, self._draws(parts, starts, draw, generator), box)
-            trails = self._search(slopes, chosen, box, generator, discrepancy)
+            noise = functools.partial(self._starts, observation, response, box, generator)
+            others = OtherStarts(parts, noise, functools.partial(enlarged, factor=self.resolution), generator)
+            follow = functools.partial(self._followed, slopes, box)
+            enough = self.promising * (self.matching + self.positions)
+            chosen = choose_start(Start(starts), others, follow, self.trials, enough)
+            trails = self._search(slopes, chosen.start, box, generator, discrepancy)
             best = min(trails, key=lambda trail: trail.loss)
             if not math.isfinite(best.loss):
                 raise AttackRefusedError("the objective was never a number: the gradient of the pictures overflows.")
             bare = _unpolished(response, defended, self.polish) if self.polish != "none" else ""
             residuals = [] if bare is not None else list(self._polished(slopes, defended, best, box))
         lacks = _NO_PRIOR if self.statistics and not parts.network() else None
-        cautions = (*known.cautions, *defended.cautions, *(caution for caution in (doubt, lacks, bare) if caution))
+        cautions = (
+            *known.cautions,
+            *defended.cautions,
+            *(caution for caution in (doubt, others.doubt, lacks, bare) if caution),
+        )
         trace = {
             "loss": best.loss,
             "step": best.step,
             "restart": trails.index(best),
             "slopes": "forward_difference" if isinstance(slopes, ForwardDifference) else "double_backward",
             "curves": [trail.losses[:: max(1, len(trail.losses) // _CURVE_POINTS)] for trail in trails],
-            "trials": list(chosen.tried),
-            "rate": chosen.factor,
+            "trials": list(chosen.reached),
+            "start": chosen.start.kind,
             "polish": residuals,
             "aware": list(defended.active),
             "trust": discrepancy.factors if discrepancy else None,
@@ -144,54 +151,14 @@ class Descent(Parameters):
             variables[PATH] = torch.full((self.restarts,), HALFWAY, device=device)
         return variables
 
-    def _draws(
-        self, parts: Parts, starts: Variables, draw: Callable[[], Variables], generator: torch.Generator
-    ) -> Iterator[_Start]:
-        """Yield other starts: near to what the classifier's gradient shows, where it shows the head inputs."""
-        nearest = self._nearest(parts, starts)
-        while True:
-            drawn = draw()
-            if nearest is None:
-                yield _Start(drawn)
-            else:
-                yield _Start({**drawn, PICTURES: nearest.draw(self.restarts, generator)}, _CALM)
-
-    def _nearest(self, parts: Parts, starts: Variables) -> NearestStarts | None:
-        if LABELS in starts or PATH in starts:
-            return None  # no labels to attribute head inputs to; no gradient at the global weights
-        try:
-            wanted = parts.head_inputs
-        except AttackRefusedError:
-            return None
-        channels, height, width = starts[PICTURES].shape[2:]
-        enlarge = functools.partial(enlarged, factor=self.resolution)
-        return NearestStarts(parts.target.model, wanted, parts.normalization, (channels, height, width), enlarge)
-
-    def _tried(self, slopes: Slopes, starts: Variables, draws: Iterator[_Start], box: Box) -> _Start:
-        """Return the first start that is promising, or the best of all trials.
-
-        A trial of a kind that was tried redraws one picture of the best start of that kind, in turn: a picture in the right
-        basin is not given up with another that is in a wrong one.
-        """
-        here, reached, leaders = _Start(starts), list[float](), dict[float, _Start]()
-        while len(reached) < self.trials > 1:
-            if reached:
-                here = next(draws)
-                if leader := leaders.get(here.factor):
-                    place = len(reached) % len(slopes.objective.response.labels)
-                    here = here._replace(variables=with_picture(leader.variables, here.variables, place))
-            noise = torch.Generator().manual_seed(len(reached))  # so that one trial leaves the run's own as none does
-            own: Variables = {n: nn.Parameter(tensor.clone()) for n, tensor in here.variables.items()}
-            before = len(reached) * self._trial
-            course = Course(self.steps, self.schedule, self.warm_up, 0, 0.0, before, self._total, self._trial)
-            mover = self._mover(own, noise, here.factor)
-            trails = search(slopes, own, mover, course, self._confine(box), self._agree)
-            here = here._replace(objective=min(trail.loss for trail in trails))
-            reached.append(here.objective)
-            leaders[here.factor] = min(leaders.get(here.factor, here), here, key=lambda start: start.objective)
-            if here.objective <= self.promising * (self.matching + self.positions):
-                break
-        return min(leaders.values(), key=lambda start: start.objective, default=here)._replace(tried=tuple(reached))
+    def _followed(self, slopes: Slopes, box: Box, start: Start, number: int) -> float:
+        """Return which objective the trial of a start reaches, after `number` others."""
+        noise = torch.Generator().manual_seed(number)  # so that one trial leaves the run's own as none does
+        own: Variables = {n: nn.Parameter(tensor.clone()) for n, tensor in start.variables.items()}
+        before = number * self._trial
+        course = Course(self.steps, self.schedule, self.warm_up, 0, 0.0, before, self._total, self._trial)
+        mover = self._mover(own, noise, start.pace)
+        return min(trail.loss for trail in search(slopes, own, mover, course, self._confine(box), self._agree))
 
     @property
     def _trial(self) -> int:
@@ -204,7 +171,7 @@ class Descent(Parameters):
     def _search(
         self,
         slopes: Slopes,
-        start: _Start,
+        start: Start,
         box: Box,
         generator: torch.Generator,
         discrepancy: Discrepancy | None,
@@ -226,7 +193,7 @@ class Descent(Parameters):
                 self._trials_steps + run * self.steps,
                 self._total,
             )
-            mover = self._mover(own, generator, start.factor)
+            mover = self._mover(own, generator, start.pace)
             trails += search(slopes, own, mover, course, self._confine(box), self._agree, discrepancy)
         return trails
 
@@ -317,22 +284,6 @@ def _unpolished(response: Response, defended: Defended, polish: Polish) -> str |
     elif polish == "closed_form" and defended.active:
         reason = "the closed form knows nothing of the client's defenses"
     return reason and f"The pictures are not polished: {reason}."
-
-
-class _Start(NamedTuple):
-    """A start, and what trials say of it.
-
-    Args:
-        variables: of every restart.
-        factor: of the learning rate from there.
-        objective: that a trial reached.
-        tried: objectives that all trials reached.
-    """
-
-    variables: Variables
-    factor: float = 1.0
-    objective: float = math.inf
-    tried: tuple[float, ...] = ()
 
 
 def _device(name: str) -> torch.device:
