@@ -31,7 +31,7 @@ from fedsim_attacks._polish import Polish, Residual, closed_form, gauss_newton
 from fedsim_attacks._reordering import rearranged
 from fedsim_attacks._response import HALFWAY, LABELS, PATH, OneGradient, Response, Surrogate
 from fedsim_attacks._row_space import assess
-from fedsim_attacks._search import Course, Trail, Variables, search
+from fedsim_attacks._search import Course, Trail, Variables, frames, search
 from fedsim_attacks._slopes import DoubleBackward, ForwardDifference, Slopes, choose
 from fedsim_attacks._starts import PICTURES, Box, enlarged
 from fedsim_attacks._steps import LBFGS, Adam, Mover
@@ -237,23 +237,22 @@ class Descent(Parameters):
         response = slopes.objective.response
         beside = {name: tensor for name, tensor in best.variables.items() if name != PICTURES}
         residual = Residual(response, beside, defended.target, self.positions, defended.sent)
-        least, level = residual.share(best.variables[PICTURES]), residual.level(defended.deviation)
-        yield least
+        level = residual.level(defended.deviation)
         run = gauss_newton if self.polish == "gauss_newton" else closed_form
-        for number, polished in enumerate(
-            run(residual, best.variables[PICTURES], box.confine, self.polish_steps),
-            1,
-        ):
-            if polished.residual < level:
-                return
-            progress.advance(self._total - self.polish_steps + number, self._total, polished.residual)
-            variables = {**beside, PICTURES: polished.images}
-            alone = {name: tensor[None] for name, tensor in variables.items()}
-            value = slopes(alone, self._agree(alone), 1.0).values
-            best.losses.append(float(value))
-            best.frames.append((len(best.losses) - 1, polished.images.cpu()))
-            if polished.residual < least:
-                least, best.step, best.variables = polished.residual, len(best.losses) - 1, variables
+        least, shown = math.inf, frames(self.polish_steps)
+        for number, polished in enumerate(run(residual, best.variables[PICTURES], box.confine, self.polish_steps)):
+            if number:
+                if polished.residual < level:
+                    return
+                progress.advance(self._total - self.polish_steps + number, self._total, polished.residual)
+                variables = {**beside, PICTURES: polished.images}
+                alone = {name: tensor[None] for name, tensor in variables.items()}
+                best.losses.append(float(slopes(alone, self._agree(alone), 1.0).values))
+                if number in shown:
+                    best.frames.append((len(best.losses) - 1, polished.images.cpu()))
+                if polished.residual < least:
+                    best.step, best.variables = len(best.losses) - 1, variables
+            least = min(least, polished.residual)
             yield polished.residual
 
     def _finding(self, objective: Objective, best: Trail, known: KnownLabels, trace: dict[str, Any]) -> Finding:

@@ -64,8 +64,9 @@ class Parameters(Attack):
         resolution: the pictures' side is `image_size / resolution`, and enlarged.
         optimize_labels: whether labels that are not granted are optimized beside the pictures, instead of recovered.
         polish: what follows: `gauss_newton`, steps of Levenberg-Marquardt on the whole gradient; `closed_form`, alternation
-            between token gradients and the pictures that solve the patch projection's.
-        polish_steps: how many of them; the one that leaves least of the gradient wins.
+            between token gradients and the pictures that solve the patch projection's, for one picture of a trained model.
+        polish_steps: how many of them, each of the first as long as 80 steps, each of the second as long as one; the one that
+            leaves least of the gradient, or of the patch projection's, wins.
         local: how a delta is read: as `one_gradient`, by a `surrogate` point between the weights, by `unrolled` local steps;
             `auto` takes what fits the recipe.
         slopes: `double_backward`, `forward_difference` of two passes, or `auto`, the latter where the two agree.

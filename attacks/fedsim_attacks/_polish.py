@@ -55,7 +55,7 @@ _CLOSED_DAMPING = 1e-2  # of the largest squared singular value
 
 
 class Polished(NamedTuple):
-    """Pictures after a step, and what is left: norm of the residual beside that of the gradient, in the residual's weights."""
+    """Pictures, and what is left: norm of what they do not explain, beside that of what they should."""
 
     images: Images
     residual: float
@@ -127,10 +127,6 @@ class Residual:
         """Return a gradient in the residual's weights."""
         return [scale * tensor for scale, tensor in zip(self.scales, gradients, strict=True)]
 
-    def share(self, images: Images) -> float:
-        """Return the norm of what pictures leave, beside that of the observed gradient."""
-        return _norm(_minus(self.compared(self.gradient(images)), self.goal)) / _norm(self.goal)
-
     def level(self, deviation: float) -> float:
         """Return which share of the observed gradient noise is; true pictures leave as much."""
         return deviation * _norm(self.weigh([torch.ones_like(g) for g in self.target.gradients])) / _norm(self.goal)
@@ -183,7 +179,7 @@ class _Place:
 def gauss_newton(
     residual: Residual, start: Images, confine: Callable[[Images], Images], count: int
 ) -> Iterator[Polished]:
-    """Yield the pictures after every step; after one that does not lower the damped objective, those before it.
+    """Yield the pictures before and after every step; after one that does not lower the damped objective, those before it.
 
     It ends early where six steps in a row do not.
 
@@ -195,6 +191,7 @@ def gauss_newton(
     """
     here, damping, smoothness = _Place.of(residual, start), _DAMPING, _SMOOTHNESS
     whole, failures = _norm(residual.goal), 0
+    yield Polished(here.images, _norm(here.left) / whole)
     for _ in range(count):
         rough = Roughness.around_edges(here.images, _EDGE)
         curve = functools.partial(_curvature, here, rough, damping, smoothness)
@@ -261,7 +258,10 @@ def _conjugate_gradients(
 def closed_form(
     residual: Residual, start: Images, confine: Callable[[Images], Images], count: int
 ) -> Iterator[Polished]:
-    """Yield the pictures after every alternation of token gradients and pictures.
+    """Yield the pictures before and after every alternation of token gradients and pictures, and what is left of G_pe.
+
+    Of one picture the token gradients are known exactly, so that this converges to the solution of `patch_embedding`, slowly
+    by its damping; of several only their sum is.
 
     Args:
         residual: measures what is left.
@@ -279,16 +279,18 @@ def closed_form(
     grid = patch_grid(target.model)
     observed = target.gradients[place][0, prefix_rows(target.model) :].double()
     goal = target.gradients[projection].flatten(1).double()
-    for _ in range(count):
+    for number in range(count + 1):
         tokens = _token_gradients(residual, images).double()
         tokens = tokens + (observed - tokens.sum(0)) / len(tokens)
         rows, patches = tokens.flatten(0, 1), grid.cut(images).flatten(0, 1).double()
+        left = goal - rows.T @ patches
+        yield Polished(images, float(left.norm() / goal.norm()))
+        if number == count:
+            return
         gram = rows @ rows.T
         damped = gram + _CLOSED_DAMPING * torch.linalg.matrix_norm(gram, 2) * torch.eye(len(gram)).to(gram)
-        step = torch.linalg.solve(damped, rows @ (goal - rows.T @ patches))
-        moved = (patches + step).float().view(len(images), grid.count, -1)
+        moved = (patches + torch.linalg.solve(damped, rows @ left)).float().view(len(images), grid.count, -1)
         images = confine(grid.join(moved))
-        yield Polished(images, residual.share(images))
 
 
 def _token_gradients(residual: Residual, images: Images) -> Float[Tensor, "batch token embed"]:

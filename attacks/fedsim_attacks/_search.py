@@ -88,7 +88,7 @@ def search(
         discrepancy: of an update of known noise: changes the objective on the way, or ends the run.
     """
     trails = [Trail() for _ in next(iter(variables.values()))]
-    shown = _frames(course.steps)
+    shown = frames(course.steps)
     for step in range(course.steps + 1):
         share = step / course.steps if course.steps else 0.0
 
@@ -124,11 +124,12 @@ def trail_at(variables: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     return {name: tensor[index] for name, tensor in variables.items()}
 
 
+def frames(steps: int) -> frozenset[int]:
+    """Return the steps of which a film shows a frame."""
+    return frozenset(round(step) for step in torch.linspace(0, steps, min(FRAMES, steps + 1)).tolist())
+
+
 def _note(trail: Trail, step: int, loss: float, here: dict[str, Tensor], renew: bool) -> None:
     trail.losses.append(loss)
     if not trail.variables or renew or (math.isfinite(loss) and not trail.loss <= loss):
         trail.step, trail.variables = step, here
-
-
-def _frames(steps: int) -> frozenset[int]:
-    return frozenset(round(step) for step in torch.linspace(0, steps, min(FRAMES, steps + 1)).tolist())

@@ -52,6 +52,6 @@ class TokenMatching(Descent):
     learning_rate: float = 0.03
     schedule: Schedule = "cosine"
     trials: int = 8
-    promising: float = 0.05
+    promising: float = 0.02
     polish: Polish = "gauss_newton"
     polish_steps: int = 24
