@@ -77,10 +77,10 @@ class Defended:
             for g, o, s in zip(gradients, observed, silent, strict=True)
         ]
 
-    def used(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights as the client's forward pass used them; differentiable."""
+    def used(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the weights as the client's forward pass used them; differentiable, and the same where nothing was hidden."""
         if self.hidden is None:
-            return dict(weights)
+            return weights
         known = dict(self.target.model.named_parameters())
         table, unknown = (weights.get(name, known[name].detach()) for name in (_POSITIONS, _UNKNOWN))
         rows = nn.functional.pad(self.hidden, (table.shape[1] - len(self.hidden), 0))

@@ -67,8 +67,7 @@ class Descent(Parameters):
         known = known_labels(observation, generator, self.optimize_labels)
         labels = known.labels.to(device)
         response, doubt = respond(observation, target, labels, self.local)
-        if defended.hidden is not None:
-            response = replace(response, used=defended.used)
+        response = replace(response, used=defended.used)
         seed = int(torch.randint(2**62, (), generator=generator))
         with seeded(seed, self.stream):
             parts = Parts(self, observation, target, labels, normalization, generator, defended.deviation)

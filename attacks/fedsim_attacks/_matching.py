@@ -159,6 +159,8 @@ def _halves(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tens
 
 
 def _overlaps(found: Gradients, observed: Gradients) -> tuple[Float[Tensor, " tensor"], Float[Tensor, " tensor"]]:
+    if len(found) != len(observed):
+        raise ValueError(f"expected as many tensors as were observed, {len(observed)}, got {len(found)}.")
     both: tuple[Tensor, Tensor] = _Overlaps.apply(*found, *observed)
     return both
 

@@ -29,6 +29,10 @@ LABELS, PATH = "labels", "path"  # variables beside the pictures
 HALFWAY = 0.5
 
 
+def _unchanged(weights: Parameters) -> Parameters:
+    return weights
+
+
 @dataclass(frozen=True, eq=False)
 class Response(ABC):
     """The gradient that pictures cause, differentiable in the pictures and in the variables beside them.
@@ -39,7 +43,7 @@ class Response(ABC):
         labels: of the pictures; overruled by the variable `labels`, logits, where there is one.
         is_functional: whether `torch.func` differentiates, as it must under `vmap`; autograd is faster.
         is_bfloat16: whether the forward pass is in bfloat16.
-        used: weights to those that the client's forward pass used, which a defense may have changed; None for no change.
+        used: weights to those that the client's forward pass used, which a defense may have changed.
     """
 
     model: nn.Module
@@ -47,7 +51,7 @@ class Response(ABC):
     labels: Labels
     is_functional: bool = False
     is_bfloat16: bool = False
-    used: Callable[[Parameters], dict[str, Tensor]] | None = None
+    used: Callable[[Parameters], Parameters] = _unchanged
 
     @abstractmethod
     def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
@@ -93,11 +97,11 @@ class Response(ABC):
         return nn.functional.cross_entropy(logits.to(images.dtype), labels[rows])
 
     def _logits(self, weights: Parameters, images: Images) -> Tensor:
-        if weights is self._named and self.used is None:
+        used = self.used(weights)
+        if used is self._named:
             own: Tensor = self.model(images)  # without the time that exchanging weights takes
             return own
-        used = self.used(weights) if self.used else dict(weights)
-        exchanged: Tensor = torch.func.functional_call(self.model, used, (images,), tie_weights=self._is_tied)
+        exchanged: Tensor = torch.func.functional_call(self.model, dict(used), (images,), tie_weights=self._is_tied)
         return exchanged
 
     def _gradients_at(

@@ -111,6 +111,22 @@ def test_slopes_are_finite_where_the_observed_gradient_is_zero_in_a_tensor(dista
     assert all(bool(torch.isfinite(slope).all()) for slope in slopes)
 
 
+@pytest.mark.parametrize("distance", sorted(DISTANCES))
+def test_gradients_of_other_tensors_than_the_observed_are_refused(distance: str) -> None:
+    for count in (1, 4):
+        with pytest.raises(ValueError):
+            DISTANCES[distance](drawn(0, count), drawn(0, 2))
+
+
+@pytest.mark.parametrize("distance", ["cosine", "tensor_cosine"])
+@settings(max_examples=30)
+@given(seed=st.integers(0, 1000))
+def test_slopes_of_cosines_are_those_of_autograd(distance: str, seed: int) -> None:
+    found = [tensor.double().requires_grad_() for tensor in drawn(seed)]
+    observed = [tensor.double() for tensor in drawn(seed + 1)]
+    assert torch.autograd.gradcheck(lambda *tensors: DISTANCES[distance](tensors, observed), found)
+
+
 def test_a_row_without_a_gradient_has_a_finite_slope() -> None:
     observed, found = torch.ones(1, 3, 4), torch.ones(1, 3, 4)
     observed[:, 0] = found[:, 1] = 0
