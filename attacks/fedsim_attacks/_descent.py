@@ -23,12 +23,14 @@ from fedsim.exchange import Film, Finding, Images, Observation
 from fedsim.models import patch_grid
 from fedsim.seeds import seeded
 from fedsim_attacks import _consensus
+from fedsim_attacks._alternation import closed_form
 from fedsim_attacks._defended import Defended, read_defenses
 from fedsim_attacks._discrepancy import Discrepancy
 from fedsim_attacks._objective import Objective
 from fedsim_attacks._parameters import Parameters
-from fedsim_attacks._polish import Polish, Residual, closed_form, gauss_newton
+from fedsim_attacks._polish import Polish, gauss_newton
 from fedsim_attacks._reordering import rearranged
+from fedsim_attacks._residual import Polished, Residual
 from fedsim_attacks._response import HALFWAY, LABELS, PATH, OneGradient, Response, Surrogate
 from fedsim_attacks._row_space import assess
 from fedsim_attacks._search import Course, Trail, Variables, frames, search
@@ -237,7 +239,9 @@ class Descent(Parameters):
         beside = {name: tensor for name, tensor in best.variables.items() if name != PICTURES}
         residual = Residual(response, beside, defended.target, self.positions, defended.sent)
         level = residual.level(defended.deviation)
-        run = gauss_newton if self.polish == "gauss_newton" else closed_form
+        run: Callable[..., Iterator[Polished]] = closed_form
+        if self.polish == "gauss_newton":
+            run = functools.partial(gauss_newton, products=self.polish_products)
         least, shown = math.inf, frames(self.polish_steps)
         for number, polished in enumerate(run(residual, best.variables[PICTURES], box.confine, self.polish_steps)):
             if number:

@@ -1,7 +1,9 @@
 import pytest
 import torch
 from descent_cases import mean_decibels, observed, one_gradient, pictures, tiny
-from fedsim_attacks._polish import Residual, _Place, closed_form, gauss_newton
+from fedsim_attacks._alternation import closed_form
+from fedsim_attacks._polish import Products, gauss_newton
+from fedsim_attacks._residual import Differences, Exact, Place, Residual
 from fedsim_attacks._target import Target, read_target
 from fedsim_attacks.token_matching import TokenMatching
 
@@ -57,11 +59,12 @@ def test_every_row_of_positions_weighs_the_same() -> None:
     )
 
 
-def test_products_with_the_jacobian_and_its_transpose_are_those_of_the_exact_one() -> None:
+@pytest.mark.parametrize("kind", [Differences, Exact])
+def test_products_with_the_jacobian_and_its_transpose_are_those_of_central_differences(kind: type[Place]) -> None:
     batch = pictures(0, 50)
     left = residual(batch)
     images = near(batch, 0.2)
-    place = _Place.of(left, images)
+    place = kind(left, images)
     step = 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
 
     def exact(at: Images) -> tuple[torch.Tensor, ...]:
@@ -81,10 +84,21 @@ def test_products_with_the_jacobian_and_its_transpose_are_those_of_the_exact_one
     assert float(backward.norm() / wanted.norm()) == pytest.approx(1, abs=0.02)
 
 
-def test_levenberg_marquardt_finds_two_pictures_from_near_by_and_never_leaves_more() -> None:
+def test_exact_products_are_adjoint() -> None:
+    left = residual(pictures(0, 50), depth=2)
+    place = Exact(left, near(pictures(0, 50), 0.2))
+    generator = torch.Generator().manual_seed(2)
+    step = torch.randn(place.images.shape, generator=generator)
+    aside = [torch.randn(part.shape, generator=generator) for part in place.compared]
+    there = sum(float((a * b).sum()) for a, b in zip(place.forward(step), aside, strict=True))
+    assert there == pytest.approx(float((step * place.backward(aside)).sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("products", ["differences", "exact"])
+def test_levenberg_marquardt_finds_two_pictures_from_near_by_and_never_leaves_more(products: Products) -> None:
     batch = pictures(0, 50)
     left, start = residual(batch), near(batch, 0.15)
-    found = list(gauss_newton(left, start, confined, 5))
+    found = list(gauss_newton(left, start, confined, 5, products))
     assert decibels(found[-1].images, batch) >= decibels(start, batch) + 6
     assert torch.equal(found[0].images, start)
     assert found[-1].residual < 0.2 * found[0].residual
