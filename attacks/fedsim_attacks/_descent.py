@@ -3,41 +3,38 @@
 An attack of this kind is a set of parameters: how gradients are compared, which priors hold the pictures, how the pictures
 move, from how many starts. The presets named after papers are other defaults of the same parameters (`_parameters`). Here a
 run is put together: `_target` reads the update, `_response` says what the client computed, `_terms` makes the objective,
-`_slopes` differentiates, `_trials` chooses the start, `_steps` moves, `_search` is the loop, `_polish` the second stage.
+`_slopes` differentiates, `_trials` chooses the start, `_steps` moves, `_search` is the loop, and `_second_stage` polishes.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedsim import progress
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Film, Finding, Images, Observation
 from fedsim.models import patch_grid
 from fedsim.seeds import seeded
 from fedsim_attacks import _consensus
-from fedsim_attacks._alternation import closed_form
 from fedsim_attacks._defended import Defended, read_defenses
 from fedsim_attacks._discrepancy import Discrepancy
 from fedsim_attacks._objective import Objective
 from fedsim_attacks._parameters import Parameters
-from fedsim_attacks._polish import Polish, gauss_newton
 from fedsim_attacks._reordering import rearranged
-from fedsim_attacks._residual import Polished, Residual
 from fedsim_attacks._response import HALFWAY, LABELS, PATH, OneGradient, Response, Surrogate
 from fedsim_attacks._row_space import assess
-from fedsim_attacks._search import Course, Trail, Variables, frames, search
+from fedsim_attacks._search import Course, Trail, Variables, search
+from fedsim_attacks._second_stage import Polishing, SecondStage, unpolished
 from fedsim_attacks._slopes import DoubleBackward, ForwardDifference, Slopes, choose
 from fedsim_attacks._starts import PICTURES, Box, enlarged
 from fedsim_attacks._steps import LBFGS, Adam, Mover
-from fedsim_attacks._target import KnownLabels, known_labels, read_target, respond
+from fedsim_attacks._target import KnownLabels, known_labels, open_device, read_target, respond
 from fedsim_attacks._terms import Parts
 from fedsim_attacks._trials import OtherStarts, Start, choose_start
 
@@ -62,7 +59,7 @@ class Descent(Parameters):
         normalization = observation.normalization
         if normalization is None:
             raise AttackRefusedError("normalization is not granted; pictures are optimized in normalized units.")
-        device = _device(self.device)
+        device = open_device(self.device)
         target = read_target(observation, self.layers, device)
         defended = read_defenses(observation, target) if self.aware else Defended(target)
         target = defended.target
@@ -91,8 +88,9 @@ class Descent(Parameters):
             best = min(trails, key=lambda trail: trail.loss)
             if not math.isfinite(best.loss):
                 raise AttackRefusedError("the objective was never a number: the gradient of the pictures overflows.")
-            bare = _unpolished(response, defended, self.polish) if self.polish != "none" else ""
-            residuals = [] if bare is not None else list(self._polished(slopes, defended, best, box))
+            bare = unpolished(response, defended, self) if self.polish != "none" else ""
+            stage = SecondStage(self, slopes, self._agree, defended, box.confine, self._total)
+            polishing = stage.run(best) if bare is None else Polishing()
         lacks = _NO_PRIOR if self.statistics and not parts.network() else None
         cautions = (
             *known.cautions,
@@ -107,7 +105,8 @@ class Descent(Parameters):
             "curves": [trail.losses[:: max(1, len(trail.losses) // _CURVE_POINTS)] for trail in trails],
             "trials": list(chosen.reached),
             "start": chosen.start.kind,
-            "polish": residuals,
+            "polish": list(polishing.left),
+            "products": polishing.products,
             "aware": list(defended.active),
             "trust": discrepancy.factors if discrepancy else None,
         }
@@ -233,31 +232,6 @@ class Descent(Parameters):
     def _images(self) -> Callable[[Mapping[str, Tensor]], Images]:
         return lambda variables: enlarged(variables[PICTURES], self.resolution)
 
-    def _polished(self, slopes: Slopes, defended: Defended, best: Trail, box: Box) -> Iterator[float]:
-        """Yield what is left of the gradient before the polish and after each of its steps, and leave the best in the trail."""
-        response = slopes.objective.response
-        beside = {name: tensor for name, tensor in best.variables.items() if name != PICTURES}
-        residual = Residual(response, beside, defended.target, self.positions, defended.sent)
-        level = residual.level(defended.deviation)
-        run: Callable[..., Iterator[Polished]] = closed_form
-        if self.polish == "gauss_newton":
-            run = functools.partial(gauss_newton, products=self.polish_products)
-        least, shown = math.inf, frames(self.polish_steps)
-        for number, polished in enumerate(run(residual, best.variables[PICTURES], box.confine, self.polish_steps)):
-            if number:
-                if polished.residual < level:
-                    return
-                progress.advance(self._total - self.polish_steps + number, self._total, polished.residual)
-                variables = {**beside, PICTURES: polished.images}
-                alone = {name: tensor[None] for name, tensor in variables.items()}
-                best.losses.append(float(slopes(alone, self._agree(alone), 1.0).values))
-                if number in shown:
-                    best.frames.append((len(best.losses) - 1, polished.images.cpu()))
-                if polished.residual < least:
-                    best.step, best.variables = len(best.losses) - 1, variables
-            least = min(least, polished.residual)
-            yield polished.residual
-
     def _finding(self, objective: Objective, best: Trail, known: KnownLabels, trace: dict[str, Any]) -> Finding:
         denormalize = objective.normalization.denormalize
         found = denormalize(objective.to_images(best.variables).detach().cpu()).clamp(0, 1)
@@ -272,28 +246,3 @@ class Descent(Parameters):
             tuple(best.losses[step] for step, _ in best.frames),
         )
         return Finding(images=found, labels=labels, trace=trace, cautions=known.cautions, film=film)
-
-
-def _unpolished(response: Response, defended: Defended, polish: Polish) -> str | None:
-    """Return why a polish cannot be, or None where it can."""
-    reason, target = None, defended.target
-    if not isinstance(response, OneGradient):
-        reason = "the delta holds several local steps"
-    elif not target.is_scaled:
-        reason = "the scale of this delta is unknown without `training`"
-    elif target.model.training:
-        reason = "dropout on the client draws other masks in every pass"
-    elif polish == "closed_form" and defended.active:
-        reason = "the closed form knows nothing of the client's defenses"
-    return reason and f"The pictures are not polished: {reason}."
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise AttackRefusedError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
-    return device

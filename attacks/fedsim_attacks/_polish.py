@@ -18,11 +18,22 @@ import torch
 
 from fedsim.exchange import Images
 from fedsim.models import patch_grid
+from fedsim_attacks._conjugate_gradients import conjugate_gradients
 from fedsim_attacks._priors import Roughness
-from fedsim_attacks._residual import PROJECTION, Differences, Exact, Place, Polished, Residual, norm, token_gradients
+from fedsim_attacks._residual import (
+    PROJECTION,
+    Differences,
+    Exact,
+    Place,
+    Polished,
+    Residual,
+    adjoint_error,
+    norm,
+    token_gradients,
+)
 
 Polish = Literal["none", "gauss_newton", "closed_form"]
-Products = Literal["differences", "exact"]
+Products = Literal["auto", "differences", "exact"]
 
 _SOLVED = 1e-5  # of the squared norm of the right side
 _SMOOTHNESS = 1e-3  # at first
@@ -31,6 +42,7 @@ _EASE, _STIFFEN = 0.5, 10.0  # factors of the damping after a step that helped, 
 _SHARPEN = 0.7  # factor of the smoothness after a step that helped; 0.5 leaves flat directions where they are too soon
 _MOST_ROWS = 4096  # of A, above which its eigenvectors would cost more than they save
 _FLAT = 1e-6  # of its largest eigenvalue: what the preconditioner adds
+_ADJOINT = 1e-2  # relative error; of untrained models it is some thousandths, of trained ones it soon exceeds a tenth
 _EDGE = 0.05  # pixel difference at which an edge begins to cost less than its square
 
 
@@ -50,19 +62,23 @@ class _Kind(NamedTuple):
     follows: bool
 
 
-# Differences err by about a hundredth, so that more products do not solve a step better, and its gain says little. They are
-# enough where little damping is, as of untrained models; of trained ones they stall at a damping that exact products outgrow.
+# More products by differences do not solve a step better, since they err, and the gain of a step says little of the damping.
 _KINDS: dict[Products, _Kind] = {
     "differences": _Kind(Differences, 40, 1e-4, False),
     "exact": _Kind(Exact, 80, 1e-2, True),
 }
 
 
-class _Solution(NamedTuple):
-    """Of a linear system, about, and what it leaves of the right side."""
+def chosen_products(residual: Residual, start: Images, products: Products) -> Products:
+    """Return which products solve the steps from a start: `auto` takes differences where these are adjoint enough.
 
-    step: Images
-    left: Images
+    They are where a picture's gradient bends little along their length, as of untrained models. Of trained ones conjugate
+    gradients mislead, and steps stall.
+    """
+    if products != "auto":
+        return products
+    place = Differences(residual, start)
+    return "differences" if adjoint_error(place, place.backward(place.left)) < _ADJOINT else "exact"
 
 
 def gauss_newton(
@@ -70,7 +86,8 @@ def gauss_newton(
     start: Images,
     confine: Callable[[Images], Images],
     count: int,
-    products: Products = "differences",
+    products: Products = "auto",
+    most: int | None = None,
 ) -> Iterator[Polished]:
     """Yield the pictures before and after every step; after one that does not lower the damped objective, those before it.
 
@@ -81,9 +98,10 @@ def gauss_newton(
         start: normalized pictures.
         confine: brings pictures back into the range of pixels.
         count: steps.
-        products: with the Jacobian.
+        products: with the Jacobian; `auto` chooses at the start.
+        most: products in a step; by default what their kind needs.
     """
-    kind = _KINDS[products]
+    kind = _KINDS[chosen_products(residual, start, products)]
     here, damping, smoothness = kind.place(residual, start), kind.damping, _SMOOTHNESS
     whole, failures = norm(residual.goal), 0
     yield Polished(here.images, norm(here.left) / whole)
@@ -91,7 +109,7 @@ def gauss_newton(
         rough = Roughness.around_edges(here.images, _EDGE)
         curve = functools.partial(_curvature, here, rough, damping, smoothness)
         downhill = -here.backward(here.left) - smoothness * rough.gradient(here.images)
-        step, left = _conjugate_gradients(curve, downhill, _preconditioner(here, damping), kind.most)
+        step, left = conjugate_gradients(curve, downhill, _preconditioner(here, damping), most or kind.most, _SOLVED)
         there = kind.place(residual, confine(here.images + step))
         before, after = (
             norm(place.left) ** 2 + smoothness * float((place.images * rough.gradient(place.images)).sum())
@@ -137,24 +155,3 @@ def _preconditioner(here: Place, damping: float) -> Callable[[Images], Images]:
         return grid.join(solved.to(images).view_as(patches))
 
     return apply
-
-
-def _conjugate_gradients(
-    curve: Callable[[Images], Images], right: Images, precondition: Callable[[Images], Images], products: int
-) -> _Solution:
-    """Return about what `curve` takes to `right`; products by differences are inexact, so it ends where they mislead."""
-    solution, left = torch.zeros_like(right), right.clone()
-    eased = precondition(left)
-    direction, square = eased, float((left * eased).sum())
-    enough = _SOLVED * square
-    for _ in range(products):
-        bent = curve(direction)
-        along = float((direction * bent).sum())
-        if along <= 0 or square <= enough:
-            break
-        solution += square / along * direction
-        left -= square / along * bent
-        eased = precondition(left)
-        square, before = float((left * eased).sum()), square
-        direction = eased + square / before * direction
-    return _Solution(solution, left)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fedsim.exchange import Images
 from fedsim.models import unfused_attention
 from fedsim_attacks._matching import Gradients
-from fedsim_attacks._response import Response
+from fedsim_attacks._response import OneGradient, Response
 from fedsim_attacks._target import Target
 
 POSITIONS, PROJECTION = "pos_embed", "patch_embed.proj.weight"
@@ -115,6 +115,17 @@ class Residual:
     def goal(self) -> Gradients:
         """The observed gradient, weighed."""
         return self.weigh(self.target.gradients)
+
+
+def obstacle(response: Response, target: Target) -> str | None:
+    """Return why no residual can be formed, or None where one can."""
+    if not isinstance(response, OneGradient):
+        return "the delta holds several local steps"
+    if not target.is_scaled:
+        return "the scale of this delta is unknown without `training`"
+    if target.model.training:
+        return "dropout on the client draws other masks in every pass"
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +219,18 @@ class Exact(Place):
     def backward(self, left: Gradients) -> Images:
         """Return J transposed times a residual."""
         return torch.autograd.grad(self._graph, self._leaf, left, retain_graph=True)[0]
+
+
+def adjoint_error(place: Place, step: Images) -> float:
+    """Return how far products at a place are from each other's transposes: |<v, J^T J v> - |J v|^2| / |J v|^2.
+
+    Args:
+        place: with its products.
+        step: v; along the slope of what is left it shows errors that a random one does not.
+    """
+    ahead = place.forward(step)
+    square = norm(ahead) ** 2
+    return abs(float((step * place.backward(ahead)).sum()) - square) / max(square, _TINY)
 
 
 def token_gradients(residual: Residual, images: Images) -> Float[Tensor, "batch token embed"]:

@@ -51,6 +51,22 @@ class KnownLabels(NamedTuple):
     cautions: tuple[str, ...]
 
 
+def open_device(name: str) -> torch.device:
+    """Return a device by name; `auto` is an accelerator where there is one.
+
+    Raises:
+        AttackRefusedError: it cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise AttackRefusedError(f"device: {name} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
 def read_target(observation: Observation, layers: Sequence[str], device: torch.device) -> Target:
     """Return the gradient behind an update; one of zeros is of a part that took no part.
 

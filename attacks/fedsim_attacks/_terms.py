@@ -138,13 +138,7 @@ class Parts:
         Raises:
             AttackRefusedError: it does not show them.
         """
-        model = self.target.model
-        wanted = recover_features(self.observation, self.labels.cpu(), _REFERENCES, _RESTARTS, self.generator).inputs
-        if wanted.shape[1] != getattr(model, "num_features", None):
-            raise AttackRefusedError(
-                "features: the model has several classifiers, or a head input that is not its last token."
-            )
-        return wanted.to(next(model.parameters()))
+        return read_head_inputs(self.observation, self.target.model, self.labels, self.generator)
 
     def _features(self) -> Callable[[Candidate], Scalar]:
         model, goal = self.target.model, self.head_inputs
@@ -164,6 +158,28 @@ class Parts:
                 f"can show {space.limit} directions, so none is left to penalize. Set it to 0."
             )
         return lambda candidate: space.penalty(candidate.images)
+
+
+def read_head_inputs(
+    observation: Observation, model: nn.Module, labels: Labels, generator: torch.Generator
+) -> Float[Tensor, "batch embed"]:
+    """Return head inputs of the client's pictures, in the order of the labels, as its classifier's gradient shows them.
+
+    Args:
+        observation: of one gradient.
+        model: attacked.
+        labels: of the pictures.
+        generator: draws reference pictures and starts.
+
+    Raises:
+        AttackRefusedError: it does not show them.
+    """
+    wanted = recover_features(observation, labels.cpu(), _REFERENCES, _RESTARTS, generator).inputs
+    if wanted.shape[1] != getattr(model, "num_features", None):
+        raise AttackRefusedError(
+            "features: the model has several classifiers, or a head input that is not its last token."
+        )
+    return wanted.to(next(model.parameters()))
 
 
 def head_input(model: nn.Module, images: Images) -> Float[Tensor, "batch embed"]:

@@ -12,15 +12,16 @@ grey, chosen by the head inputs that the classifier's gradient shows, since a tr
 decision; from there the learning rate is a third.
 That ends where slopes along the directions that are left have become tiny. Levenberg-Marquardt on the whole gradient, every
 row in units of its own length, goes on from there: its steps are solved by conjugate gradients, on products with the Jacobian
-by differences of two passes through the model, so no second derivative is formed.
+by differences of two passes through the model, so no second derivative is formed, or, where these err too much, as of trained
+models, through the graph of the gradient.
 
 Differs from the paper: APRIL takes one cosine of the whole table beside the squared distance of all gradients, without
 annealing and without the second stage. Labels are counted by `label_count` where they are not granted.
 
 Needs: grants `batch_size`, `normalization`; a shared, learned position embedding. Uses `labels`, `train_mode`, `training`
 and `defenses` where granted. Without a gradient of known scale, in training mode and for several local steps the second stage
-is left out, with a caution; it goes no further than known noise allows. Cost: two passes through the model a step, and 80 for
-each of the second stage; a fifth of the steps for every trial of a start.
+is left out, with a caution; it goes no further than known noise allows. Cost: two passes through the model a step; a fifth of
+the steps for every trial of a start; 80 passes for each step of the second stage, and with exact products six times as many.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@ import pytest
 import torch
 from descent_cases import mean_decibels, observed, one_gradient, pictures, tiny
 from fedsim_attacks._alternation import closed_form
-from fedsim_attacks._polish import Products, gauss_newton
-from fedsim_attacks._residual import Differences, Exact, Place, Residual
+from fedsim_attacks._polish import Products, chosen_products, gauss_newton
+from fedsim_attacks._residual import Differences, Exact, Place, Residual, adjoint_error
 from fedsim_attacks._target import Target, read_target
 from fedsim_attacks.token_matching import TokenMatching
 
@@ -94,6 +94,38 @@ def test_exact_products_are_adjoint() -> None:
     aside = [torch.randn(part.shape, generator=generator) for part in place.compared]
     there = sum(float((a * b).sum()) for a, b in zip(place.forward(step), aside, strict=True))
     assert there == pytest.approx(float((step * place.backward(aside)).sum()), rel=1e-3)
+
+
+def bent(amount: float) -> Residual:
+    """Return the residual of a model whose gradient bends more, the larger its weights are."""
+    model, batch = tiny(depth=2), pictures(0, 50)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and name.startswith("blocks"):
+                weight *= amount
+    response, gradients = one_gradient(model, batch)
+    return Residual(response, {}, Target(response.names, gradients, True, model), 10.0)
+
+
+def test_differences_are_taken_where_they_are_adjoint_and_exact_products_elsewhere() -> None:
+    start = near(pictures(0, 50), 0.2)
+    straight, curved = bent(1.0), bent(16.0)
+    errors = [
+        [adjoint_error(place, place.backward(place.left)) for place in (Differences(left, start), Exact(left, start))]
+        for left in (straight, curved)
+    ]
+    (fair, low), (poor, still_low) = errors
+    assert fair < 0.01 < 0.02 < poor and max(low, still_low) < 1e-3
+    assert [chosen_products(left, start, "auto") for left in (straight, curved)] == ["differences", "exact"]
+    assert (
+        chosen_products(straight, start, "exact") == "exact"
+        and chosen_products(curved, start, "differences") == "differences"
+    )
+
+
+def test_at_the_true_pictures_differences_are_enough() -> None:
+    left = residual(pictures(0))
+    assert chosen_products(left, models.normalization(tiny()).normalize(pictures(0).images), "auto") == "differences"
 
 
 @pytest.mark.parametrize("products", ["differences", "exact"])

@@ -1,0 +1,221 @@
+"""Regularized Newton: a picture of a trained model from afar, by a few dozen large, solved steps, not hundreds of small ones.
+
+Paper: no publication of this attack is known to us. The method, of Bakushinskii (1992), is in Kaltenbacher, Neubauer, Scherzer.
+"Iterative Regularization Methods for Nonlinear Ill-Posed Problems". De Gruyter 2008. https://doi.org/10.1515/9783110208276
+
+Idea: a trained model's loss surface is full of narrow, curved valleys, in which a descent stalls on the first slope. Here
+every step solves for the whole picture: the one that best explains the gradient as linearized at the last, among pictures with
+the spectrum of photographs. How far the gradient is trusted beside the spectrum follows what is left of it. Starts are smooth
+pictures whose head input is nearest to the one that the classifier's gradient shows, and one near grey; each is followed for a
+few steps, and the best to the end. Levenberg-Marquardt, the second stage of `token_matching`, goes on from there.
+
+Differs from the paper: the book has no neural network in mind, and regularization falls there by a fixed sequence, here with
+what is left. Systems are solved by conjugate gradients, on products through the graph of the gradient, and a step is shortened
+until it helps.
+
+Needs: grants `batch_size`, `normalization`; one gradient of known scale, without dropout. Uses `labels`, `train_mode`,
+`training` and `defenses` where granted; with noise of known size it stops where true pictures would. Cost: up to 250 passes
+through the model a step, and three times as many in the second stage. Made for one or two pictures: of more, the steps mix
+them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+
+from fedsim import progress
+from fedsim.attack import Attack, Need, Recovers
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Film, Finding, Labels, Normalization, Observation
+from fedsim.models import patch_grid
+from fedsim_attacks._defended import Defended, read_defenses
+from fedsim_attacks._polish import gauss_newton
+from fedsim_attacks._regularized import Tried, regularized
+from fedsim_attacks._reordering import rearranged
+from fedsim_attacks._residual import Polished, Residual, obstacle
+from fedsim_attacks._row_space import assess
+from fedsim_attacks._search import frames
+from fedsim_attacks._spectrum import Spectrum, Waves
+from fedsim_attacks._starts import Box, NearestStarts
+from fedsim_attacks._target import known_labels, open_device, read_target, respond
+from fedsim_attacks._terms import read_head_inputs
+
+_NEAR_GREY = 0.03  # standard deviation of a start, in coordinates in which photographs have about one
+
+
+class _Chosen(NamedTuple):
+    """The trial to follow, and what the pictures of all trials left, in their order."""
+
+    tried: Tried
+    reached: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizedNewton(Attack):
+    """Solve for pictures, again and again, until their gradient is the observed one.
+
+    Args:
+        positions: weight of the position embedding's gradient, each row in units of its own norm, beside all tensors.
+        trials: starts at most that are tried; the first is near grey, others are chosen by recovered head inputs.
+        trial_steps: of each.
+        promising: share of the gradient that may be left after a trial, at which no other start is tried.
+        steps: from the best trial on.
+        polish_steps: of Levenberg-Marquardt after these.
+        solver_iterations: of conjugate gradients, at most, for a step; twice as many for one of Levenberg-Marquardt.
+        device: `auto` takes an accelerator where there is one.
+        aware: whether the client's defenses are modeled, as far as grants and the update tell of them.
+    """
+
+    citation: ClassVar[str] = (
+        "Regularized Newton, this project; after Kaltenbacher, Neubauer, Scherzer. Iterative Regularization Methods for "
+        "Nonlinear Ill-Posed Problems. De Gruyter 2008. https://doi.org/10.1515/9783110208276"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"batch_size", "normalization"})
+    recovers: ClassVar[frozenset[Recovers]] = frozenset({"images", "labels"})
+
+    positions: float = 10.0
+    trials: int = 6
+    trial_steps: int = 12
+    promising: float = 0.5
+    steps: int = 60
+    polish_steps: int = 24
+    solver_iterations: int = 40
+    device: str = "auto"
+    aware: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("trials", 1),
+            ("trial_steps", 1),
+            ("steps", 0),
+            ("polish_steps", 0),
+            ("solver_iterations", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}.")
+        for name in ("positions", "promising"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}.")
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        """Solve for the pictures; draws the labels' reference pictures and the starts."""
+        normalization = observation.normalization
+        if normalization is None:
+            raise AttackRefusedError("normalization is not granted; pictures are solved for in normalized units.")
+        device = open_device(self.device)
+        target = read_target(observation, (), device)
+        defended = read_defenses(observation, target) if self.aware else Defended(target)
+        known = known_labels(observation, generator, False)
+        response, doubt = respond(observation, defended.target, known.labels.to(device), "auto")
+        if reason := obstacle(response, defended.target):
+            raise AttackRefusedError(f"{reason}, and this attack solves for one gradient. Use token_matching.")
+        residual = Residual(response, {}, defended.target, self.positions, defended.sent)
+        spectrum = Spectrum.of(observation.image_shape, normalization, device)
+        starts = _Starts(observation, known.labels, residual, spectrum, normalization, generator)
+        chosen = self._choose(residual, spectrum, starts)
+        box = Box.of(observation.image_shape[0], normalization, device)
+        followed = list(self._followed(residual, spectrum, chosen, box, residual.level(defended.deviation)))
+        finding = Finding(
+            images=_pixels(min(followed, key=lambda polished: polished.residual), normalization),
+            labels=known.labels,
+            trace={
+                "left": [polished.residual for polished in followed],
+                "trials": list(chosen.reached),
+                "aware": list(defended.active),
+            },
+            cautions=tuple(c for c in (*known.cautions, *defended.cautions, doubt, starts.doubt) if c),
+            film=_film(followed, normalization),
+        )
+        if defended.hidden is not None:
+            finding = rearranged(finding, defended.hidden.cpu(), patch_grid(target.model), generator)
+        return assess(finding, observation)
+
+    def _choose(self, residual: Residual, spectrum: Spectrum, starts: Iterator[Waves]) -> _Chosen:
+        """Return the first trial that is promising, or the best of all."""
+        reached: list[float] = []
+        best: Tried | None = None
+        while best is None or (len(reached) < self.trials and best.polished.residual > self.promising):
+            for step, here in enumerate(self._solve(residual, spectrum, next(starts), self.trial_steps)):
+                progress.advance(len(reached) * self.trial_steps + step, self._total, here.polished.residual)
+            reached.append(here.polished.residual)
+            best = min((found for found in (best, here) if found), key=lambda found: found.polished.residual)
+        return _Chosen(best, tuple(reached))
+
+    def _solve(self, residual: Residual, spectrum: Spectrum, start: Waves, count: int) -> Iterator[Tried]:
+        return regularized(residual, spectrum, start, count, self.solver_iterations)
+
+    @property
+    def _total(self) -> int:
+        return self.trials * self.trial_steps + self.steps + self.polish_steps
+
+    def _followed(
+        self, residual: Residual, spectrum: Spectrum, chosen: _Chosen, box: Box, level: float
+    ) -> Iterator[Polished]:
+        """Yield the pictures of the chosen trial and of every step after it, while more is left than noise would leave."""
+        before, best = self.trials * self.trial_steps, chosen.tried.polished
+        for step, here in enumerate(self._solve(residual, spectrum, chosen.tried.waves, self.steps)):
+            progress.advance(before + step, self._total, here.polished.residual)
+            if step and here.polished.residual < level:
+                return
+            best = min(best, here.polished, key=lambda polished: polished.residual)
+            yield here.polished
+        inside = box.confine(best.images)
+        most = 2 * self.solver_iterations
+        for step, polished in enumerate(gauss_newton(residual, inside, box.confine, self.polish_steps, "exact", most)):
+            progress.advance(before + self.steps + step, self._total, polished.residual)
+            if polished.residual < level:
+                return
+            if step:
+                yield polished
+
+
+@dataclass(eq=False)
+class _Starts(Iterator[Waves]):
+    """Draws starts without end: one near grey, then smooth pictures whose head inputs are near to the client's."""
+
+    observation: Observation
+    labels: Labels
+    residual: Residual
+    spectrum: Spectrum
+    normalization: Normalization
+    generator: torch.Generator
+    doubt: str | None = None  # why all are near grey, once that is known
+
+    def __post_init__(self) -> None:
+        self._nearest: NearestStarts | None = None
+        self._is_first = True
+
+    def __next__(self) -> Waves:
+        if not self._is_first and self._nearest is None and self.doubt is None:
+            self._nearest = self._look()
+        self._is_first = False
+        if self._nearest is not None:
+            return self.spectrum.waves(self._nearest.draw(1, self.generator)[0])
+        shape = (len(self.labels), *self.observation.image_shape)
+        drawn = _NEAR_GREY * torch.randn(shape, generator=self.generator)
+        return drawn.to(self.spectrum.grey)
+
+    def _look(self) -> NearestStarts | None:
+        model = self.residual.response.model
+        try:
+            wanted = read_head_inputs(self.observation, model, self.labels, self.generator)
+        except AttackRefusedError as error:
+            self.doubt = f"Starts are drawn blindly, because the classifier's gradient does not show where to: {error}"
+            return None
+        return NearestStarts(model, wanted, self.normalization, self.observation.image_shape, lambda images: images)
+
+
+def _pixels(polished: Polished, normalization: Normalization) -> torch.Tensor:
+    return normalization.denormalize(polished.images.detach().cpu()).clamp(0, 1)
+
+
+def _film(followed: list[Polished], normalization: Normalization) -> Film:
+    shown = sorted(frames(len(followed) - 1))
+    kept = [followed[step] for step in shown]
+    images = torch.stack([_pixels(polished, normalization) for polished in kept])
+    return Film(tuple(shown), images, tuple(polished.residual for polished in kept))

@@ -1,0 +1,108 @@
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from descent_cases import (
+    against_own_and_other,
+    attacked,
+    film_of,
+    grey,
+    images_of,
+    mean_color,
+    observed,
+    pictures,
+    tiny,
+    with_update,
+)
+from fedsim_attacks.regularized_newton import RegularizedNewton
+from fedsim_defenses.dp_noise import DPNoise
+from vit_cases import gradient
+
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import DefenseKnowledge, TrainingKnowledge, Update
+
+
+def brief(**params: Any) -> RegularizedNewton:
+    return RegularizedNewton(**{"trials": 1, "trial_steps": 2, "steps": 2, "polish_steps": 1, **params})
+
+
+def test_one_picture_is_found_and_another_clients_is_not() -> None:
+    own, other = pictures(0), pictures(50)
+    attack = RegularizedNewton(trials=1, trial_steps=8, steps=6, polish_steps=2)
+    right, wrong = against_own_and_other(attack, tiny(), own, other)
+    assert right >= mean_color(own) + 6
+    assert wrong <= grey(own) + 1
+
+
+def test_one_stage_follows_the_other_and_the_least_residual_wins() -> None:
+    finding = attacked(brief(steps=3, polish_steps=2), observed(tiny(), pictures(0)))
+    left, film = finding.trace["left"], film_of(finding)
+    assert len(left) == 4 + 2 and len(finding.trace["trials"]) == 1
+    assert left[0] == finding.trace["trials"][0]
+    assert film.steps == tuple(range(6)) and film.losses == tuple(left)
+    best = min(range(6), key=left.__getitem__)
+    assert torch.equal(film.images[best], images_of(finding))
+
+
+def test_starts_are_tried_until_one_is_promising() -> None:
+    seen = observed(tiny(), pictures(0))
+    tried = attacked(brief(trials=3, promising=0.0), seen).trace["trials"]
+    assert len(tried) == 3 and len(set(tried)) == 3
+    assert len(attacked(brief(trials=3, promising=100.0), seen).trace["trials"]) == 1
+
+
+def test_starts_are_blind_where_the_classifier_does_not_show_head_inputs() -> None:
+    seen = with_update(observed(tiny(), pictures(0)), head__weight=None)
+    finding = attacked(brief(trials=2, promising=0.0), seen)
+    assert any("drawn blindly" in caution for caution in finding.cautions)
+    assert len(finding.trace["trials"]) == 2
+
+
+def test_what_is_no_gradient_of_known_scale_is_refused_with_the_reason() -> None:
+    batch, model = pictures(0), tiny()
+    tensors = {name: -0.01 * tensor for name, tensor in observed(model, batch).update.tensors.items()}
+    several = observed(
+        model,
+        batch,
+        update=Update(1, 0, "delta", tensors, 2),
+        training=TrainingKnowledge("sgd", 0.01, 0.0, 0.0, None, 2),
+    )
+    unknown = observed(model, batch, update=Update(1, 0, "delta", tensors, 1))
+    for seen, reason in (
+        (several, "local steps"),
+        (unknown, "scale"),
+        (observed(model, batch, train_mode=True), "dropout"),
+    ):
+        with pytest.raises(AttackRefusedError, match=reason):
+            attacked(brief(), seen)
+
+
+def test_it_goes_no_further_than_known_noise_allows() -> None:
+    model, batch = tiny(), pictures(0)
+    update = gradient(model, batch)
+    size = sum(float(tensor.square().sum()) for tensor in update.tensors.values()) ** 0.5
+    noise = DPNoise(clip_norm=2 * size, noise_multiplier=5e-4)
+    sent = noise.protect_update(update, torch.Generator().manual_seed(0))
+    told = (DefenseKnowledge("dp_noise", dataclasses.asdict(noise)),)
+    attack = RegularizedNewton(trials=1, steps=10, polish_steps=3)
+    aware, blind = (attacked(attack, observed(model, batch, sent, **granted)) for granted in ({"defenses": told}, {}))
+    assert len(aware.trace["left"]) < len(blind.trace["left"]) == 11 + 3
+    assert min(aware.trace["left"]) > min(blind.trace["left"])
+    assert aware.trace["aware"] == ["noise"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("trials", 0),
+        ("trial_steps", 0),
+        ("steps", -1),
+        ("polish_steps", -1),
+        ("solver_iterations", 0),
+        ("positions", -1.0),
+    ],
+)
+def test_parameters_out_of_range_are_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected"):
+        RegularizedNewton(**{name: value})
