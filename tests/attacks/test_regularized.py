@@ -49,7 +49,7 @@ def test_a_picture_is_found_from_grey() -> None:
     torch.testing.assert_close(spectrum.images(last.waves), last.polished.images)
 
 
-def test_it_stays_at_the_true_picture_and_ends_where_nothing_helps() -> None:
+def test_it_stays_at_the_true_picture() -> None:
     batch = pictures(0)
     residual, spectrum = problem(batch)
     true = models.normalization(tiny()).normalize(batch.images)
