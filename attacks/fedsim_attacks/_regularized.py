@@ -2,9 +2,9 @@
 
 With z the coordinates of the pictures in which photographs are white noise (`_spectrum`), r(z) what they leave of the observed
 gradient and J its Jacobian, the iteratively regularized Gauss-Newton method solves (J^T J + a) v = -(J^T r + a z), so that
-directions of which the gradient says little return to grey instead of staying where they happen to be. Here a is |r|^2 over the
-number of coordinates: the variance of noise that would explain what is left. A share of the step is taken that lowers
-|r|^2 + a |z|^2.
+directions of which the gradient says little return to grey instead of staying where they happen to be. Here a is four times
+|r|^2 over the number of coordinates, which is the variance of noise that would explain what is left. A share of the step is
+taken that lowers |r|^2 + a |z|^2.
 
 Source: Kaltenbacher, Neubauer, Scherzer, "Iterative Regularization Methods for Nonlinear Ill-Posed Problems", De Gruyter 2008,
 https://doi.org/10.1515/9783110208276, chapter 4, where a falls by a fixed sequence.
@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fedsim_attacks._conjugate_gradients import conjugate_gradients
-from fedsim_attacks._residual import Differences, Exact, Polished, Residual, norm
+from fedsim_attacks._residual import Exact, Polished, Residual, minus, norm
 from fedsim_attacks._spectrum import Spectrum, Waves
 
+_CAUTION = (
+    4.0  # times the variance of noise that would explain what is left; less fits sooner, to pictures that are wrong
+)
 _SOLVED = 1e-2  # of the squared norm of the right side
 _SHARES = (1.0, 0.5, 0.25, 0.1, 0.03)  # of a step, one after the other
 _STIFFEN = 4.0  # factor of a where none of them helps
@@ -51,7 +54,7 @@ def regularized(
         products: of conjugate gradients in a step, at most; more hardly help while half of a step or less is taken.
     """
     waves, here = start, Exact(residual, spectrum.images(start))
-    whole, factor, failures = norm(residual.goal), 1.0, 0
+    whole, factor, failures = norm(residual.goal), _CAUTION, 0
     yield Tried(waves, Polished(here.images, norm(here.left) / whole))
     for _ in range(count):
         before = norm(here.left) ** 2
@@ -81,7 +84,7 @@ def _helpful(
     """Return where the first share of a step leads that lowers the objective; None where none does."""
     for share in _SHARES:
         moved: Waves = waves + share * step
-        left = norm(Differences(residual, spectrum.images(moved)).left)  # one pass, without a graph
+        left = norm(minus(residual.reached(spectrum.images(moved)), residual.goal))
         if left**2 + weight * float(moved.square().sum()) < before:
             return moved
     return None

@@ -90,6 +90,10 @@ class Residual:
         """Return what is compared of a gradient: as sent, weighed."""
         return self.weigh(self.sent(gradients))
 
+    def reached(self, images: Images, create_graph: bool = False) -> Gradients:
+        """Return what is compared of the gradient that pictures cause."""
+        return self.compared(self.gradient(images, create_graph))
+
     def aside(self, gradients: Gradients, left: Gradients) -> Gradients:
         """Return how a change of what is compared, near to some gradient, asks the gradient to change."""
         leaves = [gradient.detach().requires_grad_() for gradient in gradients]
@@ -197,7 +201,7 @@ class Exact(Place):
     @cached_property
     def _graph(self) -> Gradients:
         with unfused_attention(self.residual.response.model):
-            return self.residual.compared(self.residual.gradient(self._leaf, create_graph=True))
+            return self.residual.reached(self._leaf, create_graph=True)
 
     @cached_property
     def _transposed(self) -> tuple[Images, Gradients]:

@@ -5,18 +5,20 @@ Paper: no publication of this attack is known to us. The method, of Bakushinskii
 
 Idea: a trained model's loss surface is full of narrow, curved valleys, in which a descent stalls on the first slope. Here
 every step solves for the whole picture: the one that best explains the gradient as linearized at the last, among pictures with
-the spectrum of photographs. How far the gradient is trusted beside the spectrum follows what is left of it. Starts are smooth
-pictures whose head input is nearest to the one that the classifier's gradient shows, and one near grey; each is followed for a
-few steps, and the best to the end. Levenberg-Marquardt, the second stage of `token_matching`, goes on from there.
+the spectrum of photographs. How far the gradient is trusted beside the spectrum follows what is left of it. Of a plain ViT,
+what the last block has seen of each picture is worked out first (`_last_block`): pictures are fitted to that to start from, and
+it stays beside the gradient in what is solved for. Further starts are near grey, and smooth pictures whose head input is
+nearest to the one that the classifier's gradient shows. Each is followed for a few steps until one is promising, and the best
+to the end. Levenberg-Marquardt, the second stage of `token_matching`, goes on from there.
 
 Differs from the paper: the book has no neural network in mind, and regularization falls there by a fixed sequence, here with
 what is left. Systems are solved by conjugate gradients, on products through the graph of the gradient, and a step is shortened
 until it helps.
 
 Needs: grants `batch_size`, `normalization`; one gradient of known scale, without dropout. Uses `labels`, `train_mode`,
-`training` and `defenses` where granted; with noise of known size it stops where true pictures would. Cost: up to 250 passes
-through the model a step, and three times as many in the second stage. Made for one or two pictures: of more, the steps mix
-them.
+`training` and `defenses` where granted; with noise of known size it stops where true pictures would. Cost: two passes through
+the model for each step of a fit, up to 250 for one of Newton's, three times as many for one of the second stage. Made for one
+or two pictures: of more, the steps mix them.
 """
 
 from __future__ import annotations
@@ -34,18 +36,20 @@ from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Film, Finding, Labels, Normalization, Observation
 from fedsim.models import patch_grid
 from fedsim_attacks._defended import Defended, read_defenses
+from fedsim_attacks._last_block import separate
 from fedsim_attacks._polish import gauss_newton
 from fedsim_attacks._regularized import Tried, regularized
 from fedsim_attacks._reordering import rearranged
 from fedsim_attacks._residual import Polished, Residual, obstacle
+from fedsim_attacks._response import Response
 from fedsim_attacks._row_space import assess
 from fedsim_attacks._search import frames
+from fedsim_attacks._separated import Separated
 from fedsim_attacks._spectrum import Spectrum, Waves
-from fedsim_attacks._starts import Box, NearestStarts
+from fedsim_attacks._starts import Box
 from fedsim_attacks._target import known_labels, open_device, read_target, respond
 from fedsim_attacks._terms import read_head_inputs
-
-_NEAR_GREY = 0.03  # standard deviation of a start, in coordinates in which photographs have about one
+from fedsim_attacks._wave_starts import Seen, WaveStarts
 
 
 class _Chosen(NamedTuple):
@@ -61,9 +65,11 @@ class RegularizedNewton(Attack):
 
     Args:
         positions: weight of the position embedding's gradient, each row in units of its own norm, beside all tensors.
-        trials: starts at most that are tried; the first is near grey, others are chosen by recovered head inputs.
-        trial_steps: of each.
-        promising: share of the gradient that may be left after a trial, at which no other start is tried.
+        trials: starts at most that are tried: fitted to what the last block has seen, near grey, chosen by recovered head
+            inputs.
+        fit_steps: of Adam, for a fitted start; with 0 the last block is not looked at.
+        trial_steps: of each start.
+        promising: share that may be left after a trial, at which no other start is tried.
         steps: from the best trial on.
         polish_steps: of Levenberg-Marquardt after these.
         solver_iterations: of conjugate gradients, at most, for a step; twice as many for one of Levenberg-Marquardt.
@@ -80,8 +86,9 @@ class RegularizedNewton(Attack):
 
     positions: float = 10.0
     trials: int = 6
+    fit_steps: int = 1000
     trial_steps: int = 12
-    promising: float = 0.5
+    promising: float = 0.3
     steps: int = 60
     polish_steps: int = 24
     solver_iterations: int = 40
@@ -91,6 +98,7 @@ class RegularizedNewton(Attack):
     def __post_init__(self) -> None:
         for name, least in (
             ("trials", 1),
+            ("fit_steps", 0),
             ("trial_steps", 1),
             ("steps", 0),
             ("polish_steps", 0),
@@ -114,10 +122,13 @@ class RegularizedNewton(Attack):
         response, doubt = respond(observation, defended.target, known.labels.to(device), "auto")
         if reason := obstacle(response, defended.target):
             raise AttackRefusedError(f"{reason}, and this attack solves for one gradient. Use token_matching.")
+        seen = self._seen(observation, known.labels, response, defended, generator)
         residual = Residual(response, {}, defended.target, self.positions, defended.sent)
+        if seen.block is not None:
+            residual = Separated(response, {}, defended.target, self.positions, defended.sent, block=seen.block)
         spectrum = Spectrum.of(observation.image_shape, normalization, device)
-        starts = _Starts(observation, known.labels, residual, spectrum, normalization, generator)
-        chosen = self._choose(residual, spectrum, starts)
+        starts = WaveStarts(seen, defended.target.model, spectrum, normalization, self.fit_steps, generator)
+        chosen = self._choose(residual, starts)
         box = Box.of(observation.image_shape[0], normalization, device)
         followed = list(self._followed(residual, spectrum, chosen, box, residual.level(defended.deviation)))
         finding = Finding(
@@ -128,23 +139,48 @@ class RegularizedNewton(Attack):
                 "trials": list(chosen.reached),
                 "aware": list(defended.active),
             },
-            cautions=tuple(c for c in (*known.cautions, *defended.cautions, doubt, starts.doubt) if c),
+            cautions=tuple(c for c in (*known.cautions, *defended.cautions, doubt, seen.doubt) if c),
             film=_film(followed, normalization),
         )
         if defended.hidden is not None:
             finding = rearranged(finding, defended.hidden.cpu(), patch_grid(target.model), generator)
         return assess(finding, observation)
 
-    def _choose(self, residual: Residual, spectrum: Spectrum, starts: Iterator[Waves]) -> _Chosen:
+    def _seen(
+        self,
+        observation: Observation,
+        labels: Labels,
+        response: Response,
+        defended: Defended,
+        generator: torch.Generator,
+    ) -> Seen:
+        """Return what the classifier and the last block have seen of the pictures."""
+        target = defended.target
+        try:
+            wanted = read_head_inputs(observation, target.model, labels, generator)
+        except AttackRefusedError as error:
+            doubt = f"Starts are drawn blindly, because the classifier's gradient does not show where to: {error}"
+            return Seen(len(labels), None, None, doubt)
+        if not self.fit_steps or defended.deviation:  # noise is multiplied on the way to the last block
+            return Seen(len(labels), wanted, None, None)
+        try:
+            gradients = dict(zip(target.names, target.gradients, strict=True))
+            block = separate(target.model, gradients, response.labels, wanted)
+        except AttackRefusedError as error:
+            return Seen(len(labels), wanted, None, f"No start is fitted to what the last block has seen: {error}")
+        return Seen(len(labels), wanted, block, None)
+
+    def _choose(self, residual: Residual, starts: WaveStarts) -> _Chosen:
         """Return the first trial that is promising, or the best of all."""
-        reached: list[float] = []
-        best: Tried | None = None
-        while best is None or (len(reached) < self.trials and best.polished.residual > self.promising):
-            for step, here in enumerate(self._solve(residual, spectrum, next(starts), self.trial_steps)):
-                progress.advance(len(reached) * self.trial_steps + step, self._total, here.polished.residual)
-            reached.append(here.polished.residual)
-            best = min((found for found in (best, here) if found), key=lambda found: found.polished.residual)
-        return _Chosen(best, tuple(reached))
+        tried: list[Tried] = []
+        for start in starts.draw(lambda error: progress.advance(len(tried) * self.trial_steps, self._total, error)):
+            for step, here in enumerate(self._solve(residual, starts.spectrum, start, self.trial_steps)):
+                progress.advance(len(tried) * self.trial_steps + step, self._total, here.polished.residual)
+            tried.append(here)
+            if len(tried) == self.trials or here.polished.residual <= self.promising:
+                break
+        reached = tuple(each.polished.residual for each in tried)
+        return _Chosen(tried[reached.index(min(reached))], reached)
 
     def _solve(self, residual: Residual, spectrum: Spectrum, start: Waves, count: int) -> Iterator[Tried]:
         return regularized(residual, spectrum, start, count, self.solver_iterations)
@@ -172,42 +208,6 @@ class RegularizedNewton(Attack):
                 return
             if step:
                 yield polished
-
-
-@dataclass(eq=False)
-class _Starts(Iterator[Waves]):
-    """Draws starts without end: one near grey, then smooth pictures whose head inputs are near to the client's."""
-
-    observation: Observation
-    labels: Labels
-    residual: Residual
-    spectrum: Spectrum
-    normalization: Normalization
-    generator: torch.Generator
-    doubt: str | None = None  # why all are near grey, once that is known
-
-    def __post_init__(self) -> None:
-        self._nearest: NearestStarts | None = None
-        self._is_first = True
-
-    def __next__(self) -> Waves:
-        if not self._is_first and self._nearest is None and self.doubt is None:
-            self._nearest = self._look()
-        self._is_first = False
-        if self._nearest is not None:
-            return self.spectrum.waves(self._nearest.draw(1, self.generator)[0])
-        shape = (len(self.labels), *self.observation.image_shape)
-        drawn = _NEAR_GREY * torch.randn(shape, generator=self.generator)
-        return drawn.to(self.spectrum.grey)
-
-    def _look(self) -> NearestStarts | None:
-        model = self.residual.response.model
-        try:
-            wanted = read_head_inputs(self.observation, model, self.labels, self.generator)
-        except AttackRefusedError as error:
-            self.doubt = f"Starts are drawn blindly, because the classifier's gradient does not show where to: {error}"
-            return None
-        return NearestStarts(model, wanted, self.normalization, self.observation.image_shape, lambda images: images)
 
 
 def _pixels(polished: Polished, normalization: Normalization) -> torch.Tensor:

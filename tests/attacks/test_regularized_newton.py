@@ -59,6 +59,17 @@ def test_starts_are_blind_where_the_classifier_does_not_show_head_inputs() -> No
     assert len(finding.trace["trials"]) == 2
 
 
+def test_the_first_start_is_fitted_to_what_the_last_block_has_seen_where_that_can_be_told() -> None:
+    model, batch = tiny(depth=2), pictures(50)
+    seen = observed(model, batch)
+    looked, not_looked = (attacked(brief(fit_steps=steps), seen) for steps in (200, 0))
+    assert looked.trace["trials"][0] < not_looked.trace["trials"][0]
+    assert not any("fitted" in caution for caution in (*looked.cautions, *not_looked.cautions))
+    kept = seen.update.tensors["blocks.1.mlp.fc2.weight"]
+    spoiled = attacked(brief(fit_steps=200), with_update(seen, blocks__1__mlp__fc2__weight=kept.flip(0)))
+    assert any("No start is fitted" in caution for caution in spoiled.cautions)
+
+
 def test_what_is_no_gradient_of_known_scale_is_refused_with_the_reason() -> None:
     batch, model = pictures(0), tiny()
     tensors = {name: -0.01 * tensor for name, tensor in observed(model, batch).update.tensors.items()}
@@ -96,6 +107,7 @@ def test_it_goes_no_further_than_known_noise_allows() -> None:
     ("name", "value"),
     [
         ("trials", 0),
+        ("fit_steps", -1),
         ("trial_steps", 0),
         ("steps", -1),
         ("polish_steps", -1),
