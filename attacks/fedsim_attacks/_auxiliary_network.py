@@ -22,13 +22,13 @@ from fedsim.seeds import torch_generator, torch_threads
 from fedsim_attacks._prior_cache import load, store
 from fedsim_attacks._prior_networks import PriorNetwork
 
-_RECIPE = 1  # raised whenever the same pictures give another network
+_RECIPE = 2  # raised whenever the same pictures give another network
 _LEAST_PICTURES = 64
 _WIDTHS = ((24, 1), (48, 2), (96, 2), (96, 1))  # output channels and stride of each block
 _STEM_WIDTH, _STEM_SIDE = 24, 32  # larger pictures are halved until no side is longer
-_STEPS = 200
+_STEPS = 400
 _BATCH, _BATCH_SIDE = 64, 64  # fewer pictures a step where they are larger than this side
-_LEARNING_RATE, _MOMENTUM, _DECAY, _WARM_UP = 0.1, 0.9, 5e-4, 10
+_LEARNING_RATE, _MOMENTUM, _DECAY, _WARM_UP = 0.05, 0.9, 5e-4, 10
 _KINDS = 4  # of degradation, none included
 _NOISE = (0.03, 0.33)  # standard deviation in pixels
 _BLUR = (0.6, 2.0)  # standard deviation of the kernel
