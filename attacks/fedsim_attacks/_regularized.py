@@ -20,9 +20,7 @@ from fedsim_attacks._conjugate_gradients import conjugate_gradients
 from fedsim_attacks._residual import Exact, Polished, Residual, minus, norm
 from fedsim_attacks._spectrum import Spectrum, Waves
 
-_CAUTION = (
-    4.0  # times the variance of noise that would explain what is left; less fits sooner, to pictures that are wrong
-)
+_CAUTION = 4.0  # times the variance of noise that would explain what is left; less fits sooner, to wrong pictures
 _SOLVED = 1e-2  # of the squared norm of the right side
 _SHARES = (1.0, 0.5, 0.25, 0.1, 0.03)  # of a step, one after the other
 _STIFFEN = 4.0  # factor of a where none of them helps

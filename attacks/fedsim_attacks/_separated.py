@@ -18,9 +18,7 @@ from fedsim_attacks._last_block import LastBlock
 from fedsim_attacks._matching import Gradients
 from fedsim_attacks._residual import Residual
 
-_SHARE = (
-    0.3  # of a picture's vectors together, where all tensors of the gradient count 1: they guide, and do not decide
-)
+_SHARE = 0.3  # of a picture's vectors together, where all tensors of the gradient count 1: they guide, not decide
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

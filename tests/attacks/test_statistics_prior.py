@@ -246,8 +246,7 @@ def test_the_whole_recipe_tells_photographs_from_all_that_is_degraded(form, tmp_
     prior = load("auxiliary", data=data.read(range(256)), shape=(3, 32, 32), form=form)
     found = ratios(prior, 8, 4, 32)
     assert min(found.values()) > 1.05, found
-    # Training magnifies how a processor rounds: over seeds, which is the same, noise lay at 2.8 to 6.9 and gray at 1.8 to 2.7.
-    assert found["noise"] > 2.5 and found["gray"] > 1.5
+    assert found["noise"] > 3 and found["gray"] > 1.5
 
 
 def test_the_auxiliary_network_holds_the_statistics_of_the_pictures_as_they_are(brief):
