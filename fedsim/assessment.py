@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedsim import attempt, environment, models, pictures
 from fedsim.attempt import Attempt
-from fedsim.exchange import Film, Images, Truth
+from fedsim.exchange import Film, Finding, Images, Truth
 from fedsim.lines import SCHEMA
 from fedsim.metrics import film as films
 from fedsim.metrics import scoring
@@ -58,7 +58,7 @@ class Task:
 def run_id(scenario: Scenario) -> str:
     """Return the run's identity: the same scenario and seed give the same, whatever the engine or the processes."""
     content = scenario.resolved()
-    del content["engine"], content["audit"]["processes"], content["attacks"]
+    del content["engine"], content["audit"]["processes"], content["audit"]["calibrate"], content["attacks"]
     for part, setting, default in _YOUNGER:
         if content[part].get(setting) == default:
             del content[part][setting]
@@ -83,13 +83,18 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
         "round": task.round,
         "client": task.client,
         "attack": {
-            **_cited(planned, attempt.identity(planned)),
+            **cited(planned, attempt.identity(planned)),
             "is_control": planned.attack.is_control,
+            "recovers": sorted(planned.attack.recovers),
             **({"label": planned.label} if planned.label else {}),
         },
-        "defenses": [_cited(d, {"name": d.info.name, "params": d.params}) for d in plan.defenses_of(task.client)],
+        "defenses": [
+            {**cited(d, {"name": d.info.name, "params": d.params}), "adds_noise": d.adds_noise}
+            for d in plan.defenses_of(task.client)
+        ],
         "grants": list(plan.scenario.threat.grants),
         "status": tried.status,
+        "inapplicable": _obstacles(plan, folder, task, planned),
         "scores": {},
         "controls": {},
         "cautions": [*tried.finding.cautions, *plan.cautions_of(task.client)],
@@ -110,7 +115,19 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
     return record
 
 
-def _cited(planned: PlannedAttack | PlannedDefense, named: dict[str, Any]) -> dict[str, Any]:
+def _obstacles(plan: Plan, folder: RunFolder, task: Task, planned: PlannedAttack) -> list[str] | None:
+    """Return why the attack is not made for this update; None where the attack does not say what it is made for."""
+    applicability = planned.attack.applicability
+    if applicability is None:
+        return None
+    if environment.origin(folder.path) == "simulated":
+        setting = plan.setting_of(task.client, task.round)
+    else:
+        setting = plan.setting_reported(folder.read_update(task.round, task.client))
+    return list(applicability.obstacles(setting))
+
+
+def cited(planned: PlannedAttack | PlannedDefense, named: dict[str, Any]) -> dict[str, Any]:
     """Return the JSON-able name of a plug-in together with its paper, so that a report needs no plug-in installed."""
     plugin = planned.attack if isinstance(planned, PlannedAttack) else planned.defense
     return {**json.loads(json.dumps(named, default=str)), "citation": getattr(plugin, "citation", None)}
@@ -126,25 +143,46 @@ def _score(
     record: Record,
 ) -> None:
     truth = plan.data.truth(task.client, task.round, plan.scenario.training)
-    true_inputs = functools.cache(lambda: _head_inputs(plan, folder, task, truth.images))
-    scores = scoring.score(plan.scenario.audit.metrics, tried.finding, truth, true_inputs)
     wrong = None
     if partner is not None:
         other = attempt.run(plan, folder, task.round, partner, planned)
         wrong = other.finding if other.status == "found" else None
     if wrong is None:
         record["cautions"].append("no wrong-update control: no other client's update of this round gave a finding")
-    record["cautions"] += _surplus(tried, len(truth.images), scores)
-    auxiliary = _auxiliary(plan)
-    if "feature_error" in scores and scores["feature_error"].value is not None:
-        auxiliary = replace(auxiliary, features=_mean_input(plan, folder, task.round, task.client))
-    record["scores"] = {name: _plain(score) for name, score in scores.items()}
-    record["controls"] = scoring.controls(list(scores), truth, auxiliary, wrong, true_inputs)
+    record |= scored_fields(plan, folder, task, truth, tried.finding, wrong)
+    record["cautions"] += _surplus(tried, len(truth.images), record["scores"])
     _write_strips(folder, task, planned, truth, tried, record)
     film = tried.finding.film
     if film is not None and film.images.numel():
-        blind = record["controls"] if "psnr" in scores else scoring.controls(["psnr"], truth, auxiliary, wrong)
+        has_psnr = "psnr" in record["scores"]
+        blind = record["controls"] if has_psnr else scoring.controls(["psnr"], truth, _auxiliary(plan), wrong)
         _show_film(folder, task, planned, truth, film, blind, record)
+
+
+def scored_fields(
+    plan: Plan, folder: RunFolder, task: Task, truth: Truth, finding: Finding, wrong: Finding | None
+) -> Record:
+    """Return the fields of a record that hold scores and what blind guesses score on the same truth.
+
+    Args:
+        plan: the run's plan.
+        folder: the run; the global weights that the task's client got are there.
+        task: which round, client and attack.
+        truth: the pictures and labels behind the update.
+        finding: what the attack found.
+        wrong: what it found in another client's update; None without one.
+    """
+    true_inputs = functools.cache(lambda: _head_inputs(plan, folder, task, truth.images))
+    scores = scoring.score(plan.scenario.audit.metrics, finding, truth, true_inputs)
+    auxiliary, names = _auxiliary(plan), list(scores)
+    if "feature_error" in scores and scores["feature_error"].value is not None:
+        auxiliary = replace(auxiliary, features=_mean_input(plan, folder, task.round, task.client))
+    scored = scoring.control_scores(names, truth, auxiliary, wrong, true_inputs)
+    return {
+        "scores": {name: _plain(score) for name, score in scores.items()},
+        "controls": scoring.control_values(names, scored, truth, auxiliary),
+        "best_example": {name: asdict(best) for name, best in scoring.best_examples(scores, scored).items()},
+    }
 
 
 def _plain(score: scoring.Score) -> dict[str, Any]:
@@ -153,7 +191,7 @@ def _plain(score: scoring.Score) -> dict[str, Any]:
     return {"value": score.value, "per_example": list(score.per_example or ()), "worse": score.worse}
 
 
-def _surplus(tried: Attempt, originals: int, scores: dict[str, scoring.Score]) -> list[str]:
+def _surplus(tried: Attempt, originals: int, scores: Record) -> list[str]:
     """Return a caution for each kind of item of which there are more found than true ones; hard labels pay for it."""
     found = {"pictures": tried.finding.images}
     if "soft_label_error" in scores:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from fedsim.applicability import Applicability
 from fedsim.exchange import Finding, Observation
 
 Need = Literal["batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data"]
@@ -26,13 +27,23 @@ class Attack(ABC):
         needs: grants without which the attack cannot run; a scenario that does not grant them is refused before the
             first gradient. Anything else that is granted may be used, and must be optional.
         recovers: what `Finding` will hold; decides which metrics apply.
+        applies: the updates that it is made for. On any other, and where nothing is declared, a failure of the attack says
+            nothing about the client: its verdict is inconclusive.
+        is_cheap: whether it takes seconds, so that the auditor always tries it on an unprotected update of its own too.
         is_control: whether it never looks at the update, so that its finding nothing is no doubt about the run.
     """
 
     citation: ClassVar[str]
     needs: ClassVar[frozenset[Need]] = frozenset()
     recovers: ClassVar[frozenset[Recovers]] = frozenset()
+    applies: ClassVar[Applicability | None] = None
+    is_cheap: ClassVar[bool] = False
     is_control: ClassVar[bool] = False
+
+    @property
+    def applicability(self) -> Applicability | None:
+        """The updates that it is made for with these parameters; `applies` unless parameters change that."""
+        return self.applies
 
     @abstractmethod
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:

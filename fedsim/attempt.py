@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import FRAMES, Film, Finding
+from fedsim.exchange import FRAMES, Film, Finding, Update
 from fedsim.pictures import spread
 from fedsim.plan import Plan, PlannedAttack
 from fedsim.recording import RunFolder, write_atomically
@@ -104,7 +104,19 @@ def _seed(plan: Plan, planned: PlannedAttack, round: int, client: int) -> int:
 
 def _run(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt:
     update, weights = folder.read_update(round, client), folder.read_global(round, client)
-    seed = _seed(plan, planned, round, client)
+    return attack(plan, planned, update, weights, _seed(plan, planned, round, client))
+
+
+def attack(plan: Plan, planned: PlannedAttack, update: Update, weights: Mapping[str, Tensor], seed: int) -> Attempt:
+    """Return what comes of an attack on one update.
+
+    Args:
+        plan: the plan behind the update; its threat model decides what the attack may know.
+        planned: the attack.
+        update: what the client sent.
+        weights: the global weights that the client got.
+        seed: of the attack's generator.
+    """
     empty = Finding()
     if not update.is_finite():
         return Attempt("refused", empty, "the update is not finite", 0.0, seed)

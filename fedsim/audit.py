@@ -23,15 +23,15 @@ from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
-from fedsim import attempt, workers
+from fedsim import attempt, calibration, workers
 from fedsim.assessment import Record, Task
 from fedsim.errors import FedsimError, RunFolderError
-from fedsim.plan import Plan
+from fedsim.plan import Plan, PlannedAttack
 from fedsim.progress import Step
 from fedsim.recording import RunFolder
 from fedsim.workers import InThisProcess, StepPipe, Workers
 
-_Kind = Literal["attempt", "assess"]
+_Kind = Literal["attempt", "assess", "calibrate"]
 
 
 class Running(NamedTuple):
@@ -43,8 +43,15 @@ class Running(NamedTuple):
     step: Step
 
 
+class _Place(NamedTuple):
+    """One attack in one round, which is what a calibration belongs to."""
+
+    round: int
+    attack: int
+
+
 class _Event(NamedTuple):
-    kind: Literal["rounds", "attempt", "assess", "step", "closed", "abandoned"]
+    kind: Literal["rounds", "attempt", "assess", "calibrate", "step", "closed", "abandoned"]
     rounds: tuple[int, ...] = ()
     task: Task | None = None
     future: Future[Any] | None = None
@@ -82,6 +89,9 @@ class Auditor:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._records = {_task_of(plan, record): record for record in self._folder.records.read()}
+        self._calibrations = {_place_of(plan, line): line for line in self._folder.calibrations.read()}
+        self._unrecorded: dict[_Place, set[Task]] = {}
+        self._uncalibrated: deque[Task] = deque()
         self._partners: dict[Task, int | None] = {}
         self._todo: dict[Task, None] = {}
         self._attempted: set[Task] = set()
@@ -130,15 +140,24 @@ class Auditor:
             for task, record in self._records.items()
             if record["status"] == "failed"
             or ("wrong_update" not in record["controls"] and (task.round, task.attack) in places)
-            or self._is_edited(task, record)
+            or self._is_edited(self._plan.attacks[task.attack], record)
         ]
         for task in stale:
             del self._records[task]
         if stale:
             self._folder.records.rewrite(self._in_order())
+        unsound = [
+            place
+            for place, line in self._calibrations.items()
+            if line["status"] == "failed" or self._is_edited(self._plan.attacks[place.attack], line)
+        ]
+        for place in unsound:
+            del self._calibrations[place]
+        if unsound:
+            self._folder.calibrations.rewrite(self._calibrations_in_order())
 
-    def _is_edited(self, task: Task, record: Record) -> bool:
-        planned = self._plan.attacks[task.attack]
+    @staticmethod
+    def _is_edited(planned: PlannedAttack, record: Record) -> bool:
         is_renamed = record["attack"].get("label") != planned.label
         return is_renamed or (
             planned.info.distribution is None and record["attack"].get("version") != planned.info.version
@@ -146,6 +165,9 @@ class Auditor:
 
     def _in_order(self) -> list[Record]:
         return [record for _, record in sorted(self._records.items(), key=lambda item: item[0])]
+
+    def _calibrations_in_order(self) -> list[Record]:
+        return [line for _, line in sorted(self._calibrations.items())]
 
     def start(self) -> None:
         """Audit on worker processes, beside whatever this process does, until `finish`."""
@@ -168,6 +190,9 @@ class Auditor:
         records = self._in_order()
         if records != self._folder.records.read():
             self._folder.records.rewrite(records)
+        calibrations = self._calibrations_in_order()
+        if calibrations != self._folder.calibrations.read():
+            self._folder.calibrations.rewrite(calibrations)
         return records
 
     # The loop: one thread, one queue of events
@@ -209,7 +234,7 @@ class Auditor:
 
     def _work(self, executor: Executor) -> None:
         closed = False
-        while not (closed and not self._running and not self._todo and not self._ready and not self._suspects):
+        while not (closed and not self._running and not self._waiting()):
             event = self._events.get()
             if event.kind == "closed":
                 closed = True
@@ -225,6 +250,9 @@ class Auditor:
                 self._take(event)
             self._submit(executor)
 
+    def _waiting(self) -> bool:
+        return bool(self._todo or self._ready or self._suspects or self._uncalibrated)
+
     def _plan_rounds(self, rounds: Iterable[int]) -> None:
         self._folder.refresh()
         for round in rounds:
@@ -239,6 +267,10 @@ class Auditor:
                     self._partners[task] = self._partner(task.client, others)
                     if task not in self._records:
                         self._add(task)
+                if tasks:
+                    place = _Place(round, planned.index)
+                    self._unrecorded[place] = {task for task in tasks if task not in self._records}
+                    self._calibrate_if_complete(place)
         if self._on_total:
             self._on_total(self._total)
 
@@ -263,6 +295,14 @@ class Auditor:
         partner = self._partners[task]
         return [task] if partner is None else [task, Task(task.round, partner, task.attack)]
 
+    def _calibrate_if_complete(self, place: _Place) -> None:
+        """Calibrate an attack in a round once all its records of the round are there, where a verdict may rest on it."""
+        if self._unrecorded[place] or place in self._calibrations:
+            return
+        own = {task: record for task, record in self._records.items() if (task.round, task.attack) == place}
+        if calibration.is_called_for(self._plan, self._plan.attacks[place.attack], list(own.values())):
+            self._uncalibrated.append(min(own))
+
     def _hear(self, task: Task, step: Step) -> None:
         # Steps take another way than results, so one may come late.
         if task in self._attacking:
@@ -283,7 +323,7 @@ class Auditor:
         is_trial, self._is_trial = self._is_trial, False
         if isinstance(event.future.exception(), BrokenProcessPool):
             self._is_broken = True
-            kind: _Kind = "assess" if event.kind == "assess" else "attempt"
+            kind: _Kind = event.kind if event.kind in ("assess", "calibrate") else "attempt"
             if is_trial:
                 self._blame(kind, event.task)
             else:
@@ -295,8 +335,17 @@ class Auditor:
             self._folder.records.append(result)
             if self._on_record:
                 self._on_record(result)
-            return
-        self._found(event.task)
+            place = _Place(event.task.round, event.task.attack)
+            self._unrecorded[place].discard(event.task)
+            self._calibrate_if_complete(place)
+        elif event.kind == "calibrate":
+            self._store_calibration(event.task, result)
+        else:
+            self._found(event.task)
+
+    def _store_calibration(self, task: Task, line: Record) -> None:
+        self._calibrations[_Place(task.round, task.attack)] = line
+        self._folder.calibrations.append(line)
 
     def _found(self, task: Task) -> None:
         self._attempted.add(task)
@@ -306,10 +355,13 @@ class Auditor:
 
     def _blame(self, kind: _Kind, task: Task) -> None:
         """Store that an attempt failed because its process died, alone in the pool; its assessment may be what kills."""
+        planned = self._plan.attacks[task.attack]
+        if kind == "calibrate":
+            self._store_calibration(task, calibration.failure(self._plan, task.round, planned, "its process died"))
+            return
         if task in self._fatal:
             raise FedsimError(f"audit: the process that assesses {task} dies, though its attack is left out.")
         self._fatal.add(task)
-        planned = self._plan.attacks[task.attack]
         attempt.store_failure(self._plan, self._folder, task.round, task.client, planned, "its process died")
         if kind == "assess":
             self._ready.append(task)
@@ -335,9 +387,11 @@ class Auditor:
     def _fill(self, executor: Executor) -> None:
         # Two per process keep every process busy; more would only wait in memory. In this process they come one by one.
         room = max(1, 2 * self._plan.scenario.audit.processes)
-        while self._running < room and (self._ready or self._todo):
+        while self._running < room and (self._ready or self._todo or self._uncalibrated):
             if self._ready:
                 self._start(executor, "assess", self._ready.popleft())
+            elif self._uncalibrated:
+                self._start(executor, "calibrate", self._uncalibrated.popleft())
             else:
                 task = next(iter(self._todo))
                 del self._todo[task]
@@ -347,6 +401,8 @@ class Auditor:
         self._running += 1
         if kind == "assess":
             future: Future[Any] = executor.submit(workers.assess, task, self._partners[task])
+        elif kind == "calibrate":
+            future = executor.submit(workers.calibrate, task)
         else:
             self._attacking[task] = None
             future = executor.submit(workers.attack, task)
@@ -357,13 +413,20 @@ class Auditor:
 
 
 def _task_of(plan: Plan, record: Record) -> Task:
+    return Task(record["round"], record["client"], _attack_of(plan, record, "records.jsonl"))
+
+
+def _place_of(plan: Plan, line: Record) -> _Place:
+    return _Place(line["round"], _attack_of(plan, line, "calibrations.jsonl"))
+
+
+def _attack_of(plan: Plan, record: Record, file: str) -> int:
     known = [attempt.identity(planned) for planned in plan.attacks]
     named = [(i["name"], json.loads(json.dumps(i["params"], default=str))) for i in known]
     try:
-        index = named.index((record["attack"]["name"], record["attack"]["params"]))
+        return named.index((record["attack"]["name"], record["attack"]["params"]))
     except ValueError:
         raise RunFolderError(
-            f"records.jsonl: attack {record['attack']['name']!r} with these parameters is not in scenario.yaml. "
+            f"{file}: attack {record['attack']['name']!r} with these parameters is not in scenario.yaml. "
             "Delete the line, or the file, to audit again."
         ) from None
-    return Task(record["round"], record["client"], index)

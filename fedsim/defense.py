@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from fedsim.exchange import Images, Labels, Update
 
+MEANINGFUL_EPSILON = 10.0
+"""The largest epsilon that is still a guarantee worth the name: e^10 makes an event 22,000 times as likely."""
+
 
 @dataclass(frozen=True)
 class PrivacyBudget:

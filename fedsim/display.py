@@ -18,29 +18,37 @@ from rich.text import Text
 
 from fedsim import simulation
 from fedsim.audit import Running
+from fedsim.metrics.ratings import Level, scale
 from fedsim.report import evidence
 from fedsim.report.glance import Entry, entries, headline
-from fedsim.report.ratings import Rating, scale
 from fedsim.report.summaries import NO_DEFENSE, by_client
+from fedsim.report.verdicts import Judge, Verdict
 
 _SHOWN_ROWS = 18
 _BAR_WIDTH = 20
 _LONGEST = 1e9  # seconds that are shown as time left, which one early step may overrate without limit
 _QUIET = 60.0  # seconds at least between two lines about attacks under way on a plain stream
-_STYLES: dict[Rating, str] = {"leaks": "bold red", "partial": "yellow", "held": "green", "unrated": "dim"}
+_STYLES: dict[Verdict, str] = {"leaks": "bold red", "partial": "yellow", "resisted": "green", "inconclusive": "dim"}
+# What one attempt shows, of which no verdict can be given before all of the run is known.
+_SHOWS: dict[Level, str] = {"leaks": "leaks", "partial": "partial", "none": "no leak found", "unrated": "not rated"}
 
 
-def _leakage(entry: Entry) -> Text:
-    """Return a line's verdict, its score, and what the score is worth beyond its best control."""
+def _leakage(entry: Entry, is_final: bool) -> Text:
+    """Return a line's verdict, its score, and what the score is worth beyond its best blind control."""
     found = entry.summary
     if found.metric is None or found.mean is None:
+        if is_final:
+            return Text(f"{entry.verdict}: {entry.reason}", style="red" if found.failed else _STYLES[entry.verdict])
         reason = "failed" if found.failed else "refused" if found.refused else "not scored"
         return Text(reason, style="red" if found.failed else "dim")
     metric = scale(found.metric)
-    text = f"{entry.rating}: {metric.title} {metric.write(found.mean)}"
+    shows = "may be luck" if entry.judge.lucky else _SHOWS[entry.judge.level]
+    text = f"{entry.verdict if is_final else shows}: {metric.title} {metric.write(found.mean)}"
     if found.best is not None and found.skill is not None:
         text += f" ({metric.write(found.skill, True).removesuffix(metric.unit)} vs {found.best.name})"
-    return Text(text, style=_STYLES[entry.rating])
+    if is_final and entry.verdict == "inconclusive":
+        text += f"; {entry.reason}"
+    return Text(text, style=_STYLES[entry.verdict])
 
 
 def _entries_of(record: dict[str, Any]) -> list[Entry]:
@@ -149,7 +157,7 @@ class Display:
         self._bars.advance(self._attempts)
         accuracy = self._accuracy.get(record["round"])
         for entry in _entries_of(record):
-            found, leaked = entry.summary, _leakage(entry)
+            found, leaked = entry.summary, _leakage(entry, False)
             if record["status"] != "found":
                 leaked.append(f": {record['message']}")
             shown = "" if accuracy is None else f"{accuracy:.3f}"
@@ -163,15 +171,17 @@ class Display:
 def summary(folder: Path) -> Group:
     """Return the result of a run in one sentence and one table, a line per client, attack and kind of finding."""
     read = evidence.read(folder)
-    lines = entries(by_client(read.records))
-    table = _table("client", "defense", "attack", "mean leakage")
+    lines = entries(by_client(read.records, Judge.of(read)))
+    table = _table("client", "defense", "attack", "verdict and mean score")
     previous = None
     for line in lines:
         if previous not in (None, line.client):
             table.add_section()
         previous = line.client
         defenses = line.summary.defenses
-        table.add_row(str(line.client), "" if defenses == NO_DEFENSE else defenses, line.summary.attack, _leakage(line))
+        table.add_row(
+            str(line.client), "" if defenses == NO_DEFENSE else defenses, line.summary.attack, _leakage(line, True)
+        )
     if read.rounds and read.rounds[-1].accuracy is not None:
         table.caption = f"accuracy of the global model after the last round: {read.rounds[-1].accuracy:.3f}"
     return Group(Text(headline(read, lines), style="bold"), table)

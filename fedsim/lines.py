@@ -62,6 +62,14 @@ class RecordLine(_Line):
     status: Literal["found", "failed", "refused"]
 
 
+class CalibrationLine(_Line):
+    """One line of calibrations.jsonl, as far as an audit goes on from it."""
+
+    round: int = pydantic.Field(ge=1)
+    attack: Use
+    status: Literal["found", "failed", "refused"]
+
+
 _AnyLine = TypeVar("_AnyLine", bound=_Line)
 
 

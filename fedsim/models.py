@@ -18,11 +18,12 @@ from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
 from fedsim import weights
+from fedsim.applicability import ModelFact
 from fedsim.coercion import coerce
 from fedsim.errors import ScenarioError, nearest
 from fedsim.exchange import Images, Normalization
 from fedsim.faults import shown
-from fedsim.first_block import make_april
+from fedsim.first_block import AprilBlock, make_april
 from fedsim.scenario import ModelPart
 from fedsim.seeds import seeded
 from fedsim.weights import in_one_line
@@ -284,3 +285,16 @@ def gradient_of(model: nn.Module, images: Images, labels: Tensor) -> dict[str, T
     loss = nn.functional.cross_entropy(model(images), labels)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, gradients, strict=True)}
+
+
+def facts(model: nn.Module) -> frozenset[ModelFact]:
+    """Return what holds of a model among the things that attacks may ask of one."""
+    embed = getattr(model, "patch_embed", None)
+    heads = [model.get_submodule(names.weight.rpartition(".")[0]) for names in head_names(model)]
+    holds: dict[ModelFact, bool] = {
+        "linear classifier": all(isinstance(head, nn.Linear) and head.out_features > 1 for head in heads),
+        "learned position embedding": isinstance(getattr(model, "pos_embed", None), nn.Parameter),
+        "patch projection": isinstance(embed, PatchEmbed) and isinstance(embed.norm, nn.Identity),
+        "APRIL first block": any(isinstance(module, AprilBlock) for module in model.modules()),
+    }
+    return frozenset(fact for fact, is_true in holds.items() if is_true)

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,15 +19,16 @@ from timm.models import VisionTransformer
 from torch import Tensor
 
 from fedsim import models, plugins
+from fedsim.applicability import Setting
 from fedsim.attack import Attack
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
 from fedsim.defense import Defense
 from fedsim.errors import ScenarioError
-from fedsim.exchange import DefenseKnowledge, Normalization
+from fedsim.exchange import DefenseKnowledge, Normalization, Update
 from fedsim.plugins import PluginInfo
 from fedsim.scenario import Scenario, parse, select_clients, select_rounds
-from fedsim.seeds import seeded
+from fedsim.seeds import seeded, torch_generator
 
 
 def _changed(plugin: Attack | Defense) -> dict[str, Any]:
@@ -76,12 +77,21 @@ class PlannedAttack:
 
 @dataclass(frozen=True)
 class PlannedDefense:
-    """One defense of the scenario and the clients that carry it."""
+    """One defense of the scenario and the clients that carry it.
+
+    Args:
+        index: position in the scenario.
+        info: where the class comes from.
+        defense: the configured instance.
+        clients: who carries it.
+        adds_noise: whether it randomizes the update that is sent.
+    """
 
     index: int
     info: PluginInfo
     defense: Defense
     clients: frozenset[int]
+    adds_noise: bool = False
 
     @property
     def params(self) -> dict[str, Any]:
@@ -150,6 +160,33 @@ class Plan:
         """Return the defenses that a client carries, in order of application."""
         return tuple(planned for planned in self.defenses if client in planned.clients)
 
+    def setting_of(self, client: int, round: int) -> Setting:
+        """Return how the update of a simulated client in a round is made."""
+        training, steps = self.scenario.training, self.data.client_inputs(client, round, self.scenario.training)
+        pictures = len({one for step in steps for one in step})
+        return self._setting(pictures, min(training.batch_size, len(self.data.partition[client])), len(steps))
+
+    def setting_reported(self, update: Update) -> Setting:
+        """Return how an observed update was made, as far as the client's report and the scenario tell."""
+        training, pictures = self.scenario.training, update.num_examples or None
+        size = training.batch_size if pictures is None else min(training.batch_size, pictures)
+        steps: int | None = training.local_steps or 1
+        if training.local_epochs is not None:
+            steps = None if pictures is None else training.local_epochs * -(-pictures // size)
+        return self._setting(pictures, size, steps)
+
+    def _setting(self, pictures: int | None, batch_size: int, steps: int | None) -> Setting:
+        training = self.scenario.training
+        return Setting(
+            pictures,
+            batch_size,
+            training.shares,
+            steps,
+            training.optimizer,
+            bool(training.label_smoothing or training.mixup),
+            models.facts(self._skeleton),
+        )
+
     def cautions_of(self, client: int) -> tuple[str, ...]:
         """Return the doubts about a client: what its defenses state about themselves on this model, and a batch cut short."""
         stated = [
@@ -191,7 +228,25 @@ def make(scenario: Scenario) -> Plan:
     with seeded(scenario.seed, "defenses"):
         for planned in defenses:
             planned.defense.prepare_model(skeleton)
+    tensors = {name: parameter.detach() for name, parameter in skeleton.named_parameters()}
+    defenses = tuple(replace(d, adds_noise=_is_randomized(d.defense, tensors)) for d in defenses)
     return Plan(scenario, attacks, defenses, data, normalization, audit_rounds, audit_clients, skeleton.eval())
+
+
+def _is_randomized(defense: Defense, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether a defense turns one update into two different ones, drawing from two generators.
+
+    Found by trying, so that nobody needs to declare it. A defense that fails on the trial update counts as randomized:
+    what it does is unknown, and noise is the kind of defense whose success proves least.
+    """
+    update = Update(1, 0, "gradient", tensors, 1)
+    try:
+        if defense.budget(1) is not None:
+            return True
+        first, second = (defense.protect_update(update, torch_generator(seed, "trial")).tensors for seed in (0, 1))
+        return any(not torch.equal(tensor, second[name]) for name, tensor in first.items())
+    except Exception:  # noqa: BLE001  (a third party's code, whose failure on a real update is recorded where it happens)
+        return True
 
 
 def _check_mixup(scenario: Scenario, data: FederatedData) -> None:

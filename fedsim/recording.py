@@ -8,6 +8,7 @@
     rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
     artifacts/               findings (safetensors), picture strips and films (PNG)
     records.jsonl            one line per attempt: see `fedsim.audit`
+    calibrations.jsonl       one line per round and attack: see `fedsim.calibration`
 
 Files appear under their name only when complete (written aside, flushed, renamed). A line counts only when it ends with
 a newline; a half-written last line is cut off. So a kill at any moment leaves a folder that resumes.
@@ -153,6 +154,7 @@ class RunFolder:
         self.path = path
         self.rounds = JsonLines(path / "rounds.jsonl")
         self.records = JsonLines(path / "records.jsonl")
+        self.calibrations = JsonLines(path / "calibrations.jsonl")
         self._index = JsonLines(path / "captures" / "index.jsonl")
         self._entries: dict[str, dict[str, Any]] | None = None
         self._verified: set[str] = set()
@@ -177,6 +179,7 @@ class RunFolder:
         """
         lines.check(self.rounds.path, self.rounds.read(), lines.RoundLine)
         lines.check(self.records.path, self.records.read(), lines.RecordLine)
+        lines.check(self.calibrations.path, self.calibrations.read(), lines.CalibrationLine)
         lines.check(self._index.path, self._index.read(), lines.IndexLine)
 
     @classmethod

@@ -195,7 +195,9 @@ class AuditPart(_Part):
     """Which updates are attacked, how attempts are scored, and on how many processes.
 
     `rounds` is `all` or a list of round numbers, `last` among them. `processes: n` audits beside the training on n
-    worker processes; 0 audits in the process of the server, once training is over.
+    worker processes; 0 audits in the process of the server, once training is over. `calibrate` says when an expensive attack is
+    tried on unprotected updates of the auditor's own, which cheap ones always are: `auto`, where a verdict hangs on it; `all`;
+    `none`.
     """
 
     rounds: Annotated[
@@ -204,6 +206,7 @@ class AuditPart(_Part):
     clients: Selector = "all"
     metrics: list[Metric] = ["psnr", "ssim", "label_recall"]
     processes: Annotated[int, Field(ge=0), _NO_BOOLEAN] = 1
+    calibrate: Literal["auto", "all", "none"] = "auto"
 
     @pydantic.field_validator("rounds", "clients", "metrics")
     @classmethod

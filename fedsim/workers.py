@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedsim import assessment, attempt
+from fedsim import assessment, attempt, calibration
 from fedsim import plan as planning
 from fedsim.assessment import Record, Task
 from fedsim.errors import FedsimError
@@ -82,6 +82,14 @@ def assess(task: Task, partner: int | None) -> Record:
     assert _work is not None
     _work.folder.refresh()
     return assessment.assess(_work.plan, _work.folder, task, partner)
+
+
+def calibrate(task: Task) -> Record:
+    """Return the line of the calibration of an attack in a round, at the global weights of the task's client."""
+    assert _work is not None
+    _work.folder.refresh()
+    planned = _work.plan.attacks[task.attack]
+    return calibration.calibrate(_work.plan, _work.folder, task.round, task.client, planned)
 
 
 def _send(steps: Connection, task: Task, step: Step) -> None:

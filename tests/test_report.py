@@ -12,7 +12,7 @@ from fedsim import yaml_loader
 from fedsim.errors import RunFolderError
 from fedsim.report import plots, render
 from fedsim.report.evidence import Record, read
-from fedsim.report.ratings import scale
+from fedsim.metrics.ratings import scale
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,7 +15,7 @@ from fedsim.metrics.skill import skill
 from fedsim.report import glance, tables
 from fedsim.report.doubts import Cautions, limits
 from fedsim.report.evidence import Evidence, Record, Round
-from fedsim.report.ratings import SCALES, rate, scale, worst
+from fedsim.metrics.ratings import SCALES, rate, scale, worst
 from fedsim.report.summaries import Naming, by_client, by_defense
 
 

@@ -32,6 +32,7 @@ class SmoothInversion(Attack):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"normalization"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"images"})
+    is_cheap: ClassVar[bool] = True
 
     smoothness: float = 0.1
     refinements: int = 3

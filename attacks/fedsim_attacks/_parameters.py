@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim_attacks._polish import Polish, Products
 from fedsim_attacks._steps import Optimizer, Schedule
@@ -79,6 +80,7 @@ class Parameters(Attack):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size", "normalization"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"images", "labels"})
+    applies: ClassVar[Applicability] = Applicability()
 
     distance: Distance = "cosine"
     matching: float = 1.0
@@ -144,6 +146,11 @@ class Parameters(Attack):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}.")
         self._check_together()
+
+    @property
+    def applicability(self) -> Applicability:
+        """See `Attack.applicability`; a term of the position embedding needs one."""
+        return replace(self.applies, model=("learned position embedding",)) if self.positions else self.applies
 
     def _check_together(self) -> None:
         if not self.matching and not self.positions:

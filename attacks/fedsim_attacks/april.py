@@ -27,6 +27,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from fedsim.applicability import Applicability
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
 from fedsim_attacks import _april_system
@@ -83,6 +84,9 @@ class April(SmoothInversion):
     citation: ClassVar[str] = (
         "Lu et al. APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers. CVPR 2022. "
         "https://arxiv.org/abs/2112.14087"
+    )
+    applies: ClassVar[Applicability] = Applicability(
+        pictures=1, steps=1, model=("APRIL first block", "learned position embedding", "patch projection")
     )
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:

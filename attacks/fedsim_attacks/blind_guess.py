@@ -37,6 +37,7 @@ class BlindGuess(Attack):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"images", "labels"})
+    is_cheap: ClassVar[bool] = True
     is_control: ClassVar[bool] = True
 
     guess: Literal["grey", "mean", "sample"] = "grey"

@@ -26,6 +26,7 @@ from typing import ClassVar
 
 import torch
 
+from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.exchange import Finding, Observation
 from fedsim_attacks._features import RecoveredFeatures, recover_features
@@ -50,6 +51,8 @@ class HeadFeatures(Attack):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"labels", "features"})
+    applies: ClassVar[Applicability] = Applicability(steps=1, model=("linear classifier",))
+    is_cheap: ClassVar[bool] = True
 
     references: int = 64
     restarts: int = 6

@@ -25,6 +25,7 @@ from typing import ClassVar
 
 import torch
 
+from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.exchange import Finding, Observation
 from fedsim_attacks._labels import count_labels
@@ -45,6 +46,8 @@ class LabelCount(Attack):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"labels"})
+    applies: ClassVar[Applicability] = Applicability(soft_labels=False, model=("linear classifier",))
+    is_cheap: ClassVar[bool] = True
 
     references: int = 64
 

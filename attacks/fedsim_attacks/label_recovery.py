@@ -37,6 +37,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
+from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
@@ -92,6 +93,8 @@ class LabelRecovery(Attack):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"labels"})
+    applies: ClassVar[Applicability] = Applicability(soft_labels=False, model=("linear classifier",))
+    is_cheap: ClassVar[bool] = True
 
     rule: Literal["auto", "count", PublishedRule] = "auto"
     references: int = 64
@@ -102,6 +105,11 @@ class LabelRecovery(Attack):
             raise ValueError(f"rule: expected one of {', '.join(allowed)}, got {self.rule}.")
         if self.references < 2:
             raise ValueError(f"references: expected at least 2, got {self.references}.")
+
+    @property
+    def applicability(self) -> Applicability:
+        """See `Attack.applicability`; iDLG reads the label of one picture."""
+        return replace(self.applies, pictures=1) if self.rule in ("idlg", "idlg_bias") else self.applies
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Read the labels; draws the reference pictures where no auxiliary data is used."""

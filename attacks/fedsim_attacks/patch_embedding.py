@@ -33,6 +33,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from fedsim.applicability import Applicability
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
 from fedsim_attacks import _patch_system
@@ -94,6 +95,9 @@ class PatchEmbedding(SmoothInversion):
     citation: ClassVar[str] = (
         "Patch-embedding inversion, this project; after Lu et al. APRIL: Finding the Achilles' Heel on Privacy for Vision "
         "Transformers. CVPR 2022. https://arxiv.org/abs/2112.14087"
+    )
+    applies: ClassVar[Applicability] = Applicability(
+        pictures=1, model=("learned position embedding", "patch projection")
     )
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:

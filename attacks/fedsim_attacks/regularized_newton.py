@@ -31,6 +31,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from fedsim import progress
+from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Film, Finding, Labels, Normalization, Observation
@@ -83,6 +84,7 @@ class RegularizedNewton(Attack):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size", "normalization"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"images", "labels"})
+    applies: ClassVar[Applicability] = Applicability(pictures=2, steps=1)
 
     positions: float = 10.0
     trials: int = 6

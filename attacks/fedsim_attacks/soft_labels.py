@@ -30,6 +30,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
@@ -83,6 +84,8 @@ class SoftLabels(Attack):
     )
     needs: ClassVar[frozenset[Need]] = frozenset()
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"labels", "features"})
+    applies: ClassVar[Applicability] = Applicability(pictures=1, steps=1, model=("linear classifier",))
+    is_cheap: ClassVar[bool] = True
 
     layer_norm: bool = True
 

@@ -27,11 +27,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from fedsim.defense import Defense, PrivacyBudget
+from fedsim.defense import MEANINGFUL_EPSILON, Defense, PrivacyBudget
 from fedsim.exchange import Update
 from fedsim_defenses._accounting import gaussian_epsilon
-
-_MEANINGLESS_EPSILON = 10.0  # e^10: an event may become 22,000 times as likely
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,7 @@ class DPNoise(Defense):
         if budget is None:
             return ("Clipping without noise scales the update and hides nothing: no guarantee.",)
         found = ["The noise is drawn from the scenario's seed; a deployment needs randomness that nobody can repeat."]
-        if budget.epsilon > _MEANINGLESS_EPSILON:
+        if budget.epsilon > MEANINGFUL_EPSILON:
             found.append(
                 f"Epsilon is {budget.epsilon:.3g} after one round (delta {self.delta:g}, {self.neighbors}): no "
                 "meaningful guarantee, whatever the attacks tried here achieve."

@@ -21,7 +21,7 @@ from fedsim.metrics import blind, feature, image, label
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.feature import Features
 from fedsim.metrics.matching import match
-from fedsim.metrics.skill import Direction
+from fedsim.metrics.skill import FLOORS, Direction, skill
 from fedsim.metrics.unavailable import MetricUnavailableError
 
 HeadInputs = Callable[[], Features]
@@ -46,6 +46,28 @@ class Score:
     per_example: tuple[float, ...] | None
     worse: Direction
     unavailable: str | None = None
+
+
+@dataclass(frozen=True)
+class BestExample:
+    """The picture of a batch that a finding shows best, beside controls of the same picture.
+
+    A mean over a batch hides it: one exact copy among 500 pictures raises their mean by little.
+
+    Args:
+        index: which of the true pictures.
+        value: its score.
+        control: the score of the best blind guess of it that looks at no update.
+        floor: the score of its own mean color; None where that is unknown.
+        luck: skill of the best picture of the same attack on another client's update; 0 where there is none, or where it is
+            below a blind guess.
+    """
+
+    index: int
+    value: float
+    control: float
+    floor: float | None
+    luck: float
 
 
 @dataclass(frozen=True)
@@ -207,6 +229,28 @@ def controls(
     Raises:
         ValueError: see `score`.
     """
+    return control_values(names, control_scores(names, truth, auxiliary, wrong, head_inputs), truth, auxiliary)
+
+
+def control_values(
+    names: Sequence[str], scored: Mapping[str, Mapping[str, Score]], truth: Truth, auxiliary: Auxiliary | None
+) -> dict[str, Scores]:
+    """Return the values of scored controls, and `chance`, which is an expectation and guesses for no batch."""
+    found = {control: _values(scores) for control, scores in scored.items()}
+    if auxiliary is not None and "label_recall" in names:
+        chance = blind.expected_recall(len(truth.labels), blind.frequencies(auxiliary.labels))
+        found["chance"] = {"label_recall": chance}
+    return {control: values for control, values in found.items() if values}
+
+
+def control_scores(
+    names: Sequence[str],
+    truth: Truth,
+    auxiliary: Auxiliary | None,
+    wrong: Finding | None,
+    head_inputs: HeadInputs = _unknown_inputs,
+) -> dict[str, dict[str, Score]]:
+    """Return the controls that guess for a batch, with one value per true picture where there is one; see `controls`."""
     _check_names(names)
     originals = _pixels(truth.images)
     pictures = {"grey": blind.grey(originals), "own_mean": blind.own_mean(originals)}
@@ -214,33 +258,57 @@ def controls(
         pictures["dataset_mean"] = _pixels(blind.dataset_mean(originals, auxiliary.image))
     image_names = [name for name in names if METRICS[name].recovers == "images"]
     found = {
-        control: _values({name: _image_score(name, guesses, originals) for name in image_names})
+        control: {name: _image_score(name, guesses, originals) for name in image_names}
         for control, guesses in pictures.items()
     }
     if auxiliary is not None and auxiliary.features is not None and "feature_error" in names:
         rows = auxiliary.features.expand(len(originals), -1)
-        found["dataset_mean"] |= _values({"feature_error": _set_score("feature_error", rows, truth, head_inputs)})
+        found["dataset_mean"] |= {"feature_error": _set_score("feature_error", rows, truth, head_inputs)}
     if wrong is not None:
-        found["wrong_update"] = _values(score(names, wrong, truth, head_inputs))
+        found["wrong_update"] = score(names, wrong, truth, head_inputs)
     if auxiliary is not None:
         found |= _label_controls(names, truth, auxiliary)
-    return {control: values for control, values in found.items() if values}
+    return found
 
 
-def _label_controls(names: Sequence[str], truth: Truth, auxiliary: Auxiliary) -> dict[str, Scores]:
+def best_examples(scores: Mapping[str, Score], controls: Mapping[str, Mapping[str, Score]]) -> dict[str, BestExample]:
+    """Return the picture that is farthest beyond its own blind controls, by metric.
+
+    Args:
+        scores: of the finding.
+        controls: of the same batch; see `control_scores`.
+    """
+    found = {}
+    for name, own in scores.items():
+        examples = {c: s[name].per_example for c, s in controls.items() if name in s}
+        blind_ones = [values for c, values in examples.items() if values and c not in {*FLOORS, "wrong_update"}]
+        if METRICS[name].recovers != "images" or own.per_example is None or not blind_ones:
+            continue
+        best = [(max if own.worse == "higher" else min)(values) for values in zip(*blind_ones, strict=True)]
+        skills = [skill(value, control, own.worse) for value, control in zip(own.per_example, best, strict=True)]
+        index = max(range(len(skills)), key=skills.__getitem__)
+        floors = [values[index] for c, values in examples.items() if values and c in FLOORS]
+        wrong = examples.get("wrong_update") or ()
+        luck = max((skill(value, control, own.worse) for value, control in zip(wrong, best, strict=False)), default=0.0)
+        found[name] = BestExample(
+            index, own.per_example[index], best[index], floors[0] if floors else None, max(0.0, luck)
+        )
+    return found
+
+
+def _label_controls(names: Sequence[str], truth: Truth, auxiliary: Auxiliary) -> dict[str, dict[str, Score]]:
     frequencies, classes = blind.frequencies(auxiliary.labels), auxiliary.num_classes
     known = {"prior": frequencies, "uniform": blind.uniform(auxiliary.labels)}
     rows = {"prior": frequencies, "uniform": dict.fromkeys(range(classes), 1 / classes)}
-    found: dict[str, Scores] = {}
+    found: dict[str, dict[str, Score]] = {}
     for control in known:
         scores = found.setdefault(control, {})
         if "label_recall" in names:
-            scores["label_recall"] = blind.blind_recall(truth.labels, known[control])
+            recall = blind.blind_recall(truth.labels, known[control])
+            scores["label_recall"] = Score(recall, None, METRICS["label_recall"].worse)
         if "soft_label_error" in names:
             guess = blind.same_label(rows[control], len(truth.labels), classes)
-            scores |= _values({"soft_label_error": _set_score("soft_label_error", guess, truth, _unknown_inputs)})
-    if "label_recall" in names:
-        found["chance"] = {"label_recall": blind.expected_recall(len(truth.labels), frequencies)}
+            scores["soft_label_error"] = _set_score("soft_label_error", guess, truth, _unknown_inputs)
     return found
 
 

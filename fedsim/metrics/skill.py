@@ -8,11 +8,36 @@ from typing import Literal, NamedTuple
 Direction = Literal["higher", "lower"]
 
 
+FLOORS = frozenset({"own_mean"})
+"""Controls that know something of the truth, so that they are no blind guess: each picture's own mean color."""
+
+CONTROL_TITLES = {
+    "grey": "mid-grey",
+    "own_mean": "own mean color, known from the truth: a floor",
+    "dataset_mean": "mean of other data",
+    "wrong_update": "same attack on another client's update",
+    "prior": "class frequencies of other data",
+    "uniform": "list of classes",
+    "chance": "mean recall of a guess from class frequencies",
+}
+"""What each control of a record is, for people."""
+
+
 class Control(NamedTuple):
-    """One blind guess and its score."""
+    """One control and its score."""
 
     name: str
     value: float
+
+
+def blind(controls: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    """Return the controls that know nothing of the truth."""
+    return {name: values for name, values in controls.items() if name not in FLOORS}
+
+
+def floor_control(metric: str, controls: Mapping[str, Mapping[str, float]], worse: Direction) -> Control | None:
+    """Return the best control that knows something of the truth; None when none has the metric."""
+    return best_control(metric, {name: values for name, values in controls.items() if name in FLOORS}, worse)
 
 
 def best_control(metric: str, controls: Mapping[str, Mapping[str, float]], worse: Direction) -> Control | None:

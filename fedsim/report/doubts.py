@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedsim.metrics.ratings import scale
 from fedsim.report.evidence import Evidence, Record
-from fedsim.report.glance import KINDS, Entry, clients_named, enumerated
-from fedsim.report.ratings import scale
-from fedsim.report.summaries import NO_DEFENSE, Naming, Summary
+from fedsim.report.glance import clients_named, enumerated
+from fedsim.report.summaries import Naming, Summary
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _FEW = 10
@@ -83,12 +83,11 @@ def _pattern(text: str) -> str:
     return _NUMBER.sub("#", text)
 
 
-def limits(evidence: Evidence, summaries: Sequence[Summary], lines: Sequence[Entry]) -> list[str]:
+def limits(evidence: Evidence, summaries: Sequence[Summary]) -> list[str]:
     """Return what this run cannot show, one sentence each."""
     return [
         *_unfinished(evidence),
         *_unaudited(evidence),
-        *_unproven(lines),
         *_unavailable(summaries),
         *_few_examples(summaries),
     ]
@@ -108,24 +107,6 @@ def _unaudited(evidence: Evidence) -> list[str]:
     if not audited or not missing:
         return []
     return [f"No record of {clients_named(missing)}: not audited, or never sampled. That says nothing about leakage."]
-
-
-def _unproven(lines: Sequence[Entry]) -> list[str]:
-    """Name the attacks that got nowhere: that may be the defenses, or an attack that does not work here at all."""
-    found = []
-    for kind in KINDS:
-        # A control is meant to get nowhere.
-        looking = [line for line in lines if line.kind == kind and not line.summary.is_control]
-        for attack in dict.fromkeys(line.summary.attack for line in looking):
-            own = [line for line in looking if line.summary.attack == attack]
-            if {line.rating for line in own} == {"held"}:
-                is_defended = all(line.summary.defenses != NO_DEFENSE for line in own)
-                advice = " A client without defenses would show it." if is_defended else ""
-                found.append(
-                    f"{attack} recovered {kind} of no client, so nothing in this run shows that it can work on this "
-                    f"model at all.{advice}"
-                )
-    return found
 
 
 def _unavailable(summaries: Sequence[Summary]) -> list[str]:

@@ -36,6 +36,8 @@ class PluginUse(_Line):
     distribution: str | None = None
     citation: str | None = None
     is_control: bool = False
+    recovers: tuple[str, ...] = ()
+    adds_noise: bool = False
 
 
 class RecordedScore(_Line):
@@ -70,6 +72,16 @@ class RecordedFilm(_Line):
         return self
 
 
+class BestExample(_Line):
+    """The picture of a batch that a finding shows best, beside controls of the same picture."""
+
+    index: int
+    value: float
+    control: float
+    floor: float | None = None
+    luck: float = 0.0
+
+
 class Record(_Line):
     """One line of records.jsonl: one attack on one client's update of one round."""
 
@@ -80,8 +92,10 @@ class Record(_Line):
     defenses: tuple[PluginUse, ...] = ()
     grants: tuple[str, ...] = ()
     status: Literal["found", "failed", "refused"]
+    inapplicable: tuple[str, ...] | None = None
     scores: dict[str, RecordedScore] = {}
     controls: dict[str, dict[str, float]] = {}
+    best_example: dict[str, BestExample] = {}
     cautions: tuple[str, ...] = ()
     message: str | None = None
     trace: dict[str, Any] = {}
@@ -89,6 +103,20 @@ class Record(_Line):
     seed: int | None = None
     artifacts: dict[str, str] = {}
     film: RecordedFilm | None = None
+
+
+class Calibration(_Line):
+    """One line of calibrations.jsonl: one attack on updates that the auditor made itself, without a defense."""
+
+    round: int
+    attack: PluginUse
+    status: Literal["found", "failed", "refused"]
+    message: str | None = None
+    pictures: int = 0
+    updates: int = 0
+    scores: dict[str, RecordedScore] = {}
+    controls: dict[str, dict[str, float]] = {}
+    best_example: dict[str, BestExample] = {}
 
 
 class Budget(_Line):
@@ -111,7 +139,7 @@ class Round(_Line):
     seconds: float | None = None
 
 
-_AnyLine = TypeVar("_AnyLine", Record, Round)
+_AnyLine = TypeVar("_AnyLine", Record, Round, Calibration)
 
 
 @dataclass(frozen=True)
@@ -126,6 +154,7 @@ class Evidence:
         rounds: lines of rounds.jsonl, by round.
         records: lines of records.jsonl, by round and client.
         notes: what is missing or damaged, one sentence each.
+        calibrations: lines of calibrations.jsonl, by round.
     """
 
     folder: Path
@@ -135,6 +164,7 @@ class Evidence:
     rounds: tuple[Round, ...]
     records: tuple[Record, ...]
     notes: tuple[str, ...]
+    calibrations: tuple[Calibration, ...] = ()
 
     @property
     def name(self) -> str:
@@ -188,6 +218,8 @@ def read(folder: Path) -> Evidence:
     environment = _environment(folder / "environment.json", notes)
     rounds = _lines(folder / "rounds.jsonl", Round, notes)
     records = [] if _is_without_audit(folder, scenario) else _lines(folder / "records.jsonl", Record, notes)
+    calibrated = folder / "calibrations.jsonl"
+    calibrations = _lines(calibrated, Calibration, notes) if calibrated.exists() else []
     return Evidence(
         folder=folder,
         scenario=scenario,
@@ -196,6 +228,7 @@ def read(folder: Path) -> Evidence:
         rounds=tuple(sorted(rounds, key=lambda line: line.round)),
         records=tuple(sorted(records, key=lambda line: (line.round, line.client))),
         notes=tuple(notes),
+        calibrations=tuple(sorted(calibrations, key=lambda line: line.round)),
     )
 
 

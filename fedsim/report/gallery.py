@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from PIL import Image, UnidentifiedImageError
 
+from fedsim.metrics.ratings import scale
 from fedsim.pictures import GAP
 from fedsim.report.evidence import Evidence, Record
-from fedsim.report.ratings import scale
-from fedsim.report.summaries import Naming, scored
+from fedsim.report.scores import scored
+from fedsim.report.summaries import Naming
 
 _SHOWN_SIDE = 96
 _STORED_SIDE = 128
@@ -94,8 +95,13 @@ class Display:
         return any(panel.films or any(strip.count > 2 for strip in panel.strips) for panel in self.panels)
 
 
-def displays(evidence: Evidence) -> tuple[list[Display], list[str]]:
-    """Return the pictures of each client in its first and its last audited round, and notes on missing files."""
+def displays(evidence: Evidence, deciding: Mapping[int, Collection[int]]) -> tuple[list[Display], list[str]]:
+    """Return the pictures of each client in its first and last audited round and those that decide, and notes on missing files.
+
+    Args:
+        evidence: what the run folder holds.
+        deciding: client -> the rounds that decide its verdicts.
+    """
     naming, notes = Naming(evidence.records), list[str]()
     with_pictures = [record for record in evidence.records if "originals" in record.artifacts]
     if not with_pictures:
@@ -106,7 +112,7 @@ def displays(evidence: Evidence) -> tuple[list[Display], list[str]]:
         rounds = sorted({record.round for record in own})
         panels = [
             _panel(evidence.folder, naming, [record for record in own if record.round == round], notes)
-            for round in dict.fromkeys((rounds[0], rounds[-1]))
+            for round in sorted({rounds[0], rounds[-1], *deciding.get(client, ())} & set(rounds))
         ]
         found.append(Display(client, naming.defenses(own[0]), tuple(panels)))
     return found, list(dict.fromkeys(notes))

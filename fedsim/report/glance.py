@@ -1,14 +1,17 @@
-"""Leakage at a glance: one line per client, attack and kind of finding, and one sentence above them."""
+"""Leakage at a glance: one line per client, attack and kind of finding, a verdict per client, and one sentence above them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fedsim.metrics.ratings import scale
 from fedsim.report.evidence import Evidence
-from fedsim.report.ratings import Rating, scale, worst
-from fedsim.report.summaries import NO_DEFENSE, Summary
+from fedsim.report.summaries import NO_DEFENSE, Peak, Summary
+from fedsim.report.verdicts import KINDS, Verdict, kind_of, worst
+
+_KIND_OF_FIELD = {"images": "pictures", "labels": "labels", "features": "features"}
 
 
 @dataclass(frozen=True)
@@ -18,49 +21,88 @@ class Entry:
     Args:
         client: partition number.
         summary: the metric that is shown.
-        kind: `pictures`, `labels`, `soft labels`, `features` or `other`; `nothing` when no attempt was scored.
-        rating: the worst verdict over the metrics of the kind.
+        kind: `pictures`, `labels`, `soft labels`, `features` or `other`; `nothing` when no attempt was scored and the record
+            does not say what the attack is after.
+        verdict: the worst over the metrics of the kind; one that shows a leak decides, else one that has a value.
+        reason: why, where no leak was found.
         decisive: another metric that is worse than the one shown.
     """
 
     client: int
     summary: Summary
     kind: str
-    rating: Rating
+    verdict: Verdict
+    reason: str
     decisive: Summary | None
 
+    @property
+    def judge(self) -> Summary:
+        """The metric that decides the verdict."""
+        return self.decisive or self.summary
 
-KINDS = ("pictures", "labels", "soft labels", "features")
-"""What an attack may recover, the gravest first."""
+
+@dataclass(frozen=True)
+class ClientVerdict:
+    """What may be claimed of one client.
+
+    Args:
+        verdict: the worst over the kinds of what may leak.
+        kinds: kind -> the verdict of the attack that got farthest; one that is known to work and found nothing outweighs those
+            that cannot tell.
+    """
+
+    verdict: Verdict
+    kinds: Mapping[str, Verdict]
 
 
 def entries(summaries: Sequence[Summary]) -> list[Entry]:
     """Return the lines of the table, client by client, from the summaries by client."""
     groups: dict[tuple[int, str, str, str], list[Summary]] = {}
     for summary in summaries:
-        kind = "nothing" if summary.metric is None else _kind(summary.metric)
-        groups.setdefault((summary.clients[0], summary.defenses, summary.attack, kind), []).append(summary)
+        for kind in _kinds(summary):
+            groups.setdefault((summary.clients[0], summary.defenses, summary.attack, kind), []).append(summary)
     return [_entry(client, kind, members) for (client, _, _, kind), members in groups.items()]
 
 
-def _kind(metric: str) -> str:
-    recovers = scale(metric).recovers
-    return "pictures" if recovers == "images" else recovers
+def _kinds(summary: Summary) -> list[str]:
+    if summary.metric is not None:
+        return [kind_of(summary.metric)]
+    return [_KIND_OF_FIELD[field] for field in summary.recovers if field in _KIND_OF_FIELD] or ["nothing"]
 
 
 def _entry(client: int, kind: str, members: Sequence[Summary]) -> Entry:
     shown = next((summary for summary in members if summary.mean is not None), members[0])
-    rating = worst(summary.rating for summary in members)
-    judge = next(summary for summary in members if summary.rating == rating)
-    return Entry(client, shown, kind, rating, None if shown.rating == rating else judge)
+    leaking = [summary for summary in members if summary.verdict in ("leaks", "partial")]
+    # A metric that is unavailable, or shown and not rated, takes nothing from what another one shows.
+    rated = [summary for summary in members if summary.level != "unrated"]
+    verdict = worst(summary.verdict for summary in leaking or rated or members)
+    judge = next(summary for summary in leaking or rated or members if summary.verdict == verdict)
+    decisive = judge if leaking and shown.verdict != verdict else None
+    return Entry(client, shown, kind, verdict, judge.reason, decisive)
 
 
-def client_ratings(lines: Iterable[Entry]) -> dict[int, Rating]:
-    """Return the worst verdict of each client."""
-    found: dict[int, Rating] = {}
+def client_verdicts(lines: Iterable[Entry]) -> dict[int, ClientVerdict]:
+    """Return the verdict of each client; controls, which look at no update, say nothing."""
+    found: dict[int, dict[str, list[Verdict]]] = {}
     for line in lines:
-        found[line.client] = worst([found.get(line.client, "unrated"), line.rating])
-    return found
+        kinds = found.setdefault(line.client, {})
+        if not line.summary.is_control:
+            kinds.setdefault(line.kind, []).append(line.verdict)
+    verdicts = {}
+    for client, kinds in found.items():
+        by_kind = {kind: _farthest(verdicts) for kind, verdicts in kinds.items()}
+        verdicts[client] = ClientVerdict(worst(by_kind.values()), by_kind)
+    return verdicts
+
+
+def _farthest(verdicts: Sequence[Verdict]) -> Verdict:
+    order: tuple[Verdict, ...] = ("leaks", "partial", "resisted", "inconclusive")
+    return min(verdicts, key=order.index)
+
+
+def overall(lines: Iterable[Entry]) -> Verdict:
+    """Return the verdict of the whole run: the worst of all clients; `inconclusive` where nothing was attacked."""
+    return worst(client.verdict for client in client_verdicts(lines).values())
 
 
 def enumerated(words: Iterable[object]) -> str:
@@ -76,31 +118,76 @@ def clients_named(numbers: Sequence[int]) -> str:
 
 def headline(evidence: Evidence, lines: Sequence[Entry]) -> str:
     """Return the result in one sentence: the gravest kind of finding, and the others in short."""
-    rated = [(kind, [line for line in lines if line.kind == kind and line.rating != "unrated"]) for kind in KINDS]
-    known = [(kind, own) for kind, own in rated if own]
+    looking = [line for line in lines if not line.summary.is_control]
+    known = [(kind, own) for kind in KINDS if (own := [line for line in looking if line.kind == kind])]
     if known:
-        return f"{_claim(known[0][1], known[0][0])}{''.join(_too(own, kind) for kind, own in known[1:])}."
+        leaking = [kind for kind, own in known if worst(line.verdict for line in own) in ("leaks", "partial")]
+        main = leaking[0] if leaking else known[0][0]
+        rest = [(kind, own) for kind, own in known if kind != main]
+        return f"{_claim(dict(known)[main], main)}{''.join(_too(own, kind) for kind, own in rest)}."
     if not evidence.records:
         return (
             "No attack has been recorded yet." if evidence.is_audited else "The scenario names no attack to audit with."
         )
+    if not looking:
+        return "Inconclusive: only controls were run, and they look at no update."
     failed, refused = (sum(record.status == s for record in evidence.records) for s in ("failed", "refused"))
     found = len(evidence.records) - failed - refused
     if found:
-        return f"Attacks returned {found} finding{'s' if found != 1 else ''}, none of which could be rated."
-    return f"No attack returned a finding: {failed} failed and {refused} were refused."
+        return (
+            f"Inconclusive: attacks returned {found} finding{'s' if found != 1 else ''}, none of which could be rated."
+        )
+    return f"Inconclusive: no attack returned a finding; {failed} failed and {refused} were refused."
+
+
+def _by_verdict(lines: Sequence[Entry], kind: str) -> dict[Verdict, list[int]]:
+    found: dict[Verdict, list[int]] = {}
+    for client, verdict in client_verdicts(lines).items():
+        found.setdefault(verdict.kinds[kind], []).append(client)
+    return found
 
 
 def _claim(lines: Sequence[Entry], kind: str) -> str:
-    total = len({line.client for line in lines})
-    rating = worst(line.rating for line in lines)
-    hit = [line for line in lines if line.rating == rating]
-    count = len({line.client for line in hit})
-    if rating not in ("leaks", "partial"):
-        return f"None of {_counted(total)} leaks its {kind}: {_reach(lines)}"
-    verb, whose = ("leaks", "its") if count == 1 else ("leak", "their")
-    part = "part of " if rating == "partial" else ""
-    return f"{count} of {_counted(total)} {verb} {part}{whose} {kind}: {_who(hit)}, {_reach(hit)}"
+    clients = _by_verdict(lines, kind)
+    total = sum(len(numbers) for numbers in clients.values())
+    parts = []
+    for verdict, part in (("leaks", ""), ("partial", "part of ")):
+        numbers = clients.get(verdict, [])  # type: ignore[call-overload]
+        if numbers:
+            hit = [line for line in lines if line.client in numbers and line.verdict == verdict]
+            verb, whose = ("leaks", "its") if len(numbers) == 1 else ("leak", "their")
+            counted = str(len(numbers)) if parts else f"{len(numbers)} of {_counted(total)}"
+            parts.append(f"{counted} {verb} {part}{whose} {kind}: {_who(hit)}, {_reach(hit)}")
+    resisted, unknown = clients.get("resisted", []), clients.get("inconclusive", [])
+    if not parts and not resisted:
+        return f"Inconclusive for the {kind} of {_all(total)}: {_why(lines, unknown)}"
+    if resisted:
+        attacks = dict.fromkeys(
+            line.summary.attack for line in lines if line.client in resisted and line.verdict == "resisted"
+        )
+        counted = str(len(resisted)) if parts else f"No leak of {kind} was found: {len(resisted)} of {_counted(total)}"
+        parts.append(f"{counted} resisted {enumerated(attacks)}")
+    if unknown:
+        is_are = "is" if len(unknown) == 1 else "are"
+        parts.append(f"{len(unknown)} {is_are} inconclusive ({clients_named(unknown)}; {_why(lines, unknown)})")
+    return "; ".join(parts)
+
+
+def _all(total: int) -> str:
+    return "the only client" if total == 1 else f"all {total} clients"
+
+
+def _why(lines: Sequence[Entry], clients: Sequence[int]) -> str:
+    """Return the most frequent reason of these clients' inconclusive lines, with the attack that it is about."""
+    reasons: dict[tuple[str, str], int] = {}
+    for line in lines:
+        if line.client in clients and line.verdict == "inconclusive":
+            key = (line.summary.attack, line.reason)
+            reasons[key] = reasons.get(key, 0) + 1
+    attack, reason = max(reasons, key=lambda key: reasons[key])
+    others = len({key[1] for key in reasons}) - 1
+    more = f", and {others} more reason{'s' if others != 1 else ''} below" if others else ""
+    return f"{attack}: {reason.partition(';')[0].rstrip('.')}{more}"
 
 
 def _counted(clients: int) -> str:
@@ -108,9 +195,19 @@ def _counted(clients: int) -> str:
 
 
 def _too(lines: Sequence[Entry], kind: str) -> str:
-    total = len({line.client for line in lines})
-    hit = [line.client for line in lines if line.rating == "leaks"]
-    return f"; {kind} leak from {len(set(hit)) or 'none'} of {total}"
+    clients = _by_verdict(lines, kind)
+    total = sum(len(numbers) for numbers in clients.values())
+    said = [f"{kind} leak from {len(clients['leaks'])} of {total}"] if "leaks" in clients else []
+    words: tuple[tuple[Verdict, str], ...] = (
+        ("partial", "leak in part from"),
+        ("resisted", "resisted for"),
+        ("inconclusive", "inconclusive for"),
+    )
+    for verdict, word in words:
+        if verdict in clients:
+            count = f"{len(clients[verdict])}" + ("" if said else f" of {total}")
+            said.append(f"{word} {count}" if said else f"{kind} {word} {count}")
+    return f"; {', '.join(said)}"
 
 
 def _who(hit: Sequence[Entry]) -> str:
@@ -126,16 +223,23 @@ def _who(hit: Sequence[Entry]) -> str:
 
 
 def _reach(lines: Sequence[Entry]) -> str:
-    """Return how far the strongest attempt gets, and what a blind guess gets there."""
-    top = max((line.decisive or line.summary for line in lines), key=_severity)
+    """Return how far the strongest attempt gets, what the best blind guess gets there, and the floor."""
+    top = max((line.judge for line in lines), key=_severity)
     written = scale(str(top.metric))
-    value, control = top.mean, top.best.value if top.best else None
+    value, control, floor = top.mean, top.best.value if top.best else None, top.floor.value if top.floor else None
     if top.peak and top.peak.control is not None:
-        value, control = top.peak.value, top.peak.control
+        value, control, floor = _shown(top.peak)
     assert value is not None and control is not None
     title = written.title if written.recovers == "images" else written.title.removeprefix("Label ").lower()
     way = "down" if top.worse == "lower" else "up"
-    return f"{way} to {written.write(value)} {title} where a blind guess reaches {written.write(control)}"
+    said = f"{way} to {written.write(value)} {title} where the best blind guess reaches {written.write(control)}"
+    return said if floor is None else f"{said} (own mean color, a floor known from the truth: {written.write(floor)})"
+
+
+def _shown(peak: Peak) -> tuple[float, float | None, float | None]:
+    if peak.example is not None:
+        return peak.example.value, peak.example.control, peak.example.floor
+    return peak.value, peak.control, peak.floor
 
 
 def _severity(summary: Summary) -> float:

@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
+from fedsim.metrics.ratings import Scale, scale
 from fedsim.report.evidence import Record, Round
-from fedsim.report.ratings import Scale, scale
-from fedsim.report.summaries import NO_DEFENSE, Naming, Scored, mean_controls, rated_by, scored
+from fedsim.report.scores import Scored, rated_by, scored
+from fedsim.report.summaries import NO_DEFENSE, Naming, mean_controls
 
 # Okabe and Ito's palette: told apart with any color vision; line styles and markers say the same again.
 _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

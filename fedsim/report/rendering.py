@@ -11,16 +11,15 @@ import jinja2
 from markupsafe import Markup
 
 from fedsim.recording import write_atomically
-from fedsim.report import evidence, tables
+from fedsim.report import evidence, summary, tables
 from fedsim.report.figure import overview
-from fedsim.report.gallery import displays
 from fedsim.report.view import context
 
 _TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
 def render(folder: Path) -> Path:
-    """Write the report of a run into its folder, tables and a figure too; returns the path of report.html.
+    """Write the report of a run into its folder, summary, tables and a figure too; returns the path of report.html.
 
     The same folder gives the same bytes. Whatever is missing or damaged is said in the report.
 
@@ -34,9 +33,10 @@ def render(folder: Path) -> Path:
     values = context(found)
     page = folder / "report.html"
     write_atomically(folder / "report.md", _markdown().get_template("report.md.j2").render(values))
+    write_atomically(folder / "summary.json", summary.as_json(found))
     for name, content in tables.csv_files(found).items():
         write_atomically(folder / "tables" / name, content)
-    picture = overview(displays(found)[0])
+    picture = overview(values["displays"])
     if picture is not None:
         write_atomically(folder / "figures" / "overview.png", picture)
     write_atomically(page, _html().get_template("report.html.j2").render(values))

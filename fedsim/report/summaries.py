@@ -8,25 +8,31 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fedsim.metrics.bootstrap import Interval, interval
-from fedsim.metrics.skill import Control, Direction, best_control, skill
-from fedsim.report.evidence import PluginUse, Record, RecordedScore
-from fedsim.report.ratings import Rating, leaves_no_room, rate, scale
+from fedsim.metrics.ratings import Level, scale
+from fedsim.metrics.skill import Control, Direction, floor_control, skill
+from fedsim.report.evidence import BestExample, PluginUse, Record
+from fedsim.report.scores import WRONG_UPDATE, Scored, rated_by, scored
+from fedsim.report.verdicts import Judge, Verdict, kind_of, significance
 from fedsim.seeds import numpy_generator
 
 NO_DEFENSE = "none"
-WRONG_UPDATE = "wrong_update"
-CHANCE = "chance"
 _BOOTSTRAP_SEED = 0
 
 
 class Peak(NamedTuple):
-    """The attempt that leaked most, with its own best control; that is None for labels, or where none was recorded."""
+    """The attempt that decides the verdict: of those that luck does not explain the one that leaked most.
+
+    Control and floor are its own; None for labels, or where none was recorded. `example` is the picture of its batch that shows
+    more than the mean of the batch, where that decides.
+    """
 
     round: int
     client: int
     value: float
     skill: float | None
     control: float | None
+    floor: float | None = None
+    example: BestExample | None = None
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,16 @@ class Summary:
         mean: over all examples; None when nothing was scored.
         spread: bootstrap interval of the mean; None for fewer than two examples.
         controls: control -> mean over the scored attempts.
-        best: the control that the mean is rated by, the one that leaks most; None when none was recorded.
+        best: the blind control that the mean is rated by, the one that leaks most; None when none was recorded.
+        floor: the control that knows something of the truth, such as the own mean color; None where there is none.
         beside: the wrong-update control where it is shown and not rated by; None otherwise.
         skill: `mean` beyond `best`.
-        peak: the attempt that leaked most.
+        peak: the attempt that decides.
         unavailable: why the metric has no value.
-        rating: the verdict.
+        level: what the scores show, luck set aside.
+        lucky: attempts beyond the threshold of a leak that luck explains.
+        verdict: what may be claimed.
+        reason: why, where no leak was found.
         is_control: whether the attack never looks at the update.
     """
 
@@ -72,17 +82,13 @@ class Summary:
     skill: float | None = None
     peak: Peak | None = None
     unavailable: str | None = None
-    rating: Rating = "unrated"
+    floor: Control | None = None
+    level: Level = "unrated"
+    lucky: int = 0
+    verdict: Verdict = "inconclusive"
+    reason: str = ""
     is_control: bool = False
-
-    @property
-    def why_unrated(self) -> str | None:
-        """Why there is no verdict though there is a score beside a control."""
-        if self.metric is None or self.best is None:
-            return None
-        own = self.peak.control if self.peak else None
-        is_beaten = leaves_no_room(self.metric, self.best.value if own is None else own)
-        return "a blind guess does as well" if is_beaten else None
+    recovers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,11 @@ class Naming:
 
     def attack(self, record: Record) -> str:
         """Return the name of a record's attack."""
-        return _named(record.attack, [other.attack for other in self.records])
+        return self.use(record.attack)
+
+    def use(self, attack: PluginUse) -> str:
+        """Return the name of an attack beside those of the records."""
+        return _named(attack, [other.attack for other in self.records])
 
     def defenses(self, record: Record) -> str:
         """Return the names of a record's defenses in order of application."""
@@ -110,56 +120,27 @@ def _named(use: PluginUse, others: Iterable[PluginUse]) -> str:
     return f"{use.name} ({values})" if values else use.name
 
 
-class Scored(NamedTuple):
-    """One attempt by one metric, with its own best control."""
+def by_client(records: Sequence[Record], judge: Judge | None = None) -> list[Summary]:
+    """Return one summary per client, set of defenses, attack and metric.
 
-    record: Record
-    score: RecordedScore
-    value: float
-    best: Control | None
-
-    @property
-    def skill(self) -> float | None:
-        """How far the value is beyond the best control."""
-        return None if self.best is None else skill(self.value, self.best.value, self.score.worse)
-
-
-def scored(records: Iterable[Record], metric: str) -> list[Scored]:
-    """Return the attempts that have a value by this metric."""
-    found = []
-    for record in records:
-        score = record.scores.get(metric)
-        if score is not None and score.value is not None:
-            found.append(Scored(record, score, score.value, rated_by(metric, record.controls, score.worse)))
-    return found
-
-
-def rated_by(metric: str, controls: Mapping[str, Mapping[str, float]], worse: Direction) -> Control | None:
-    """Return the control that a score is measured from; None when none has the metric.
-
-    Of pictures and features that is the one that leaks most. Labels are measured from `chance`, the expected recall of a blind
-    guess: one guess on a small batch, and another client's labels, are right by luck. Records older than `chance` have the
-    better of `prior` and `uniform` instead.
+    Args:
+        records: attempts.
+        judge: what verdicts rest on; the records alone where it is not given.
     """
-    if scale(metric).is_luck:
-        blind = {name: values for name, values in controls.items() if name != WRONG_UPDATE}
-        controls = {CHANCE: blind[CHANCE]} if metric in blind.get(CHANCE, {}) else blind
-    return best_control(metric, controls, worse)
-
-
-def by_client(records: Sequence[Record]) -> list[Summary]:
-    """Return one summary per client, set of defenses, attack and metric."""
     naming = Naming(records)
-    return _summarize(records, naming, lambda record: (str(record.client), naming.defenses(record)))
+    return _summarize(records, naming, judge, lambda record: (str(record.client), naming.defenses(record)))
 
 
-def by_defense(records: Sequence[Record]) -> list[Summary]:
-    """Return one summary per set of defenses, attack and metric."""
+def by_defense(records: Sequence[Record], judge: Judge | None = None) -> list[Summary]:
+    """Return one summary per set of defenses, attack and metric; see `by_client`."""
     naming = Naming(records)
-    return _summarize(records, naming, lambda record: (naming.defenses(record),))
+    return _summarize(records, naming, judge, lambda record: (naming.defenses(record),))
 
 
-def _summarize(records: Sequence[Record], naming: Naming, key: Callable[[Record], tuple[str, ...]]) -> list[Summary]:
+def _summarize(
+    records: Sequence[Record], naming: Naming, judge: Judge | None, key: Callable[[Record], tuple[str, ...]]
+) -> list[Summary]:
+    judge = judge or Judge.of_records(records)
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in sorted(records, key=lambda record: record.client):
         groups.setdefault((*key(record), naming.attack(record)), []).append(record)
@@ -169,11 +150,13 @@ def _summarize(records: Sequence[Record], naming: Naming, key: Callable[[Record]
     for group in sorted(groups, key=lambda group: (order[group[:-1]], attacks.index(group[-1]))):
         members = groups[group]
         metrics: list[str | None] = list(dict.fromkeys(metric for record in members for metric in record.scores))
-        rows += [_summary(members, naming, metric, group) for metric in metrics or [None]]
+        rows += [_summary(members, naming, judge, metric, group) for metric in metrics or [None]]
     return rows
 
 
-def _summary(members: Sequence[Record], naming: Naming, metric: str | None, group: tuple[str, ...]) -> Summary:
+def _summary(
+    members: Sequence[Record], naming: Naming, judge: Judge, metric: str | None, group: tuple[str, ...]
+) -> Summary:
     facts: dict[str, Any] = {
         "clients": tuple(sorted({record.client for record in members})),
         "defenses": naming.defenses(members[0]),
@@ -183,22 +166,32 @@ def _summary(members: Sequence[Record], naming: Naming, metric: str | None, grou
         "failed": sum(record.status == "failed" for record in members),
         "refused": sum(record.status == "refused" for record in members),
         "is_control": members[0].attack.is_control,
+        "recovers": members[0].attack.recovers,
     }
     if metric is None:
-        return Summary(**facts, worse=None)
+        judgment = judge.judge(members, "", "unrated", 0, None)
+        return Summary(**facts, worse=None, verdict=judgment.verdict, reason=judgment.reason)
     recorded = [record.scores[metric] for record in members if metric in record.scores]
     worse = recorded[0].worse
     found = scored(members, metric)
     if not found:
         reasons = [score.unavailable for score in recorded if score.unavailable]
-        return Summary(**facts, worse=worse, unavailable=reasons[0] if reasons else "no value was recorded")
+        judgment = judge.judge(members, kind_of(metric), "unrated", 0, metric)
+        return Summary(
+            **facts,
+            worse=worse,
+            unavailable=reasons[0] if reasons else "no value was recorded",
+            verdict=judgment.verdict,
+            reason=judgment.reason,
+        )
     examples = [value for one in found for value in one.score.examples]
     mean = math.fsum(examples) / len(examples)
     controls = mean_controls(found, metric)
-    best = rated_by(metric, {name: {metric: value} for name, value in controls.items()}, worse)
+    as_controls = {name: {metric: value} for name, value in controls.items()}
+    best = rated_by(metric, as_controls, worse)
     beside = WRONG_UPDATE in controls and scale(metric).is_luck
-    gained = None if best is None else skill(mean, best.value, worse)
-    peak = _peak(found, metric, worse)
+    shown = significance(found, metric, judge.severities(members[0].attack, metric))
+    judgment = judge.judge(members, kind_of(metric), shown.level, shown.lucky, metric)
     return Summary(
         **facts,
         worse=worse,
@@ -207,18 +200,15 @@ def _summary(members: Sequence[Record], naming: Naming, metric: str | None, grou
         spread=interval(examples, numpy_generator(_BOOTSTRAP_SEED, "interval", *group, metric)),
         controls=controls,
         best=best,
+        floor=None if scale(metric).is_luck else floor_control(metric, as_controls, worse),
         beside=Control(WRONG_UPDATE, controls[WRONG_UPDATE]) if beside else None,
-        skill=gained,
-        peak=peak,
-        rating=_rating(metric, gained, best, peak),
+        skill=None if best is None else skill(mean, best.value, worse),
+        peak=_peak(shown.decider, metric),
+        level=shown.level,
+        lucky=shown.lucky,
+        verdict=judgment.verdict,
+        reason=judgment.reason,
     )
-
-
-def _rating(metric: str, mean_skill: float | None, best: Control | None, peak: Peak) -> Rating:
-    """Rate pictures and features by the worst attempt: what got out is out. Rate labels by the mean: guesses can be lucky."""
-    if scale(metric).is_luck:
-        return rate(metric, mean_skill, best.value if best else None)
-    return rate(metric, peak.skill, peak.control)
 
 
 def mean_controls(found: Sequence[Scored], metric: str) -> dict[str, float]:
@@ -235,17 +225,16 @@ def mean_controls(found: Sequence[Scored], metric: str) -> dict[str, float]:
     return means
 
 
-def _peak(found: Sequence[Scored], metric: str, worse: Direction) -> Peak:
-    """Return the worst attempt: by skill; by value for labels, whose blind guess is all luck, and for what has a best value."""
-    sign, written = 1 if worse == "higher" else -1, scale(metric)
-    by_skill = not written.is_luck and written.ceiling is None
-
-    def leakage(one: Scored) -> tuple[float, float]:
-        gained = one.skill if by_skill and one.skill is not None else -math.inf
-        return gained, sign * one.value
-
-    top = max(found, key=leakage)
-    best = None if written.is_luck else top.best
+def _peak(one: Scored, metric: str) -> Peak:
+    """Return an attempt as what decides; of labels its blind guess is all luck, so that it stands without a control."""
+    assert isinstance(one.record, Record)
+    best = None if scale(metric).is_luck else one.best
     return Peak(
-        top.record.round, top.record.client, top.value, top.skill if best else None, best.value if best else None
+        one.record.round,
+        one.record.client,
+        one.value,
+        one.skill if best else None,
+        best.value if best else None,
+        one.floor.value if best and one.floor else None,
+        one.example,
     )

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedsim.report.evidence import Evidence, Record, Round
-from fedsim.report.summaries import Naming, Summary, by_client, by_defense, scored
+from fedsim.report.scores import scored
+from fedsim.report.summaries import Naming, Summary, by_client, by_defense
+from fedsim.report.verdicts import Judge
 
 Row = dict[str, Any]
 
@@ -49,6 +51,8 @@ def _score_columns(record: Record, metric: str | None) -> Row:
         "best_control": found.best.name if found and found.best else None,
         "control_value": found.best.value if found and found.best else None,
         "skill": found.skill if found else None,
+        "floor": found.floor.name if found and found.floor else None,
+        "floor_value": found.floor.value if found and found.floor else None,
         "unavailable": score.unavailable if score else None,
     }
 
@@ -75,7 +79,10 @@ def summary_rows(summaries: Iterable[Summary]) -> list[Row]:
             "peak_client": summary.peak.client if summary.peak else None,
             "peak_value": summary.peak.value if summary.peak else None,
             "peak_skill": summary.peak.skill if summary.peak else None,
-            "rating": summary.rating,
+            "floor": summary.floor.name if summary.floor else None,
+            "floor_value": summary.floor.value if summary.floor else None,
+            "verdict": summary.verdict,
+            "reason": summary.reason,
             "unavailable": summary.unavailable,
         }
         for summary in summaries
@@ -126,10 +133,11 @@ def film_rows(records: Sequence[Record]) -> list[Row]:
 
 def csv_files(evidence: Evidence) -> dict[str, str]:
     """Return the tables of a run by file name; a table without rows is left out."""
+    judge = Judge.of(evidence)
     tables = {
         "records.csv": record_rows(evidence.records),
-        "by_client.csv": summary_rows(by_client(evidence.records)),
-        "by_defense.csv": summary_rows(by_defense(evidence.records)),
+        "by_client.csv": summary_rows(by_client(evidence.records, judge)),
+        "by_defense.csv": summary_rows(by_defense(evidence.records, judge)),
         "rounds.csv": round_rows(evidence.rounds),
         "privacy.csv": budget_rows(evidence.rounds),
         "films.csv": film_rows(evidence.records),

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsim.errors import ScenarioError
+from fedsim.metrics.ratings import SCALES, scale
+from fedsim.metrics.skill import CONTROL_TITLES
 from fedsim.pictures import spread
 from fedsim.report import gallery, plots
 from fedsim.report.citations import citations
 from fedsim.report.doubts import Cautions, limits
-from fedsim.report.evidence import Budget, Evidence, Record
-from fedsim.report.glance import Entry, client_ratings, entries, headline
-from fedsim.report.ratings import SCALES, scale
-from fedsim.report.summaries import NO_DEFENSE, Naming, Summary, by_client, by_defense, scored
+from fedsim.report.evidence import Budget, Calibration, Evidence, Record
+from fedsim.report.glance import Entry, client_verdicts, entries, headline, overall
+from fedsim.report.scores import scored
+from fedsim.report.summaries import NO_DEFENSE, Naming, Summary, by_client, by_defense
+from fedsim.report.verdicts import CORRECTION, Judge
 from fedsim.scenario import parse, select_clients
 
 _SHOWN_ROUNDS = 8
@@ -54,19 +57,24 @@ class ClientCost:
 def context(evidence: Evidence) -> dict[str, Any]:
     """Return everything the templates refer to."""
     naming, cautions = Naming(evidence.records), Cautions(evidence.records)
-    summaries = by_client(evidence.records)
+    judge = Judge.of(evidence)
+    summaries = by_client(evidence.records, judge)
     lines = entries(summaries)
-    displays, missing = gallery.displays(evidence)
+    verdicts = client_verdicts(lines)
+    displays, missing = gallery.displays(evidence, _deciding_rounds(lines))
     return {
         "evidence": evidence,
         "naming": naming,
         "headline": headline(evidence, lines),
+        "overall": overall(lines),
         "facts": _facts(evidence),
         "lines": lines,
-        "picture_ratings": client_ratings(line for line in lines if line.kind == "pictures"),
+        "verdicts": verdicts,
+        "correction": CORRECTION,
+        "shown_rounds": {(display.client, panel.round) for display in displays for panel in display.panels},
         "legend": [scale.thresholds() for name, scale in SCALES.items() if _is_used(evidence, name)],
         "cautions": cautions,
-        "limits": limits(evidence, summaries, lines),
+        "limits": limits(evidence, summaries),
         "notes": [*evidence.notes, *missing],
         "displays": displays,
         "is_mixed": bool(evidence.part("training").get("mixup")),
@@ -78,7 +86,7 @@ def context(evidence: Evidence) -> dict[str, Any]:
         "budget_rounds": _shown_rounds(evidence),
         "costs": _costs(evidence, naming),
         "by_client": [summary for summary in summaries if summary.mean is not None],
-        "by_defense": [summary for summary in by_defense(evidence.records) if summary.mean is not None],
+        "by_defense": [summary for summary in by_defense(evidence.records, judge) if summary.mean is not None],
         "metrics": list(dict.fromkeys(metric for record in evidence.records for metric in record.scores)),
         "controls": list(dict.fromkeys(name for summary in summaries for name in summary.controls or {})),
         "failed_clients": [
@@ -92,8 +100,34 @@ def context(evidence: Evidence) -> dict[str, Any]:
         "citations": citations(evidence.records),
         "scale": scale,
         "own_score": _own_score,
+        "control_titles": CONTROL_TITLES,
+        "calibrations": evidence.calibrations,
+        "calibrated": _calibrated,
         "NO_DEFENSE": NO_DEFENSE,
     }
+
+
+def _deciding_rounds(lines: Sequence[Entry]) -> dict[int, set[int]]:
+    """Return client -> the rounds that decide its verdicts."""
+    found: dict[int, set[int]] = {}
+    for line in lines:
+        for summary in (line.summary, line.judge):
+            if summary.peak is not None and not summary.is_control:
+                found.setdefault(line.client, set()).add(summary.peak.round)
+    return found
+
+
+def _calibrated(calibration: Calibration) -> str:
+    """Return in words what an attack found in updates that the auditor made itself."""
+    if calibration.status != "found":
+        return f"{calibration.status}: {calibration.message or 'no message'}"
+    parts = []
+    for metric in calibration.scores:
+        for one in scored([calibration], metric):
+            written = scale(metric)
+            beyond = "" if one.best is None else f" (blind {written.write(one.best.value)})"
+            parts.append(f"{written.title} {written.write(one.value)}{beyond}: {one.level}")
+    return "; ".join(parts)
 
 
 def _is_used(evidence: Evidence, metric: str) -> bool:

@@ -1,7 +1,8 @@
-"""From skill to a verdict in three steps, and how each metric is written.
+"""From a score to a level of leakage, and how each metric is written.
 
-The thresholds are conventions of this report, stated in its legend. They apply to skill, the distance to the best blind
-control, never to a bare score: 15 dB may be a flat grey.
+The thresholds are conventions, stated in the report's legend. They apply to skill, the distance to the best blind control,
+never to a bare score: 15 dB may be a flat grey. A level is what the scores of one attempt show; whether the absence of a leak
+means that the client resisted is a question for `fedsim.report.verdicts`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-Rating = Literal["leaks", "partial", "held", "unrated"]
+from fedsim.metrics.skill import Direction, skill
+
+Level = Literal["leaks", "partial", "none", "unrated"]
 Recovers = Literal["images", "labels", "soft labels", "features", "other"]
 
 NO_ROOM = 0.05
 """Where a blind guess comes this close to the best value, there is nothing left to find, and no verdict."""
 
-ORDER: tuple[Rating, ...] = ("unrated", "held", "partial", "leaks")
+ORDER: tuple[Level, ...] = ("unrated", "none", "partial", "leaks")
 """From nothing known to the worst."""
+
+_SCATTER = 0.4  # of the threshold for a partial leak: what luck does to an attempt before any blind attempt is known
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class Scale:
     def is_luck(self) -> bool:
         """Whether a single blind guess may be right by chance, so that one attempt alone proves nothing."""
         return self.recovers not in ("images", "features")
+
+    @property
+    def scatter(self) -> float:
+        """Standard deviation of the skill that luck gives, assumed before any blind attempt is known."""
+        return _SCATTER * (self.partial or 1.0)
 
     def write(self, value: float, signed: bool = False) -> str:
         """Return a value of the metric as text; with a sign for differences."""
@@ -89,24 +99,33 @@ def scale(metric: str) -> Scale:
     return SCALES.get(metric) or Scale(metric, "other")
 
 
-def rate(metric: str, skill: float | None, control: float | None) -> Rating:
-    """Return the verdict on one skill.
+def relative(metric: str, gained: float, control: float) -> float:
+    """Return a skill in the unit of the thresholds: a share of what the control leaves, where there is a best value."""
+    ceiling = scale(metric).ceiling
+    return gained if ceiling is None else gained / abs(ceiling - control)
+
+
+def rate(
+    metric: str, value: float | None, control: float | None, worse: Direction, floor: float | None = None
+) -> Level:
+    """Return the level of leakage that one score shows.
 
     Args:
         metric: name of the metric.
-        skill: distance beyond the best control; None without a control.
-        control: value of the best control; None without one.
+        value: the score; None without one.
+        control: value of the best blind control; None without one.
+        worse: the direction that means more leakage.
+        floor: value of a control that knows something of the truth, such as a picture's own mean color; a score that is not
+            beyond it shows no structure, and is a partial leak at most.
     """
     found = scale(metric)
-    if found.partial is None or skill is None or control is None:
+    if found.partial is None or value is None or control is None or leaves_no_room(metric, control):
         return "unrated"
-    if leaves_no_room(metric, control):
-        return "unrated"
-    if found.ceiling is not None:
-        skill = skill / abs(found.ceiling - control)
-    if skill >= found.leaks:
+    gained = relative(metric, skill(value, control, worse), control)
+    shows_structure = floor is None or skill(value, floor, worse) >= (found.partial if found.ceiling is None else 0)
+    if gained >= found.leaks and shows_structure:
         return "leaks"
-    return "partial" if skill >= found.partial else "held"
+    return "partial" if gained >= found.partial else "none"
 
 
 def leaves_no_room(metric: str, control: float) -> bool:
@@ -115,6 +134,6 @@ def leaves_no_room(metric: str, control: float) -> bool:
     return ceiling is not None and round(abs(ceiling - control), 9) <= NO_ROOM
 
 
-def worst(ratings: Iterable[Rating]) -> Rating:
-    """Return the worst of several verdicts; `unrated` when there is none."""
-    return max(ratings, key=ORDER.index, default="unrated")
+def worst(levels: Iterable[Level]) -> Level:
+    """Return the worst of several levels; `unrated` when there is none."""
+    return max(levels, key=ORDER.index, default="unrated")

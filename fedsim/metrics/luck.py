@@ -1,0 +1,62 @@
+"""How likely luck alone gives a score, and how many scores luck may give among many.
+
+An attack that learns nothing from updates still scores a little above a blind guess now and then, and among many rounds the
+worst one is the luckiest. So a leak in one of k rounds counts only where it stays significant after Holm's correction for k
+attempts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scipy.stats import binom, t
+
+SIGNIFICANCE = 0.05
+"""Family-wise error rate: the probability that luck alone makes a client look leaky."""
+
+_PRIOR_ATTEMPTS = 4
+
+
+def binomial(hits: float, examples: int, chance: float) -> float:
+    """Return the probability that blind guesses hit at least as often.
+
+    Args:
+        hits: guesses that were right; a fraction is rounded down.
+        examples: number of guesses.
+        chance: probability that a blind guess is right, in [0, 1].
+    """
+    return float(binom.sf(math.floor(hits + 1e-9) - 1, examples, min(max(chance, 0.0), 1.0)))
+
+
+def exceedance(skill: float, blind_skills: Sequence[float], scale: float) -> float:
+    """Return the probability that an attack which learns nothing reaches this skill: one-sided Student t test.
+
+    The scatter of such attacks is estimated from attempts known to be blind, those on another client's update, of which only
+    the part above zero counts, together with `_PRIOR_ATTEMPTS` attempts of scatter `scale`.
+
+    Args:
+        skill: distance beyond the best blind control.
+        blind_skills: skills of the same attack on other clients' updates.
+        scale: standard deviation assumed before any blind attempt is seen.
+    """
+    freedom = _PRIOR_ATTEMPTS + len(blind_skills)
+    squares = _PRIOR_ATTEMPTS * scale**2 + sum(max(0.0, blind) ** 2 for blind in blind_skills)
+    return float(t.sf(skill / math.sqrt(squares / freedom), freedom))
+
+
+def holm(probabilities: Sequence[float], level: float = SIGNIFICANCE) -> tuple[bool, ...]:
+    """Return which of several tests stay significant when all of them are looked at.
+
+    Args:
+        probabilities: p-values.
+        level: family-wise error rate.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 1979.
+    """
+    kept = [False] * len(probabilities)
+    for rank, index in enumerate(sorted(range(len(probabilities)), key=probabilities.__getitem__)):
+        if probabilities[index] > level / (len(probabilities) - rank):
+            break
+        kept[index] = True
+    return tuple(kept)

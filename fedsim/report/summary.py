@@ -1,0 +1,83 @@
+"""The result of a run for programs: summary.json, and the question whether it is bad enough to fail a build."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from fedsim.report import evidence as reader
+from fedsim.report.evidence import Evidence
+from fedsim.report.glance import Entry, client_verdicts, entries, headline, overall
+from fedsim.report.summaries import by_client
+from fedsim.report.verdicts import CORRECTION, ORDER, Judge, Verdict
+
+SCHEMA = 1
+
+FailOn = Literal["leaks", "partial", "inconclusive"]
+
+
+def of(evidence: Evidence) -> dict[str, Any]:
+    """Return the result of a run as plain data.
+
+    README documents the fields. Values are means over all attempts of a line, except of a round and its picture that decide.
+    """
+    lines = entries(by_client(evidence.records, Judge.of(evidence)))
+    return {
+        "schema": SCHEMA,
+        "name": evidence.name,
+        "run": evidence.records[0].run if evidence.records else None,
+        "headline": headline(evidence, lines),
+        "verdict": overall(lines),
+        "correction": CORRECTION,
+        "clients": {
+            str(client): {"verdict": found.verdict, "kinds": dict(found.kinds)}
+            for client, found in client_verdicts(lines).items()
+        },
+        "attacks": [_line(line) for line in lines],
+    }
+
+
+def _line(line: Entry) -> dict[str, Any]:
+    found = line.judge
+    peak = found.peak
+    return {
+        "client": line.client,
+        "defenses": found.defenses,
+        "attack": found.attack,
+        "is_control": found.is_control,
+        "kind": line.kind,
+        "verdict": line.verdict,
+        "reason": line.reason or None,
+        "metric": found.metric,
+        "value": found.mean,
+        "control": None if found.best is None else found.best._asdict(),
+        "floor": None if found.floor is None else found.floor._asdict(),
+        "skill": found.skill,
+        "round": None if peak is None else peak.round,
+        "round_value": None if peak is None else peak.value,
+        "picture": None if peak is None or peak.example is None else peak.example.model_dump(),
+        "attempts": found.attempts,
+        "failed": found.failed,
+        "refused": found.refused,
+    }
+
+
+def as_json(evidence: Evidence) -> str:
+    """Return the text of summary.json."""
+    return json.dumps(of(evidence), indent=2, allow_nan=False) + "\n"
+
+
+def verdict_of(folder: Path) -> Verdict:
+    """Return the verdict of a whole run from its folder.
+
+    Raises:
+        RunFolderError: no run folder, or one of a schema that this version does not know.
+    """
+    found = reader.read(folder)
+    return overall(entries(by_client(found.records, Judge.of(found))))
+
+
+def is_failure(verdict: Verdict, fail_on: FailOn) -> bool:
+    """Return whether a verdict is as bad as the one to fail on, or worse."""
+    return ORDER.index(verdict) >= ORDER.index(fail_on)
