@@ -1,7 +1,7 @@
 """The command line: run, audit, report, check, list, schema.
 
 Exit codes: 0, all done; 1, all done and saved, but an attack or a client failed; 2, the user can mend it, and the
-message says how; 130, interrupted from the keyboard, and what was done is saved.
+message says how; 3, all done and saved, and the verdict is as bad as --fail-on says, or worse; 130, interrupted from the keyboard, and what was done is saved.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,15 @@ from fedsim import yaml_loader
 from fedsim.errors import FedsimError, ScenarioError, nearest
 from fedsim.scenario import Scenario
 
+
+class Verdict(StrEnum):
+    """A verdict that --fail-on may name, from the worst."""
+
+    leaks = "leaks"
+    partial = "partial"
+    inconclusive = "inconclusive"
+
+
 app = typer.Typer(
     name="fedsim",
     help="Train federated Vision Transformers, and audit what each client's update leaks.",
@@ -31,12 +41,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _out = Console()
+_TOO_BAD = 3  # a verdict that --fail-on names
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (YAML).", show_default=False)]
 Folder = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one key of the scenario; may be repeated.")
+]
+FailOn = Annotated[
+    Verdict | None,
+    typer.Option(help="End with exit code 3 where the worst verdict is this one or a worse one, for use in CI."),
 ]
 Engine = Annotated[str | None, typer.Option("--engine", help="inline or ray; the scenario's own otherwise.")]
 
@@ -56,6 +71,7 @@ def run(
     engine: Engine = None,
     settings: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Complete an interrupted run in this folder.")] = None,
+    fail_on: FailOn = None,
 ) -> None:
     """Train, capture, audit and report."""
     from fedsim.recording import RunFolder
@@ -68,12 +84,12 @@ def run(
         folder = RunFolder.open(resume)
         with folder.locked():
             folder.check()
-            _carry_out(*_prepared(folder.scenario()), folder, train=True)
+            _carry_out(*_prepared(folder.scenario()), folder, True, fail_on)
     else:
         assert scenario is not None
         loaded = _load(scenario, settings, engine)
         plan, seen = _prepared(loaded)
-        _carry_out(plan, seen, RunFolder.create(out or _default_folder(loaded), loaded), train=True)
+        _carry_out(plan, seen, RunFolder.create(out or _default_folder(loaded), loaded), True, fail_on)
 
 
 def _default_folder(scenario: Scenario) -> Path:
@@ -92,7 +108,7 @@ def _prepared(scenario: Scenario) -> tuple[Any, Any]:
         return plan, inputs.of(plan)
 
 
-def _carry_out(plan: Any, seen: Any, folder: Any, train: bool) -> None:
+def _carry_out(plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict | None) -> None:
     from fedsim import simulation
     from fedsim.display import Display, summary
 
@@ -107,7 +123,18 @@ def _carry_out(plan: Any, seen: Any, folder: Any, train: bool) -> None:
         raise typer.Exit(_INTERRUPTED) from None
     _out.print(summary(folder.path))
     _out.print(f"Report: {folder.path / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    _exit_by_verdict(folder.path, fail_on)
     _exit_by(records, folder.rounds.read())
+
+
+def _exit_by_verdict(folder: Path, fail_on: Verdict | None) -> None:
+    from fedsim.report import summary
+
+    if fail_on is not None:
+        verdict = summary.verdict_of(folder)
+        if summary.is_failure(verdict, fail_on.value):
+            _complain(f"verdict: {verdict}; --fail-on {fail_on.value} ends with exit code {_TOO_BAD}.")
+            raise typer.Exit(_TOO_BAD)
 
 
 def _exit_by(records: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> None:
@@ -130,6 +157,7 @@ def audit(
         list[str] | None,
         typer.Option(help="Add an attack: its name, or '{name: ..., params: {...}}'; may be repeated."),
     ] = None,
+    fail_on: FailOn = None,
 ) -> None:
     """Attack what no record tells of: added attacks, failed attempts, and a module:Class edited since.
 
@@ -141,7 +169,7 @@ def audit(
     # Another process may be adding an attack: what the run has is read once this one holds it.
     with opened.locked():
         opened.check()
-        _carry_out(*_prepared(_with_attacks(opened.scenario(), attack or [])), opened, train=False)
+        _carry_out(*_prepared(_with_attacks(opened.scenario(), attack or [])), opened, False, fail_on)
 
 
 def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
@@ -175,6 +203,8 @@ def report(folder: Folder) -> None:
 @app.command()
 def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = None) -> None:
     """Check a scenario without training: names, parameters, grants, data, partition, model."""
+    from fedsim import coverage
+
     loaded = _load(scenario, settings, engine)
     plan, _ = _prepared(loaded)
     parameters = sum(p.numel() for p in plan.initial_weights().values())
@@ -195,6 +225,8 @@ def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = N
     for client in range(loaded.federation.clients):
         for text in plan.cautions_of(client):
             table.add_row("caution", f"client {client}: {text}")
+    for gap in coverage.gaps(plan):
+        table.add_row("inconclusive", _in_words(gap))
     _out.print(table)
     _out.print(f"{scenario}: fine", style="green", highlight=False, soft_wrap=True)
 
@@ -202,6 +234,13 @@ def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = N
 def _given(params: dict[str, Any]) -> str:
     """Return in words how a plug-in differs from its defaults, which `fedsim list` shows."""
     return f" ({', '.join(f'{name}: {value}' for name, value in params.items())})" if params else ""
+
+
+def _in_words(gap: Any) -> str:
+    """Return what an audit will not be able to tell, as one row of `fedsim check`."""
+    clients = f"client{'s' if len(gap.clients) != 1 else ''} {', '.join(map(str, gap.clients))}"
+    instead = f" Add instead: {', '.join(gap.instead)}." if gap.instead else ""
+    return f"{gap.attack or 'every attack'} on {clients}, where it finds nothing: {gap.reason}.{instead}"
 
 
 @app.command("list")

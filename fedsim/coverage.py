@@ -1,0 +1,98 @@
+"""Before training: on which clients an attack that finds nothing will prove nothing, and which attacks to add instead."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedsim import plugins
+from fedsim.applicability import Setting
+from fedsim.attack import Attack
+from fedsim.defense import MEANINGFUL_EPSILON
+from fedsim.errors import PluginError, ScenarioError
+from fedsim.plan import Plan, PlannedAttack
+from fedsim.training import privacy_budget
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Clients on which one attack, or any, will be inconclusive where it finds nothing.
+
+    Args:
+        attack: what reports call it; None for all attacks.
+        clients: ascending.
+        reason: why, without a full stop.
+        instead: installed attacks that are made for these clients and recover the same, with the grants they lack.
+    """
+
+    attack: str | None
+    clients: tuple[int, ...]
+    reason: str
+    instead: tuple[str, ...] = ()
+
+
+def gaps(plan: Plan) -> list[Gap]:
+    """Return what a scenario's audit will not be able to tell, in the order of its attacks."""
+    found = [gap for planned in plan.attacks if not planned.attack.is_control for gap in _of_attack(plan, planned)]
+    return [*found, *_under_noise(plan)]
+
+
+def _of_attack(plan: Plan, planned: PlannedAttack) -> list[Gap]:
+    applicability = planned.attack.applicability
+    if applicability is None:
+        reason = "it does not say what it is made for, so that only a calibration shows that it works"
+        return [Gap(planned.title, plan.audit_clients, reason)]
+    reasons: dict[str, list[int]] = {}
+    for client in plan.audit_clients:
+        obstacles = applicability.obstacles(plan.setting_of(client, plan.audit_rounds[0]))
+        if obstacles:
+            reasons.setdefault("; ".join(obstacles), []).append(client)
+    return [
+        Gap(planned.title, tuple(clients), reason, _instead(plan, planned, clients[0]))
+        for reason, clients in reasons.items()
+    ]
+
+
+def _instead(plan: Plan, planned: PlannedAttack, client: int) -> tuple[str, ...]:
+    setting = plan.setting_of(client, plan.audit_rounds[0])
+    present = {other.info.name for other in plan.attacks}
+    found = []
+    for name in plugins.installed("attacks"):
+        attack = _default(name) if name not in present else None
+        if attack is not None and _could_stand_in(attack, planned.attack, setting):
+            lacking = sorted(attack.needs - set(plan.scenario.threat.grants))
+            found.append(f"{name} (grant {', '.join(lacking)})" if lacking else name)
+    return tuple(found)
+
+
+def _default(name: str) -> Attack | None:
+    """Return an installed attack with its defaults; None where it has none or is broken, which `fedsim list` tells."""
+    try:
+        attack: Attack = plugins.build("attacks", Attack, name, {}, "attacks")
+    except (ScenarioError, PluginError):
+        return None
+    return attack
+
+
+def _could_stand_in(attack: Attack, other: Attack, setting: Setting) -> bool:
+    """Return whether an attack is made for an update, and recovers the gravest of what another one does."""
+    gravest = "images" if "images" in other.recovers else "labels" if "labels" in other.recovers else "features"
+    applicability = attack.applicability
+    if attack.is_control or gravest not in attack.recovers or applicability is None:
+        return False
+    return not applicability.obstacles(setting)
+
+
+def _under_noise(plan: Plan) -> list[Gap]:
+    """Return the clients whose noise guarantees nothing, so that no failure of an attack will count as resistance."""
+    reasons: dict[str, list[int]] = {}
+    for client in plan.audit_clients:
+        carried = plan.defenses_of(client)
+        noisy = [planned.info.name for planned in carried if planned.adds_noise]
+        budget = privacy_budget(carried, plan.scenario.federation.rounds)
+        epsilon = math.inf if budget is None else budget.epsilon
+        if noisy and epsilon > MEANINGFUL_EPSILON:
+            stated = "no finite epsilon" if budget is None else f"epsilon {epsilon:.3g} after the last round"
+            reason = f"{' + '.join(noisy)} adds noise with {stated}, which is no guarantee (at most {MEANINGFUL_EPSILON:g} is)"
+            reasons.setdefault(reason, []).append(client)
+    return [Gap(None, tuple(clients), reason) for reason, clients in reasons.items()]
