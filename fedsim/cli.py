@@ -1,7 +1,8 @@
 """The command line: run, audit, report, check, list, schema.
 
 Exit codes: 0, all done; 1, all done and saved, but an attack or a client failed; 2, the user can mend it, and the
-message says how; 3, all done and saved, and the verdict is as bad as --fail-on says, or worse; 130, interrupted from the keyboard, and what was done is saved.
+message says how; 3, all done and saved, and the verdict is as bad as --fail-on says, or worse; 130, interrupted from the
+keyboard, and what was done is saved.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from PIL import Image
 
 from fedsim import yaml_loader
 from fedsim.errors import RunFolderError
+from fedsim.metrics.ratings import scale
 from fedsim.report import plots, render
 from fedsim.report.evidence import Record, read
-from fedsim.metrics.ratings import scale
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,7 +15,7 @@ from scipy.stats import binom, t
 SIGNIFICANCE = 0.05
 """Family-wise error rate: the probability that luck alone makes a client look leaky."""
 
-_PRIOR_ATTEMPTS = 4
+_PRIOR_ATTEMPTS = 8
 
 
 def binomial(hits: float, examples: int, chance: float) -> float:
@@ -32,17 +32,18 @@ def binomial(hits: float, examples: int, chance: float) -> float:
 def exceedance(skill: float, blind_skills: Sequence[float], scale: float) -> float:
     """Return the probability that an attack which learns nothing reaches this skill: one-sided Student t test.
 
-    The scatter of such attacks is estimated from attempts known to be blind, those on another client's update, of which only
-    the part above zero counts, together with `_PRIOR_ATTEMPTS` attempts of scatter `scale`.
+    The scatter of such attacks is estimated from attempts known to be blind, those on another client's update, together with
+    `_PRIOR_ATTEMPTS` attempts of scatter `scale`, below which it never falls. A blind attempt far below a blind guess says
+    nothing about how far above one luck reaches; so only those above count, as half of a symmetric distribution.
 
     Args:
         skill: distance beyond the best blind control.
         blind_skills: skills of the same attack on other clients' updates.
         scale: standard deviation assumed before any blind attempt is seen.
     """
-    freedom = _PRIOR_ATTEMPTS + len(blind_skills)
+    freedom = _PRIOR_ATTEMPTS + len(blind_skills) / 2
     squares = _PRIOR_ATTEMPTS * scale**2 + sum(max(0.0, blind) ** 2 for blind in blind_skills)
-    return float(t.sf(skill / math.sqrt(squares / freedom), freedom))
+    return float(t.sf(skill / max(scale, math.sqrt(squares / freedom)), freedom))
 
 
 def holm(probabilities: Sequence[float], level: float = SIGNIFICANCE) -> tuple[bool, ...]:

@@ -24,7 +24,8 @@ NO_ROOM = 0.05
 ORDER: tuple[Level, ...] = ("unrated", "none", "partial", "leaks")
 """From nothing known to the worst."""
 
-_SCATTER = 0.4  # of the threshold for a partial leak: what luck does to an attempt before any blind attempt is known
+# What luck does to an attempt before any blind attempt is known, as a share of the threshold for a partial leak.
+_SCATTER, _BOUNDED_SCATTER = 0.4, 0.2
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Scale:
     @property
     def scatter(self) -> float:
         """Standard deviation of the skill that luck gives, assumed before any blind attempt is known."""
-        return _SCATTER * (self.partial or 1.0)
+        return (_SCATTER if self.ceiling is None else _BOUNDED_SCATTER) * (self.partial or 1.0)
 
     def write(self, value: float, signed: bool = False) -> str:
         """Return a value of the metric as text; with a sign for differences."""

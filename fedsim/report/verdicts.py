@@ -120,13 +120,14 @@ def _is_beyond_luck(found: Sequence[Scored], metric: str, control: float) -> boo
     """
     examples = [value for one in found for value in one.score.examples]
     if metric == "label_recall":
-        return luck.binomial(sum(examples), len(examples), control) <= luck.SIGNIFICANCE
+        return luck.binomial(float(sum(examples)), len(examples), control) <= luck.SIGNIFICANCE
     known = [one.record.controls.get(CHANCE, {}) for one in found]
     chances = [values["label_recall"] for values in known if "label_recall" in values]
-    chance = sum(chances) / len(chances) if chances else 0.5
+    # Of C classes, an even guess has an error of 1 - 1 / C.
+    chance = sum(chances) / len(chances) if chances else 1.0 - min(control, 1.0)
     bound = control * (1 - (scale(metric).partial or 0.0))
     hits = sum(value <= bound for value in examples)
-    return luck.binomial(hits, len(examples), chance) <= luck.SIGNIFICANCE
+    return luck.binomial(float(hits), len(examples), chance) <= luck.SIGNIFICANCE
 
 
 def _key(use: PluginUse) -> _AttackKey:
@@ -207,18 +208,15 @@ class Judge:
         """
         if level in ("leaks", "partial"):
             return Judgment(level, "")
+        if lucky:
+            are = "is" if lucky == 1 else "are"
+            text = f"{lucky} of {len(members)} attempts {are} beyond a blind guess, and luck explains that"
+            return Judgment("inconclusive", text)
         reasons: dict[str, int] = {}
         for record in members:
             reason = self._doubt(record, kind, metric)
             if reason is not None:
                 reasons[reason] = reasons.get(reason, 0) + 1
-        if not reasons and level == "unrated":
-            reasons["it was scored beside no control" if metric else "nothing was scored"] = len(members)
-        if not reasons and lucky:
-            are = "is" if lucky == 1 else "are"
-            reasons[f"{lucky} of {len(members)} attempts {are} beyond a blind guess, and luck explains that"] = len(
-                members
-            )
         if reasons:
             reason, count = max(reasons.items(), key=lambda item: item[1])
             share = "" if count == len(members) else f" ({count} of {len(members)} attempts)"
@@ -238,7 +236,9 @@ class Judge:
         if metric is None or metric not in record.scores or record.scores[metric].value is None:
             return "its finding could not be scored"
         control = rated_by(metric, record.controls, record.scores[metric].worse)
-        if control is not None and leaves_no_room(metric, control.value):
+        if control is None or scale(metric).partial is None:
+            return "it was scored beside no control" if control is None else f"{scale(metric).title} is shown and not rated"
+        if leaves_no_room(metric, control.value):
             return "a blind guess does as well"
         noise = self._noise(record)
         if noise is not None:

@@ -1,0 +1,61 @@
+from statistics import fmean
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
+
+from fedsim.metrics.luck import SIGNIFICANCE, binomial, exceedance, holm
+
+
+@pytest.mark.parametrize(("hits", "examples", "chance"), [(1.0, 1, 0.5), (4.0, 4, 0.5), (3.0, 10, 0.1), (0.0, 5, 0.3)])
+def test_the_binomial_bound_is_that_of_an_exact_one_sided_test(hits, examples, chance):
+    expected = binomtest(int(hits), examples, chance, alternative="greater").pvalue
+    assert binomial(hits, examples, chance) == pytest.approx(expected)
+
+
+def test_no_hit_is_always_explained_by_luck_and_a_chance_of_one_explains_all():
+    assert binomial(0.0, 7, 0.2) == 1.0
+    assert binomial(7.0, 7, 1.0) == 1.0
+
+
+@settings(max_examples=50)
+@given(values=st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_keeps_no_more_than_separate_tests_and_no_less_than_bonferroni(values):
+    kept = holm(values)
+    for value, is_kept in zip(values, kept, strict=True):
+        assert not is_kept or value <= SIGNIFICANCE
+        assert is_kept or value > SIGNIFICANCE / len(values)
+
+
+def test_holm_is_the_step_down_procedure_of_its_paper():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == (True, False, False, True)
+    assert holm([]) == ()
+
+
+def test_blind_attempts_look_leaky_no_more_often_than_the_error_rate_says():
+    """Families of 20 rounds of an attack that learns nothing, with the scatter that is assumed of it."""
+    generator = np.random.default_rng(0)
+    families = generator.normal(0.0, 0.4, (1000, 20))
+    seen = generator.normal(0.0, 0.4, (1000, 20))
+    looks = [
+        any(holm([exceedance(float(s), [float(b) for b in blind], 0.4) for s in family]))
+        for family, blind in zip(families, seen, strict=True)
+    ]
+    assert fmean(looks) <= SIGNIFICANCE + 0.02
+
+
+def test_an_exact_copy_stands_out_among_a_hundred_rounds():
+    tests = [exceedance(0.0, [0.5] * 100, 0.4)] * 99 + [exceedance(60.0, [0.5] * 100, 0.4)]
+    assert holm(tests) == (False,) * 99 + (True,)
+
+
+def test_a_skill_of_zero_is_even_odds_and_blind_attempts_below_zero_do_not_widen_the_scatter():
+    assert exceedance(0.0, [], 0.4) == pytest.approx(0.5)
+    assert exceedance(1.0, [-9.0] * 8, 0.4) < exceedance(1.0, [2.0] * 8, 0.4)
+
+
+def test_with_many_blind_attempts_the_test_becomes_that_of_their_own_scatter():
+    blind = np.random.default_rng(1).normal(0.0, 1.5, 20_000).tolist()
+    assert exceedance(3.0, blind, 0.4) == pytest.approx(norm.sf(2.0), rel=0.05)
