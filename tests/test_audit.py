@@ -242,6 +242,17 @@ def test_an_attack_that_takes_too_long_is_ended_and_fails_alone(simulate, proces
     assert_neighbours_found(records, guesses, NEVER_ENDS)
 
 
+@pytest.mark.slow
+def test_a_process_for_attacks_that_starts_from_nothing_gives_the_same_records(simulate, monkeypatch):
+    attacks = [{"name": "stand_ins:Guess"}, going("raises a long text")]
+    parts = {"attacks": attacks, "federation": {"clients": 2, "rounds": 1}}
+    _, _, copied = simulate("copied", **parts)
+    monkeypatch.setattr("fedsim.workers.start_method", lambda: "spawn")
+    # Its imports take longer, and are not the attack's.
+    _, _, records = simulate("from nothing", **parts, audit={"attack_timeout": 2})
+    assert timeless(records) == timeless(copied)
+
+
 def test_an_attack_that_took_too_long_is_made_again_by_an_audit_with_more_time(simulate, tiny_plan):
     parts = {"attacks": [going("spins")], "federation": {"clients": 2, "rounds": 1}}
     _, folder, before = simulate(**parts, audit={"attack_timeout": 0.75})
