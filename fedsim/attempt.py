@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import operator
+import sys
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,13 +34,23 @@ from fedsim.threat import ThreatModel
 
 Status = Literal["found", "failed", "refused"]
 
+# What a plug-in may hand over beside its tensors: more of it is a fault of the attack, or is cut.
+_LONGEST_TEXT = 2_000  # characters of a message or a caution
+_LONGEST_TRACE = 1_000_000  # characters of JSON
+_DEEPEST_TRACE = 64  # levels; JSON itself is read by recursion
+_MOST_CAUTIONS = 100
+_WIDEST_NUMBER = 64  # bits of a whole number
+_FARTHEST_PROBABILITY = 1e6  # a soft label that was solved for may leave [0, 1]; its scores must stay finite
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 @dataclass(frozen=True)
 class Attempt:
     """What came of one attack on one update.
 
     Args:
-        status: `found`; `refused` when the attack's precondition does not hold; `failed` when it raised or its process died.
+        status: `found`; `refused` when the attack's precondition does not hold; `failed` when it raised, took too long, or
+            claimed what cannot be, or when its process died.
         finding: empty unless found.
         message: why it was refused or failed.
         seconds: wall time of the attack itself.
@@ -67,18 +79,35 @@ def finding_path(folder: RunFolder, round: int, client: int, planned: PlannedAtt
     return folder.artifact(round, client, f"{planned.slug}.safetensors")
 
 
+class Made(NamedTuple):
+    """What came of an attack, and the content of the file that it is stored in."""
+
+    status: Status
+    content: bytes
+
+
 def run(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt:
-    """Return the attempt, from the folder when it is there, else by running the attack and storing the finding.
+    """Return the attempt, from the folder when it is there, else by running the attack here and storing the finding.
 
     Raises:
         RunFolderError: the capture is missing or corrupted.
     """
-    path = finding_path(folder, round, client, planned)
-    stored = _read(path, planned)
-    if stored is None:
-        stored = _run(plan, folder, round, client, planned)
-        _write(path, planned, stored)
-    return stored
+    found = stored(folder, round, client, planned)
+    if found is None:
+        store(folder, round, client, planned, make(plan, folder, round, client, planned).content)
+        found = stored(folder, round, client, planned)
+        assert found is not None
+    return found
+
+
+def stored(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt | None:
+    """Return a stored attempt; None when there is none, or one of other parameters or of another version."""
+    return _read(finding_path(folder, round, client, planned), planned)
+
+
+def store(folder: RunFolder, round: int, client: int, planned: PlannedAttack, content: bytes) -> None:
+    """Store an attempt that was made."""
+    write_atomically(finding_path(folder, round, client, planned), content)
 
 
 def forget_failure(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> bool:
@@ -91,10 +120,18 @@ def forget_failure(folder: RunFolder, round: int, client: int, planned: PlannedA
     return True
 
 
-def store_failure(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack, message: str) -> None:
+def store_failure(
+    plan: Plan,
+    folder: RunFolder,
+    round: int,
+    client: int,
+    planned: PlannedAttack,
+    message: str,
+    seconds: float = 0.0,
+) -> None:
     """Store that an attempt failed in a way that it could not survive to tell."""
-    failed = Attempt("failed", Finding(), message, 0.0, _seed(plan, planned, round, client))
-    _write(finding_path(folder, round, client, planned), planned, failed)
+    failed = Attempt("failed", Finding(), message, seconds, _seed(plan, planned, round, client))
+    store(folder, round, client, planned, _content(planned, failed))
 
 
 def _seed(plan: Plan, planned: PlannedAttack, round: int, client: int) -> int:
@@ -102,13 +139,25 @@ def _seed(plan: Plan, planned: PlannedAttack, round: int, client: int) -> int:
     return derive(plan.scenario.seed, "attack", planned.info.name, params, round, client)
 
 
-def _run(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt:
+def make(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Made:
+    """Run the attack, and check what it claims; nothing is written.
+
+    Whatever the attack raises is a failed attempt, KeyboardInterrupt included: the audit calls this in a process that no
+    interruption from the keyboard reaches.
+
+    Raises:
+        RunFolderError: the capture is missing or corrupted.
+    """
     update, weights = folder.read_update(round, client), folder.read_global(round, client)
-    return attack(plan, planned, update, weights, _seed(plan, planned, round, client))
+    seed = _seed(plan, planned, round, client)
+    attempt, content = attack(plan, planned, update, weights, seed)
+    return Made(attempt.status, content)
 
 
-def attack(plan: Plan, planned: PlannedAttack, update: Update, weights: Mapping[str, Tensor], seed: int) -> Attempt:
-    """Return what comes of an attack on one update.
+def attack(
+    plan: Plan, planned: PlannedAttack, update: Update, weights: Mapping[str, Tensor], seed: int
+) -> tuple[Attempt, bytes]:
+    """Run an attack on one update, and check what it claims; returns the attempt and the content of the file for it.
 
     Args:
         plan: the plan behind the update; its threat model decides what the attack may know.
@@ -117,48 +166,165 @@ def attack(plan: Plan, planned: PlannedAttack, update: Update, weights: Mapping[
         weights: the global weights that the client got.
         seed: of the attack's generator.
     """
-    empty = Finding()
     if not update.is_finite():
-        return Attempt("refused", empty, "the update is not finite", 0.0, seed)
+        refused = Attempt("refused", Finding(), "the update is not finite", 0.0, seed)
+        return refused, _content(planned, refused)
     observation = ThreatModel(plan).observe(update, weights)
     started = time.perf_counter()
+
+    def ended(status: Status, finding: Finding, message: str | None) -> tuple[Attempt, bytes]:
+        attempt = Attempt(status, finding, message, float(f"{time.perf_counter() - started:.4g}"), seed)
+        return attempt, _content(planned, attempt)
+
     try:
         with seeded(seed):
             finding = planned.attack.run(observation, torch.Generator().manual_seed(seed))
-        status: Status = "found"
-        message = None
-        finding = _checked(finding, observation.image_shape, observation.num_classes)
+        # To its bytes inside: a claim that cannot be stored is a fault of the attack as well.
+        return ended("found", _checked(finding, observation.image_shape, observation.num_classes), None)
     except AttackRefusedError as error:
-        finding, status, message = empty, "refused", str(error)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (boundary: a failed attack is a record, the audit goes on)
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        finding, status, message = empty, "failed", f"{type(error).__name__}: {error} ({where})"
-    return Attempt(status, finding, message, float(f"{time.perf_counter() - started:.4g}"), seed)
+        return ended("refused", Finding(), _said(error))
+    except BaseException as error:  # noqa: BLE001  (boundary: a failed attack is a record, the audit goes on)
+        return ended("failed", Finding(), f"{_name(error)}: {_said(error)} ({_place(sys.exc_info()[2])})")
 
 
-def _checked(finding: Any, image_shape: tuple[int, int, int], num_classes: int) -> Finding:
-    """Check what the plug-in claims and bring it to the CPU in float32, pixels clamped, the trace to plain JSON."""
-    if not isinstance(finding, Finding):
-        raise TypeError(f"the attack returned {type(finding).__name__}, not a Finding")
-    images = finding.images
-    if images is not None:
-        if tuple(images.shape[1:]) != image_shape:
-            raise ValueError(f"the attack returned pictures of shape {tuple(images.shape[1:])}, not {image_shape}")
-        if not bool(torch.isfinite(images).all()):
-            raise ValueError("the attack returned pixels that are not finite")
-        images = images.detach().cpu().float().clamp(0, 1)
-    labels = finding.labels if finding.labels is None else finding.labels.detach().cpu()
-    if labels is not None and not bool(torch.isfinite(labels).all()):
-        raise ValueError("the attack returned labels that are not finite")
-    if labels is not None and labels.ndim == 2 and labels.shape[1] != num_classes:
+def _said(error: BaseException) -> str:
+    try:
+        return _text(str(error))
+    except BaseException as second:  # noqa: BLE001  (the same boundary: its text is code of the plug-in, too)
+        return f"its text cannot be read, as that raises {_name(second)}"
+
+
+def _name(error: BaseException) -> str:
+    # Past the attributes of the plug-in's own class, which may raise as well.
+    return _text(type.__dict__["__name__"].__get__(type(error)))
+
+
+def _place(trace: TracebackType | None) -> str:
+    """Return the file and line where something was raised, without reading the file."""
+    frame, line = list(traceback.walk_tb(trace))[-1]
+    return _text(f"{Path(frame.f_code.co_filename).name}:{line}")
+
+
+def _text(value: str) -> str:
+    """Return text that every file can hold: cut where it is too long, with its length said, and lone surrogates escaped."""
+    text = _encodable(value)
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}... (cut, of {len(text):,} characters)"
+
+
+def _encodable(value: str) -> str:
+    return str.__str__(value).encode("utf-8", "backslashreplace").decode()
+
+
+def _checked(claimed: Any, image_shape: tuple[int, int, int], num_classes: int) -> Finding:
+    """Check what the plug-in claims and bring it to the CPU in float32, pixels clamped, the trace to plain JSON.
+
+    Every field is read once, so that a subclass with properties cannot show two things.
+    """
+    if not isinstance(claimed, Finding):
+        raise TypeError(f"the attack returned {type(claimed).__name__}, not a Finding")
+    images, labels, features, film = claimed.images, claimed.labels, claimed.features, claimed.film
+    pictures = None if images is None else _checked_images(images, image_shape)
+    return Finding(
+        images=pictures,
+        labels=None if labels is None else _checked_labels(labels, num_classes),
+        features=None if features is None else _checked_features(features),
+        trace=_checked_trace(claimed.trace),
+        cautions=_checked_cautions(claimed.cautions),
+        film=None if film is None else _checked_film(film, pictures),
+    )
+
+
+def _dense(what: str, value: Any) -> Tensor:
+    """Check that something is a tensor that can be stored as it is, and bring it to the CPU."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"the attack returned {what} as {type(value).__name__}, not as a tensor")
+    if value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f"the attack returned {what} as a sparse or nested tensor, not as a dense one")
+    return value.detach().cpu()
+
+
+def _floats(what: str, value: Any) -> Tensor:
+    tensor = _dense(what, value)
+    if not tensor.is_floating_point():
+        raise TypeError(f"the attack returned {what} as {_dtype(tensor)}, not as floats")
+    return tensor
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _checked_images(value: Any, image_shape: tuple[int, int, int]) -> Tensor:
+    images = _floats("pictures", value)
+    if images.ndim != 4:
+        raise ValueError(
+            f"the attack returned pictures as a tensor of shape {tuple(images.shape)}, not (number, channel, height, width)"
+        )
+    if tuple(images.shape[1:]) != image_shape:
+        raise ValueError(f"the attack returned pictures of shape {tuple(images.shape[1:])}, not {image_shape}")
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("the attack returned pixels that are not finite")
+    return images.float().clamp(0, 1)
+
+
+def _checked_labels(value: Any, num_classes: int) -> Tensor:
+    labels = _dense("labels", value)
+    is_soft = labels.ndim == 2 and labels.is_floating_point()
+    is_hard = labels.ndim == 1 and labels.dtype in _INTEGERS
+    if not is_soft and not is_hard:
+        raise ValueError(
+            f"the attack returned labels as {_dtype(labels)} of shape {tuple(labels.shape)}, not integers in one row, or "
+            f"rows of {num_classes} probabilities"
+        )
+    if is_hard:
+        labels = labels.long()
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+            raise ValueError(
+                f"the attack returned labels from {int(labels.min())} to {int(labels.max())}; the classes are 0 to "
+                f"{num_classes - 1}"
+            )
+        return labels
+    if labels.shape[1] != num_classes:
         raise ValueError(f"the attack returned labels over {labels.shape[1]} classes, not {num_classes}")
-    features = finding.features if finding.features is None else finding.features.detach().cpu().float()
-    if features is not None and not bool(torch.isfinite(features).all()):
+    if not bool(torch.isfinite(labels).all()):
+        raise ValueError("the attack returned labels that are not finite")
+    if labels.numel() and float(labels.abs().max()) > _FARTHEST_PROBABILITY:
+        raise ValueError(f"the attack returned probabilities of up to {float(labels.abs().max()):g} as labels")
+    return labels
+
+
+def _checked_features(value: Any) -> Tensor:
+    features = _floats("features", value)
+    if features.ndim != 2:
+        raise ValueError(
+            f"the attack returned features as a tensor of shape {tuple(features.shape)}, not one row a picture"
+        )
+    features = features.float()
+    if not bool(torch.isfinite(features).all()):
         raise ValueError("the attack returned features that are not finite")
-    film = finding.film if finding.film is None else _checked_film(finding.film, images)
-    plain = _plain(dict(finding.trace))
-    return replace(finding, images=images, labels=labels, features=features, trace=plain, film=film)
+    return features
+
+
+def _checked_trace(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"the attack returned {type(value).__name__} as a trace, not a mapping")
+    plain: dict[str, Any] = _plain(value, _DEEPEST_TRACE)
+    length = len(json.dumps(plain))
+    if length > _LONGEST_TRACE:
+        raise ValueError(f"the attack returned a trace of {length:,} characters, of {_LONGEST_TRACE:,} allowed")
+    return plain
+
+
+def _checked_cautions(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"the attack returned {type(value).__name__} as cautions, not a tuple of sentences")
+    cautions = tuple(value)
+    for caution in cautions:
+        if not isinstance(caution, str):
+            raise TypeError(f"the attack returned {type(caution).__name__} as a caution, not text")
+    if len(cautions) > _MOST_CAUTIONS:
+        raise ValueError(f"the attack returned {len(cautions):,} cautions, of {_MOST_CAUTIONS} allowed")
+    return tuple(map(_text, cautions))
 
 
 def _checked_film(film: Any, pictures: Tensor | None) -> Film:
@@ -167,34 +333,43 @@ def _checked_film(film: Any, pictures: Tensor | None) -> Film:
         raise TypeError(f"the attack returned {type(film).__name__}, not a Film")
     if pictures is None:
         raise ValueError("the attack returned a film, but no pictures")
-    steps, frames = [operator.index(step) for step in film.steps], film.images
+    steps, losses = [operator.index(step) for step in film.steps], [float(loss) for loss in film.losses]
+    frames = _floats("frames", film.images)
     if frames.shape[1:] != pictures.shape:
         raise ValueError(f"the attack returned frames of shape {tuple(frames.shape[1:])}, not {tuple(pictures.shape)}")
-    if not 0 < len(steps) == len(frames) == len(film.losses):
+    if not 0 < len(steps) == len(frames) == len(losses):
         raise ValueError(
-            f"the attack returned {len(steps)} steps, {len(frames)} frames and {len(film.losses)} losses as a film"
+            f"the attack returned {len(steps)} steps, {len(frames)} frames and {len(losses)} losses as a film"
         )
     if steps[0] < 0 or any(later <= step for step, later in pairwise(steps)):
         raise ValueError("the attack returned a film whose steps do not increase from 0")
+    if steps[-1].bit_length() > _WIDEST_NUMBER:
+        raise ValueError(f"the attack returned a film with a step of more than {_WIDEST_NUMBER} bits")
     if not bool(torch.isfinite(frames).all()):
         raise ValueError("the attack returned a film whose pixels are not finite")
     kept = spread(len(steps), FRAMES)
-    images = frames[kept].detach().cpu().float().clamp(0, 1)
-    return Film(tuple(steps[i] for i in kept), images, tuple(float(film.losses[i]) for i in kept))
+    images = frames[kept].float().clamp(0, 1)
+    return Film(tuple(steps[i] for i in kept), images, tuple(losses[i] for i in kept))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, levels: int) -> Any:
     """Return what JSON can hold: non-finite numbers, which a diverging attack may well report, become text."""
+    if isinstance(value, Mapping | list | tuple) and levels == 0:
+        raise ValueError(f"the attack returned a trace of more than {_DEEPEST_TRACE} levels, or one that holds itself")
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {_encodable(str(key)): _plain(item, levels - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return [_plain(item, levels - 1) for item in value]
+    if value is None or isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return str(value)
+    if isinstance(value, int):
+        if value.bit_length() > _WIDEST_NUMBER:
+            raise ValueError(f"the attack returned a trace with a whole number of more than {_WIDEST_NUMBER} bits")
+        return value
+    return _encodable(str(value))
 
 
-def _write(path: Path, planned: PlannedAttack, attempt: Attempt) -> None:
+def _content(planned: PlannedAttack, attempt: Attempt) -> bytes:
     finding = attempt.finding
     film = finding.film
     tensors = {"images": finding.images, "labels": finding.labels, "features": finding.features}
@@ -210,15 +385,17 @@ def _write(path: Path, planned: PlannedAttack, attempt: Attempt) -> None:
         "seed": attempt.seed,
         "film": None if film is None else {"steps": film.steps, "losses": film.losses},
     }
-    content = save(
-        {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None},
+    return save(
+        {
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+            if tensor is not None
+        },
         {"fedsim": json.dumps(header, default=str)},
     )
-    write_atomically(path, content)
 
 
 def _read(path: Path, planned: PlannedAttack) -> Attempt | None:
-    """Return a stored attempt; None when there is none, or one of other parameters or of another version."""
     try:
         with safe_open(path, "pt") as opened:
             header = json.loads(opened.metadata()["fedsim"])

@@ -1,9 +1,10 @@
 """The audit: which updates, which attacks, which process; one record per attempt.
 
 Attempts (the attack itself) and assessments (scores and controls) are separate tasks joined by a stored finding, since
-the wrong-update control of one client is another client's finding. Tasks run in this process or on a pool; where a worker dies,
-those it may have died of are tried again one by one, and the one that kills a second worker has failed. Records are
-appended as they come and put into canonical order at the end, so the number of processes leaves no trace.
+the wrong-update control of one client is another client's finding. Tasks run in this process or on a pool, attacks in processes
+beside these (see `fedsim.workers`). Where a process dies, the tasks it may have died of are tried again one by one, and the one
+that a second process dies of has failed. Records are appended as they come and put into canonical order at the end, so the
+number of processes leaves no trace.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fedsim.errors import FedsimError, RunFolderError
 from fedsim.plan import Plan, PlannedAttack
 from fedsim.progress import Step
 from fedsim.recording import RunFolder
-from fedsim.workers import InThisProcess, StepPipe, Workers
+from fedsim.workers import AttackDiedError, InThisProcess, StepPipe, Workers
 
 _Kind = Literal["attempt", "assess", "calibrate"]
 
@@ -221,7 +222,8 @@ class Auditor:
 
     def _executor(self, steps: StepPipe | None) -> Executor:
         if self._plan.scenario.audit.processes == 0:
-            return InThisProcess(self._plan, self._folder, self._hear if self._on_running else None)
+            tell = self._hear if self._on_running else None
+            return InThisProcess(self._plan, self._folder, workers.start_method(), tell)
         return Workers(functools.partial(self._pool, steps))
 
     def _pool(self, steps: StepPipe | None) -> ProcessPoolExecutor:
@@ -321,8 +323,9 @@ class Auditor:
         if event.kind == "attempt" and self._attacking.pop(event.task) is not None:
             self._tell_running()
         is_trial, self._is_trial = self._is_trial, False
-        if isinstance(event.future.exception(), BrokenProcessPool):
-            self._is_broken = True
+        error = event.future.exception()
+        if isinstance(error, BrokenProcessPool | AttackDiedError):
+            self._is_broken = self._is_broken or isinstance(error, BrokenProcessPool)
             kind: _Kind = event.kind if event.kind in ("assess", "calibrate") else "attempt"
             if is_trial:
                 self._blame(kind, event.task)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fedsim import assessment, attempt, environment
 from fedsim.assessment import Record, Task
+from fedsim.attempt import Attempt
 from fedsim.data.batches import FederatedData
 from fedsim.lines import SCHEMA
 from fedsim.metrics.skill import skill
@@ -64,7 +65,14 @@ def _leaks(records: Sequence[evidence.Record], kind: str) -> bool:
     return any(one.level == "leaks" for metric in metrics for one in scored(records, metric))
 
 
-def calibrate(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Record:
+def calibrate(
+    plan: Plan,
+    folder: RunFolder,
+    round: int,
+    client: int,
+    planned: PlannedAttack,
+    attack: Callable[[int], Attempt],
+) -> Record:
     """Return the line of one calibration.
 
     Args:
@@ -73,11 +81,12 @@ def calibrate(plan: Plan, folder: RunFolder, round: int, client: int, planned: P
         round: server round.
         client: a client of the round, whose global weights are used.
         planned: the attack.
+        attack: returns the attempt on the update of a given number; see the function of this name.
 
     Raises:
         RunFolderError: the global weights are missing or corrupted.
     """
-    weights, held = folder.read_global(round, client), _held(plan, folder, round)
+    held = _held(plan, folder, round)
     pictures = _unprotected(plan, held, round, 0).setting_of(0, round).pictures or 1
     updates = max(1, math.ceil(_PICTURES / pictures)) if planned.attack.is_cheap else 1
     started = time.perf_counter()
@@ -85,20 +94,33 @@ def calibrate(plan: Plan, folder: RunFolder, round: int, client: int, planned: P
     del line["message"]
     trials = []
     for index in range(updates):
-        own = _unprotected(plan, held, round, index)
-        update = local_update(own, 0, round, weights, _proximal_mu(plan)).update
-        tried = attempt.attack(own, planned, update, weights, derive(line["seed"], index))
+        tried = attack(index)
         if tried.status != "found":
             return {**line, "status": tried.status, "message": tried.message, "seconds": _since(started)}
-        truth = own.data.truth(0, round, plan.scenario.training)
+        truth = _unprotected(plan, held, round, index).data.truth(0, round, plan.scenario.training)
         task = Task(round, client, planned.index)
         trials.append(assessment.scored_fields(plan, folder, task, truth, tried.finding, None))
     return {**line, **_together(trials), "seconds": _since(started)}
 
 
+def attack(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack, index: int) -> Attempt:
+    """Make the unprotected update of a given number and run the attack on it.
+
+    Raises:
+        RunFolderError: the global weights are missing or corrupted.
+    """
+    weights, own = folder.read_global(round, client), _unprotected(plan, _held(plan, folder, round), round, index)
+    update = local_update(own, 0, round, weights, _proximal_mu(plan)).update
+    return attempt.attack(own, planned, update, weights, derive(_seed(plan, round, planned), index))[0]
+
+
+def _seed(plan: Plan, round: int, planned: PlannedAttack) -> int:
+    params = json.dumps(planned.params, sort_keys=True, default=str)
+    return derive(plan.scenario.seed, "calibration", planned.info.name, params, round)
+
+
 def failure(plan: Plan, round: int, planned: PlannedAttack, message: str) -> Record:
     """Return the line of a calibration that failed in a way that it could not survive to tell."""
-    params = json.dumps(planned.params, sort_keys=True, default=str)
     return {
         "schema": SCHEMA,
         "run": assessment.run_id(plan.scenario),
@@ -109,7 +131,7 @@ def failure(plan: Plan, round: int, planned: PlannedAttack, message: str) -> Rec
         },
         "status": "failed",
         "message": message,
-        "seed": derive(plan.scenario.seed, "calibration", planned.info.name, params, round),
+        "seed": _seed(plan, round, planned),
         "seconds": 0.0,
     }
 

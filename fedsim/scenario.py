@@ -192,12 +192,13 @@ class AttackPart(_Part):
 
 
 class AuditPart(_Part):
-    """Which updates are attacked, how attempts are scored, and on how many processes.
+    """Which updates are attacked, how attempts are scored, on how many processes, and how long an attempt may take.
 
     `rounds` is `all` or a list of round numbers, `last` among them. `processes: n` audits beside the training on n
-    worker processes; 0 audits in the process of the server, once training is over. `calibrate` says when an expensive attack is
-    tried on unprotected updates of the auditor's own, which cheap ones always are: `auto`, where a verdict hangs on it; `all`;
-    `none`.
+    worker processes; 0 audits one update after another once training is over. An attack runs in a process of its own
+    either way. One that takes longer than `attack_timeout` seconds is ended and has failed; null sets no limit. `calibrate` says
+    when an expensive attack is tried on unprotected updates of the auditor's own, which cheap ones always are: `auto`, where a
+    verdict hangs on it; `all`; `none`.
     """
 
     rounds: Annotated[
@@ -207,6 +208,8 @@ class AuditPart(_Part):
     metrics: list[Metric] = ["psnr", "ssim", "label_recall"]
     processes: Annotated[int, Field(ge=0), _NO_BOOLEAN] = 1
     calibrate: Literal["auto", "all", "none"] = "auto"
+    # The slowest attempt of a published scenario takes about 10 minutes on one thread; a poll takes 24 days at most.
+    attack_timeout: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), _NO_BOOLEAN] | None = 3600.0
 
     @pydantic.field_validator("rounds", "clients", "metrics")
     @classmethod
@@ -248,8 +251,9 @@ class Scenario(_Part):
     def resolved(self) -> dict[str, Any]:
         """Return the scenario with every default filled in, as plain data that `load` reads again."""
         content = self.model_dump(mode="json", exclude_none=True)
-        # Null is a value for a source: `image_size: null` keeps the size of the files.
+        # Null is a value for a source, and for a limit: `image_size: null` keeps the size of the files.
         content["data"].update(self.data.params)
+        content["audit"]["attack_timeout"] = self.audit.attack_timeout
         return content
 
 

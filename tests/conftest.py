@@ -23,6 +23,9 @@ settings.load_profile("fedsim")
 # As in clients and attacks: the order of a float sum depends on it, and small tensors gain nothing from more.
 torch.set_num_threads(1)
 
+# No test needs an accelerator; beside one, processes for attacks start from nothing, without what a test has exchanged.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
 STAND_INS = Path(__file__).parent / "stand_ins"
 TINY: dict[str, Any] = {
     "name": "tiny",

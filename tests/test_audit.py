@@ -166,6 +166,101 @@ def test_an_attack_that_ends_python_is_a_failed_attempt(simulate):
     assert records[1]["message"].startswith("SystemExit: 3 (stand_ins.py:")
 
 
+def going(fault, on=1, **params):
+    return {"name": "faulty_attacks:Goes", "params": {"fault": fault, "on": on, **params}}
+
+
+ENDS_BY_ITSELF = {
+    "interrupts": "KeyboardInterrupt: by itself (faulty_attacks.py:",
+    "disturbs": "RuntimeError: after a mess (faulty_attacks.py:",
+    "exits": "its process died",
+    "dies before its child": "its process died",
+    "closes files": "its process died",
+}
+NEVER_ENDS = ("spins", "spins in C", "ignores signals")
+LEAVES = ("goes on twice", "changes the directory", "leaves a thread", "leaves a child")
+
+
+def scored(record):
+    return {key: record[key] for key in ("round", "client", "status", "scores", "controls", "trace", "cautions")}
+
+
+def assert_neighbours_found(records, guesses, faults):
+    """Check that attempts on other clients, and other attacks, found what they find where nothing goes wrong."""
+    by_client = {record["client"]: record for record in guesses}
+    for record in records:
+        found = {**scored(record), "controls": None}
+        # Each attack draws from a seed of its own.
+        if record["attack"]["name"] == "stand_ins:Guess":
+            assert scored(record) == scored(by_client[record["client"]])
+        elif not (
+            record["attack"]["params"]["fault"] in faults and record["client"] == record["attack"]["params"]["on"]
+        ):
+            assert found["status"] == "found" and found["trace"] == by_client[record["client"]]["trace"]
+
+
+@pytest.fixture
+def left_child(tmp_path, monkeypatch):
+    """Return the file that an attack which leaves a child writes the number of its process to."""
+    note = tmp_path / "child"
+    monkeypatch.setenv("FEDSIM_TEST_NOTE", str(note))
+    return note
+
+
+def is_running(process):
+    try:
+        return open(f"/proc/{process}/stat").read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(simulate, left_child, processes):
+    attacks = [*map(going, ENDS_BY_ITSELF), *map(going, LEAVES), {"name": "stand_ins:Guess"}]
+    federation = {"clients": 2, "rounds": 1}
+    _, folder, records = simulate(attacks=attacks, federation=federation, audit={"processes": processes})
+    assert len(records) == 2 * len(attacks) and records == folder.records.read()
+    for record, (fault, message) in zip(records[len(attacks) :], ENDS_BY_ITSELF.items(), strict=False):
+        assert record["attack"]["params"]["fault"] == fault
+        assert record["status"] == "failed" and record["message"].startswith(message), record["message"]
+    _, _, guesses = simulate("alone", federation=federation)
+    assert_neighbours_found(records, guesses, ENDS_BY_ITSELF)
+    assert not is_running(int(left_child.read_text())), "it ends with the audit"
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_attack_that_takes_too_long_is_ended_and_fails_alone(simulate, processes):
+    attacks = [*(going(fault, on) for on, fault in enumerate(NEVER_ENDS)), {"name": "stand_ins:Guess"}]
+    audit = {"processes": processes, "attack_timeout": 0.75}
+    _, folder, records = simulate(attacks=attacks, federation={"rounds": 1}, audit=audit)
+    assert records == folder.records.read()
+    failed = [record for record in records if record["status"] == "failed"]
+    assert [(record["client"], record["attack"]["params"]["fault"]) for record in failed] == [*enumerate(NEVER_ENDS)]
+    for record in failed:
+        assert record["message"] == "took longer than audit.attack_timeout (0.75 s)" and record["seconds"] == 0.75
+    _, _, guesses = simulate("alone", federation={"rounds": 1})
+    assert_neighbours_found(records, guesses, NEVER_ENDS)
+
+
+@pytest.mark.slow
+def test_a_process_for_attacks_that_starts_from_nothing_gives_the_same_records(simulate, monkeypatch):
+    attacks = [{"name": "stand_ins:Guess"}, going("raises a long text")]
+    parts = {"attacks": attacks, "federation": {"clients": 2, "rounds": 1}}
+    _, _, copied = simulate("copied", **parts)
+    monkeypatch.setattr("fedsim.workers.start_method", lambda: "spawn")
+    # Its imports take longer, and are not the attack's.
+    _, _, records = simulate("from nothing", **parts, audit={"attack_timeout": 2})
+    assert timeless(records) == timeless(copied)
+
+
+def test_an_attack_that_took_too_long_is_made_again_by_an_audit_with_more_time(simulate, tiny_plan):
+    parts = {"attacks": [going("spins")], "federation": {"clients": 2, "rounds": 1}}
+    _, folder, before = simulate(**parts, audit={"attack_timeout": 0.75})
+    assert [record["status"] for record in before] == ["found", "failed"]
+    after = audit(tiny_plan(**parts, audit={"attack_timeout": 1.5}), folder)
+    assert after[1]["message"] == "took longer than audit.attack_timeout (1.5 s)"
+
+
 @pytest.fixture
 def claim(tiny_plan, run_folder, stand_ins, monkeypatch):
     """Return a function: a finding -> the record of an attack that claims it."""
@@ -387,6 +482,7 @@ def test_the_runs_identity_ignores_how_it_was_computed_and_which_attacks_ran(tin
     from fedsim.assessment import run_id
 
     same = [{}, {"engine": "ray"}, {"audit": {"processes": 2}}, {"attacks": [{"name": "stand_ins:RaisesOn"}]}]
+    same += [{"audit": {"attack_timeout": limit}} for limit in (1, None)]
     assert len({run_id(tiny_scenario(**parts)) for parts in same}) == 1
     others = [{"seed": 9}, {"federation": {"rounds": 9}}, {"threat": {"grants": []}}, {"defenses": [NOISE]}]
     assert len({run_id(tiny_scenario(**parts)) for parts in ({}, *others)}) == 5

@@ -300,7 +300,9 @@ def test_an_audit_reads_the_run_only_once_it_holds_it(fedsim, finished, monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [0, 1])
 def test_control_c_ends_a_run_and_its_workers_at_once_and_quietly(processes, file, stand_ins, tmp_path):
-    attack = {"name": "stand_ins:Sleeps", "params": {"note": str(tmp_path / "asleep")}}
+    # It lets go of nothing: no other thread of its process ever runs.
+    params = {"fault": "spins in C", "on": 0, "note": str(tmp_path / "asleep")}
+    attack = {"name": "faulty_attacks:Goes", "params": params}
     file.write_text(yaml.safe_dump(SMALL | {"attacks": [attack], "audit": {"processes": processes}}))
     # As in a terminal: what runs in the background inherits that Ctrl-C is ignored.
     command = (

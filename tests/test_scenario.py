@@ -70,6 +70,7 @@ attacks: [{name: patch_embedding}]
     assert loaded.threat.grants == ["batch_size", "normalization"]
     assert (loaded.audit.rounds, loaded.audit.clients, loaded.audit.processes) == ("all", "all", 1)
     assert loaded.audit.metrics == ["psnr", "ssim", "label_recall"]
+    assert loaded.audit.attack_timeout == 3600
     assert loaded.data.partition.name == "iid"
     assert loaded.defenses[0].params == {"clip_norm": 1.0}
 
@@ -128,8 +129,18 @@ def test_numbers_may_be_written_as_text():
     assert scenario(federation={"clients": 3.0}).federation.clients == 3
 
 
+def test_no_limit_on_the_time_of_an_attack_is_a_value_of_its_own():
+    unlimited = scenario(audit={"attack_timeout": None})
+    assert unlimited.audit.attack_timeout is None
+    assert parse(unlimited.resolved(), "again") == unlimited != scenario()
+    assert refusal(audit={"attack_timeout": 0}) == "audit.attack_timeout: expected a number above 0, got 0."
+    assert refusal(audit={"attack_timeout": 1e9}) == "audit.attack_timeout: expected at most 1e+06, got 1000000000.0."
+
+
 @pytest.mark.parametrize("value", [True, False])
-@pytest.mark.parametrize("path", ["seed", "federation.rounds", "training.learning_rate", "audit.processes"])
+@pytest.mark.parametrize(
+    "path", ["seed", "federation.rounds", "training.learning_rate", "audit.processes", "audit.attack_timeout"]
+)
 def test_booleans_are_no_numbers(path, value):
     content = value
     for key in reversed(path.split(".")):

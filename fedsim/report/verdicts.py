@@ -237,7 +237,11 @@ class Judge:
             return "its finding could not be scored"
         control = rated_by(metric, record.controls, record.scores[metric].worse)
         if control is None or scale(metric).partial is None:
-            return "it was scored beside no control" if control is None else f"{scale(metric).title} is shown and not rated"
+            return (
+                "it was scored beside no control"
+                if control is None
+                else f"{scale(metric).title} is shown and not rated"
+            )
         if leaves_no_room(metric, control.value):
             return "a blind guess does as well"
         noise = self._noise(record)

@@ -187,6 +187,8 @@ def _held(finding: Finding) -> set[Recovers]:
 
 def _check_finding(attack: Attack, finding: Finding, seen: Observation) -> None:
     who = type(attack).__qualname__
+    for name in sorted(_held(finding)):
+        _check_dense(who, name, getattr(finding, name))
     excess = ", ".join(sorted(_held(finding) - attack.recovers))
     expect(not excess, f"{who} found {excess}, which {who}.recovers does not name, so it would not be scored.")
     if finding.images is not None:
@@ -204,6 +206,14 @@ def _check_finding(attack: Attack, finding: Finding, seen: Observation) -> None:
         f"{who}: the trace must be a mapping that JSON can express, without nan or infinity; got {finding.trace!r}.",
     )
     check_cautions(who, finding.cautions)
+
+
+def _check_dense(who: str, name: str, value: object) -> None:
+    expect(isinstance(value, Tensor), f"{who}: {name} must be a tensor, got {type(value).__name__}.")
+    assert isinstance(value, Tensor)
+    is_dense = value.layout is torch.strided and not value.is_nested
+    expect(is_dense, f"{who}: {name} must be a dense tensor, got a sparse or nested one.")
+    expect(not value.is_complex(), f"{who}: {name} must be real, got {str(value.dtype).removeprefix('torch.')}.")
 
 
 def _check_images(who: str, images: Tensor, shape: tuple[int, int, int]) -> None:
@@ -224,6 +234,7 @@ def _check_film(who: str, film: object, pictures: Tensor | None) -> None:
     assert isinstance(film, Film)
     expect(pictures is not None, f"{who} returns a film without pictures, of which it would show nothing.")
     assert pictures is not None
+    _check_dense(who, "frames", film.images)
     frames = film.images
     expect(
         frames.ndim == 5

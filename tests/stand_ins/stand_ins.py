@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,22 +71,6 @@ class EndsOn(Attack):
         if observation.update.client == self.dies:
             os.kill(os.getpid(), signal.SIGKILL)
         return Guess().run(observation, generator)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sleeps(Attack):
-    """Leaves a note that it has begun, and does not end before the test does."""
-
-    citation: ClassVar[str] = "none"
-    recovers = frozenset({"images"})
-
-    note: str
-
-    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
-        progress.advance(1, 600, 0.5)
-        Path(self.note).touch()
-        time.sleep(600)
-        return Finding()
 
 
 @dataclass(frozen=True, kw_only=True)
