@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedsim import scenario as scenarios
 from fedsim import yaml_loader
@@ -43,6 +44,8 @@ app = typer.Typer(
 )
 _out = Console()
 _TOO_BAD = 3  # a verdict that --fail-on names
+_FIRST_NAMES = 10  # of the classes, shown by check
+_NAME_WIDTH = 40
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (YAML).", show_default=False)]
@@ -106,7 +109,14 @@ def _prepared(scenario: Scenario) -> tuple[Any, Any]:
 
     with _out.status("Preparing data and model"):
         plan = planning.of(scenario)
-        return plan, inputs.of(plan)
+        seen = inputs.of(plan)
+    for note in seen.notes:
+        _out.print(f"note: {_printable(note)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return plan, seen
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _carry_out(plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict | None) -> None:
@@ -214,6 +224,9 @@ def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = N
     table.add_row(
         "data", f"{loaded.data.name}, {plan.num_classes} classes, {min(sizes)} to {max(sizes)} samples a client"
     )
+    table.add_row("classes", Text(_first_names(plan.data.pools.class_names)))
+    splits = {"training": plan.data.pools.train, "test": plan.data.pools.test, "auxiliary": plan.data.pools.auxiliary}
+    table.add_row("pictures", ", ".join(f"{len(pool)} {split}" for split, pool in splits.items()))
     table.add_row("model", f"{loaded.model.name}, {parameters / 1e6:.1f} M parameters, input {plan.image_shape}")
     table.add_row("federation", f"{loaded.federation.clients} clients, {loaded.federation.rounds} rounds")
     table.add_row("server knows", ", ".join(loaded.threat.grants) or "the update and the model")
@@ -230,6 +243,14 @@ def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = N
         table.add_row("inconclusive", _in_words(gap))
     _out.print(table)
     _out.print(f"{scenario}: fine", style="green", highlight=False, soft_wrap=True)
+
+
+def _first_names(names: Sequence[str]) -> str:
+    """Return the first ten class names; a name is cut where it is long."""
+    shown = [
+        _printable(name if len(name) <= _NAME_WIDTH else f"{name[:_NAME_WIDTH]}...") for name in names[:_FIRST_NAMES]
+    ]
+    return ", ".join(shown) + (f" and {len(names) - _FIRST_NAMES} more" if len(names) > _FIRST_NAMES else "")
 
 
 def _given(params: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ move and attacks be added; audit and engine decide neither.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,10 +40,12 @@ class Inputs:
     Args:
         settings: the deciding parts of the resolved scenario.
         data: digests; see `FederatedData.verify`.
+        notes: for the user; see `FederatedData.notes`. They are never compared.
     """
 
     settings: Mapping[str, Any]
     data: Mapping[str, str]
+    notes: Sequence[str] = ()
 
 
 def of(plan: Plan) -> Inputs:
@@ -52,8 +54,9 @@ def of(plan: Plan) -> Inputs:
     Raises:
         ScenarioError: a picture is damaged.
     """
-    scenario = plan.scenario
-    return Inputs(_settings(scenario), plan.data.verify(scenario.federation.rounds, scenario.training))
+    scenario, rounds = plan.scenario, plan.scenario.federation.rounds
+    digests = plan.data.verify(rounds, scenario.training)
+    return Inputs(_settings(scenario), digests, plan.data.notes(rounds, scenario.training))
 
 
 def bind(folder: RunFolder, inputs: Inputs) -> None:
@@ -121,7 +124,7 @@ def _read(folder: RunFolder) -> Inputs | None:
             raise RunFolderError(f"{_path(folder)}: schema {content['schema']!r}, this fedsim reads {SCHEMA}.")
         # Read as a scenario: a setting that is younger than the run has its default.
         settings = _settings(parse(content["settings"], _path(folder)))
-        return Inputs(settings, dict(content["data"]))
+        return Inputs(settings, dict(content["data"]), tuple(content.get("notes", ())))
     except FileNotFoundError:
         return None
     except ScenarioError as error:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedsim.data.listing import Listing, check_column, code_labels, pools, spread
+from fedsim.data.listing import Listing, check_column, pools, spread
 from fedsim.data.shapes import Shapes
 from fedsim.errors import ScenarioError
 
@@ -157,24 +157,6 @@ def test_fetching_is_pure():
     first.zero_()
     assert _numbers(pool) == [0, 1, 2]
     assert torch.equal(pool.read([1]).labels, torch.tensor([1]))
-
-
-def test_labels_without_names_are_numbered_in_order():
-    coded, names = code_labels([np.array([3, 9, 3]), np.array([5])], None, "data.label_column")
-    assert [column.tolist() for column in coded] == [[0, 2, 0], [1]]
-    assert names == ("3", "5", "9")
-
-
-@pytest.mark.parametrize("column", [np.array([0.0, 1.0]), np.array(["a"]), np.array([None, 1], dtype=object)])
-def test_labels_that_are_no_numbers_are_refused(column):
-    with pytest.raises(ScenarioError, match=r"^data\.label_column: .*whole numbers"):
-        code_labels([column], None, "data.label_column")
-
-
-@pytest.mark.parametrize("label", [-1, 2])
-def test_a_label_outside_the_names_is_refused(label):
-    with pytest.raises(ScenarioError, match=f"label {label} is outside the 2 classes"):
-        code_labels([np.array([0, label])], ["a", "b"], "data.label_column")
 
 
 def test_a_missing_column_is_refused_with_the_nearest():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -115,16 +116,30 @@ class FederatedData:
         Raises:
             ScenarioError: a picture is damaged.
         """
-        clients = range(len(self.partition))
-        inputs = {one for c in clients for r in range(1, rounds + 1) for one in self._used(c, r, training)}
-        used = {sample for one in inputs for sample in (one.sample, one.partner)}
         return {
             "class names": _digest_of(self.pools.class_names),
             "partition": _digest_of(self.partition),
-            "train": _digest_of_pictures(self.pools.train, sorted(used)),
+            "train": _digest_of_pictures(self.pools.train, self._used_by_all(rounds, training)),
             "test": _digest_of_pictures(self.pools.test, range(len(self.pools.test))),
             "auxiliary": _digest_of_pictures(self.pools.auxiliary, range(len(self.pools.auxiliary))),
         }
+
+    def notes(self, rounds: int, training: TrainingPart) -> tuple[str, ...]:
+        """Return what a user should know of the pictures that a run may use: which are left out, how they are converted.
+
+        Raises:
+            ScenarioError: a picture is damaged.
+        """
+        pools, used = self.pools, self._used_by_all(rounds, training)
+        pictures = [(pools.train, used), *((pool, range(len(pool))) for pool in (pools.test, pools.auxiliary))]
+        phrases = Counter(phrase for pool, samples in pictures for one in samples for phrase in pool.conversions(one))
+        total = sum(len(samples) for _, samples in pictures)
+        return (*pools.notes, *(f"data: {count} of {total} pictures: {phrase}." for phrase, count in phrases.items()))
+
+    def _used_by_all(self, rounds: int, training: TrainingPart) -> list[int]:
+        clients = range(len(self.partition))
+        inputs = {one for c in clients for r in range(1, rounds + 1) for one in self._used(c, r, training)}
+        return sorted({sample for one in inputs for sample in (one.sample, one.partner)})
 
     def _used(self, client: int, round: int, training: TrainingPart) -> list[Mixture]:
         return list(dict.fromkeys(chain.from_iterable(self.client_inputs(client, round, training))))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
-from fedsim.data.listing import Encoded, Listing, check_column, code_labels, pools
+from fedsim.data.class_labels import code_labels
+from fedsim.data.decoding import Encoded, stored
+from fedsim.data.listing import Listing, check_column, pools
 from fedsim.data.source import Pools, Source
 from fedsim.errors import ScenarioError
 
@@ -22,7 +23,7 @@ class Hub(Source):
         dataset: its name on the hub.
         subset: its configuration, where it has several.
         image_column: column of pictures.
-        label_column: column of class numbers.
+        label_column: column of class numbers, text or booleans.
         train_split: split that the clients train on.
         test_split: split for testing; None holds pictures of the training split out.
     """
@@ -42,14 +43,14 @@ class Hub(Source):
         """
         splits = [split for split in (self.train_split, self.test_split) if split is not None]
         tables = [self._table(split) for split in splits]
-        feature = tables[0].features[self.label_column]
-        columns = [np.asarray(table.with_format("numpy")[self.label_column][:]) for table in tables]
-        coded, names = code_labels(columns, getattr(feature, "names", None), "data.label_column")
+        columns = [_column(table, self.label_column) for table in tables]
+        names = getattr(tables[0].features[self.label_column], "names", None)
+        coded, class_names = code_labels(columns, names, "data.label_column")
         listings = [
             Listing(labels, _namer(f"{self.dataset} {split}"), _opener(table, self.image_column), "data.dataset")
             for table, labels, split in zip(tables, coded, splits, strict=True)
         ]
-        return pools(self, seed, listings[0], listings[1] if self.test_split is not None else None, names)
+        return pools(self, seed, listings[0], listings[1] if self.test_split is not None else None, class_names)
 
     def _table(self, split: str) -> Any:
         import datasets
@@ -75,10 +76,13 @@ def _namer(table: str) -> Callable[[int], str]:
     return lambda number: f"{table}, row {number},"
 
 
+def _column(table: Any, name: str) -> pa.ChunkedArray:
+    return table.select_columns([name]).with_format("arrow")[:].column(name)
+
+
 def _opener(table: Any, column: str) -> Callable[[Sequence[int]], Callable[[int], Encoded]]:
     def read(number: int) -> Encoded:
-        stored = table[number][column] or {}
-        encoded, path = stored.get("bytes"), stored.get("path")
-        return Path(path) if encoded is None and path is not None else encoded or b""
+        row = table[number][column] or {}
+        return stored(row.get("bytes"), row.get("path"), None)
 
     return lambda numbers: lambda index: read(numbers[index])

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from fedsim.data.decoding import Encoded, conversions, decode
 from fedsim.data.source import Pool, Pools, Source
 from fedsim.errors import ScenarioError, nearest
 from fedsim.seeds import numpy_generator
-
-Encoded = bytes | Path | Image.Image
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
 
 
 @dataclass(frozen=True)
@@ -25,9 +21,10 @@ class Listing:
     """Labeled pictures in the order of the files, not yet read.
 
     Args:
-        labels: class number of every picture.
+        labels: class number of every picture; negative where it has none.
         name: number -> what an error message calls the picture, its file first.
-        open: numbers -> reader of the first, second, ... of these; reads what must be read as a whole, once.
+        open: numbers -> reader of the first, second, ... of these; reads what must be read as a whole, once. The
+            reader raises a ValueError for a picture that is not there.
         where: YAML path of the parameter that named the files.
     """
 
@@ -42,8 +39,10 @@ class Listing:
         read = self.open(chosen)
 
         def picture(index: int) -> np.ndarray:
-            name = self.name(chosen[index])
-            return _fit(_decode(read(index), name, self.where), size)
+            return _fit(decode(lambda: read(index), self.name(chosen[index]), self.where), size)
+
+        def changes(index: int) -> tuple[str, ...]:
+            return conversions(lambda: read(index), self.name(chosen[index]), self.where)
 
         def fetch(indices: Sequence[int]) -> Tensor:
             pictures = [picture(index) for index in indices]
@@ -57,24 +56,33 @@ class Listing:
             return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
         shape = (size, size, 3) if size else picture(0).shape
-        return Pool(torch.from_numpy(self.labels[chosen].astype(np.int64)), fetch)
+        return Pool(torch.from_numpy(self.labels[chosen].astype(np.int64)), fetch, changes)
 
 
-def pools(source: Source, seed: int, train: Listing, test: Listing | None, class_names: Sequence[str]) -> Pools:
+def pools(
+    source: Source,
+    seed: int,
+    train: Listing,
+    test: Listing | None,
+    class_names: Sequence[str],
+    notes: Sequence[str] = (),
+) -> Pools:
     """Divide listings into the three pools, each with the classes in proportion as far as their counts allow.
 
     The auxiliary pictures, and the test pictures where there is no test listing, are held out of the training listing:
-    an eighth at most, and `test_samples` (a quarter at most) or a tenth.
+    an eighth at most, and `test_samples` (a quarter at most) or a tenth. Pictures without a label are left out, and the
+    notes say so.
 
     Raises:
-        ScenarioError: too few pictures to divide.
+        ScenarioError: too few labeled pictures to divide.
     """
-    order = spread(train.labels, numpy_generator(seed, "hold out"))
+    notes = [*notes, *_unlabeled(train, "training")]
+    order = _spread_labeled(train, numpy_generator(seed, "hold out"))
     if len(order) < 3 or (test is not None and not len(test.labels)):
         raise ScenarioError(
             train.where,
-            f"{len(order)} training and {len(test.labels) if test else 'no'} test pictures; "
-            "at least 3 to train on are needed, and 1 to test on where a test set is given.",
+            f"{len(order)} training pictures with a label and {len(test.labels) if test else 'no'} test pictures; at least 3 "
+            "to train on are needed, and 1 to test on where a test set is given.",
         )
     held = min(source.auxiliary_samples, max(1, len(order) // 8))
     auxiliary, rest = order[:held], order[held:]
@@ -82,13 +90,33 @@ def pools(source: Source, seed: int, train: Listing, test: Listing | None, class
         count = min(source.test_samples or len(order) // 10 or 1, len(order) // 4 or 1)
         test, tested, rest = train, rest[:count], rest[count:]
     else:
-        tested = spread(test.labels, numpy_generator(seed, "test"))[: source.test_samples]
+        tested = _spread_labeled(test, numpy_generator(seed, "test"))[: source.test_samples]
+        if not len(tested):
+            raise ScenarioError(
+                test.where,
+                f"none of the {len(test.labels)} test pictures has a label. Give a test set with labels, or none: then "
+                "pictures of the training set are held out for testing.",
+            )
+        notes += _unlabeled(test, "test")
     return Pools(
         train=train.pool(np.sort(rest[: source.samples]), source.image_size),
         test=test.pool(np.sort(tested), source.image_size),
         auxiliary=train.pool(np.sort(auxiliary), source.image_size),
         class_names=tuple(class_names),
+        notes=tuple(notes),
     )
+
+
+def _unlabeled(listing: Listing, split: str) -> list[str]:
+    count = int((listing.labels < 0).sum())
+    if not count:
+        return []
+    return [f"{listing.where}: {count} of {len(listing.labels)} {split} pictures have no label and are left out."]
+
+
+def _spread_labeled(listing: Listing, generator: np.random.Generator) -> np.ndarray:
+    labeled = np.flatnonzero(listing.labels >= 0)
+    return labeled[spread(listing.labels[labeled], generator)]
 
 
 def spread(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -102,31 +130,6 @@ def spread(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return order[by_class[np.lexsort((by_class, share))]]
 
 
-def code_labels(
-    values: Sequence[np.ndarray], names: Sequence[str] | None, where: str
-) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Return class numbers and class names for the label columns of the training and the test set.
-
-    Args:
-        values: the columns.
-        names: class names in label order; None takes the integers that occur, in ascending order.
-        where: YAML path of the parameter that named the column.
-
-    Raises:
-        ScenarioError: labels that are not integers, missing, or outside the names.
-    """
-    for column in values:
-        if column.dtype.kind not in "iu":
-            raise ScenarioError(where, f"the labels are not whole numbers, or some are missing (type {column.dtype}).")
-    found = np.unique(np.concatenate(values))
-    if names is None:
-        return [np.searchsorted(found, column) for column in values], tuple(str(value) for value in found)
-    outside = found[(found < 0) | (found >= len(names))]
-    if len(outside):
-        raise ScenarioError(where, f"label {outside[0]} is outside the {len(names)} classes, so 0 to {len(names) - 1}.")
-    return [column.astype(np.int64) for column in values], tuple(names)
-
-
 def check_column(given: str, columns: Sequence[str], where: str, table: str) -> None:
     """Refuse a column that the table does not have.
 
@@ -137,27 +140,6 @@ def check_column(given: str, columns: Sequence[str], where: str, table: str) -> 
         raise ScenarioError(
             where, f"no column {given!r} in {table}.{nearest(given, columns)} Columns: {', '.join(columns) or 'none'}."
         )
-
-
-def _decode(encoded: Encoded, name: str, where: str) -> Image.Image:
-    try:
-        if isinstance(encoded, Image.Image):
-            return _in_color(encoded)
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-            return _in_color(image)
-    except UnidentifiedImageError:
-        reason = "unknown format"
-    except _DAMAGED as error:
-        reason = str(error)
-    raise ScenarioError(where, f"{name} is no readable picture ({reason}). Mend or remove it.")
-
-
-def _in_color(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise ValueError("more than 8 bits a channel; convert it to 8")
-    if "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def _fit(image: Image.Image, size: int | None) -> np.ndarray:

@@ -20,10 +20,12 @@ class Pool:
     Args:
         labels: class of every sample.
         fetch: sample numbers -> uint8 pictures, shape (batch, channels, height, width); a pure function.
+        conversions: sample number -> how its picture differs from what is stored, one phrase each.
     """
 
     labels: HardLabels
     fetch: Callable[[Sequence[int]], Tensor]
+    conversions: Callable[[int], tuple[str, ...]] = lambda sample: ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,12 +56,14 @@ class Pools:
         test: for the central evaluation.
         auxiliary: the attacker's, when granted; also the data-set mean of the controls.
         class_names: one name per class, in label order.
+        notes: what a user should know of the choice of pictures, such as those left out; each begins with a YAML path.
     """
 
     train: Pool
     test: Pool
     auxiliary: Pool
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

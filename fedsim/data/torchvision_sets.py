@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.listing import Listing, code_labels, pools
+from fedsim.data.class_labels import code_labels
+from fedsim.data.listing import Listing, pools
 from fedsim.data.source import Pools, Source
 from fedsim.errors import ScenarioError, nearest
 
