@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Normalization, Observation
 from fedsim.models import HeadNames, head_inputs, head_names
-from fedsim_attacks._gradient import mean_gradient
+from fedsim_attacks._gradient import is_taken_for_one_step, mean_gradient
 from fedsim_attacks._priors import natural_noise
 
 ClassVector = Float[Tensor, " class"]
@@ -97,7 +97,7 @@ def reference_pictures(observation: Observation, count: int, generator: torch.Ge
         generator: draws the noise.
     """
     model = observation.model()
-    if observation.update.kind == "delta" and observation.update.num_examples > (observation.batch_size or 1):
+    if not is_taken_for_one_step(observation):
         _step(model, observation)
     auxiliary = observation.auxiliary_data
     images = natural_noise(count, observation.image_shape, generator) if auxiliary is None else auxiliary.images[:count]

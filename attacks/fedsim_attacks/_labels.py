@@ -74,15 +74,35 @@ class _Estimate(NamedTuple):
 
 
 def picture_count(observation: Observation) -> int:
-    """Return how many pictures the labels belong to: the batch of a gradient, everything a delta's client trained on."""
+    """Return how many pictures the labels belong to: the batch of a gradient, everything a delta's client trained on.
+
+    A delta sums over uses, but its client reports pictures, so each picture counts once however often it was used. Steps of
+    known number and size bound the count where a client reports all that it has. Blends are inputs of their own: each use of
+    a picture is one, where the recipe tells.
+    """
+    batch_size, examples, training = observation.batch_size, observation.update.num_examples, observation.training
     if observation.update.kind == "gradient":
-        if observation.batch_size is None:
+        if batch_size is None:
             raise AttackRefusedError("batch_size is not granted; counts need their sum.")
-        return observation.batch_size
-    if observation.update.num_examples < 1:
-        raise AttackRefusedError("the client reported no number of examples; counts need their sum.")
-    epochs = observation.training.local_epochs if observation.training else None
-    return observation.update.num_examples // (epochs or 1)
+        return batch_size
+    is_mixed = training is not None and training.mixup is not None
+    if training is not None and training.local_steps and batch_size:
+        uses = training.local_steps * batch_size
+        return uses if is_mixed else min(examples or uses, uses)
+    if examples < 1 and batch_size is None:
+        raise AttackRefusedError("the client reported no number of examples, and batch_size is not granted.")
+    epochs = training.local_epochs if training is not None and is_mixed else None
+    return (examples or batch_size or 0) * (epochs or 1)
+
+
+def count_cautions(observation: Observation) -> tuple[str, ...]:
+    """Return what to say of the number of labels where the client told none."""
+    if observation.update.kind == "gradient" or observation.update.num_examples > 0:
+        return ()
+    return (
+        f"The client reported no num-examples; how often each label occurs is told by its share in the "
+        f"{picture_count(observation)} labels found.",
+    )
 
 
 def count_labels(observation: Observation, references: int, generator: torch.Generator) -> LabelCounts:
@@ -99,7 +119,7 @@ def count_labels(observation: Observation, references: int, generator: torch.Gen
     count = picture_count(observation)
     look_up = functools.cache(lambda: reference_pictures(observation, references, generator))
     found = counted(read_head(observation, look_up), look_up, count, is_single_step(observation))
-    return found._replace(cautions=found.cautions + soft_label_cautions(observation))
+    return found._replace(cautions=found.cautions + count_cautions(observation) + soft_label_cautions(observation))
 
 
 def counted(head: HeadGradient, references: Callable[[], References], count: int, single_step: bool) -> LabelCounts:

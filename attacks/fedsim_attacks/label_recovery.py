@@ -47,6 +47,7 @@ from fedsim_attacks._labels import (
     BLUNT,
     DOUBTFUL,
     UNSCALED,
+    count_cautions,
     counted,
     is_single_step,
     picture_count,
@@ -113,7 +114,7 @@ class LabelRecovery(Attack):
         answer = self._ask(rule, head, observation, look_up, count, generator)
         labels = torch.repeat_interleave(torch.arange(len(answer.counts)), answer.counts)
         trace: dict[str, Any] = {"rule": rule, "reason": reason, "confidence": answer.confidence, **seen._asdict()}
-        cautions = answer.cautions + _cautions(rule, seen) + soft_label_cautions(observation)
+        cautions = answer.cautions + _cautions(rule, seen) + count_cautions(observation) + soft_label_cautions(observation)
         return Finding(labels=labels, trace={**trace, "noise": head.noise}, cautions=cautions)
 
     def _ask(
