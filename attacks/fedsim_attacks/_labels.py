@@ -26,6 +26,7 @@ from fedsim.exchange import HardLabels, Observation
 from fedsim_attacks._gradient import local_steps
 from fedsim_attacks._head import ClassVector, HeadGradient, References, read_head, reference_pictures
 from fedsim_attacks._label_bounds import count_bounds, least_counts, side_by_side
+from fedsim_attacks._label_scale import Fit, Scaled, rescale
 from fedsim_attacks._rounding import nearest_whole, onto_simplex
 
 _ROUNDS, _DAMPING = 20, 0.5
@@ -40,8 +41,8 @@ _EVEN_MARGINAL, _REAL_MARGINAL = 0.75, 0.5
 BLUNT = 0.03  # sharpness from which on a model counts as trained
 DOUBTFUL = 0.9
 UNSCALED = (
-    "The recipe that scales this update is not granted; the scale was set so that classes without a picture agree with the "
-    "reference pictures."
+    "The recipe that scales this update is not granted; the scale was set so that the counts are likeliest: near to whole "
+    "numbers, on a model that sees the client's pictures as it sees the reference pictures."
 )
 
 
@@ -141,12 +142,13 @@ def counted(head: HeadGradient, references: Callable[[], References], count: int
         expected = counts.double()
     else:
         known, exact = references(), single_step and head.is_scaled
+        probability = 1.0
         if not head.is_scaled:
-            head = rescaled(head, known, count)
+            head, probability = rescaled(head, known, count)
             cautions.append(UNSCALED)
         estimate = _estimate(head, known, count)
-        counts, confidence = _nearest_counts(estimate, head, count, _model_error(known, count), exact)
-        expected = estimate.expected
+        fit = _nearest_counts(estimate, head, count, _model_error(known, count), exact)
+        counts, expected, confidence = fit.counts, estimate.expected, probability * fit.confidence
     if confidence < DOUBTFUL:
         cautions.append(f"The counts as a whole are right with a probability of about {confidence:.0%}.")
     return LabelCounts(counts, expected, confidence, head.noise, tuple(cautions))
@@ -188,11 +190,12 @@ def _left_factor(rows: Tensor) -> Tensor:
     return factor if len(factor) > 2 else -factor.abs()
 
 
-def rescaled(head: HeadGradient, known: References, count: int) -> HeadGradient:
-    """Return a gradient of unknown factor so that its absent classes show the reference probabilities."""
-    ratios = (head.residual / known.logits.softmax(1).mean(0)).sort(descending=True).values
-    absent = ratios[: max(len(ratios) - count, 1)].median()
-    return head.scaled(1 / max(float(absent), torch.finfo(torch.float32).tiny))
+def rescaled(head: HeadGradient, known: References, count: int) -> Scaled:
+    """Return a gradient of unknown factor times the one whose counts are likeliest."""
+    error = _model_error(known, count)
+    return rescale(
+        head, known, count, lambda guess: _nearest_counts(_estimate(guess, known, count), guess, count, error, False)
+    )
 
 
 def _estimate(head: HeadGradient, known: References, count: int) -> _Estimate:
@@ -263,10 +266,8 @@ def _deviations(weights: Tensor, around: Tensor, probabilities: Tensor, precisio
     return torch.cat([roots * linear / precision**0.5, roots * curved / count**0.5])
 
 
-def _nearest_counts(
-    estimate: _Estimate, head: HeadGradient, count: int, model_error: float, exact: bool
-) -> tuple[Tensor, float]:
-    """Return the whole counts nearest to the expected ones in their covariance, and how likely those are all right."""
+def _nearest_counts(estimate: _Estimate, head: HeadGradient, count: int, model_error: float, exact: bool) -> Fit:
+    """Return the whole counts nearest to the expected ones in their covariance."""
     ranked = torch.where(least_counts(head, count, exact) > 0, torch.inf, estimate.expected)
     active = ranked.topk(min(_MOST_CLASSES, len(ranked))).indices
     expected, rows = estimate.expected[active], estimate.deviations[:, active]
@@ -275,4 +276,7 @@ def _nearest_counts(
     whole, confidence = nearest_whole(expected, precision, count_bounds(head, active, count, exact), count)
     counts = torch.zeros(len(estimate.expected), dtype=torch.int64)
     counts[active] = whole.long()
-    return counts, confidence
+    away, pull = precision @ (expected - whole), count * head.residual[active]
+    # Expected counts are B p minus the pull.
+    factor = 1 + float(pull @ away) / float(pull @ precision @ pull)
+    return Fit(counts, confidence, float((expected - whole) @ away), factor)

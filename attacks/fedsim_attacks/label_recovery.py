@@ -114,7 +114,9 @@ class LabelRecovery(Attack):
         answer = self._ask(rule, head, observation, look_up, count, generator)
         labels = torch.repeat_interleave(torch.arange(len(answer.counts)), answer.counts)
         trace: dict[str, Any] = {"rule": rule, "reason": reason, "confidence": answer.confidence, **seen._asdict()}
-        cautions = answer.cautions + _cautions(rule, seen) + count_cautions(observation) + soft_label_cautions(observation)
+        cautions = (
+            answer.cautions + _cautions(rule, seen) + count_cautions(observation) + soft_label_cautions(observation)
+        )
         return Finding(labels=labels, trace={**trace, "noise": head.noise}, cautions=cautions)
 
     def _ask(
@@ -142,7 +144,7 @@ class LabelRecovery(Attack):
             blind = replace(observation, auxiliary_data=None) if facts.reference == "noise" else observation
             mean = reference_pictures(blind, self.references, generator).logits.softmax(1).mean(0)
         if facts.needs_scale and not head.is_scaled:
-            head = rescaled(head, references(), count)
+            head = rescaled(head, references(), count).head
             cautions.append(UNSCALED)
         counts, found = facts.read(evidence(head, count, mean)), by_count()
         confidence = (
