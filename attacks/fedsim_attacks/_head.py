@@ -86,18 +86,20 @@ class HeadGradient:
         return HeadGradient(self.residual * factor, heads, self.noise * abs(factor), True, self.is_derived)
 
 
-def reference_pictures(observation: Observation, count: int, generator: torch.Generator) -> References:
+def reference_pictures(
+    observation: Observation, count: int, generator: torch.Generator, halfway: bool | None = None
+) -> References:
     """Return what the attacked model makes of auxiliary pictures, or of noise like photographs where none are granted.
-
-    A client of several steps is met halfway: at the global weights plus half its update.
 
     Args:
         observation: what the attack may know.
         count: pictures at most.
         generator: draws the noise.
+        halfway: whether the model holds the global weights plus half the update; where a client takes several steps unless
+            given.
     """
     model = observation.model()
-    if not is_taken_for_one_step(observation):
+    if halfway or (halfway is None and not is_taken_for_one_step(observation)):
         _step(model, observation)
     auxiliary = observation.auxiliary_data
     images = natural_noise(count, observation.image_shape, generator) if auxiliary is None else auxiliary.images[:count]

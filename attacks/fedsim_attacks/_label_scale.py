@@ -8,7 +8,7 @@ numbers. The likeliest factor has the largest
     log P(s) = (C - 1) log s - misfit / 2 + log P(n),
 
 misfit the squared distance of the expected counts from whole ones in their covariance, and P(n) the probability of these counts
-where classes are even or uneven (a mixture of Dirichlet distributions). The first term is the density of a gradient divided by s.
+where classes are even or uneven (a mixture of Dirichlet distributions). The first term is the density of what s divides.
 """
 
 from __future__ import annotations
@@ -45,10 +45,17 @@ class Fit(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """A gradient times the likeliest factor, and the probability that the factor is right."""
+    """A gradient times the likeliest factor.
+
+    Args:
+        head: the gradient.
+        probability: that the factor is right.
+        likelihood: its logarithm, up to a constant.
+    """
 
     head: HeadGradient
     probability: float
+    likelihood: float
 
 
 class _Candidate(NamedTuple):
@@ -72,7 +79,7 @@ def rescale(head: HeadGradient, known: References, count: int, fit: Callable[[He
     rivals = {candidate.counts: candidate.likelihood for candidate in judged}
     rivals[best.counts] = best.likelihood
     total = sum(math.exp(likelihood - best.likelihood) for likelihood in rivals.values())
-    return Scaled(head.scaled(best.factor), 1 / total)
+    return Scaled(head.scaled(best.factor), 1 / total, best.likelihood)
 
 
 def _factors(residual: ClassVector, shares: ClassVector, count: int) -> list[float]:

@@ -118,9 +118,30 @@ def count_labels(observation: Observation, references: int, generator: torch.Gen
         AttackRefusedError: the classifier's gradient was not shared, or the client's optimizer is not linear.
     """
     count = picture_count(observation)
-    look_up = functools.cache(lambda: reference_pictures(observation, references, generator))
+    look_up = functools.cache(lambda: fitting_references(observation, count, references, generator))
     found = counted(read_head(observation, look_up), look_up, count, is_single_step(observation))
     return found._replace(cautions=found.cautions + count_cautions(observation) + soft_label_cautions(observation))
+
+
+def fitting_references(observation: Observation, count: int, references: int, generator: torch.Generator) -> References:
+    """Return reference pictures, seen by the model where a client of unknown recipe is likelier to have been.
+
+    That is at the global weights or at these plus half the update, whichever makes the counts likelier.
+
+    Args:
+        observation: what the attack may know.
+        count: pictures behind the update.
+        references: pictures at most, auxiliary ones where granted.
+        generator: draws the others.
+    """
+    if observation.update.kind == "gradient" or count == 1 or local_steps(observation) is not None:
+        return reference_pictures(observation, references, generator)
+    state = generator.get_state()
+    choices = []
+    for halfway in (False, True):
+        generator.set_state(state)
+        choices.append(reference_pictures(observation, references, generator, halfway))
+    return max(choices, key=lambda known: rescaled(read_head(observation, lambda: known), known, count).likelihood)
 
 
 def counted(head: HeadGradient, references: Callable[[], References], count: int, single_step: bool) -> LabelCounts:
@@ -144,7 +165,7 @@ def counted(head: HeadGradient, references: Callable[[], References], count: int
         known, exact = references(), single_step and head.is_scaled
         probability = 1.0
         if not head.is_scaled:
-            head, probability = rescaled(head, known, count)
+            head, probability, _ = rescaled(head, known, count)
             cautions.append(UNSCALED)
         estimate = _estimate(head, known, count)
         fit = _nearest_counts(estimate, head, count, _model_error(known, count), exact)

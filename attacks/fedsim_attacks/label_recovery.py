@@ -49,6 +49,7 @@ from fedsim_attacks._labels import (
     UNSCALED,
     count_cautions,
     counted,
+    fitting_references,
     is_single_step,
     picture_count,
     rescaled,
@@ -107,7 +108,7 @@ class LabelRecovery(Attack):
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Read the labels; draws the reference pictures where no auxiliary data is used."""
         count = picture_count(observation)
-        look_up = functools.cache(lambda: reference_pictures(observation, self.references, generator))
+        look_up = functools.cache(lambda: fitting_references(observation, count, self.references, generator))
         head = read_head(observation, look_up)
         seen = _look(head, look_up, count)
         rule, reason = _choose(seen) if self.rule == "auto" else (self.rule, "given")

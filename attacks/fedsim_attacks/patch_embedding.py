@@ -123,7 +123,7 @@ class PatchEmbedding(SmoothInversion):
         )
         cautions = (*_cautions(found, diagnosis), *_told_cautions(observation))
         finding = Finding(images=inversion.images, trace=diagnosis._asdict(), cautions=cautions)
-        return assess(finding, observation)
+        return assess(finding, observation, None if found.occlusion is None else found.occlusion.hidden)
 
 
 def _cautions(found: PatchSystem, diagnosis: _Diagnosis) -> tuple[str, ...]:
