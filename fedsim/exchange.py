@@ -31,7 +31,8 @@ class Update:
         client: partition number, from 0.
         kind: `gradient`, the gradient of the mean loss over one batch; `delta`, new minus old weights.
         tensors: name of the parameter -> its gradient or difference, in the model's order, float32.
-        num_examples: what the client reported to the server as `num-examples`; 0 when it reported none.
+        num_examples: what the client reported to the server as `num-examples`, the number of distinct pictures that it
+            trained on, however often it used each; 0 when it reported none.
     """
 
     round: int
@@ -154,10 +155,13 @@ class Truth:
     Args:
         images: every distinct input the client trained on in the round, pixels in [0, 1]; blends where it mixes pictures.
         labels: their labels; soft where the client smooths labels or mixes pictures.
+        pictures: how many distinct pictures the inputs are of, which is the `num-examples` of an honest client; None where
+            every input is a picture of its own. Blends of one picture are several inputs.
     """
 
     images: Images
     labels: Labels
+    pictures: int | None = None
 
 
 @dataclass(frozen=True)

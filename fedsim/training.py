@@ -113,7 +113,7 @@ def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal
         else:
             loss = _train(run, _proximal_pull(weights, proximal_mu))
             tensors = {name: parameter.detach() - weights[name] for name, parameter in model.named_parameters()}
-    count = sum(len(step) for step in run.steps)
+    count = plan.data.client_examples(client, round, scenario.training)
     update = Update(round, client, scenario.training.shares, {n: t.detach() for n, t in tensors.items()}, count)
     _check_finite(update, loss)
     for planned in run.defenses:

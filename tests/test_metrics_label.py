@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.labels import distributions
+from fedsim.metrics.blind import blind_recall
 from fedsim.metrics.label import label_recall, recalled, soft_label_errors
 
 label_lists = st.lists(st.integers(0, 4), min_size=1, max_size=12)
@@ -16,10 +17,38 @@ def counts(labels: list[int]) -> torch.Tensor:
 
 
 @given(found=label_lists, true=label_lists)
-def test_recall_is_the_multiset_overlap_over_the_larger_size(found: list[int], true: list[int]) -> None:
+def test_recall_of_no_more_labels_than_pictures_is_the_multiset_overlap(found: list[int], true: list[int]) -> None:
+    found = found[: len(true)]
     overlap = int(torch.minimum(counts(found), counts(true)).sum())
-    value = label_recall(torch.tensor(found), torch.tensor(true))
-    assert abs(value - overlap / max(len(found), len(true))) < 1e-12
+    assert label_recall(torch.tensor(found), torch.tensor(true)) == pytest.approx(overlap / len(true))
+
+
+@given(found=label_lists, true=label_lists, times=st.integers(2, 5))
+def test_a_multiple_of_the_labels_scores_as_its_proportions(found: list[int], true: list[int], times: int) -> None:
+    assert label_recall(torch.tensor(true * times), torch.tensor(true)) == 1.0
+    padded = (found * len(true))[: len(true)]
+    assert label_recall(torch.tensor(padded * times), torch.tensor(true)) == pytest.approx(
+        label_recall(torch.tensor(padded), torch.tensor(true))
+    )
+
+
+@given(true=label_lists, times=st.integers(12, 20))
+def test_naming_every_class_equally_often_scores_as_a_uniform_guess(true: list[int], times: int) -> None:
+    uniform = blind_recall(torch.tensor(true), dict.fromkeys(range(5), 1 / 5))
+    assert label_recall(torch.arange(5).repeat(times), torch.tensor(true)) == pytest.approx(uniform)
+
+
+def test_surplus_labels_are_scaled_by_largest_remainders() -> None:
+    # 5 labels for 4 pictures stand for 0.8, 1.6, 0.8 and 0.8 of them: one each, and class 3 keeps one of two.
+    assert label_recall(torch.tensor([0, 3, 3, 7, 9]), torch.tensor([0, 3, 3, 7])) == 0.75
+
+
+def test_labels_of_pictures_are_compared_with_blends_in_the_unit_of_pictures() -> None:
+    blends = torch.tensor([0, 0, 3, 3, 3, 3, 7, 7])  # of four pictures, each blended twice
+    assert label_recall(torch.tensor([0, 3, 3, 7]), blends, pictures=4) == 1.0
+    assert label_recall(torch.tensor([0, 3]), blends, pictures=4) == 0.5
+    assert label_recall(blends, blends, pictures=4) == 1.0
+    assert label_recall(torch.tensor([0, 3, 3, 7]), blends) == 0.5
 
 
 @given(found=label_lists, true=label_lists)

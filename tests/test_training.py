@@ -240,12 +240,19 @@ def test_dropout_is_active_in_training_mode_alone(tiny_plan):
         ({"batch_size": 4}, 4),
         ({"batch_size": 99}, 16),
         (DELTA, 12),
-        ({**DELTA, "local_steps": None, "local_epochs": 2}, 32),
+        ({**DELTA, "local_steps": 6}, 16),  # four batches hold all of the client's 16 pictures
+        ({**DELTA, "local_steps": None, "local_epochs": 2}, 16),
+        ({**DELTA, "local_steps": None, "local_epochs": 3, "batch_size": 5}, 16),  # the last batch is smaller
+        ({**DELTA, "local_steps": None, "local_epochs": 2, "batch_size": 99}, 16),
+        ({**DELTA, "local_steps": None, "local_epochs": 2, "mixup": 0.5}, 16),
     ],
 )
-def test_num_examples_counts_the_samples_of_all_local_steps(tiny_plan, recipe, expected):
+def test_num_examples_counts_distinct_pictures_as_the_truth_does(tiny_plan, recipe, expected):
     plan = tiny_plan(training=recipe)
     assert local_update(plan, 0, 1, plan.initial_weights()).update.num_examples == expected
+    truth = plan.data.truth(0, 1, plan.scenario.training)
+    assert truth.pictures == expected
+    assert len(truth.labels) == (2 * expected if "mixup" in recipe else expected)  # two blends of each
 
 
 @pytest.mark.parametrize("recipe", [{}, {**DELTA, "learning_rate": 1e30}], ids=["gradient", "delta"])

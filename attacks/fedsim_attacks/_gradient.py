@@ -71,12 +71,23 @@ def local_steps(observation: Observation) -> int | None:
         return None
     if training.local_epochs is None:
         return training.local_steps
-    samples = examples // training.local_epochs
-    if samples == 1:
+    if examples == 1:
         return training.local_epochs
-    if observation.batch_size is None:
+    if examples < 1 or observation.batch_size is None:
         return None
-    return training.local_epochs * math.ceil(samples / observation.batch_size)
+    return training.local_epochs * math.ceil(examples / observation.batch_size)
+
+
+def is_taken_for_one_step(observation: Observation) -> bool:
+    """Return whether an update is of one step, as far as can be observed.
+
+    Where the recipe is not granted, a delta of no more pictures than a batch has may be of one step or of several epochs; it
+    is taken for one.
+    """
+    if observation.update.kind == "gradient":
+        return True
+    steps = local_steps(observation)
+    return observation.update.num_examples <= (observation.batch_size or 1) if steps is None else steps == 1
 
 
 def response(training: TrainingKnowledge, steps: int, weight_decay: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Normalization, Observation
 from fedsim.models import HeadNames, head_inputs, head_names
-from fedsim_attacks._gradient import mean_gradient
+from fedsim_attacks._gradient import is_taken_for_one_step, mean_gradient
 from fedsim_attacks._priors import natural_noise
 
 ClassVector = Float[Tensor, " class"]
@@ -86,18 +86,20 @@ class HeadGradient:
         return HeadGradient(self.residual * factor, heads, self.noise * abs(factor), True, self.is_derived)
 
 
-def reference_pictures(observation: Observation, count: int, generator: torch.Generator) -> References:
+def reference_pictures(
+    observation: Observation, count: int, generator: torch.Generator, halfway: bool | None = None
+) -> References:
     """Return what the attacked model makes of auxiliary pictures, or of noise like photographs where none are granted.
-
-    A client of several steps is met halfway: at the global weights plus half its update.
 
     Args:
         observation: what the attack may know.
         count: pictures at most.
         generator: draws the noise.
+        halfway: whether the model holds the global weights plus half the update; where a client takes several steps unless
+            given.
     """
     model = observation.model()
-    if observation.update.kind == "delta" and observation.update.num_examples > (observation.batch_size or 1):
+    if halfway or (halfway is None and not is_taken_for_one_step(observation)):
         _step(model, observation)
     auxiliary = observation.auxiliary_data
     images = natural_noise(count, observation.image_shape, generator) if auxiliary is None else auxiliary.images[:count]

@@ -26,6 +26,7 @@ from fedsim.exchange import HardLabels, Observation
 from fedsim_attacks._gradient import local_steps
 from fedsim_attacks._head import ClassVector, HeadGradient, References, read_head, reference_pictures
 from fedsim_attacks._label_bounds import count_bounds, least_counts, side_by_side
+from fedsim_attacks._label_scale import Fit, Scaled, rescale
 from fedsim_attacks._rounding import nearest_whole, onto_simplex
 
 _ROUNDS, _DAMPING = 20, 0.5
@@ -40,8 +41,8 @@ _EVEN_MARGINAL, _REAL_MARGINAL = 0.75, 0.5
 BLUNT = 0.03  # sharpness from which on a model counts as trained
 DOUBTFUL = 0.9
 UNSCALED = (
-    "The recipe that scales this update is not granted; the scale was set so that classes without a picture agree with the "
-    "reference pictures."
+    "The recipe that scales this update is not granted; the scale was set so that the counts are likeliest: near to whole "
+    "numbers, on a model that sees the client's pictures as it sees the reference pictures."
 )
 
 
@@ -74,15 +75,35 @@ class _Estimate(NamedTuple):
 
 
 def picture_count(observation: Observation) -> int:
-    """Return how many pictures the labels belong to: the batch of a gradient, everything a delta's client trained on."""
+    """Return how many pictures the labels belong to: the batch of a gradient, everything a delta's client trained on.
+
+    A delta sums over uses, but its client reports pictures, so each picture counts once however often it was used. Steps of
+    known number and size bound the count where a client reports all that it has. Blends are inputs of their own: each use of
+    a picture is one, where the recipe tells.
+    """
+    batch_size, examples, training = observation.batch_size, observation.update.num_examples, observation.training
     if observation.update.kind == "gradient":
-        if observation.batch_size is None:
+        if batch_size is None:
             raise AttackRefusedError("batch_size is not granted; counts need their sum.")
-        return observation.batch_size
-    if observation.update.num_examples < 1:
-        raise AttackRefusedError("the client reported no number of examples; counts need their sum.")
-    epochs = observation.training.local_epochs if observation.training else None
-    return observation.update.num_examples // (epochs or 1)
+        return batch_size
+    is_mixed = training is not None and training.mixup is not None
+    if training is not None and training.local_steps and batch_size:
+        uses = training.local_steps * batch_size
+        return uses if is_mixed else min(examples or uses, uses)
+    if examples < 1 and batch_size is None:
+        raise AttackRefusedError("the client reported no number of examples, and batch_size is not granted.")
+    epochs = training.local_epochs if training is not None and is_mixed else None
+    return (examples or batch_size or 0) * (epochs or 1)
+
+
+def count_cautions(observation: Observation) -> tuple[str, ...]:
+    """Return what to say of the number of labels where the client told none."""
+    if observation.update.kind == "gradient" or observation.update.num_examples > 0:
+        return ()
+    return (
+        f"The client reported no num-examples; how often each label occurs is told by its share in the "
+        f"{picture_count(observation)} labels found.",
+    )
 
 
 def count_labels(observation: Observation, references: int, generator: torch.Generator) -> LabelCounts:
@@ -97,9 +118,30 @@ def count_labels(observation: Observation, references: int, generator: torch.Gen
         AttackRefusedError: the classifier's gradient was not shared, or the client's optimizer is not linear.
     """
     count = picture_count(observation)
-    look_up = functools.cache(lambda: reference_pictures(observation, references, generator))
+    look_up = functools.cache(lambda: fitting_references(observation, count, references, generator))
     found = counted(read_head(observation, look_up), look_up, count, is_single_step(observation))
-    return found._replace(cautions=found.cautions + soft_label_cautions(observation))
+    return found._replace(cautions=found.cautions + count_cautions(observation) + soft_label_cautions(observation))
+
+
+def fitting_references(observation: Observation, count: int, references: int, generator: torch.Generator) -> References:
+    """Return reference pictures, seen by the model where a client of unknown recipe is likelier to have been.
+
+    That is at the global weights or at these plus half the update, whichever makes the counts likelier.
+
+    Args:
+        observation: what the attack may know.
+        count: pictures behind the update.
+        references: pictures at most, auxiliary ones where granted.
+        generator: draws the others.
+    """
+    if observation.update.kind == "gradient" or count == 1 or local_steps(observation) is not None:
+        return reference_pictures(observation, references, generator)
+    state = generator.get_state()
+    choices = []
+    for halfway in (False, True):
+        generator.set_state(state)
+        choices.append(reference_pictures(observation, references, generator, halfway))
+    return max(choices, key=lambda known: rescaled(read_head(observation, lambda: known), known, count).likelihood)
 
 
 def counted(head: HeadGradient, references: Callable[[], References], count: int, single_step: bool) -> LabelCounts:
@@ -121,12 +163,13 @@ def counted(head: HeadGradient, references: Callable[[], References], count: int
         expected = counts.double()
     else:
         known, exact = references(), single_step and head.is_scaled
+        probability = 1.0
         if not head.is_scaled:
-            head = rescaled(head, known, count)
+            head, probability, _ = rescaled(head, known, count)
             cautions.append(UNSCALED)
         estimate = _estimate(head, known, count)
-        counts, confidence = _nearest_counts(estimate, head, count, _model_error(known, count), exact)
-        expected = estimate.expected
+        fit = _nearest_counts(estimate, head, count, _model_error(known, count), exact)
+        counts, expected, confidence = fit.counts, estimate.expected, probability * fit.confidence
     if confidence < DOUBTFUL:
         cautions.append(f"The counts as a whole are right with a probability of about {confidence:.0%}.")
     return LabelCounts(counts, expected, confidence, head.noise, tuple(cautions))
@@ -168,11 +211,12 @@ def _left_factor(rows: Tensor) -> Tensor:
     return factor if len(factor) > 2 else -factor.abs()
 
 
-def rescaled(head: HeadGradient, known: References, count: int) -> HeadGradient:
-    """Return a gradient of unknown factor so that its absent classes show the reference probabilities."""
-    ratios = (head.residual / known.logits.softmax(1).mean(0)).sort(descending=True).values
-    absent = ratios[: max(len(ratios) - count, 1)].median()
-    return head.scaled(1 / max(float(absent), torch.finfo(torch.float32).tiny))
+def rescaled(head: HeadGradient, known: References, count: int) -> Scaled:
+    """Return a gradient of unknown factor times the one whose counts are likeliest."""
+    error = _model_error(known, count)
+    return rescale(
+        head, known, count, lambda guess: _nearest_counts(_estimate(guess, known, count), guess, count, error, False)
+    )
 
 
 def _estimate(head: HeadGradient, known: References, count: int) -> _Estimate:
@@ -243,10 +287,8 @@ def _deviations(weights: Tensor, around: Tensor, probabilities: Tensor, precisio
     return torch.cat([roots * linear / precision**0.5, roots * curved / count**0.5])
 
 
-def _nearest_counts(
-    estimate: _Estimate, head: HeadGradient, count: int, model_error: float, exact: bool
-) -> tuple[Tensor, float]:
-    """Return the whole counts nearest to the expected ones in their covariance, and how likely those are all right."""
+def _nearest_counts(estimate: _Estimate, head: HeadGradient, count: int, model_error: float, exact: bool) -> Fit:
+    """Return the whole counts nearest to the expected ones in their covariance."""
     ranked = torch.where(least_counts(head, count, exact) > 0, torch.inf, estimate.expected)
     active = ranked.topk(min(_MOST_CLASSES, len(ranked))).indices
     expected, rows = estimate.expected[active], estimate.deviations[:, active]
@@ -255,4 +297,7 @@ def _nearest_counts(
     whole, confidence = nearest_whole(expected, precision, count_bounds(head, active, count, exact), count)
     counts = torch.zeros(len(estimate.expected), dtype=torch.int64)
     counts[active] = whole.long()
-    return counts, confidence
+    away, pull = precision @ (expected - whole), count * head.residual[active]
+    # Expected counts are B p minus the pull.
+    factor = 1 + float(pull @ away) / float(pull @ precision @ pull)
+    return Fit(counts, confidence, float((expected - whole) @ away), factor)

@@ -32,7 +32,7 @@ class Parameters(Attack):
         layers: patterns of the parameters that the attack looks at; all where empty.
         positions: weight of the direction of the position embedding's gradient.
         per_token: whether that is the mean over tokens, or taken of all tokens as one vector.
-        total_variation: weight of the mean absolute difference of neighboring pixels.
+        total_variation: weight of the mean absolute difference of neighboring pixels in [0, 1].
         total_variation_end: what that weight falls to, geometrically; as it began where it is None.
         hold: share of the steps before it falls.
         seams: weight of the difference across the seams of patches.

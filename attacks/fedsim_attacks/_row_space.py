@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedsim.errors import AttackRefusedError
@@ -26,7 +26,8 @@ from fedsim.models import PatchGrid
 from fedsim_attacks import _patch_system
 
 _MARGIN = 4.0  # singular values below this many times the largest one of the noise count as noise
-_NOTABLE = 0.1  # of a patch's variation
+_NOTABLE = 0.1  # of the patches' variation
+_FLAT = 0.01  # root mean square variation, in normalized units, below which pictures hold nothing to compare
 _CLEAN = 1e-5  # relative singular value; with noise beyond it, true patches stick out too
 _ARITHMETIC = 3e-8  # noise of a float32 sum, relative to the largest entry's share of it
 
@@ -91,36 +92,74 @@ class RowSpace:
         The variation is around the patch's mean color, which nearly every span holds; a patch without any scores 0.
         """
         patches = self.grid.cut(images)
-        values = patches.reshape(*patches.shape[:-1], self.grid.channels, self.grid.patch**2)
-        varied = (values - values.mean(-1, keepdim=True)).flatten(-2)
-        share: Tensor = self.outside(images).norm(dim=-1) / varied.norm(dim=-1).clamp_min(
-            torch.finfo(patches.dtype).eps
-        )
+        size = self._varied(patches).norm(dim=-1).clamp_min(torch.finfo(patches.dtype).eps)
+        share: Tensor = self.outside(images).norm(dim=-1) / size
         return share.clamp(0, 1)
+
+    def share_outside(self, images: Images, counted: Bool[Tensor, " patch"] | None = None) -> float | None:
+        """Return how large what lies outside of the space is beside the variation of all patches together, from 0 to 1.
+
+        Patches weigh by their variation around their mean color, so flat ones, which are rounding alone, say nothing.
+
+        Args:
+            images: normalized.
+            counted: which patches to look at; all unless given.
+
+        Returns:
+            None where the patches hardly vary.
+        """
+        kept = slice(None) if counted is None else counted
+        varied, outside = self._varied(self.grid.cut(images))[:, kept], self.outside(images)[:, kept]
+        if varied.numel() == 0 or float(varied.square().mean().sqrt()) < _FLAT:
+            return None
+        return min(float(outside.norm() / varied.norm()), 1.0)
+
+    def _varied(self, patches: Float[Tensor, "batch patch value"]) -> Float[Tensor, "batch patch value"]:
+        """Return patches minus their mean color."""
+        values = patches.reshape(*patches.shape[:-1], self.grid.channels, self.grid.patch**2)
+        return (values - values.mean(-1, keepdim=True)).flatten(-2)
 
     def penalty(self, images: Images) -> Float[Tensor, ""]:
         """Return the mean square of what lies outside, in normalized units; differentiable."""
         return self.outside(images).square().mean()
 
 
-def assess(finding: Finding, observation: Observation) -> Finding:
+def assess(finding: Finding, observation: Observation, completed: Bool[Tensor, " patch"] | None = None) -> Finding:
     """Return a finding with the share of its pictures that lies outside of the row space, and a caution where much does.
 
-    The trace gets `row_space_residual`, the mean score over patches, and `row_space_rank`; both None where the space says
-    nothing or cannot be read.
+    The trace gets `row_space_residual`, see `RowSpace.share_outside`, and `row_space_rank`; the former is None where the found
+    pictures hardly vary, both where the space says nothing or cannot be read.
+
+    Args:
+        finding: what was found.
+        observation: what the attack may know.
+        completed: patches that were filled in without data, and say nothing of whose they are. Those without a gradient of
+            their own, as dropped ones have none, are left out in any case.
     """
     residual, rank, cautions = None, None, finding.cautions
     space = _informative(observation)
     if space is not None and finding.images is not None and observation.normalization is not None:
-        residual = float(space.score(observation.normalization.normalize(finding.images)).mean())
+        counted = _reached(observation, space.grid)
+        if completed is not None:
+            counted &= ~completed
+        residual = space.share_outside(observation.normalization.normalize(finding.images), counted)
         rank = space.rank
-        if residual > _NOTABLE and space.noise < _CLEAN:
+        if residual is not None and residual > _NOTABLE and space.noise < _CLEAN:
             cautions += (
-                f"The pictures found lie outside the span of the client's patches (residual {residual:.2f} of their "
-                f"variation; the client's own leave next to none), so they are not the client's.",
+                f"What lies outside the span of the update's patches is {residual:.2f} of the found patches' variation; patches "
+                "that took part in the update leave next to none.",
             )
     trace = {**finding.trace, "row_space_residual": residual, "row_space_rank": rank}
     return replace(finding, trace=trace, cautions=cautions)
+
+
+def _reached(observation: Observation, grid: PatchGrid) -> Bool[Tensor, " patch"]:
+    """Return which patches have a gradient of their own, by their position's; all where positions are not shared."""
+    positions = observation.update.tensors.get("pos_embed")
+    if positions is None:
+        return torch.ones(grid.count, dtype=torch.bool)
+    lengths = positions[0, -grid.count :].norm(dim=1)
+    return lengths >= _CLEAN * lengths.max()
 
 
 def _informative(observation: Observation) -> RowSpace | None:

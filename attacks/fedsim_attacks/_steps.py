@@ -17,7 +17,7 @@ Schedule = Literal["constant", "cosine", "step"]
 Evaluate = Callable[[Mapping[str, Tensor]], Slope]
 
 _DROPS = (3 / 8, 5 / 8, 7 / 8)  # Geiping et al., appendix: learning rate times 0.1 at each
-_HISTORY = 20  # of L-BFGS; torch's default
+_HISTORY = 20  # steps whose curvature L-BFGS keeps, and trials of a line search; torch keeps 100 unless told
 
 
 def rate(schedule: Schedule, warm_up: float, progress: float) -> float:

@@ -13,8 +13,8 @@ from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Labels, Observation
 from fedsim.labels import distributions, smooth
 from fedsim_attacks._class_token import keep_class_token_only
-from fedsim_attacks._gradient import local_steps, mean_gradient
-from fedsim_attacks._labels import count_labels, picture_count
+from fedsim_attacks._gradient import is_taken_for_one_step, local_steps, mean_gradient
+from fedsim_attacks._labels import count_cautions, count_labels, picture_count
 from fedsim_attacks._matching import Gradients
 from fedsim_attacks._response import OneGradient, Response, Surrogate, Unrolled
 
@@ -107,7 +107,7 @@ def known_labels(observation: Observation, generator: torch.Generator, optimized
     if observation.labels is not None:
         return KnownLabels(observation.labels, ())
     if optimized:
-        return KnownLabels(torch.zeros(picture_count(observation), dtype=torch.int64), ())
+        return KnownLabels(torch.zeros(picture_count(observation), dtype=torch.int64), count_cautions(observation))
     counted = count_labels(observation, _REFERENCES, generator)
     return KnownLabels(counted.labels, counted.cautions)
 
@@ -155,7 +155,7 @@ def respond(observation: Observation, target: Target, labels: Labels, reading: R
 
 
 def _fitting(observation: Observation, steps: int | None) -> Reading:
-    if steps == 1 or (steps is None and observation.update.num_examples <= (observation.batch_size or 1)):
+    if is_taken_for_one_step(observation):
         return "one_gradient"
     if steps is not None and steps <= _MOST_UNROLLED:
         return "unrolled"

@@ -146,8 +146,8 @@ def _cautions(observation: Observation, found: AprilSystem, diagnosis: _Diagnosi
         )
     elif is_mixed:
         listed.append(
-            f"The system's residual is {diagnosis.residual:.1e}, far above any noise that the update shows: it holds more "
-            "than one picture, and this finding mixes them."
+            f"The system's residual is {diagnosis.residual:.1e}, far above any noise that the update shows, as where it holds "
+            "more than one picture, which this finding would mix."
         )
     if observation.update.kind == "delta" and local_steps(observation) != 1:
         listed.append(

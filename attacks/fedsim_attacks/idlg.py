@@ -6,7 +6,8 @@ Idea: the label of a single picture is the class whose classifier gradient has t
 |g(x, y) - g|^2 over the picture by L-BFGS.
 
 Differs from the paper: labels are counted by `label_count`, which for one picture is the paper's rule on the bias, and which
-works for batches and signed features too. The distance is divided by |g|^2; strong Wolfe line search, as in `dlg`.
+works for batches and signed features too. As in `dlg`: 300 iterations, where the authors' code makes 300 calls of up to 20
+(`steps: 6000` allows as many), 20 steps of curvature instead of 100, the distance divided by |g|^2, a strong Wolfe line search.
 
 Needs: grants `batch_size`, `normalization`; an update whose scale is known (`training`, for a delta). Uses `labels`,
 `train_mode` and `training` where granted. Cost: two passes through the model for every trial of the line search, one or two a

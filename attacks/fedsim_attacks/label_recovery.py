@@ -48,7 +48,9 @@ from fedsim_attacks._labels import (
     BLUNT,
     DOUBTFUL,
     UNSCALED,
+    count_cautions,
     counted,
+    fitting_references,
     is_single_step,
     picture_count,
     rescaled,
@@ -114,14 +116,16 @@ class LabelRecovery(Attack):
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Read the labels; draws the reference pictures where no auxiliary data is used."""
         count = picture_count(observation)
-        look_up = functools.cache(lambda: reference_pictures(observation, self.references, generator))
+        look_up = functools.cache(lambda: fitting_references(observation, count, self.references, generator))
         head = read_head(observation, look_up)
         seen = _look(head, look_up, count)
         rule, reason = _choose(seen) if self.rule == "auto" else (self.rule, "given")
         answer = self._ask(rule, head, observation, look_up, count, generator)
         labels = torch.repeat_interleave(torch.arange(len(answer.counts)), answer.counts)
         trace: dict[str, Any] = {"rule": rule, "reason": reason, "confidence": answer.confidence, **seen._asdict()}
-        cautions = answer.cautions + _cautions(rule, seen) + soft_label_cautions(observation)
+        cautions = (
+            answer.cautions + _cautions(rule, seen) + count_cautions(observation) + soft_label_cautions(observation)
+        )
         return Finding(labels=labels, trace={**trace, "noise": head.noise}, cautions=cautions)
 
     def _ask(
@@ -149,7 +153,7 @@ class LabelRecovery(Attack):
             blind = replace(observation, auxiliary_data=None) if facts.reference == "noise" else observation
             mean = reference_pictures(blind, self.references, generator).logits.softmax(1).mean(0)
         if facts.needs_scale and not head.is_scaled:
-            head = rescaled(head, references(), count)
+            head = rescaled(head, references(), count).head
             cautions.append(UNSCALED)
         counts, found = facts.read(evidence(head, count, mean)), by_count()
         confidence = (

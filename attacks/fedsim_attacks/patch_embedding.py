@@ -127,7 +127,7 @@ class PatchEmbedding(SmoothInversion):
         )
         cautions = (*_cautions(found, diagnosis), *_told_cautions(observation))
         finding = Finding(images=inversion.images, trace=diagnosis._asdict(), cautions=cautions)
-        return assess(finding, observation)
+        return assess(finding, observation, None if found.occlusion is None else found.occlusion.hidden)
 
 
 def _cautions(found: PatchSystem, diagnosis: _Diagnosis) -> tuple[str, ...]:
@@ -143,8 +143,8 @@ def _cautions(found: PatchSystem, diagnosis: _Diagnosis) -> tuple[str, ...]:
         )
     elif is_mixed:
         listed.append(
-            f"The system's residual is {diagnosis.residual:.1e}, far above its noise: the update holds more than one "
-            "picture, and this finding mixes them."
+            f"The system's residual is {diagnosis.residual:.1e}, far above its noise, as where the update holds more than one "
+            "picture, which this finding would mix."
         )
     if not found.is_decay_known and (is_broken or is_mixed):
         listed.append("Weight decay would look the same; it can be undone exactly where `training` is granted.")

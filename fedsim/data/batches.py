@@ -81,6 +81,15 @@ class FederatedData:
             for index, step in enumerate(steps)
         ]
 
+    def client_examples(self, client: int, round: int, training: TrainingPart) -> int:
+        """Return how many distinct pictures a client trains on in a round, however often it uses each.
+
+        That is Flower's `num-examples`: the size of the client's data where it runs epochs. Where it runs steps, pictures
+        that no step uses do not count. Partners that mixup blends in do not either.
+        """
+        steps = self.client_steps(client, round, training.batch_size, training.local_steps, training.local_epochs)
+        return len(set(chain.from_iterable(steps)))
+
     def read(self, inputs: Sequence[Mixture], training: TrainingPart) -> LabeledImages:
         """Return training inputs: pixels blended in [0, 1], labels blended, then smoothed; hard labels without either."""
         pool, classes = self.pools.train, len(self.pools.class_names)
@@ -105,7 +114,7 @@ class FederatedData:
         Without mixup an input is a picture, used once or in several steps; with it, almost every use is an input of its own.
         """
         read = self.read(self._used(client, round, training), training)
-        return Truth(read.images, read.labels)
+        return Truth(read.images, read.labels, self.client_examples(client, round, training))
 
     def verify(self, rounds: int, training: TrainingPart) -> dict[str, str]:
         """Read every picture that a run may use, so that a damaged one is refused before the first gradient.

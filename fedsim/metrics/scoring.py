@@ -152,10 +152,17 @@ def _image_score(name: str, guesses: Images, originals: Images) -> Score:
     return Score(math.fsum(values) / len(values), values, metric.worse)
 
 
+def _true(metric: Metric, truth: Truth, head_inputs: HeadInputs) -> tuple[Any, ...]:
+    """Return what a metric of all found and all true items compares the found ones with."""
+    if metric.recovers == "features":
+        return (head_inputs(),)
+    return (truth.labels, truth.pictures) if metric.recovers == "labels" else (truth.labels,)
+
+
 def _set_score(name: str, found: Tensor, truth: Truth, head_inputs: HeadInputs) -> Score:
     metric = METRICS[name]
     try:
-        values = metric.function(found, head_inputs() if metric.recovers == "features" else truth.labels)
+        values = metric.function(found, *_true(metric, truth, head_inputs))
     except MetricUnavailableError as error:
         return Score(None, None, metric.worse, str(error))
     return Score(sum(values) / len(values), values, metric.worse)

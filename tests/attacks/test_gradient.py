@@ -1,6 +1,6 @@
 import pytest
 import torch
-from fedsim_attacks._gradient import local_steps, mean_gradient, response
+from fedsim_attacks._gradient import is_taken_for_one_step, local_steps, mean_gradient, response
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -83,8 +83,9 @@ def test_adaptive_optimizers_are_refused() -> None:
     [
         (None, 4, 4, None),
         (knowledge(steps=5), 20, 4, 5),
-        (knowledge(steps=None, epochs=3), 30, 4, 9),
-        (knowledge(steps=None, epochs=3), 3, None, 3),
+        (knowledge(steps=None, epochs=3), 10, 4, 9),
+        (knowledge(steps=None, epochs=3), 1, None, 3),
+        (knowledge(steps=None, epochs=3), 0, 4, None),
         (knowledge(steps=None, epochs=3), 30, None, None),
     ],
 )
@@ -92,3 +93,19 @@ def test_local_steps_follow_from_the_grants(
     training: TrainingKnowledge | None, examples: int, batch_size: int | None, expected: int | None
 ) -> None:
     assert local_steps(observation({}, examples, training=training, batch_size=batch_size)) == expected
+
+
+@pytest.mark.parametrize(
+    ("training", "examples", "expected"),
+    [
+        (None, 4, True),  # as many pictures as a batch has: one step, or epochs that nothing tells of
+        (None, 5, False),
+        (knowledge(steps=None, epochs=1), 4, True),
+        (knowledge(steps=None, epochs=2), 4, False),
+        (knowledge(steps=2), 4, False),
+    ],
+)
+def test_an_update_is_taken_for_one_step_unless_the_grants_tell_otherwise(
+    training: TrainingKnowledge | None, examples: int, expected: bool
+) -> None:
+    assert is_taken_for_one_step(observation({}, examples, training=training, batch_size=4)) == expected

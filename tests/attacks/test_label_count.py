@@ -1,11 +1,16 @@
+import dataclasses
+
 import pytest
 import torch
+from fedsim_attacks._labels import picture_count
 from fedsim_attacks.label_count import LabelCount
 from vit_cases import CLASSES, build, delta, gradient, observe, photos
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import LabeledImages, TrainingKnowledge, Update
 from fedsim.metrics.label import label_recall
+from fedsim.threat import ThreatModel
+from fedsim.training import local_update
 
 
 def drawn(batch_size, seed, classes=CLASSES):
@@ -60,7 +65,7 @@ def test_local_steps_of_known_recipe_are_counted(momentum):
     model, batch = build("vit_micro"), drawn(4, 1)
     update = delta(model, batch, recipe)
     finding = run(observe(model, update, batch_size=4, training=recipe))
-    assert label_recall(finding.labels, torch.cat([batch.labels, batch.labels])) >= 0.99
+    assert sorted(finding.labels.tolist()) == sorted(batch.labels.tolist())
 
 
 def test_an_unknown_recipe_is_said_and_still_gives_the_labels_of_one_picture():
@@ -97,8 +102,49 @@ def test_too_few_references_are_refused_by_name():
         LabelCount(references=1)
 
 
-def test_a_delta_without_a_number_of_examples_is_refused():
-    model, batch = build("vit_nano"), drawn(2, 0)
-    silent = Update(1, 0, "delta", gradient(model, batch).tensors, 0)
+def test_a_delta_without_a_number_of_examples_gives_shares_and_says_so():
+    recipe = TrainingKnowledge("sgd", 0.001, 0.0, 0.0, None, 2)
+    model, batch = build("vit_nano"), drawn(4, 0)
+    silent = dataclasses.replace(delta(model, batch, dataclasses.replace(recipe, local_steps=2)), num_examples=0)
+    finding = run(observe(model, silent, batch_size=4))
+    assert sorted(finding.labels.tolist()) == sorted(batch.labels.tolist())
+    assert any("reported no num-examples" in caution and "4 labels" in caution for caution in finding.cautions)
     with pytest.raises(AttackRefusedError, match="number of examples"):
-        run(observe(model, silent, batch_size=2))
+        picture_count(observe(model, silent))
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_flower_app_that_reports_its_data_set_size_gives_one_label_a_picture_after_two_epochs(granted):
+    model, batch = build("vit_nano"), drawn(4, 1)
+    batch = LabeledImages(batch.images, torch.tensor([0, 3, 3, 7]))
+    recipe = TrainingKnowledge("sgd", 0.01, 0.0, 0.0, None, 2)
+    update = delta(model, batch, dataclasses.replace(recipe, local_steps=2))
+    finding = run(observe(model, update, batch_size=4, training=recipe if granted else None))
+    assert update.num_examples == 4 and finding.labels.tolist() == [0, 3, 3, 7]
+
+
+@pytest.mark.parametrize("grants", [[], ["training"]], ids=["untold", "told"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"local_epochs": 2, "batch_size": 20},
+        {"local_epochs": 3, "batch_size": 99},
+        {"local_epochs": 3, "batch_size": 5, "momentum": 0.9},
+        {"local_epochs": 2, "batch_size": 20, "label_smoothing": 0.1},
+        {"local_steps": 8, "batch_size": 5},
+    ],
+    ids=["epochs", "large_batch", "momentum", "smoothing", "steps"],
+)
+def test_every_label_of_20_pictures_is_found_however_often_they_were_used(tiny_plan, recipe, grants):
+    plan = tiny_plan(
+        data={"samples": 40},
+        federation={"clients": 2},
+        training={"shares": "delta", **recipe},
+        threat={"grants": ["batch_size", *grants]},
+    )
+    start = plan.initial_weights()
+    for client in range(2):
+        truth = plan.data.truth(client, 1, plan.scenario.training)
+        finding = run(ThreatModel(plan).observe(local_update(plan, client, 1, start).update, start))
+        assert len(finding.labels) == truth.pictures == 20
+        assert label_recall(finding.labels, truth.labels, truth.pictures) == 1.0

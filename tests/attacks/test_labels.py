@@ -123,14 +123,48 @@ def test_whole_counts_stay_as_they_are() -> None:
     assert largest_remainder(torch.tensor([3.0, 0.0, 2.0, 5.0]), 10).tolist() == [3, 0, 2, 5]
 
 
-def test_the_number_of_labels_is_that_of_the_pictures() -> None:
-    def observation(kind: str, epochs: int | None, batch_size: int | None = 4) -> Observation:
-        training = TrainingKnowledge("sgd", 0.1, 0.0, 0.0, None if epochs else 3, epochs)
-        update = Update(1, 0, kind, {}, 12)  # type: ignore[arg-type]
-        return Observation(update, nn.Identity, (3, 32, 32), CLASSES, batch_size=batch_size, training=training)
+def recipe(steps: int | None = None, epochs: int | None = None, mixup: float | None = None) -> TrainingKnowledge:
+    return TrainingKnowledge("sgd", 0.1, 0.0, 0.0, steps, epochs, mixup=mixup)
 
-    assert picture_count(observation("gradient", None)) == 4
-    assert picture_count(observation("delta", None)) == 12
-    assert picture_count(observation("delta", 3)) == 4
-    with pytest.raises(AttackRefusedError, match="batch_size"):
-        picture_count(observation("gradient", None, batch_size=None))
+
+@pytest.mark.parametrize(
+    ("kind", "training", "examples", "batch_size", "expected"),
+    [
+        ("gradient", recipe(3), 12, 4, 4),
+        ("delta", None, 12, 4, 12),
+        ("delta", recipe(epochs=3), 12, 4, 12),  # epochs use each picture three times, and the client has 12
+        ("delta", recipe(4), 10, 5, 10),  # likewise steps, twice
+        ("delta", recipe(3), 600, 4, 12),  # an app that reports all that it has, of which three batches were used
+        ("delta", recipe(3), 0, 4, 12),
+        ("delta", None, 0, 4, 4),
+        ("delta", recipe(epochs=3, mixup=0.5), 12, 4, 36),  # every use is a blend of its own
+        ("delta", recipe(4, mixup=0.5), 10, 5, 20),
+    ],
+)
+def test_the_number_of_labels_is_that_of_the_pictures(
+    kind: str, training: TrainingKnowledge | None, examples: int, batch_size: int, expected: int
+) -> None:
+    update = Update(1, 0, kind, {}, examples)  # type: ignore[arg-type]
+    seen = Observation(update, nn.Identity, (3, 32, 32), CLASSES, batch_size=batch_size, training=training)
+    assert picture_count(seen) == expected
+
+
+def test_a_number_that_nothing_tells_is_refused() -> None:
+    for kind, message in (("gradient", "batch_size"), ("delta", "number of examples")):
+        update = Update(1, 0, kind, {}, 0)  # type: ignore[arg-type]
+        with pytest.raises(AttackRefusedError, match=message):
+            picture_count(Observation(update, nn.Identity, (3, 32, 32), CLASSES))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_scale_of_an_untold_delta_is_found_where_every_class_has_a_picture(
+    seed: int, pictures: LabeledImages
+) -> None:
+    model, labels = small(seed), torch.cat([torch.arange(CLASSES), drawn(20, seed)])
+    assert int(torch.bincount(labels).min()) >= 1
+    gradient = seen(model, pictures.images[:30], labels).update
+    delta = Update(1, 0, "delta", {name: -0.37 * tensor for name, tensor in gradient.tensors.items()}, 30)
+    observation = Observation(delta, ModelFactory(model), (3, 32, 32), CLASSES, batch_size=30)
+    found = count_labels(observation, 64, torch.Generator().manual_seed(0))
+    assert label_recall(found.labels, labels) == 1.0
+    assert found.confidence > 0.9

@@ -5,7 +5,7 @@ from fedsim_attacks.gradient_matching import GradientMatching
 from fedsim_attacks.patch_embedding import PatchEmbedding
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vit_cases import build, gradient, noisy, observe, photos
+from vit_cases import build, decibels, gradient, noisy, observe, photos
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, LabeledImages, Update
@@ -119,6 +119,56 @@ def test_found_pictures_get_a_residual_and_a_caution_where_they_are_not_the_clie
 def test_patch_embedding_states_the_residual_of_what_it_found():
     finding = PatchEmbedding().run(seen(POOL.read([7])), torch.Generator())
     assert finding.trace["row_space_residual"] < 0.01 and finding.cautions == ()
+
+
+def product() -> torch.Tensor:
+    """Return a picture on white: flat patches, of which every span holds the color, and a few that vary."""
+    images = torch.ones(1, 3, 32, 32)
+    images[:, :, 8:20, 12:26] = POOL.read([7]).images[:, :, 8:20, 12:26]
+    return images
+
+
+def digit() -> torch.Tensor:
+    images = torch.ones(1, 3, 32, 32)
+    images[:, :, 6:26, 14:18] = 0.0
+    return images
+
+
+@pytest.mark.parametrize("images", [product(), digit(), torch.ones(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.7)])
+def test_flat_patches_cause_no_caution(images):
+    observation = seen(LabeledImages(images, torch.tensor([3])))
+    finding = PatchEmbedding().run(observation, torch.Generator())
+    assert decibels(finding.images, LabeledImages(images, torch.tensor([3]))) > 80
+    assert finding.cautions == ()
+    residual = finding.trace["row_space_residual"]
+    assert residual is None if images.std() == 0 else residual < 0.01
+    # Another client's picture sticks out as before.
+    (caution,) = assess(Finding(images=POOL.read([400]).images), observation).cautions
+    assert "outside the span" in caution and "not the client's" not in caution
+
+
+def test_dropped_patches_are_not_judged_by_what_was_filled_in():
+    model = build("vit_mini", **WIDE, patch_drop_rate=0.5).train()
+    batch = POOL.read([7])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        update = gradient(model, batch)
+    observation = observe(model.eval(), update)
+    finding = PatchEmbedding().run(observation, torch.Generator())
+    assert finding.trace["row_space_residual"] < 0.01
+    assert [caution for caution in finding.cautions if "span" in caution] == []
+    assert any("8 of 16 patches have no gradient" in caution for caution in finding.cautions)
+    assert any("outside the span" in c for c in assess(Finding(images=POOL.read([400]).images), observation).cautions)
+
+
+def test_the_residual_leaves_out_patches_that_are_said_to_be_filled_in():
+    batch, observation = POOL.read([7]), seen(POOL.read([7]))
+    spoiled = batch.images.clone()
+    spoiled[:, :, :8, :8] = POOL.read([400]).images[:, :, :8, :8]
+    completed = torch.zeros(16, dtype=torch.bool)
+    completed[0] = True
+    assert assess(Finding(images=spoiled), observation).trace["row_space_residual"] > 0.05
+    assert assess(Finding(images=spoiled), observation, completed).trace["row_space_residual"] < 0.01
 
 
 def test_the_weight_keeps_the_pictures_of_a_descent_near_the_space():

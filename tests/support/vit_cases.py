@@ -60,7 +60,7 @@ def delta(model: torch.nn.Module, batch: LabeledImages, recipe: TrainingKnowledg
         torch.nn.functional.cross_entropy(trained(images), batch.labels).backward()
         optimizer.step()
     tensors = {n: (p.detach() - before[n]).float() for n, p in trained.named_parameters()}
-    return Update(1, 0, "delta", tensors, len(batch) * (recipe.local_steps or 1))
+    return Update(1, 0, "delta", tensors, len(batch))
 
 
 def noisy(update: Update, multiplier: float, seed: int = 0) -> Update:
