@@ -44,8 +44,7 @@ Engine = Annotated[str | None, typer.Option("--engine", help="inline or ray; the
 def _load(file: Path, overrides: Sequence[str] | None, engine: str | None) -> Scenario:
     settings = [*(overrides or ()), *([f"engine={engine}"] if engine else ())]
     scenario, notes = scenarios.load(file, settings)
-    for note in notes:
-        _out.print(f"note: {note}", style="yellow", markup=False)
+    _note(notes)
     return scenario
 
 
@@ -89,7 +88,14 @@ def _prepared(scenario: Scenario) -> tuple[Any, Any]:
 
     with _out.status("Preparing data and model"):
         plan = planning.of(scenario)
-        return plan, inputs.of(plan)
+        seen = inputs.of(plan)
+    _note(plan.notes)
+    return plan, seen
+
+
+def _note(notes: Sequence[str]) -> None:
+    for note in notes:
+        _out.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _carry_out(plan: Any, seen: Any, folder: Any, train: bool) -> None:

@@ -40,10 +40,12 @@ class Inputs:
     Args:
         settings: the deciding parts of the resolved scenario.
         data: digests; see `FederatedData.verify`.
+        notes: of the plan, for the report; they decide nothing.
     """
 
     settings: Mapping[str, Any]
     data: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def of(plan: Plan) -> Inputs:
@@ -53,7 +55,7 @@ def of(plan: Plan) -> Inputs:
         ScenarioError: a picture is damaged.
     """
     scenario = plan.scenario
-    return Inputs(_settings(scenario), plan.data.verify(scenario.federation.rounds, scenario.training))
+    return Inputs(_settings(scenario), plan.data.verify(scenario.federation.rounds, scenario.training), plan.notes)
 
 
 def bind(folder: RunFolder, inputs: Inputs) -> None:
