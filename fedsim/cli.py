@@ -63,8 +63,7 @@ Engine = Annotated[str | None, typer.Option("--engine", help="inline or ray; the
 def _load(file: Path, overrides: Sequence[str] | None, engine: str | None) -> Scenario:
     settings = [*(overrides or ()), *([f"engine={engine}"] if engine else ())]
     scenario, notes = scenarios.load(file, settings)
-    for note in notes:
-        _out.print(f"note: {note}", style="yellow", markup=False)
+    _note(notes)
     return scenario
 
 
@@ -110,9 +109,13 @@ def _prepared(scenario: Scenario) -> tuple[Any, Any]:
     with _out.status("Preparing data and model"):
         plan = planning.of(scenario)
         seen = inputs.of(plan)
-    for note in seen.notes:
-        _out.print(f"note: {_printable(note)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    _note([_printable(note) for note in seen.notes])
     return plan, seen
+
+
+def _note(notes: Sequence[str]) -> None:
+    for note in notes:
+        _out.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _printable(text: str) -> str:

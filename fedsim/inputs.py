@@ -10,7 +10,7 @@ move and attacks be added; audit and engine decide neither.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,12 +40,12 @@ class Inputs:
     Args:
         settings: the deciding parts of the resolved scenario.
         data: digests; see `FederatedData.verify`.
-        notes: for the user; see `FederatedData.notes`. They are never compared.
+        notes: of the plan and the data, for the user and the report; they decide nothing and are never compared.
     """
 
     settings: Mapping[str, Any]
     data: Mapping[str, str]
-    notes: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
 
 
 def of(plan: Plan) -> Inputs:
@@ -56,7 +56,8 @@ def of(plan: Plan) -> Inputs:
     """
     scenario, rounds = plan.scenario, plan.scenario.federation.rounds
     digests = plan.data.verify(rounds, scenario.training)
-    return Inputs(_settings(scenario), digests, plan.data.notes(rounds, scenario.training))
+    notes = (*plan.notes, *plan.data.notes(rounds, scenario.training))
+    return Inputs(_settings(scenario), digests, notes)
 
 
 def bind(folder: RunFolder, inputs: Inputs) -> None:

@@ -17,7 +17,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
-from fedsim import weights
+from fedsim import hub_weights, trial, weights
 from fedsim.applicability import ModelFact
 from fedsim.coercion import coerce
 from fedsim.errors import ScenarioError, nearest
@@ -127,12 +127,27 @@ def normalization(model: nn.Module) -> Normalization:
     return Normalization(tuple(config["mean"]), tuple(config["std"]))
 
 
+class Built(NamedTuple):
+    """A model, and what its user should know of it, one sentence each."""
+
+    model: VisionTransformer
+    notes: tuple[str, ...]
+
+
 def build(part: ModelPart, num_classes: int, image_size: int, seed: int) -> VisionTransformer:
-    """Build the scenario's model with weights that depend on the seed alone.
+    """Build the scenario's model with weights that depend on the seed alone; see `build_with_notes`."""
+    return build_with_notes(part, num_classes, image_size, seed).model
+
+
+def build_with_notes(part: ModelPart, num_classes: int, image_size: int, seed: int) -> Built:
+    """Build the scenario's model with weights that depend on the seed alone, and try it out on random pictures.
+
+    Returns:
+        The model in evaluation mode, and how given weights were fitted to it.
 
     Raises:
-        ScenarioError: no such model, not a ViT, kwargs it does not take, sizes that do not fit, weights not to be had, a
-            first block that cannot be altered.
+        ScenarioError: no such model, not a ViT, kwargs it does not take or cannot train with, sizes that do not fit, weights
+            not to be had, a first block that cannot be altered.
     """
     name, given = part.name, _checked_kwargs(part.kwargs)
     if name in PRESETS:
@@ -152,14 +167,16 @@ def build(part: ModelPart, num_classes: int, image_size: int, seed: int) -> Visi
         raise ScenarioError("model.name", f"{name!r} is none of timm's VisionTransformers. Try vit_tiny_patch16_224.")
     given.setdefault("img_size", image_size)
     _check_sizes(given, image_size)
+    called = hub_weights.repository(name) if part.pretrained is True else None
+    file = hub_weights.fetch(called) if called else part.pretrained
     with seeded(seed, "model"):
         model = _create(part, name, given, num_classes)
     _check_patches(part, model, image_size)
     if part.first_block == "april":
         make_april(model)
-    if isinstance(part.pretrained, str):
-        weights.load(model, Path(part.pretrained))
-    return model.eval()
+    notes = weights.load(model, Path(file), called) if file else ()
+    trial.run(model, part, num_classes, image_size, seed)
+    return Built(model.eval(), notes)
 
 
 def _checked_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,6 +189,8 @@ def _checked_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
         if key not in _KWARGS:
             raise ScenarioError(where, f"unknown kwarg.{nearest(key, _KWARGS)} Allowed: {', '.join(_KWARGS)}.")
         kwargs[key] = value if key in _SIZES else coerce(value, _KWARGS[key], where)
+    if kwargs.get("weight_init") == "skip":
+        raise ScenarioError("model.kwargs.weight_init", "skip leaves tokens and positions uninitialized. Leave it out.")
     return kwargs
 
 
@@ -194,12 +213,10 @@ def _check_sizes(kwargs: Mapping[str, Any], image_size: int) -> None:
 def _create(part: ModelPart, name: str, kwargs: Mapping[str, Any], num_classes: int) -> VisionTransformer:
     try:
         model: VisionTransformer = timm.create_model(  # type: ignore[assignment]
-            name, pretrained=part.pretrained is True, num_classes=num_classes, **kwargs
+            name, num_classes=num_classes, **kwargs
         )
-    except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, AssertionError, KeyError, ArithmeticError, MemoryError) as error:
         reason = f"{part.name} cannot be built: {in_one_line(error)}"
-        if part.pretrained is True:
-            raise ScenarioError("model.pretrained", f"{reason}. Without a network, give a weights file.") from None
         raise ScenarioError("model.kwargs", f"{reason} (with {shown(part.kwargs)}).") from None
     return model
 

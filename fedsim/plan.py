@@ -121,6 +121,7 @@ class Plan:
         normalization: of the model's input.
         audit_rounds: rounds whose updates are attacked.
         audit_clients: clients whose updates are attacked.
+        notes: what its user should know though it is no fault, one sentence each.
     """
 
     scenario: Scenario
@@ -130,6 +131,7 @@ class Plan:
     normalization: Normalization
     audit_rounds: tuple[int, ...]
     audit_clients: tuple[int, ...]
+    notes: tuple[str, ...]
     _skeleton: VisionTransformer
 
     @property
@@ -221,7 +223,7 @@ def make(scenario: Scenario) -> Plan:
     data = load_data(scenario.data, clients, scenario.seed)
     _check_mixup(scenario, data)
     channels, height, _ = data.pools.train.read([0]).images.shape[1:]
-    skeleton = models.build(scenario.model, len(data.pools.class_names), height, scenario.seed)
+    skeleton, notes = models.build_with_notes(scenario.model, len(data.pools.class_names), height, scenario.seed)
     normalization = models.normalization(skeleton)
     if len(normalization.mean) != channels:
         raise ScenarioError("data", f"pictures of {channels} channels do not fit {scenario.model.name}.")
@@ -230,7 +232,7 @@ def make(scenario: Scenario) -> Plan:
             planned.defense.prepare_model(skeleton)
     tensors = {name: parameter.detach() for name, parameter in skeleton.named_parameters()}
     defenses = tuple(replace(d, adds_noise=_is_randomized(d.defense, tensors)) for d in defenses)
-    return Plan(scenario, attacks, defenses, data, normalization, audit_rounds, audit_clients, skeleton.eval())
+    return Plan(scenario, attacks, defenses, data, normalization, audit_rounds, audit_clients, notes, skeleton.eval())
 
 
 def _is_randomized(defense: Defense, tensors: Mapping[str, Tensor]) -> bool:

@@ -1,43 +1,212 @@
-"""Weights of a model from a local file."""
+"""Weights of a model from a file: the backbone whole or not at all, the head where it fits, and notes on what was done."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from timm.models import VisionTransformer, load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor
 
 from fedsim.errors import ScenarioError
 
-_HEADS = ("head.", "head_dist.")
+Tensors = Mapping[str, Tensor]
+
+_WHERE = "model.pretrained"
+_KERNEL = "patch_embed.proj.weight"  # every model that fedsim builds has it
+# What comes after the last block's norm: taken whole where it fits, else left fresh.
+_HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
+# A tensor with one of these names that the model lacks belongs to another backbone.
+_BACKBONE = ("blocks.", "patch_embed.", "norm_pre.", "norm.", "cls_token", "reg_token", "dist_token", "pos_embed")
+# Of two networks in one file, the one that its authors evaluate or that timm loads.
+_PREFERRED = ("teacher", "encoder", "base_encoder", "online_encoder")
+_MAX_DEPTH = 4  # mappings inside mappings
+_ADVICE = "Set model.name and model.kwargs as for the model that it was saved from."
+_LISTED = 4
 
 
-def load(model: VisionTransformer, path: Path) -> None:
+def load(model: VisionTransformer, path: Path, called: str | None = None) -> tuple[str, ...]:
     """Load weights in timm's naming, in place; position tables and patches of another size are resampled as timm does.
 
-    A head for another number of classes keeps its fresh weights. The file is data: nothing in it is executed.
+    They may lie inside a checkpoint (`model`, `state_dict`, `teacher`) and have a prefix (`module.`, `backbone.`). The
+    backbone has to be whole. A head that is not in the file, or is there for another number of classes, keeps its fresh
+    weights. Tensors of other networks, such as a decoder, are left out. The file is data: nothing in it is executed.
+
+    Args:
+        model: of the architecture that the weights belong to.
+        path: a file of safetensors or torch.
+        called: what notes and messages call the file, instead of its path.
+
+    Returns:
+        What was not taken over as it is, one sentence each.
 
     Raises:
         ScenarioError: missing, damaged, not finite, or the weights of another model.
     """
-    where = "model.pretrained"
     if not path.is_file():
-        raise ScenarioError(where, f"no weights file {path}. Give a .safetensors or .pth file.")
-    own = model.state_dict()
+        raise ScenarioError(_WHERE, f"no weights file {path}. Give a .safetensors or .pth file.")
+    source = called or str(path)
     try:
-        stored = checkpoint_filter_fn(load_state_dict(str(path)), model)
-        foreign = {name: tensor for name, tensor in own.items() if name.startswith(_HEADS)}
-        kept = {name: tensor for name, tensor in foreign.items() if stored[name].shape != tensor.shape}
-        model.load_state_dict({**stored, **kept})
+        content = dict(_flat(load_state_dict(str(path))))
+        place = _place(content, model.embed_dim)
+        found = {name.removeprefix(place): tensor for name, tensor in content.items() if name.startswith(place)}
+        # A copy: timm's converters take tensors out of what they are given.
+        stored: Tensors = checkpoint_filter_fn(dict(found), model, adapt_layer_scale=True, **_resampling(model))
+        fresh = _misfits(model.state_dict(), stored)
+        left_out = _take(model, {name: tensor for name, tensor in stored.items() if _head(name) not in fresh})
     except (SafetensorError, UnpicklingError, OSError, EOFError) as error:
-        raise ScenarioError(where, f"{path} is damaged or no weights file: {in_one_line(error)}.") from None
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ScenarioError(where, f"{path} does not hold the weights of this model: {in_one_line(error)}.") from None
+        raise ScenarioError(_WHERE, f"{source} is damaged or no weights file: {in_one_line(error)}.") from None
+    except _ForeignError as error:
+        raise ScenarioError(_WHERE, f"{source} does not hold the weights of this model: {error}") from None
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
+        reason = f"{source} does not hold the weights of this model: {in_one_line(error)}."
+        raise ScenarioError(_WHERE, reason) from None
     if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
-        raise ScenarioError(where, f"{path} holds weights that are not finite.")
+        raise ScenarioError(_WHERE, f"{source} holds weights that are not finite.")
+    left_out += _converted_away(found, stored) + [name for name in content if not name.startswith(place)]
+    notes = [*_told_heads(fresh), *_told_sizes(model, found), *_told_rest(place, left_out)]
+    return tuple(f"{_WHERE}: {called or path.name}: {note}." for note in notes)
+
+
+class _ForeignError(Exception):
+    """The file holds the weights of another model; the text says by what."""
+
+
+def _flat(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Yield the dotted name of every tensor in nested mappings."""
+    if not isinstance(content, Mapping):
+        raise _ForeignError(f"it is a {type(content).__name__}, not tensors by name. Save model.state_dict().")
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping) and depth < _MAX_DEPTH:
+            yield from _flat(value, f"{prefix}{key}.", depth + 1)
+
+
+def _place(content: Tensors, width: int) -> str:
+    """Return the prefix of the Vision Transformer's names; none where timm's converters know the naming.
+
+    Of several networks, those as wide as the model come first, then the one without a prefix, then the preferred ones.
+    """
+    kernels = {name.removesuffix(_KERNEL): tensor for name, tensor in content.items() if name.endswith(_KERNEL)}
+    places = [place for place in kernels if not place or place.endswith(".")]
+    places = [place for place in places if len(kernels[place]) == width] or places
+    if len(places) < 2 or "" in places:
+        return places[0] if len(places) == 1 else ""
+    for word in _PREFERRED:
+        chosen = [place for place in places if word in place.split(".")]
+        if len(chosen) == 1:
+            return chosen[0]
+    listed = ", ".join(f"{place}*" for place in places)
+    raise _ForeignError(f"it holds several Vision Transformers: {listed}. Save the one that you mean on its own.")
+
+
+def _resampling(model: VisionTransformer) -> dict[str, Any]:
+    """Return how timm resamples the tables of this architecture, where not in its usual way."""
+    architecture = model.pretrained_cfg["architecture"]
+    if "flexi" not in architecture and "radio" not in architecture:
+        return {}
+    return {"interpolation": "bilinear", "antialias": False}
+
+
+def _head(name: str) -> str | None:
+    return next((head for head in _HEADS if name.startswith(head)), None)
+
+
+def _misfits(own: Tensors, stored: Tensors) -> dict[str, str]:
+    """Return each part of the head that cannot be taken over whole -> why."""
+    reasons = {}
+    for head in dict.fromkeys(filter(None, map(_head, own))):
+        names = [name for name in own if name.startswith(head)]
+        lacking = [name for name in names if name not in stored]
+        other = [name for name in names if name in stored and stored[name].shape != own[name].shape]
+        if len(lacking) == len(names):
+            reasons[head] = "the file has none"
+        elif lacking:
+            reasons[head] = f"the file has no {_listed(lacking)}"
+        elif other:
+            reasons[head] = f"{other[0]} is {_size(stored[other[0]])} in the file, {_size(own[other[0]])} in the model"
+    return reasons
+
+
+def _take(model: VisionTransformer, stored: Tensors) -> list[str]:
+    """Load tensors in place and return the names of those that have no place in the model.
+
+    Raises:
+        _ForeignError: the backbone is not whole, or it is another one.
+    """
+    own = model.state_dict()
+    if _KERNEL not in stored:
+        raise _ForeignError(
+            f"it has no {_KERNEL}, but {_listed(stored) or 'nothing'}. Rename its tensors as timm does."
+        )
+    for name, tensor in stored.items():
+        if name in own and own[name].shape != tensor.shape:
+            sizes = f"{name} is {_size(tensor)} in the file, {_size(own[name])} in the model"
+            raise _ForeignError(f"{sizes}. {_ADVICE}")
+    # The model's own hooks know which tensors of a stock model an altered first block has no use for.
+    missing, rest = model.load_state_dict(stored, strict=False)
+    lacking = [name for name in missing if _head(name) is None]
+    # The norm of each token belongs to a head that reads the class token; one that pools first has its own.
+    foreign = [n for n in rest if n.startswith(_BACKBONE) and not (n.startswith("norm.") and "fc_norm.weight" in own)]
+    if lacking and any(name.startswith("fc_norm.") for name in stored):
+        raise _ForeignError(
+            f"it has fc_norm and no {_listed(lacking)}: it pools its tokens. Set model.kwargs.global_pool: avg."
+        )
+    if lacking:
+        raise _ForeignError(f"it lacks {_listed(lacking)} of the backbone. {_ADVICE}")
+    if foreign:
+        raise _ForeignError(f"its backbone has {_listed(foreign)}, the model's has not. {_ADVICE}")
+    return list(rest)
+
+
+def _converted_away(found: Tensors, stored: Tensors) -> list[str]:
+    """Return the names of tensors that timm's converter of DINOv2 drops, such as the mask token of masked training."""
+    kept = {id(tensor) for tensor in stored.values()}
+    return [n for n, tensor in found.items() if _KERNEL in found and n not in stored and id(tensor) not in kept]
+
+
+def _told_heads(fresh: Mapping[str, str]) -> list[str]:
+    if not fresh:
+        return []
+    reasons = "; ".join(f"{head.rstrip('.')}: {reason}" for head, reason in fresh.items())
+    return [f"the backbone is loaded, the head is fresh ({reasons})"]
+
+
+def _told_sizes(model: VisionTransformer, found: Tensors) -> list[str]:
+    own = model.state_dict()
+    pairs = {
+        name: (_size(found[name]), _size(own[name]))
+        for name in ("pos_embed", _KERNEL)
+        if name in found and name in own and found[name].shape != own[name].shape
+    }
+    return [f"{name} is adapted from {before} to {after}" for name, (before, after) in pairs.items()]
+
+
+def _told_rest(place: str, left_out: Sequence[str]) -> list[str]:
+    taken = [f"taken are the tensors {place}*"] if place else []
+    return taken + ([f"left out: {_listed(left_out)}"] if left_out else [])
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return names in words, those of one module or block as one; at most four."""
+    groups = list(dict.fromkeys(_group(name) for name in names))
+    rest = len(groups) - _LISTED
+    return ", ".join(groups[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _group(name: str) -> str:
+    parts = name.split(".")
+    return name if len(parts) < 3 else ".".join([*parts[:2], "*"])
+
+
+def _size(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
 
 
 def in_one_line(error: Exception) -> str:

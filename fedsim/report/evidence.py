@@ -153,7 +153,7 @@ class Evidence:
         environment: what environment.json says; empty when it cannot be read.
         rounds: lines of rounds.jsonl, by round.
         records: lines of records.jsonl, by round and client.
-        notes: what is missing or damaged, one sentence each.
+        notes: what was noted when the run was made, and what is missing or damaged, one sentence each.
         calibrations: lines of calibrations.jsonl, by round.
     """
 
@@ -227,9 +227,19 @@ def read(folder: Path) -> Evidence:
         environment=environment,
         rounds=tuple(sorted(rounds, key=lambda line: line.round)),
         records=tuple(sorted(records, key=lambda line: (line.round, line.client))),
-        notes=tuple(notes),
+        notes=(*_stated_notes(folder / "inputs.json"), *notes),
         calibrations=tuple(sorted(calibrations, key=lambda line: line.round)),
     )
+
+
+def _stated_notes(path: Path) -> list[str]:
+    """Return what the run noted when it was made, such as how given weights were fitted; none where that is not known."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    stated = value.get("notes") if isinstance(value, dict) else None
+    return [note for note in stated if isinstance(note, str)] if isinstance(stated, list) else []
 
 
 def _is_without_audit(folder: Path, scenario: Mapping[str, Any]) -> bool:
