@@ -58,7 +58,7 @@ class Task:
 def run_id(scenario: Scenario) -> str:
     """Return the run's identity: the same scenario and seed give the same, whatever the engine or the processes."""
     content = scenario.resolved()
-    del content["engine"], content["audit"]["processes"], content["attacks"]
+    del content["engine"], content["audit"]["processes"], content["attacks"], content["federation"]["client_timeout"]
     for part, setting, default in _YOUNGER:
         if content[part].get(setting) == default:
             del content[part][setting]
