@@ -51,3 +51,19 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     by_lower = {word.lower(): word for word in allowed}
     matches = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
     return f" Did you mean {by_lower[matches[0]]!r}?" if matches else ""
+
+
+def told(error: BaseException, longest: int = 300) -> str:
+    """Return class and message of other people's exception in one line of printable text, even where its `str` raises."""
+    try:
+        text = " ".join(str(error).split()).rstrip(".")
+    except Exception:  # noqa: BLE001  (boundary: an exception of a plug-in that cannot be written out is told by its class)
+        text = ""
+    name = type(error).__name__
+    return printable(f"{name}: {text}" if text else name, longest)
+
+
+def printable(text: str, longest: int) -> str:
+    """Return a text with everything escaped that a terminal would obey or cannot show, cut at `longest` characters."""
+    cut = text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)

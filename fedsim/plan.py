@@ -6,17 +6,18 @@ pure function of the scenario, all plans agree.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim import models, plugins
 from fedsim.applicability import Setting
@@ -24,8 +25,9 @@ from fedsim.attack import Attack
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
 from fedsim.defense import Defense
-from fedsim.errors import ScenarioError
+from fedsim.errors import FedsimError, PluginError, ScenarioError, told
 from fedsim.exchange import DefenseKnowledge, Normalization, Update
+from fedsim.faults import shown
 from fedsim.plugins import PluginInfo
 from fedsim.scenario import Scenario, parse, select_clients, select_rounds
 from fedsim.seeds import seeded, torch_generator
@@ -194,7 +196,7 @@ class Plan:
         stated = [
             f"{planned.info.name}: {text}"
             for planned in self.defenses_of(client)
-            for text in planned.defense.cautions(self._skeleton)
+            for text in _cautions(planned, self._skeleton)
         ]
         asked, held = self.scenario.training.batch_size, len(self.data.partition[client])
         if asked > held:
@@ -229,7 +231,8 @@ def make(scenario: Scenario) -> Plan:
         raise ScenarioError("data", f"pictures of {channels} channels do not fit {scenario.model.name}.")
     with seeded(scenario.seed, "defenses"):
         for planned in defenses:
-            planned.defense.prepare_model(skeleton)
+            with _blaming(planned, "prepare_model"):
+                planned.defense.prepare_model(skeleton)
     tensors = {name: parameter.detach() for name, parameter in skeleton.named_parameters()}
     defenses = tuple(replace(d, adds_noise=_is_randomized(d.defense, tensors)) for d in defenses)
     return Plan(scenario, attacks, defenses, data, normalization, audit_rounds, audit_clients, notes, skeleton.eval())
@@ -301,6 +304,32 @@ def _plan_defense(index: int, scenario: Scenario) -> PlannedDefense:
     defense = plugins.build("defenses", Defense, part.name, part.params, where)
     chosen = select_clients(part.clients, scenario.federation.clients, scenario.seed, f"{where}.clients")
     return PlannedDefense(index, plugins.find("defenses", part.name, where), defense, frozenset(chosen))
+
+
+@contextlib.contextmanager
+def _blaming(planned: PlannedDefense, hook: str) -> Iterator[None]:
+    """Name the plug-in of which a hook outside the client raises; what it refuses by a FedsimError passes unchanged.
+
+    Raises:
+        PluginError: the hook raises anything else, or tries to end the process.
+    """
+    try:
+        yield
+    except FedsimError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"defenses.{planned.index}: {hook} of {planned.info.name} ({planned.info.target}) raised {told(error)}. Mend the "
+            "plug-in or its parameters, or leave it out."
+        ) from error
+
+
+def _cautions(planned: PlannedDefense, model: nn.Module) -> tuple[str, ...]:
+    with _blaming(planned, "cautions"):
+        stated: Any = planned.defense.cautions(model)
+        if not isinstance(stated, tuple | list) or not all(isinstance(text, str) for text in stated):
+            raise TypeError(f"expected a tuple of texts, got {shown(stated)}")
+    return tuple(stated)
 
 
 @functools.lru_cache(maxsize=2)

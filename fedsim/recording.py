@@ -4,7 +4,8 @@
     environment.json         versions, platform, where each package was imported from
     inputs.json              what the captures were made from: settings, and digests of the data
     captures/index.jsonl     one line per file or failed client, with a SHA-256
-    captures/round-0001/     global.safetensors and client-000.safetensors: the wire, verbatim
+    captures/round-0001/     global.safetensors and client-000.safetensors: the wire, verbatim; what the server refused
+                             is in rejected-client-000.safetensors
     rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
     artifacts/               findings (safetensors), picture strips and films (PNG)
     records.jsonl            one line per attempt: see `fedsim.audit`
@@ -323,6 +324,12 @@ class RunFolder:
     def write_failure(self, round: int, client: int, message: str) -> None:
         """Store that a client failed in a round."""
         self._add(self._key(round, client), {"failed": message})
+
+    def write_refused(self, round: int, client: int, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+        """Store what a client sent and the server refused; beside the captures, of which it is none."""
+        file = self._file(f"round-{round:04d}/rejected-client-{client:03d}")
+        with _aside(file) as aside:
+            save_file(dict(tensors), aside, {"fedsim": json.dumps({"schema": SCHEMA, "round": round, **header})})
 
     def read_capture(self, round: int, client: int) -> Capture:
         """Return one client's reply.

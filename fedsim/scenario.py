@@ -116,13 +116,18 @@ class ModelPart(_Part):
 
 
 class FederationPart(_Part):
-    """Who takes part, and how the server aggregates."""
+    """Who takes part, and how the server aggregates.
+
+    A client that works longer than `client_timeout` seconds in a round has failed in it; the others go on.
+    """
 
     clients: Annotated[int, Field(ge=1), _NO_BOOLEAN] = 4
     rounds: Annotated[int, Field(ge=1), _NO_BOOLEAN] = 3
     fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NO_BOOLEAN] = 1.0
     strategy: str = "FedAvg"
     strategy_params: dict[str, Any] = Field(default_factory=dict)
+    # Flower's messages live for half a day.
+    client_timeout: Annotated[float, Field(gt=0, le=43_200, allow_inf_nan=False), _NO_BOOLEAN] = 3600.0
 
 
 class TrainingPart(_Part):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from fedsim.data.batches import Inputs
 from fedsim.defense import LocalStep, PrivacyBudget
 from fedsim.exchange import TrainingKnowledge, Update
+from fedsim.faults import shown
 from fedsim.plan import Plan, PlannedDefense
 from fedsim.scenario import TrainingPart
 from fedsim.seeds import seeded, torch_generator
+from fedsim.validity import examples_fault, tensors_fault
 
 Weights = Mapping[str, Tensor]
 
@@ -30,6 +33,13 @@ class NonFiniteUpdateError(ArithmeticError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"the {what} is not finite; {self.advice}")
+
+
+class InvalidUpdateError(ValueError):
+    """A defense returned what no client of this model can send; the client counts as failed in this round."""
+
+    def __init__(self, defense: str, fault: str) -> None:
+        super().__init__(f"{defense}: protect_update returned an update that cannot be sent: {fault}")
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,8 @@ def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal
 
     Raises:
         NonFiniteUpdateError: the loss or the update is not finite.
+        InvalidUpdateError: a defense returned an update of other names, shapes or number formats than it was given, or
+            one that is no longer finite.
     """
     scenario, model = plan.scenario, plan.model(weights)
     model.train(scenario.training.mode == "train")
@@ -117,9 +129,29 @@ def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal
     update = Update(round, client, scenario.training.shares, {n: t.detach() for n, t in tensors.items()}, count)
     _check_finite(update, loss)
     for planned in run.defenses:
-        update = planned.defense.protect_update(update, run.generator("protect_update", planned))
-        _check_finite(update, loss)
+        protected = planned.defense.protect_update(update, run.generator("protect_update", planned))
+        fault = _fault(protected, update, most_examples(plan))
+        if fault is not None:
+            raise InvalidUpdateError(planned.info.name, fault)
+        update = protected
     return LocalResult(update, loss)
+
+
+def most_examples(plan: Plan) -> int:
+    """Return the largest number of examples that any client can truly report: every picture, at every use in a round."""
+    training = plan.scenario.training
+    return len(plan.data.pools.train) * (training.local_epochs or training.local_steps or 1)
+
+
+def _fault(protected: Any, given: Update, most: int) -> str | None:
+    """Return why what a defense made of an update cannot be sent, or None."""
+    if not isinstance(protected, Update):
+        return f"expected an Update, got {type(protected).__name__}"
+    for field in ("round", "client", "kind"):
+        stated, own = getattr(protected, field), getattr(given, field)
+        if stated != own:
+            return f"{field} is {shown(stated)}, not {shown(own)}"
+    return tensors_fault(protected.tensors, given.tensors) or examples_fault(protected.num_examples, most)
 
 
 def _check_finite(update: Update, loss: float) -> None:

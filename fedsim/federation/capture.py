@@ -9,8 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedsim.errors import RunFolderError
 from fedsim.exchange import UpdateKind
 from fedsim.federation import records
 from fedsim.federation.grid import Exchange
@@ -123,22 +124,51 @@ def _only_arrays(content: RecordDict) -> ArrayRecord | None:
     return found[0] if len(found) == 1 else None
 
 
-class Replayer:
-    """Gives the recorded reply of a request, if an earlier run of the same scenario has stored it."""
+def keep_refused(folder: RunFolder, client: int, exchange: Exchange, fault: str) -> None:
+    """Store a reply that was refused beside the captures, as evidence; no attack and no strategy ever sees it."""
+    content, arrays, tensors = exchange.reply.content, list[dict[str, Any]](), dict[str, torch.Tensor]()
+    for record, found in content.array_records.items():
+        for name, array in found.items():
+            # By number and as bytes: neither its name nor its format need be one that the file can hold.
+            tensors[str(len(arrays))] = torch.frombuffer(bytearray(array.data or b"\0"), dtype=torch.uint8)
+            arrays.append({"record": record, "name": name, "dtype": array.dtype, "shape": list(array.shape)})
+    metrics = {name: {k: repr(v) for k, v in record.items()} for name, record in content.metric_records.items()}
+    header = {"client": client, "fault": fault, "arrays": arrays, "metrics": metrics}
+    folder.write_refused(round_of(exchange.request) or 0, client, tensors, header)
 
-    def __init__(self, folder: RunFolder, client_of: Callable[[int], int]) -> None:
+
+class Replayer:
+    """Gives the recorded reply of a request, if an earlier run of the same scenario has stored it.
+
+    Args:
+        folder: the run.
+        client_of: node id -> client number.
+        fault_of: what is wrong with the reply of an exchange, or None; an earlier version may have stored any.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        client_of: Callable[[int], int],
+        fault_of: Callable[[Exchange], str | None] = lambda exchange: None,
+    ) -> None:
         self._folder = folder
         self._client_of = client_of
+        self._fault_of = fault_of
         self._participations: dict[int, int] = {}
 
     def replay(self, request: Message) -> Message | None:
-        """Return the recorded reply or failure; None when the client has to be asked."""
+        """Return the recorded reply or failure; None when the client has to be asked.
+
+        Raises:
+            RunFolderError: the capture is missing or corrupted, or is a reply that would be refused today.
+        """
         client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
         if request.metadata.message_type != "train" or round is None:
             return None
         failure = self._folder.failures(round).get(client)
         if failure is not None:
-            return Message(Error(records.CLIENT_RAISED, failure), reply_to=request)
+            return records.failure(request, failure)
         if not self._folder.has_capture(round, client):
             return None
         capture = self._folder.read_capture(round, client)
@@ -150,7 +180,14 @@ class Replayer:
                 records.UPDATE: ConfigRecord({"kind": capture.kind}),
             }
         )
-        return Message(content, reply_to=request)
+        reply = Message(content, reply_to=request)
+        fault = self._fault_of(Exchange(request, reply))
+        if fault is not None:
+            raise RunFolderError(
+                f"{self._folder.path}: the capture of round {round}, client {client} is refused: {fault}. Delete its line in "
+                "captures/index.jsonl and use --resume, which asks the client again."
+            )
+        return reply
 
     def prepare(self, request: Message) -> None:
         """State the client's replayed participations, for its privacy accounting; the shared record stays untouched."""

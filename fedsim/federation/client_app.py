@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from fedsim import plan as planning
 from fedsim import training
 from fedsim.federation import records
+from fedsim.federation.limits import contained
 from fedsim.federation.strategy import CLIENT_SIDE_MODS
 from fedsim.scenario import Scenario, parse
 from fedsim.seeds import torch_threads
@@ -29,8 +30,16 @@ class Client:
         return planning.of(parse(json.loads(self._resolved), "scenario"))
 
     def train(self, message: Message, context: Context) -> Message:
-        """Train on the partition's batches of the round and reply with the update."""
-        plan, client = self._plan(), int(context.node_config[records.PARTITION])
+        """Train on the partition's batches of the round and reply with the update.
+
+        Raises:
+            ClientTimeoutError: it takes longer than `federation.client_timeout`; see `limits.contained`.
+        """
+        plan = self._plan()
+        return contained(lambda: self._train(plan, message, context), plan.scenario.federation.client_timeout)
+
+    def _train(self, plan: planning.Plan, message: Message, context: Context) -> Message:
+        client = int(context.node_config[records.PARTITION])
         config: Any = message.content[records.CONFIG]
         weights = records.to_tensors(message.content[records.ARRAYS])  # type: ignore[arg-type]
         with torch_threads(1):

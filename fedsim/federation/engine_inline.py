@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -79,11 +79,21 @@ class InlineGrid(Grid):
     def _answer(self, message: Message) -> Message:
         try:
             reply = self._app(message, self._contexts[message.metadata.dst_node_id])
-        except Exception as error:  # noqa: BLE001  (what Flower's worker does: any client fault becomes an error reply)
-            text = f"ClientAppException occurred. Message: {error}"
-            return Message(Error(records.CLIENT_RAISED, text), reply_to=message)
-        copy: Message = pickle.loads(pickle.dumps(reply))
+            copy: Message = pickle.loads(pickle.dumps(reply))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  (as Flower's worker: any client fault becomes an error reply)
+            return records.failure(message, _said(error))
         return copy
+
+
+def _said(error: BaseException) -> str:
+    """Return what a client's exception said; by its class where that is nothing, or where saying it raises as well."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  (boundary: the exception is the client's)
+        text = ""
+    return f"ClientAppException occurred. Message: {text or type(error).__name__}"
 
 
 def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:

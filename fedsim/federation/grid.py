@@ -2,7 +2,8 @@
 
 Strategies stay unchanged. From the strategy to the wire: `AppliedGradientsGrid` turns shared gradients into the weights
 that strategies expect, `OrderedGrid` puts nodes and replies into partition order, `ReplayingGrid` answers from an
-earlier, interrupted run, `ObservingGrid` shows every exchange to a callback as soon as it is complete.
+earlier, interrupted run, `ObservingGrid` shows every exchange to a callback as soon as it is complete, `CheckingGrid`
+turns a reply that is none of the model into a failure of its client.
 """
 
 from __future__ import annotations
@@ -119,17 +120,16 @@ class EndableGrid(PollingGrid):
             raise RuntimeError("the simulation runtime has ended before the server was done")
 
 
-class ObservingGrid(PollingGrid):
-    """Shows every exchange to `on_exchange`, one at a time, as soon as the reply is there.
+class PairingGrid(PollingGrid):
+    """Brings every reply together with its request, as soon as it is there."""
 
-    An exception of the callback must never disturb the host's training: it is logged and kept in `errors`.
-    """
-
-    def __init__(self, inner: Grid, on_exchange: Callable[[Exchange], None]) -> None:
+    def __init__(self, inner: Grid) -> None:
         super().__init__(inner)
-        self._on_exchange = on_exchange
         self._sent: dict[str, Message] = {}
-        self.errors: list[BaseException] = []
+
+    def _received(self, exchange: Exchange) -> Message:
+        """Return the reply to hand on."""
+        return exchange.reply
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See `Grid.push_messages`; sending gives each message its id, in place."""
@@ -140,12 +140,11 @@ class ObservingGrid(PollingGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """See `Grid.pull_messages`."""
-        replies = list(self._inner.pull_messages(message_ids))
-        for reply in replies:
-            request = self._sent.pop(reply.metadata.reply_to_message_id, None)
-            if request is not None:
-                self._show(Exchange(request, reply))
-        return replies
+        return [self._paired(reply) for reply in self._inner.pull_messages(message_ids)]
+
+    def _paired(self, reply: Message) -> Message:
+        request = self._sent.pop(reply.metadata.reply_to_message_id, None)
+        return reply if request is None else self._received(Exchange(request, reply))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """See `PollingGrid.send_and_receive`; what is not answered by then is forgotten."""
@@ -156,12 +155,78 @@ class ObservingGrid(PollingGrid):
             for request in requests:
                 self._sent.pop(request.metadata.message_id, None)
 
-    def _show(self, exchange: Exchange) -> None:
+
+class ObservingGrid(PairingGrid):
+    """Shows every exchange to `on_exchange`, one at a time, as soon as the reply is there.
+
+    An exception of the callback must never disturb the host's training: it is logged and kept in `errors`.
+    """
+
+    def __init__(self, inner: Grid, on_exchange: Callable[[Exchange], None]) -> None:
+        super().__init__(inner)
+        self._on_exchange = on_exchange
+        self.errors: list[BaseException] = []
+
+    def _received(self, exchange: Exchange) -> Message:
         try:
             self._on_exchange(exchange)
         except Exception as error:  # noqa: BLE001  (boundary: the host's training goes on, and the error is kept)
             _log.exception("fedsim could not record an exchange")
             self.errors.append(error)
+        return exchange.reply
+
+
+class CheckingGrid(PairingGrid):
+    """Puts a failure in the place of every reply that must not reach the strategy, and of one that does not come.
+
+    Args:
+        inner: the next grid.
+        fault_of: what is wrong with the reply of an exchange, or None.
+        on_refused: called with the exchange and its fault before the failure takes the reply's place.
+        patience: how many seconds to wait for the replies to a number of messages that were sent together.
+    """
+
+    def __init__(
+        self,
+        inner: Grid,
+        fault_of: Callable[[Exchange], str | None],
+        on_refused: Callable[[Exchange, str], None],
+        patience: Callable[[int], float],
+    ) -> None:
+        super().__init__(inner)
+        self._fault_of = fault_of
+        self._on_refused = on_refused
+        self._patience = patience
+        self._given_up_at: dict[str, tuple[float, float]] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `Grid.push_messages`; the time to answer begins."""
+        sent = list(messages)
+        ids = list(super().push_messages(sent))
+        patience = self._patience(len(sent))
+        self._given_up_at.update(dict.fromkeys(ids, (time.monotonic() + patience, patience)))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid.pull_messages`; a client that is given up has failed, and what it sends later is left alone."""
+        wanted = list(message_ids)
+        replies = list(super().pull_messages([known for known in wanted if known in self._sent]))
+        return [*replies, *(self._give_up(known) for known in wanted if self._is_over(known))]
+
+    def _is_over(self, message_id: str) -> bool:
+        return message_id in self._sent and time.monotonic() >= self._given_up_at[message_id][0]
+
+    def _give_up(self, message_id: str) -> Message:
+        _, patience = self._given_up_at.pop(message_id)
+        return records.failure(self._sent.pop(message_id), f"did not answer within {patience:.0f} s")
+
+    def _received(self, exchange: Exchange) -> Message:
+        self._given_up_at.pop(exchange.request.metadata.message_id, None)
+        fault = None if exchange.reply.has_error() else self._fault_of(exchange)
+        if fault is None:
+            return exchange.reply
+        self._on_refused(exchange, fault)
+        return records.failure(exchange.request, f"its reply was refused: {fault}")
 
 
 class OrderedGrid(GridProxy):

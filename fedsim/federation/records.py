@@ -12,8 +12,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Error, Message
 from torch import Tensor
+
+from fedsim.errors import printable
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 UPDATE, PRIVACY, NODE = "update", "privacy", "node"
@@ -64,4 +66,9 @@ def failure_text(reason: str) -> str:
     """Return what a client's own exception said, without what the engine wraps around it."""
     found = _CLIENT_MESSAGE.search(reason)
     lines = (found.group(1) if found else reason).strip().splitlines()
-    return lines[0].strip() if lines else "failed without a message"
+    return printable(lines[0].strip(), 500) if lines else "failed without a message"
+
+
+def failure(request: Message, text: str) -> Message:
+    """Return the reply that stands for a client which failed, of whatever kind its failure is."""
+    return Message(Error(CLIENT_RAISED, text), reply_to=request)

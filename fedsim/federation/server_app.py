@@ -7,34 +7,40 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedsim import environment, training
-from fedsim.errors import FedsimError, RunFolderError, ScenarioError
+from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.federation import records
-from fedsim.federation.capture import Recorder, Replayer
-from fedsim.federation.grid import AppliedGradientsGrid, ObservingGrid, OrderedGrid, ReplayingGrid, partitions
-from fedsim.federation.strategy import build_strategy
+from fedsim.federation.aggregation import CheckedStrategy, Warnings
+from fedsim.federation.capture import Recorder, Replayer, keep_refused
+from fedsim.federation.grid import (
+    AppliedGradientsGrid,
+    CheckingGrid,
+    Exchange,
+    ObservingGrid,
+    OrderedGrid,
+    ReplayingGrid,
+    partitions,
+)
+from fedsim.federation.replies import ReplyCheck
 from fedsim.lines import SCHEMA
 from fedsim.plan import Plan
 from fedsim.recording import RunFolder, write_atomically
 from fedsim.scenario import load
 from fedsim.seeds import seeded
-from fedsim.training import NonFiniteUpdateError
 
 _log = logging.getLogger(__name__)
 
 RoundLine = dict[str, Any]
 # Flower's default time to live of a message: a client that has not answered by then never will.
 _TIMEOUT = 43_200.0
-
-
-class ClientsFailedError(FedsimError):
-    """No client of a round delivered an update, so there is nothing to aggregate or audit."""
+# For workers to start and to read the data, which is no client's time.
+_PREPARATION = 600.0
 
 
 def server_app(
@@ -57,21 +63,36 @@ def server_app(
     def main(grid: Grid, context: Context) -> None:
         scenario = plan.scenario
         client_of = partitions(grid, _wait_for_nodes(grid, scenario.federation.clients), _TIMEOUT)
-        log = _RoundLog(plan, on_round)
+        check = ReplyCheck(plan)
+        strategy = CheckedStrategy(scenario.federation, client_of)
+        log = _RoundLog(plan, strategy.warnings, on_round)
+
+        def keep(exchange: Exchange, fault: str) -> None:
+            if folder is not None:
+                keep_refused(folder, client_of[exchange.request.metadata.dst_node_id], exchange, fault)
+
+        def patience(count: int) -> float:
+            # Clients keep their own time, and may have to wait for one another; this is for one that no longer can.
+            return min(_TIMEOUT, scenario.federation.client_timeout * count + _PREPARATION)
+
+        grid = CheckingGrid(grid, check.fault, keep, patience)
         if folder is not None:
-            grid = log.recorded(grid, folder, client_of)
+            grid = log.recorded(grid, folder, client_of, check)
         grid = OrderedGrid(grid, client_of)
         if scenario.training.shares == "gradient":
             grid = AppliedGradientsGrid(grid, scenario.training.learning_rate)
         # Strategies draw clients from `random` and noise from NumPy's global generator.
-        with seeded(scenario.seed, "server"):
-            result = build_strategy(scenario.federation).start(
-                grid=grid,
-                initial_arrays=records.to_arrays(plan.initial_weights()),
-                num_rounds=scenario.federation.rounds,
-                timeout=_TIMEOUT,
-                evaluate_fn=log,
-            )
+        try:
+            with seeded(scenario.seed, "server"):
+                result = strategy.start(
+                    grid=grid,
+                    initial_arrays=records.to_arrays(plan.initial_weights()),
+                    num_rounds=scenario.federation.rounds,
+                    timeout=_TIMEOUT,
+                    evaluate_fn=log,
+                )
+        finally:
+            log.flush()
         weights = records.to_tensors(result.arrays)
         if folder is not None:
             folder.write_model(weights)
@@ -90,58 +111,61 @@ def _wait_for_nodes(grid: Grid, count: int) -> list[int]:
 class _RoundLog:
     """Central evaluation after each round; with a folder, written to rounds.jsonl together with who took part."""
 
-    def __init__(self, plan: Plan, on_round: Callable[[RoundLine], None] | None) -> None:
-        self._plan, self._on_round = plan, on_round
+    def __init__(self, plan: Plan, warnings: Warnings, on_round: Callable[[RoundLine], None] | None) -> None:
+        self._plan, self._warnings, self._on_round = plan, warnings, on_round
         self._folder: RunFolder | None = None
         self._observing: ObservingGrid | None = None
         self._recorder: Recorder | None = None
         self._known: dict[int, RoundLine] = {}
         self._started = time.monotonic()
 
-    def recorded(self, grid: Grid, folder: RunFolder, client_of: Mapping[int, int]) -> Grid:
+    def recorded(self, grid: Grid, folder: RunFolder, client_of: Mapping[int, int], check: ReplyCheck) -> Grid:
         """Return the grid with the observer and the replay of `folder` in it, and log rounds there."""
         self._folder = folder
         self._known = {line["round"]: line for line in folder.rounds.read()}
         self._recorder = Recorder(folder, client_of.__getitem__)
         self._observing = ObservingGrid(grid, self._recorder)
-        replayer = Replayer(folder, client_of.__getitem__)
+        replayer = Replayer(folder, client_of.__getitem__, check.fault)
         return ReplayingGrid(self._observing, replayer.replay, replayer.prepare)
 
     def __call__(self, round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate the global weights after a round: Flower's `evaluate_fn`."""
         if self._folder is not None:
-            self._refuse(self._folder, round)
-        line = self._known.get(round)
+            self._check_stored(self._folder)
+        line, warnings = self._known.get(round), self._warnings.take()
         if line is None:
             accuracy, loss = training.evaluate(self._plan, records.to_tensors(arrays))
             if not math.isfinite(loss):
-                raise ScenarioError(
-                    "training.learning_rate",
-                    f"the loss of the global model after round {round} is {loss}: its weights have overflowed. Lower "
-                    "this rate, that of the strategy, or the noise of a defense.",
-                )
+                self._refuse_loss(round, loss)
             line = {"schema": SCHEMA, "round": round, "accuracy": accuracy, "loss": loss}
             if self._folder is not None:
                 line.update(self._exchanged(self._folder, round))
+                # Only where there are some: a round without looks as it always has.
+                line.update({"warnings": warnings} if warnings else {})
                 self._folder.rounds.append(line)
         if self._on_round:
             self._on_round(line)
         return MetricRecord({"accuracy": line["accuracy"], "loss": line["loss"]})
 
-    def _refuse(self, folder: RunFolder, round: int) -> None:
-        """Stop a run whose captures cannot be stored, or of which no client is left."""
+    def _refuse_loss(self, round: int, loss: float) -> NoReturn:
+        strategy = self._plan.scenario.federation.strategy
+        raise ScenarioError(
+            "training.learning_rate" if strategy == "FedAvg" else "federation.strategy",
+            f"the loss of the global model after round {round} is {loss}: its weights, which {strategy} aggregated, are too "
+            "large to compute with. Lower training.learning_rate, the rates and the noise in federation.strategy_params, or "
+            "the noise of a defense.",
+        )
+
+    def flush(self) -> None:
+        """Wait until what crossed the wire is on disk, however the training has ended."""
         if self._recorder is not None and self._observing is not None:
             _flush(self._recorder, self._observing)
-            if self._observing.errors:
-                raise RunFolderError(f"{folder.path}: an update could not be stored: {self._observing.errors[0]}")
-        failures = folder.failures(round)
-        if folder.captured(round) or not failures:
-            return
-        client, message = min(failures.items())
-        text = f"no client delivered an update in round {round}; client {client} said: {message}."
-        if NonFiniteUpdateError.advice in message:
-            raise ScenarioError("training.learning_rate", text)
-        raise ClientsFailedError(text)
+
+    def _check_stored(self, folder: RunFolder) -> None:
+        """Stop a run whose captures cannot be stored."""
+        self.flush()
+        if self._observing is not None and self._observing.errors:
+            raise RunFolderError(f"{folder.path}: an update could not be stored: {self._observing.errors[0]}")
 
     def _exchanged(self, folder: RunFolder, round: int) -> RoundLine:
         now = time.monotonic()

@@ -13,6 +13,8 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.coercion import coerce
 from fedsim.errors import ScenarioError, nearest
+from fedsim.federation import records
+from fedsim.federation.constraints import clients_fault, range_fault
 from fedsim.federation.quiet import quiet_flower
 from fedsim.scenario import FederationPart, Scenario
 
@@ -38,6 +40,12 @@ CLIENT_SIDE_MODS: dict[str, Mod] = {
 }
 
 
+def client_metrics(name: str) -> frozenset[str]:
+    """Return the metrics that each reply to a strategy must hold: it averages those of all clients."""
+    clips_adaptively = name == "DifferentialPrivacyClientSideAdaptiveClipping"
+    return frozenset({records.NUM_EXAMPLES, records.LOSS, *(["norm_bit"] if clips_adaptively else [])})
+
+
 def check_strategy(scenario: Scenario) -> None:
     """Build the scenario's strategy once, to see that it can be built and fits what clients share.
 
@@ -45,7 +53,7 @@ def check_strategy(scenario: Scenario) -> None:
         ScenarioError: see `build_strategy`; also clipping on the client together with shared gradients.
     """
     name = scenario.federation.strategy
-    _check_values(build_strategy(scenario.federation), participants(scenario.federation), "federation.strategy_params")
+    build_strategy(scenario.federation)
     if name in CLIENT_SIDE_MODS and scenario.training.shares == "gradient":
         raise ScenarioError(
             "training.shares",
@@ -54,44 +62,46 @@ def check_strategy(scenario: Scenario) -> None:
         )
 
 
-def _check_values(strategy: Strategy, clients: int, path: str) -> None:
-    """Refuse values that Flower takes without a word and that break or empty the aggregation later.
-
-    Raises:
-        ScenarioError: with the path of the value.
-    """
-    inner = getattr(strategy, "strategy", None)
-    if isinstance(inner, Strategy):
-        _check_values(inner, clients, f"{path}.strategy.params")
-    malicious = getattr(strategy, "num_malicious_nodes", 0)
-    if not 0 <= malicious < clients:
-        raise ScenarioError(
-            f"{path}.num_malicious_nodes",
-            f"expected at least 0 and less than the {clients} clients of a round, got {malicious}.",
-        )
-    proximal = getattr(strategy, "proximal_mu", 0.0)
-    if not (math.isfinite(proximal) and proximal >= 0):
-        raise ScenarioError(f"{path}.proximal_mu", f"expected a finite number, at least 0, got {proximal}.")
-    rate = getattr(strategy, "client_learning_rate", 1.0)
-    if not rate > 0:
-        raise ScenarioError(f"{path}.client_learning_rate", f"expected a number above 0, got {rate}.")
-
-
 def strategy_parameters(name: str) -> dict[str, inspect.Parameter]:
     """Return the parameters of a strategy that `federation.strategy_params` may set."""
     signature = inspect.signature(STRATEGIES[name])
     return {key: value for key, value in signature.parameters.items() if key not in _HIDDEN}
 
 
-def build_strategy(part: FederationPart) -> Strategy:
+def all_parameters(part: FederationPart) -> dict[str, Any]:
+    """Return the parameters of the scenario's strategy, given and default; an inner strategy stays as it is written."""
+    name, path = part.strategy, "federation.strategy_params"
+    return _with_defaults(name, _coerced(name, part.strategy_params, path), part)
+
+
+def _coerced(name: str, params: dict[str, Any], path: str) -> dict[str, Any]:
+    allowed = strategy_parameters(name)
+    return {k: v if k == "strategy" else coerce(v, allowed[k].annotation, f"{path}.{k}") for k, v in params.items()}
+
+
+def _with_defaults(name: str, values: dict[str, Any], part: FederationPart) -> dict[str, Any]:
+    defaults = {key: parameter.default for key, parameter in strategy_parameters(name).items()}
+    if "num_sampled_clients" in defaults:
+        defaults["num_sampled_clients"] = participants(part)
+    return {**defaults, **values}
+
+
+def build_strategy(part: FederationPart, heard: list[str] | None = None) -> Strategy:
     """Build the scenario's strategy; wrappers take the inner one as `strategy: NAME` or `{name, params}`.
 
+    Args:
+        part: the scenario's part.
+        heard: gets what Flower warns of.
+
     Raises:
-        ScenarioError: unknown name, unknown or missing parameter, or a value that Flower refuses.
+        ScenarioError: unknown name, unknown or missing parameter, a value outside its range, one that does not fit the
+            number of clients, or one that Flower refuses.
     """
-    # Flower warns of every strategy without client-side evaluation, which is ours by design.
-    with quiet_flower():
-        return _build(part.strategy, part.strategy_params, part, "federation.strategy", "federation.strategy_params")
+    with quiet_flower() as said:
+        built = _build(part.strategy, part.strategy_params, part, "federation.strategy", "federation.strategy_params")
+    if heard is not None:
+        heard += said
+    return built
 
 
 def _build(name: str, params: dict[str, Any], part: FederationPart, name_path: str, path: str) -> Strategy:
@@ -106,13 +116,16 @@ def _build(name: str, params: dict[str, Any], part: FederationPart, name_path: s
             raise ScenarioError(
                 f"{path}.{key}", f"unknown parameter of {name}.{nearest(key, allowed)} Allowed: {listed}."
             )
-    values = {k: v if k == "strategy" else coerce(v, allowed[k].annotation, f"{path}.{k}") for k, v in params.items()}
+    values = _coerced(name, params, path)
     if "strategy" in allowed:
         values["strategy"] = _inner(values.get("strategy", "FedAvg"), part, f"{path}.strategy")
         values.setdefault("num_sampled_clients", participants(part))
     missing = [k for k, p in allowed.items() if p.default is inspect.Parameter.empty and k not in values]
     if missing:
         raise ScenarioError(f"{path}.{missing[0]}", f"missing; {name} has no default for it.")
+    fault = range_fault(name, values) or clients_fault(name, _with_defaults(name, values, part), participants(part))
+    if fault is not None:
+        raise ScenarioError(f"{path}.{fault.parameter}", fault.message)
     accepted = inspect.signature(STRATEGIES[name]).parameters
     values.update({key: value for key, value in _own(part).items() if key in accepted})
     try:

@@ -90,6 +90,16 @@ def limits(evidence: Evidence, summaries: Sequence[Summary]) -> list[str]:
         *_unaudited(evidence),
         *_unavailable(summaries),
         *_few_examples(summaries),
+        *_warned(evidence),
+    ]
+
+
+def _warned(evidence: Evidence) -> list[str]:
+    """Return what the strategy warned of while it aggregated; each warning stands at the round in which it came first."""
+    return [
+        f"Warning of the strategy, {f'round {line.round}' if line.round else 'before the training'}: {text}"
+        for line in evidence.rounds
+        for text in line.warnings
     ]
 
 

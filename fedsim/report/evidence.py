@@ -137,6 +137,7 @@ class Round(_Line):
     failed: dict[int, str] = {}
     epsilon: dict[int, Budget] = {}
     seconds: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 _AnyLine = TypeVar("_AnyLine", Record, Round, Calibration)

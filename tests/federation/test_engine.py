@@ -48,13 +48,13 @@ def lines_of(folder):
 @pytest.mark.parametrize("recipe", [GRADIENT, DELTA], ids=["gradient", "delta"])
 @pytest.mark.parametrize("strategy", SIX)
 def test_the_final_model_is_bit_equal_with_and_without_the_observer(tiny_plan, run_folder, strategy, recipe):
-    federation = {"clients": 4, "rounds": 2, "strategy": strategy, "strategy_params": SIX[strategy]}
+    federation = {"clients": 5, "rounds": 2, "strategy": strategy, "strategy_params": SIX[strategy]}
     plan = tiny_plan(federation=federation, training=recipe)
     folder = run_folder(plan)
     observed = train(plan, folder)
     assert same(observed, train(plan, None))
     assert not same(observed, plan.initial_weights())
-    assert [folder.captured(round) for round in (1, 2)] == [(0, 1, 2, 3)] * 2
+    assert [folder.captured(round) for round in (1, 2)] == [(0, 1, 2, 3, 4)] * 2
 
 
 @pytest.mark.parametrize("recipe", [GRADIENT, DELTA], ids=["gradient", "delta"])
@@ -132,13 +132,13 @@ def failing(round=1, clients=(1,), **params):
 
 @pytest.mark.parametrize("strategy", ["FedAvg", "FedMedian", "Krum", "DifferentialPrivacyServerSideFixedClipping"])
 def test_a_client_that_raises_is_recorded_and_the_round_goes_on(tiny_plan, run_folder, strategy):
-    federation = {"clients": 4, "strategy": strategy, "strategy_params": SIX[strategy]}
+    federation = {"clients": 5, "strategy": strategy, "strategy_params": SIX[strategy]}
     plan = tiny_plan(federation=federation, defenses=[failing(round=1)])
     folder = run_folder(plan)
     final = train(plan, folder)
     first, second = folder.rounds.read()[1:]
-    assert first["participants"] == [0, 2, 3] and first["failed"] == {"1": "out of battery"}
-    assert second["participants"] == [0, 1, 2, 3] and second["failed"] == {}
+    assert first["participants"] == [0, 2, 3, 4] and first["failed"] == {"1": "out of battery"}
+    assert second["participants"] == [0, 1, 2, 3, 4] and second["failed"] == {}
     assert same(final, train(plan, None))
 
 

@@ -1,0 +1,95 @@
+"""What a train reply of fedsim's own clients must hold; asked where it arrives, before the strategy or an attack sees it.
+
+A foreign app that is merely observed is not judged: see `fedsim.observe`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from fedsim.errors import told
+from fedsim.exchange import UpdateKind
+from fedsim.faults import shown
+from fedsim.federation import records
+from fedsim.federation.grid import Exchange
+from fedsim.federation.strategy import client_metrics
+from fedsim.plan import Plan
+from fedsim.training import NonFiniteUpdateError, most_examples
+from fedsim.validity import examples_fault, tensors_fault
+
+
+class ReplyCheck:
+    """Says what is wrong with a train reply to a plan's server."""
+
+    def __init__(self, plan: Plan) -> None:
+        training = plan.scenario.training
+        self._kind: UpdateKind = training.shares
+        self._rate = training.learning_rate
+        self._parameters = plan.initial_weights()
+        self._metrics = client_metrics(plan.scenario.federation.strategy)
+        self._most_examples = most_examples(plan)
+        self._sent: tuple[ArrayRecord, dict[str, Tensor]] | None = None
+
+    def fault(self, exchange: Exchange) -> str | None:
+        """Return the first fault of a train reply, in one line, or None; other messages have none."""
+        if exchange.request.metadata.message_type != "train":
+            return None
+        content = exchange.reply.content
+        for found, expected in ((content.array_records, records.ARRAYS), (content.metric_records, records.METRICS)):
+            if list(found) != [expected]:
+                return f"expected {expected} as its only record of that type, got {shown(list(found))}"
+        return (
+            self._metrics_fault(content.metric_records[records.METRICS])
+            or self._kind_fault(content)
+            or _privacy_fault(content)
+            or self._arrays_fault(exchange.request.content, content)
+        )
+
+    def _metrics_fault(self, metrics: Mapping[str, Any]) -> str | None:
+        if set(metrics) != self._metrics:
+            return f"expected the metrics {', '.join(sorted(self._metrics))}, got {shown(sorted(metrics))}"
+        for name, value in metrics.items():
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                return f"the metric {name} is {shown(value)}, expected a finite number"
+        return examples_fault(metrics[records.NUM_EXAMPLES], self._most_examples)
+
+    def _kind_fault(self, content: RecordDict) -> str | None:
+        stated = content.config_records.get(records.UPDATE, {}).get("kind")
+        return None if stated == self._kind else f"it states to hold {shown(stated)}, expected a {self._kind}"
+
+    def _arrays_fault(self, request: RecordDict, reply: RecordDict) -> str | None:
+        weights = self._weights(request.array_records[records.ARRAYS])
+        try:
+            arrays = records.to_tensors(reply.array_records[records.ARRAYS])
+        except Exception as error:  # noqa: BLE001  (boundary: whatever its bytes make a decoder raise is the client's fault)
+            return f"its arrays cannot be read: {told(error)}"
+        # A gradient is in the parameters' own format, also where a strategy sends out weights in another.
+        fault = tensors_fault(arrays, self._parameters if self._kind == "gradient" else weights)
+        if fault is None and self._kind == "gradient":
+            for name, gradient in arrays.items():
+                if not bool(torch.isfinite(weights[name] - self._rate * gradient).all()):
+                    return f"{name} overflows in a step on its gradient; {NonFiniteUpdateError.advice}"
+        return fault
+
+    def _weights(self, sent: ArrayRecord) -> dict[str, Tensor]:
+        # Strategies put one shared record into all messages of a round: it is decoded once.
+        if self._sent is None or self._sent[0] is not sent:
+            self._sent = (sent, records.to_tensors(sent))
+        return self._sent[1]
+
+
+def _privacy_fault(content: RecordDict) -> str | None:
+    stated = content.config_records.get(records.PRIVACY)
+    if stated is None:
+        return None
+    numbers = [stated.get(name) for name in ("epsilon", "delta")]
+    fits = all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
+    if not fits or not isinstance(stated.get("neighbors"), str):
+        return f"it states the privacy budget {shown(dict(stated))}, expected epsilon, delta and neighbors"
+    return None
