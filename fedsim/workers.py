@@ -57,7 +57,7 @@ def start_worker(folder: str, lifeline: Connection, steps: Connection | None = N
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     torch.set_num_threads(1)
     opened = RunFolder.open(Path(folder))
-    _work = _Work(planning.of(opened.scenario()), opened, None if steps is None else functools.partial(_send, steps))
+    _work = _Work(planning.of_folder(opened), opened, None if steps is None else functools.partial(_send, steps))
 
 
 def _end_with_parent(lifeline: Connection) -> None:

@@ -13,10 +13,12 @@ from typing import Any, Literal, TypeVar
 
 import pydantic
 
-from fedsim import yaml_loader
+from fedsim import observed, yaml_loader
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.lines import SCHEMA
 from fedsim.metrics.skill import Control, Direction
+from fedsim.observed import Captured, EmptyCaptureError
+from fedsim.recording import RunFolder
 
 Controls = Mapping[str, Mapping[str, float]]
 
@@ -70,6 +72,15 @@ class RecordedFilm(_Line):
         return self
 
 
+class Found(_Line):
+    """What an attempt on an observed app found, which nobody can score: numbers, and labels by class."""
+
+    pictures: int | None = None
+    labels: dict[int, int] | None = None
+    soft_labels: dict[int, int] | None = None
+    features: int | None = None
+
+
 class Record(_Line):
     """One line of records.jsonl: one attack on one client's update of one round."""
 
@@ -89,6 +100,7 @@ class Record(_Line):
     seed: int | None = None
     artifacts: dict[str, str] = {}
     film: RecordedFilm | None = None
+    found: Found | None = None
 
 
 class Budget(_Line):
@@ -126,6 +138,7 @@ class Evidence:
         rounds: lines of rounds.jsonl, by round.
         records: lines of records.jsonl, by round and client.
         notes: what is missing or damaged, one sentence each.
+        captured: what was captured of an observed app; None for a simulated run, or where that cannot be read.
     """
 
     folder: Path
@@ -135,11 +148,17 @@ class Evidence:
     rounds: tuple[Round, ...]
     records: tuple[Record, ...]
     notes: tuple[str, ...]
+    captured: Captured | None = None
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether somebody else's app was observed, of which the scenario's defaults say nothing."""
+        return self.environment.get("origin") == "observed"
 
     @property
     def name(self) -> str:
-        """The scenario's name."""
-        return str(self.scenario.get("name") or "run")
+        """The scenario's name; the folder's where an observed app has no scenario."""
+        return str(self.scenario.get("name") or (self.folder.resolve().name if self.is_observed else "run"))
 
     def part(self, name: str) -> Mapping[str, Any]:
         """Return one part of the scenario, such as `federation`; empty when it is missing or not a mapping."""
@@ -148,13 +167,17 @@ class Evidence:
 
     @property
     def planned_rounds(self) -> int | None:
-        """How many rounds the scenario asks for."""
+        """How many rounds the scenario asks for; None for an observed app, which has a plan of its own."""
+        if self.is_observed:
+            return None
         value = self.part("federation").get("rounds")
         return value if isinstance(value, int) else None
 
     @property
     def planned_clients(self) -> int | None:
-        """How many clients the scenario has."""
+        """How many clients the scenario has; of an observed app, those seen."""
+        if self.is_observed:
+            return self.captured.clients[-1] + 1 if self.captured else None
         value = self.part("federation").get("clients")
         return value if isinstance(value, int) else None
 
@@ -176,7 +199,8 @@ def read(folder: Path) -> Evidence:
     """Return what a run folder holds.
 
     Raises:
-        RunFolderError: no such folder, nothing of a run in it, or lines of a schema that this version does not know.
+        RunFolderError: no such folder, nothing of a run in it, an observed app of which nothing was captured, or lines of a
+            schema that this version does not know.
     """
     if not folder.is_dir():
         raise RunFolderError(f"{folder}: no such folder. Give the folder of a run, as in runs/quickstart-1.")
@@ -184,10 +208,14 @@ def read(folder: Path) -> Evidence:
     if not any((folder / name).exists() for name in names):
         raise RunFolderError(f"{folder}: not a run folder; expected one of {', '.join(names)} in it.")
     notes: list[str] = []
-    scenario, text = _scenario(folder / "scenario.yaml", notes)
     environment = _environment(folder / "environment.json", notes)
-    rounds = _lines(folder / "rounds.jsonl", Round, notes)
-    records = [] if _is_without_audit(folder, scenario) else _lines(folder / "records.jsonl", Record, notes)
+    is_observed = environment.get("origin") == "observed"
+    absent = {name for name in names if is_observed and not (folder / name).exists()}
+    scenario, text = ({}, None) if "scenario.yaml" in absent else _scenario(folder / "scenario.yaml", notes)
+    rounds = [] if "rounds.jsonl" in absent else _lines(folder / "rounds.jsonl", Round, notes)
+    is_without = _is_without_audit(folder, scenario) or "records.jsonl" in absent
+    records = [] if is_without else _lines(folder / "records.jsonl", Record, notes)
+    captured = _captured(folder, bool(records), notes) if is_observed else None
     return Evidence(
         folder=folder,
         scenario=scenario,
@@ -196,7 +224,28 @@ def read(folder: Path) -> Evidence:
         rounds=tuple(sorted(rounds, key=lambda line: line.round)),
         records=tuple(sorted(records, key=lambda line: (line.round, line.client))),
         notes=tuple(notes),
+        captured=captured,
     )
+
+
+def _captured(folder: Path, is_audited: bool, notes: list[str]) -> Captured | None:
+    """Return what was captured of an observed app.
+
+    Raises:
+        EmptyCaptureError: nothing was, so there is nothing to show.
+    """
+    try:
+        captured = observed.read(RunFolder(folder))
+    except EmptyCaptureError as error:
+        if not is_audited:
+            raise
+        notes.append(str(error))
+    except RunFolderError as error:
+        notes.append(str(error))
+    else:
+        notes += [f"{count} replies were not captured: {reason}." for reason, count in captured.skipped]
+        return captured
+    return None
 
 
 def _is_without_audit(folder: Path, scenario: Mapping[str, Any]) -> bool:
