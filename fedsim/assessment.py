@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -114,6 +115,8 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
             _score(plan, folder, task, partner, planned, tried, record)
         else:
             record["cautions"].append("no truth: the run was observed, not simulated, so nothing can be scored")
+            record["found"] = _counted(tried.finding)
+            _write_found(folder, task, planned, tried, record)
     return record
 
 
@@ -122,11 +125,35 @@ def _obstacles(plan: Plan, folder: RunFolder, task: Task, planned: PlannedAttack
     applicability = planned.attack.applicability
     if applicability is None:
         return None
-    if environment.origin(folder.path) == "simulated":
+    if plan.captured is None:
         setting = plan.setting_of(task.client, task.round)
     else:
         setting = plan.setting_reported(folder.read_update(task.round, task.client))
     return list(applicability.obstacles(setting))
+
+
+def _counted(finding: Finding) -> dict[str, Any]:
+    """Return what a finding holds, in numbers: pictures, features, and labels by class."""
+    counted: dict[str, Any] = {}
+    if finding.images is not None:
+        counted["pictures"] = len(finding.images)
+    if finding.features is not None:
+        counted["features"] = len(finding.features)
+    if finding.labels is not None:
+        is_soft = finding.labels.ndim == 2
+        classes = finding.labels.argmax(1) if is_soft else finding.labels
+        counts = Counter(int(label) for label in classes.tolist())
+        counted["soft_labels" if is_soft else "labels"] = {str(label): counts[label] for label in sorted(counts)}
+    return counted
+
+
+def _write_found(folder: RunFolder, task: Task, planned: PlannedAttack, tried: Attempt, record: Record) -> None:
+    """Write a picture strip of a finding in its own order: there are no originals to match it to."""
+    found = tried.finding.images
+    if found is not None and len(found):
+        path = folder.artifact(task.round, task.client, f"{planned.slug}.png")
+        write_atomically(path, pictures.png_strip(found))
+        record["artifacts"]["reconstructions"] = folder.relative(path)
 
 
 def cited(planned: PlannedAttack | PlannedDefense, named: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedsim import assessment, attempt, environment
+from fedsim import assessment, attempt
 from fedsim.assessment import Record, Task
 from fedsim.attempt import Attempt
 from fedsim.data.batches import FederatedData
@@ -46,7 +46,8 @@ def is_called_for(plan: Plan, planned: PlannedAttack, records: Sequence[Record])
         records: its records of the round.
     """
     choice = plan.scenario.audit.calibrate
-    if planned.attack.is_control:
+    # Nothing of an observed app is scored, so no verdict hangs on it.
+    if planned.attack.is_control or plan.captured is not None:
         return False
     if planned.attack.is_cheap or choice == "all":
         return True
@@ -139,12 +140,7 @@ def failure(plan: Plan, round: int, planned: PlannedAttack, message: str) -> Rec
 def _held(plan: Plan, folder: RunFolder, round: int) -> int:
     """Return how many pictures the auditor trains on: as many as the audited client that has most, the hardest case."""
     clients = [client for client in plan.audit_clients if client in folder.captured(round)]
-    if environment.origin(folder.path) == "simulated":
-        most = max(len(plan.data.partition[client]) for client in clients)
-    else:
-        reported = (folder.read_update(round, client).num_examples for client in clients)
-        most = max([plan.scenario.training.batch_size, *reported])
-    return min(most, len(plan.data.pools.train))
+    return min(max(len(plan.data.partition[client]) for client in clients), len(plan.data.pools.train))
 
 
 def _unprotected(plan: Plan, held: int, round: int, index: int) -> Plan:

@@ -101,13 +101,13 @@ def _default_folder(scenario: Scenario) -> Path:
     return default_folder(scenario)
 
 
-def _prepared(scenario: Scenario) -> tuple[Any, Any]:
-    """Return the plan of a scenario, and its inputs, for which every picture has been read."""
+def _prepared(scenario: Scenario, folder: Any = None) -> tuple[Any, Any]:
+    """Return the plan of a scenario, or of the audit of a folder, and its inputs, for which every picture has been read."""
     from fedsim import inputs
     from fedsim import plan as planning
 
     with _out.status("Preparing data and model"):
-        plan = planning.of(scenario)
+        plan = planning.of(scenario) if folder is None else planning.of_folder(folder, scenario)
         seen = inputs.of(plan)
     _note([_printable(note) for note in seen.notes])
     return plan, seen
@@ -172,6 +172,9 @@ def audit(
         typer.Option(help="Add an attack: its name, or '{name: ..., params: {...}}'; may be repeated."),
     ] = None,
     fail_on: FailOn = None,
+    scenario: Annotated[
+        Path | None, typer.Option(help="Scenario file for the folder of an observed app that has none yet.")
+    ] = None,
 ) -> None:
     """Attack what no record tells of: added attacks, failed attempts, and a module:Class edited since.
 
@@ -183,7 +186,26 @@ def audit(
     # Another process may be adding an attack: what the run has is read once this one holds it.
     with opened.locked():
         opened.check()
-        _carry_out(*_prepared(_with_attacks(opened.scenario(), attack or [])), opened, False, fail_on)
+        chosen = opened.scenario() if scenario is None else _scenario_of_observed(opened, scenario)
+        _carry_out(*_prepared(_with_attacks(chosen, attack or []), opened), opened, False, fail_on)
+
+
+def _scenario_of_observed(folder: Any, file: Path) -> Scenario:
+    """Return the scenario of a file for the folder of an observed app; once checked, the audit stores it there."""
+    from fedsim import environment, inputs
+
+    if not environment.is_observed(folder.path):
+        raise ScenarioError(
+            "--scenario",
+            f"{folder.path} is no observed app: it was simulated with its own scenario. Leave --scenario out.",
+        )
+    if folder.has_scenario() and inputs.is_audited(folder):
+        raise ScenarioError(
+            "--scenario",
+            f"{folder.path} has a scenario, and findings that were made under it. Leave --scenario out, or delete "
+            "records.jsonl and artifacts/ to audit under another.",
+        )
+    return _load(file, None, None)
 
 
 def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
@@ -209,7 +231,8 @@ def report(folder: Folder) -> None:
     opened = RunFolder.open(folder)
     # A scenario that cannot be read is told by the report.
     with contextlib.suppress(ScenarioError):
-        inputs.check_scenario(opened, opened.scenario())
+        if opened.has_scenario():
+            inputs.check_scenario(opened, opened.scenario())
     path = reports.render(opened.path)
     _out.print(f"Report: {path}", highlight=False, markup=False, soft_wrap=True)
 

@@ -60,11 +60,19 @@ def describe(origin: Origin) -> dict[str, Any]:
 
 def origin(folder: Path) -> Origin:
     """Return how a run folder came about, as environment.json states; `observed` when that is missing or damaged."""
+    return "simulated" if _stated(folder) == "simulated" else "observed"
+
+
+def _stated(folder: Path) -> Any:
     try:
-        stated = json.loads((folder / "environment.json").read_text())["origin"]
+        return json.loads((folder / "environment.json").read_text())["origin"]
     except (OSError, ValueError, KeyError, TypeError):
-        return "observed"
-    return "simulated" if stated == "simulated" else "observed"
+        return None
+
+
+def is_observed(folder: Path) -> bool:
+    """Return whether environment.json states that the folder was observed; not so where it is missing or damaged."""
+    return bool(_stated(folder) == "observed")
 
 
 def as_json(origin: Origin) -> str:

@@ -32,6 +32,8 @@ _MEANING = {
     "auxiliary": "the pictures or labels of the auxiliary pool differ",
 }
 
+_OF_CLIENTS = ("partition", "train", "test")  # the data of an observed app's clients are its own
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -54,7 +56,8 @@ def of(plan: Plan) -> Inputs:
     Raises:
         ScenarioError: a picture is damaged.
     """
-    scenario, rounds = plan.scenario, plan.scenario.federation.rounds
+    scenario = plan.scenario
+    rounds = scenario.federation.rounds if plan.captured is None else 0
     digests = plan.data.verify(rounds, scenario.training)
     notes = (*plan.notes, *plan.data.notes(rounds, scenario.training))
     return Inputs(_settings(scenario), digests, notes)
@@ -74,11 +77,13 @@ def bind(folder: RunFolder, inputs: Inputs) -> None:
         return
     observed = environment.origin(folder.path) == "observed"
     changed = stored.settings != inputs.settings or stored.data != inputs.data
-    if changed and observed and not _is_audited(folder):
+    if changed and observed and not is_audited(folder):
         _write(folder, inputs)
         return
     _compare_settings(folder, stored.settings, inputs.settings, observed)
     for part, meaning in _MEANING.items():
+        if observed and part in _OF_CLIENTS:
+            continue
         if stored.data.get(part) != inputs.data[part]:
             raise RunFolderError(
                 f"{_path(folder)}: the data is not what this run was made with: {meaning}. "
@@ -111,7 +116,8 @@ def _path(folder: RunFolder) -> str:
     return str(folder.path / "inputs.json")
 
 
-def _is_audited(folder: RunFolder) -> bool:
+def is_audited(folder: RunFolder) -> bool:
+    """Return whether the folder holds findings or records, which were made under its scenario."""
     return (folder.path / "artifacts").exists() or bool(folder.records.read())
 
 
@@ -143,7 +149,7 @@ def _read(folder: RunFolder) -> Inputs | None:
 def _compare_settings(folder: RunFolder, stored: Mapping[str, Any], now: Mapping[str, Any], observed: bool) -> None:
     before, after = dict(_leaves(stored)), dict(_leaves(now))
     for where in dict.fromkeys([*after, *before]):
-        free = where in _LOCATIONS or (where.startswith("threat.") and not _is_audited(folder))
+        free = where in _LOCATIONS or (where.startswith("threat.") and not is_audited(folder))
         if before.get(where) == after.get(where) or free:
             continue
         was, is_now = (json.dumps(side[where]) if where in side else "not set" for side in (before, after))

@@ -19,17 +19,20 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from fedsim import models, plugins
+from fedsim import environment, models, observed, plugins
 from fedsim.applicability import Setting
 from fedsim.attack import Attack
+from fedsim.correspondence import Correspondence, ForeignArraysError, correspond
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
 from fedsim.defense import Defense
-from fedsim.errors import FedsimError, PluginError, ScenarioError, told
+from fedsim.errors import FedsimError, PluginError, RunFolderError, ScenarioError, told
 from fedsim.exchange import DefenseKnowledge, Normalization, Update
 from fedsim.faults import shown
+from fedsim.observed import Captured
 from fedsim.plugins import PluginInfo
-from fedsim.scenario import Scenario, parse, select_clients, select_rounds
+from fedsim.recording import RunFolder
+from fedsim.scenario import DataPart, PartitionPart, Scenario, ThreatPart, parse, select_clients, select_rounds
 from fedsim.seeds import seeded, torch_generator
 
 
@@ -124,6 +127,9 @@ class Plan:
         audit_rounds: rounds whose updates are attacked.
         audit_clients: clients whose updates are attacked.
         notes: what its user should know though it is no fault, one sentence each.
+        captured: what was captured of an observed app, whose data, clients and rounds the scenario does not know; None where
+            fedsim trains itself.
+        matched: how the app's arrays became the model's parameters; None where fedsim trains itself.
     """
 
     scenario: Scenario
@@ -135,11 +141,13 @@ class Plan:
     audit_clients: tuple[int, ...]
     notes: tuple[str, ...]
     _skeleton: VisionTransformer
+    captured: Captured | None = None
+    matched: Correspondence | None = None
 
     @property
     def num_classes(self) -> int:
         """Outputs of the head."""
-        return len(self.data.pools.class_names)
+        return int(self._skeleton.num_classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -198,12 +206,32 @@ class Plan:
             for planned in self.defenses_of(client)
             for text in _cautions(planned, self._skeleton)
         ]
+        if self.captured is not None:
+            return (*stated, *self._cautions_of_capture())
         asked, held = self.scenario.training.batch_size, len(self.data.partition[client])
         if asked > held:
             stated.append(
                 f"training.batch_size is {asked}, but the client has {held} samples: its batches are as small"
             )
         return tuple(stated)
+
+    def _cautions_of_capture(self) -> list[str]:
+        """Return what rests on a guess about an observed app: which array is which, and what the data set has to do with it."""
+        cautions, name = [], self.scenario.model.name
+        if self.matched is not None and self.matched.how:
+            cautions.append(f"the app's arrays were matched to the parameters of {name} {self.matched.how}")
+        if self.matched is not None and self.matched.foreign:
+            foreign = self.matched.foreign
+            cautions.append(
+                f"the app also sent {len(foreign)} arrays that {name} does not have, {foreign[0]} the first; no attack saw them"
+            )
+        classes = len(self.data.pools.class_names)
+        if "data" in self.scenario.model_fields_set and classes != self.num_classes:
+            cautions.append(
+                f"data {self.scenario.data.name} has {classes} classes, the head of the app {self.num_classes}: no class prior "
+                "and no other control of that data applies"
+            )
+        return cautions
 
 
 def make(scenario: Scenario) -> Plan:
@@ -215,27 +243,147 @@ def make(scenario: Scenario) -> Plan:
     """
     from fedsim.federation.strategy import check_strategy
 
-    attacks = tuple(_plan_attack(index, scenario) for index in range(len(scenario.attacks)))
-    _refuse_equal(attacks)
-    defenses = tuple(_plan_defense(index, scenario) for index in range(len(scenario.defenses)))
     clients = scenario.federation.clients
+    attacks, defenses = _plugins(scenario, clients)
     audit_rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
     audit_clients = select_clients(scenario.audit.clients, clients, scenario.seed, "audit.clients")
     check_strategy(scenario)
     data = load_data(scenario.data, clients, scenario.seed)
     _check_mixup(scenario, data)
-    channels, height, _ = data.pools.train.read([0]).images.shape[1:]
-    skeleton, notes = models.build_with_notes(scenario.model, len(data.pools.class_names), height, scenario.seed)
+    skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
+    defenses = _with_noise_told(defenses, skeleton)
     normalization = models.normalization(skeleton)
-    if len(normalization.mean) != channels:
+    return Plan(scenario, attacks, defenses, data, normalization, audit_rounds, audit_clients, notes, skeleton)
+
+
+def make_observed(scenario: Scenario, captured: Captured) -> Plan:
+    """Build and check the plan of an audit of somebody else's app: its clients, rounds and classes are those captured.
+
+    The scenario's data serve as auxiliary pictures alone; they are dealt to nobody.
+
+    Raises:
+        ScenarioError: see `make`; also a grant of what the scenario does not state.
+        RunFolderError: what was captured is not the scenario's model.
+    """
+    scenario = _with_stated_grants(scenario)
+    rounds, clients = captured.rounds[-1], captured.clients[-1] + 1
+    attacks, defenses = _plugins(scenario, clients)
+    audit_rounds = select_rounds(scenario.audit.rounds, rounds, "the last captured round is")
+    audit_clients = select_clients(scenario.audit.clients, clients, scenario.seed, "audit.clients")
+    data = load_data(DataPart(**{**dict(scenario.data), "partition": PartitionPart()}), 1, scenario.seed)
+    classes = len(data.pools.class_names)
+    skeleton, notes = _model(scenario, data, classes, defenses)
+    outputs, matched = _matched(scenario, captured, skeleton)
+    if outputs != classes:
+        if "auxiliary_data" in scenario.threat.grants:
+            raise ScenarioError(
+                "threat.grants",
+                f"auxiliary_data: {scenario.data.name} has {classes} classes, the head of the observed app {outputs}, so its "
+                "labels mean nothing there. Name data with the classes of the app under data, or leave the grant out.",
+            )
+        skeleton, notes = _model(scenario, data, outputs, defenses)
+    defenses = _with_noise_told(defenses, skeleton)
+    normalization = models.normalization(skeleton)
+    return Plan(
+        scenario,
+        attacks,
+        defenses,
+        data,
+        normalization,
+        audit_rounds,
+        audit_clients,
+        notes,
+        skeleton,
+        captured,
+        matched,
+    )
+
+
+_STATED_BY = {
+    "batch_size": ("training", "batch_size"),
+    "training": ("training", "learning_rate"),
+    "train_mode": ("training", "mode"),
+    "defenses": ("defenses", None),
+    "auxiliary_data": ("data", None),
+}
+
+
+def _with_stated_grants(scenario: Scenario) -> Scenario:
+    """Return the scenario with grants of nothing but what it states: its defaults are no knowledge of somebody else's app.
+
+    Raises:
+        ScenarioError: a grant that is stated, of something that is not.
+    """
+    kept = []
+    for grant in scenario.threat.grants:
+        part, key = _STATED_BY.get(grant, (None, None))
+        is_stated = part is None or (
+            part in scenario.model_fields_set and (key is None or key in getattr(scenario, part).model_fields_set)
+        )
+        if is_stated:
+            kept.append(grant)
+        elif "grants" in scenario.threat.model_fields_set:
+            where = f"{part}.{key}" if key else part
+            raise ScenarioError(
+                "threat.grants",
+                f"{grant}: the scenario does not state {where}, and fedsim does not know the observed app. State it, or leave "
+                "the grant out.",
+            )
+    return scenario.model_copy(update={"threat": ThreatPart(grants=kept)})
+
+
+def _matched(scenario: Scenario, captured: Captured, model: VisionTransformer) -> tuple[int, Correspondence]:
+    """Return the rows of the classifier that was captured, and which captured array is which parameter of the model.
+
+    Raises:
+        RunFolderError: the arrays are not those of the model.
+    """
+    heads = [name for head in models.head_names(model) for name in head if name is not None]
+    shapes = captured.shapes
+    try:
+        matched = correspond(shapes, model, resized=heads)
+    except ForeignArraysError as error:
+        raise RunFolderError(foreign(scenario, "what was captured is", error)) from None
+    rows = {shapes[matched.captured[name]][0] for name in heads}
+    if len(rows) > 1 or min(rows) < 2:
+        raise RunFolderError(
+            f"what was captured has a classifier of {' and '.join(map(str, sorted(rows)))} outputs; fedsim reads one of at "
+            "least 2, trained with cross-entropy."
+        )
+    return rows.pop(), matched
+
+
+def foreign(scenario: Scenario, what: str, error: ForeignArraysError) -> str:
+    """Return the message that captured arrays are not those of the scenario's model."""
+    return (
+        f"{what} not of model {scenario.model.name}: {error}. Name the model of the observed app in the scenario (model.name, "
+        "model.kwargs); fedsim attacks timm's Vision Transformers alone."
+    )
+
+
+def _plugins(scenario: Scenario, clients: int) -> tuple[tuple[PlannedAttack, ...], tuple[PlannedDefense, ...]]:
+    attacks = tuple(_plan_attack(index, scenario) for index in range(len(scenario.attacks)))
+    _refuse_equal(attacks)
+    return attacks, tuple(_plan_defense(index, scenario, clients) for index in range(len(scenario.defenses)))
+
+
+def _model(
+    scenario: Scenario, data: FederatedData, classes: int, defenses: tuple[PlannedDefense, ...]
+) -> tuple[VisionTransformer, tuple[str, ...]]:
+    channels, height, _ = data.pools.train.read([0]).images.shape[1:]
+    skeleton, notes = models.build_with_notes(scenario.model, classes, height, scenario.seed)
+    if len(models.normalization(skeleton).mean) != channels:
         raise ScenarioError("data", f"pictures of {channels} channels do not fit {scenario.model.name}.")
     with seeded(scenario.seed, "defenses"):
         for planned in defenses:
             with _blaming(planned, "prepare_model"):
                 planned.defense.prepare_model(skeleton)
+    return skeleton.eval(), notes
+
+
+def _with_noise_told(defenses: tuple[PlannedDefense, ...], skeleton: VisionTransformer) -> tuple[PlannedDefense, ...]:
     tensors = {name: parameter.detach() for name, parameter in skeleton.named_parameters()}
-    defenses = tuple(replace(d, adds_noise=_is_randomized(d.defense, tensors)) for d in defenses)
-    return Plan(scenario, attacks, defenses, data, normalization, audit_rounds, audit_clients, notes, skeleton.eval())
+    return tuple(replace(planned, adds_noise=_is_randomized(planned.defense, tensors)) for planned in defenses)
 
 
 def _is_randomized(defense: Defense, tensors: Mapping[str, Tensor]) -> bool:
@@ -299,10 +447,10 @@ def _refuse_equal(attacks: tuple[PlannedAttack, ...]) -> None:
             )
 
 
-def _plan_defense(index: int, scenario: Scenario) -> PlannedDefense:
+def _plan_defense(index: int, scenario: Scenario, clients: int) -> PlannedDefense:
     part, where = scenario.defenses[index], f"defenses.{index}"
     defense = plugins.build("defenses", Defense, part.name, part.params, where)
-    chosen = select_clients(part.clients, scenario.federation.clients, scenario.seed, f"{where}.clients")
+    chosen = select_clients(part.clients, clients, scenario.seed, f"{where}.clients")
     return PlannedDefense(index, plugins.find("defenses", part.name, where), defense, frozenset(chosen))
 
 
@@ -340,3 +488,25 @@ def _made(resolved: str) -> Plan:
 def of(scenario: Scenario) -> Plan:
     """Return the plan of a scenario, built once per process."""
     return _made(json.dumps(scenario.resolved()))
+
+
+@functools.lru_cache(maxsize=2)
+def _made_observed(stated: str, captured: Captured) -> Plan:
+    return make_observed(parse(json.loads(stated), "scenario"), captured)
+
+
+def of_folder(folder: RunFolder, scenario: Scenario | None = None) -> Plan:
+    """Return the plan of the audit of a run folder, built once per process.
+
+    Args:
+        folder: the run, simulated or observed.
+        scenario: in the place of the folder's own.
+
+    Raises:
+        RunFolderError: the folder has no scenario and none is given, holds no capture, or captures of another model.
+        ScenarioError: see `make` and `make_observed`.
+    """
+    chosen = scenario or folder.scenario()
+    if not environment.is_observed(folder.path):
+        return of(chosen)
+    return _made_observed(json.dumps(chosen.stated()), observed.read(folder))

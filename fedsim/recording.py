@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from fedsim import lines, yaml_loader
+from fedsim import environment, lines, yaml_loader
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Update, UpdateKind
 from fedsim.lines import SCHEMA
@@ -163,12 +163,12 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Return an existing run folder.
+        """Return an existing run folder; that of an observed app may have no scenario yet.
 
         Raises:
             RunFolderError: there is none at `path`.
         """
-        if not (path / "scenario.yaml").is_file():
+        if not (path / "scenario.yaml").is_file() and not environment.is_observed(path):
             raise RunFolderError(f"{path}: not a run folder, it has no scenario.yaml.")
         return cls(path)
 
@@ -207,13 +207,28 @@ class RunFolder:
         """The folder's own name, which is the run's."""
         return self.path.resolve().name
 
+    def has_scenario(self) -> bool:
+        """Return whether the run has a scenario; an observed one may get it later."""
+        return (self.path / "scenario.yaml").is_file()
+
     def scenario(self) -> Scenario:
-        """Return the resolved scenario of the run."""
+        """Return the scenario of the run.
+
+        Raises:
+            RunFolderError: the run was observed without one.
+            ScenarioError: it is damaged.
+        """
+        if not self.has_scenario():
+            raise RunFolderError(
+                f"{self.path}: was observed without a scenario. Name one: fedsim audit {self.path} --scenario FILE. It "
+                "says at least the model of the app; README shows an example."
+            )
         return parse(yaml_loader.read(self.path / "scenario.yaml"), str(self.path / "scenario.yaml"))
 
     def write_scenario(self, scenario: Scenario) -> None:
-        """Store the resolved scenario."""
-        write_atomically(self.path / "scenario.yaml", yaml_loader.dump(scenario.resolved()))
+        """Store the resolved scenario; for an observed app what was stated alone, since defaults say nothing about it."""
+        content = scenario.stated() if environment.is_observed(self.path) else scenario.resolved()
+        write_atomically(self.path / "scenario.yaml", yaml_loader.dump(content))
 
     # Captures
 
@@ -301,6 +316,11 @@ class RunFolder:
         found = self._load_index().items()
         return {int(k.removeprefix(prefix)): e["failed"] for k, e in found if k.startswith(prefix) and "failed" in e}
 
+    def failed_rounds(self) -> tuple[int, ...]:
+        """Return the rounds in which a client failed, ascending."""
+        found = {key.partition("/")[0] for key, entry in self._load_index().items() if "failed" in entry}
+        return tuple(sorted(int(name.removeprefix("round-")) for name in found))
+
     def write_global(self, round: int, weights: Mapping[str, Tensor], client: int | None = None) -> None:
         """Store the weights that the server sent out in a round, to all clients or to this one alone."""
         self._write_tensors(self._global_key(round, client), weights, {"round": round})
@@ -340,15 +360,32 @@ class RunFolder:
         tensors, header = self._read_tensors(self._key(round, client))
         return Capture(round, client, header["kind"], tensors, header["metrics"], header["side"])
 
-    def read_side(self, round: int, client: int) -> dict[str, Any]:
-        """Return what a client stated beside its update, without reading the arrays.
+    def read_header(self, round: int, client: int) -> dict[str, Any]:
+        """Return what is stored beside the arrays of a reply: kind, metrics and what the client stated.
 
         Raises:
             RunFolderError: missing, or no capture; the arrays may be damaged nevertheless.
         """
         file = self._file(self._key(round, client))
         with _reading(file), safe_open(file, "pt") as opened:
-            return dict(json.loads(opened.metadata()["fedsim"])["side"])
+            header = json.loads(opened.metadata()["fedsim"])
+            return {"kind": header["kind"], "metrics": dict(header["metrics"]), "side": dict(header["side"])}
+
+    def read_side(self, round: int, client: int) -> dict[str, Any]:
+        """Return what a client stated beside its update; see `read_header`."""
+        return dict(self.read_header(round, client)["side"])
+
+    def sent_shapes(self, round: int, client: int) -> dict[str, tuple[int, ...]]:
+        """Return name -> shape of the arrays that the server sent to a client in a round, without reading them.
+
+        Raises:
+            RunFolderError: missing, or no capture.
+        """
+        own = self._global_key(round, client)
+        file = self._file(own if own in self._load_index() else self._global_key(round))
+        with _reading(file), safe_open(file, "pt") as opened:
+            order = json.loads(opened.metadata()["fedsim"])["order"]
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in order}
 
     def write_model(self, weights: Mapping[str, Tensor]) -> None:
         """Store the final global weights."""
@@ -368,15 +405,22 @@ class RunFolder:
         tensors = capture.arrays
         if capture.kind == "delta":
             weights = self.read_global(round, client)
+            if _is_bare_list(tensors, weights):
+                tensors = dict(zip(weights, tensors.values(), strict=True))
             if _shapes(tensors) != _shapes(weights):
                 raise RunFolderError(
                     f"{self._file(self._key(round, client))}: holds other arrays than the server sent, so their "
                     "difference is no update."
                 )
-            tensors = {name: array - weights[name] for name, array in tensors.items()}
+            tensors = {name: _difference(array, weights[name]) for name, array in tensors.items()}
+        return Update(round, client, capture.kind, tensors, self.reported_examples({"metrics": capture.metrics}))
+
+    @staticmethod
+    def reported_examples(header: Mapping[str, Any]) -> int:
+        """Return the number of examples that a client reported with its reply; 0 when it reported none."""
         # Legacy clients write the second; some report neither.
-        reported = capture.metrics.get("num-examples", capture.metrics.get("num_examples", 0))
-        return Update(round, client, capture.kind, tensors, int(reported))
+        metrics = header["metrics"]
+        return int(metrics.get("num-examples", metrics.get("num_examples", 0)))
 
     # Artifacts
 
@@ -416,6 +460,19 @@ class RunFolder:
                 yield
             finally:
                 self._is_locked = False
+
+
+def _is_bare_list(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """Return whether a client sent arrays without names back, in the order in which they came."""
+    is_unnamed = list(tensors) == [str(place) for place in range(len(weights))] != list(weights)
+    return is_unnamed and [t.shape for t in tensors.values()] == [w.shape for w in weights.values()]
+
+
+def _difference(new: Tensor, old: Tensor) -> Tensor:
+    """Return new minus old in float32; half precision, doubles and counters are subtracted as doubles."""
+    if new.dtype == old.dtype == torch.float32:
+        return new - old
+    return (new.double() - old.double()).float()
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

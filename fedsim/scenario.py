@@ -261,6 +261,13 @@ class Scenario(_Part):
         content["audit"]["attack_timeout"] = self.audit.attack_timeout
         return content
 
+    def stated(self) -> dict[str, Any]:
+        """Return what was stated alone, no default, as plain data that `load` reads again."""
+        content = self.model_dump(mode="json", exclude_unset=True)
+        if "data" in content:
+            content["data"].update(self.data.params)
+        return content
+
 
 def parse(raw: Any, source: str) -> Scenario:
     """Build a scenario from plain data.
@@ -372,8 +379,10 @@ def select_clients(selector: Selector, clients: int, seed: int, where: str) -> t
     return tuple(sorted(set(chosen)))
 
 
-def select_rounds(selector: Literal["all"] | Sequence[int | Literal["last"]], rounds: int) -> tuple[int, ...]:
-    """Return the round numbers that `audit.rounds` names, ascending.
+def select_rounds(
+    selector: Literal["all"] | Sequence[int | Literal["last"]], rounds: int, known: str = "federation.rounds is"
+) -> tuple[int, ...]:
+    """Return the round numbers that `audit.rounds` names, ascending; `known` says in a message where `rounds` is from.
 
     Raises:
         ScenarioError: a number outside 1..rounds.
@@ -383,5 +392,5 @@ def select_rounds(selector: Literal["all"] | Sequence[int | Literal["last"]], ro
     chosen = [rounds if number == "last" else int(number) for number in selector]
     outside = [number for number in chosen if not 1 <= number <= rounds]
     if outside:
-        raise ScenarioError("audit.rounds", f"no round {outside[0]}; federation.rounds is {rounds}, so 1 to {rounds}.")
+        raise ScenarioError("audit.rounds", f"no round {outside[0]}; {known} {rounds}, so 1 to {rounds}.")
     return tuple(sorted(set(chosen)))

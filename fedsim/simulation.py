@@ -128,7 +128,7 @@ def audit(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None
         folder.check()
         inputs.bind(folder, seen or inputs.of(plan))
         with Auditor(plan, folder, progress.on_record, progress.on_total, progress.on_running) as auditor:
-            if plan.scenario != folder.scenario():
+            if not folder.has_scenario() or plan.scenario != folder.scenario():
                 folder.write_scenario(plan.scenario)
             auditor.redo()
             for round in folder.captured_rounds():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from fedsim.correspondence import Correspondence, ForeignArraysError, correspond, shapes_of
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Observation, Update
 from fedsim.labels import without_order
-from fedsim.plan import Plan
+from fedsim.plan import Plan, foreign
 from fedsim.training import training_knowledge
 
 
@@ -56,9 +57,12 @@ class ThreatModel:
         if "labels" in grants:
             truth = plan.data.truth(update.client, update.round, training)
             labels = without_order(truth.labels)
-        auxiliary, model = plan.data.pools.auxiliary, self._model(update, weights)
+        auxiliary, original = plan.data.pools.auxiliary, plan.model()
+        self._matched(update, weights, original).load(original, weights)
+        tensors = self._matched(update, update.tensors, original).parameters_of(update.tensors)
+        model = _without_normalization(original)
         return Observation(
-            update=update,
+            update=replace(update, tensors=tensors),
             model=model,
             image_shape=plan.image_shape,
             num_classes=plan.num_classes,
@@ -71,24 +75,21 @@ class ThreatModel:
             auxiliary_data=auxiliary.read(range(len(auxiliary))) if "auxiliary_data" in grants else None,
         )
 
-    def _model(self, update: Update, weights: Mapping[str, Tensor]) -> ModelFactory:
-        model = self.plan.model()
-        for name, parameter in model.named_parameters():
-            for tensors in (weights, update.tensors):
-                if name not in tensors or tensors[name].shape != parameter.shape:
-                    found = tuple(tensors[name].shape) if name in tensors else "none"
-                    raise RunFolderError(
-                        f"the captures of round {update.round}, client {update.client} are not of model "
-                        f"{self.plan.scenario.model.name}: {name} has shape {tuple(parameter.shape)} there, {found} "
-                        "here. Name the model of the observed app in the scenario."
-                    )
-            parameter.data.copy_(weights[name])
-        # timm keeps the normalization in these, which is a grant of its own.
-        for attribute in ("pretrained_cfg", "default_cfg"):
-            setattr(model, attribute, {})
-        return ModelFactory(model)
+    def _matched(self, update: Update, tensors: Mapping[str, Tensor], model: nn.Module) -> Correspondence:
+        try:
+            return correspond(shapes_of(tensors), model)
+        except ForeignArraysError as error:
+            what = f"the captures of round {update.round}, client {update.client} are"
+            raise RunFolderError(foreign(self.plan.scenario, what, error)) from None
 
     def _batch_size(self, update: Update) -> int:
         # A client with fewer samples than the batch size trains on what it has; an observed one may not say how many.
         size = self.plan.scenario.training.batch_size
         return min(size, update.num_examples or size)
+
+
+def _without_normalization(model: nn.Module) -> ModelFactory:
+    """Return a factory of the model; timm keeps the normalization in these attributes, and it is a grant of its own."""
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        setattr(model, attribute, {})
+    return ModelFactory(model)

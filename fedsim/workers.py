@@ -108,7 +108,7 @@ def start_worker(folder: str, lifeline: Connection, steps: Connection | None = N
     Finalize(None, attacks.end, exitpriority=1)
     torch.set_num_threads(1)
     tell = None if steps is None else functools.partial(_send, steps)
-    _work = _Work(planning.of(opened.scenario()), opened, attacks, tell)
+    _work = _Work(planning.of_folder(opened), opened, attacks, tell)
 
 
 def _end_with_parent(lifeline: Connection, attacks: AttackProcess) -> None:
@@ -351,7 +351,7 @@ def _serve(requests: Connection, folder: str) -> None:
 def _answer_all(requests: Connection, folder: RunFolder) -> None:
     global _work
     torch.set_num_threads(1)
-    plan = planning.of(folder.scenario()) if _work is None else _work.plan
+    plan = planning.of_folder(folder) if _work is None else _work.plan
     _work = _Work(plan, folder, AttackProcess("spawn"), None)
     me = os.getpid()
     requests.send("ready")

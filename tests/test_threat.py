@@ -195,5 +195,5 @@ def test_captures_of_another_model_are_refused(observe, side, damage):
         del hurt["head.weight"]
     else:
         hurt["head.weight"] = torch.zeros(3, 3)
-    with pytest.raises(RunFolderError, match=r"round 2, client 1 are not of model vit_nano: head\.weight has shape"):
+    with pytest.raises(RunFolderError, match=r"round 2, client 1 are not of model vit_nano: head\.weight is of shape"):
         ThreatModel(plan).observe(dataclasses.replace(seen.update, tensors=tensors), weights)

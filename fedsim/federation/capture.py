@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -23,7 +23,8 @@ class Recorder:
 
     Works on any Flower app: takes the single ArrayRecord of each message, whatever its name, and counts a client's
     train messages where they state no round. Safe to call from several threads, as legacy strategies do. Memory stays
-    flat: no more than two replies wait to be written.
+    flat: no more than two replies wait to be written. `seen` counts replies by the type of their message, `skipped` those to
+    train messages that could not be stored, by the reason.
 
     Args:
         folder: where captures go.
@@ -39,6 +40,8 @@ class Recorder:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedsim-capture")
         self._pending: deque[Future[None]] = deque()
         self._failed: deque[BaseException] = deque()
+        self.seen: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
 
     def __call__(self, exchange: Exchange) -> None:
         """Store one exchange of a training round; other messages are not the observer's business.
@@ -46,9 +49,11 @@ class Recorder:
         Raises:
             Exception: this exchange could not be stored, or an earlier one; this one is then on its way nevertheless.
         """
-        if exchange.request.metadata.message_type.partition(".")[0] != "train":
-            return
+        kind = exchange.request.metadata.message_type.partition(".")[0]
         with self._lock:
+            self.seen[kind] += 1
+            if kind != "train":
+                return
             self._store(exchange)
             if self._failed:
                 raise self._failed.popleft()
@@ -80,9 +85,11 @@ class Recorder:
         if reply.has_error():
             self._write(self._folder.write_failure, round, client, records.failure_text(reply.error.reason or ""))
             return
-        sent, got = _only_arrays(request.content), _only_arrays(reply.content)
-        if sent is None or got is None:
-            return
+        for side, content in (("request", request.content), ("reply", reply.content)):
+            if len(content.array_records) != 1:
+                self.skipped[_uncounted(side, content)] += 1
+                return
+        (sent,), (got,) = request.content.array_records.values(), reply.content.array_records.values()
         self._store_global(round, client, sent)
         stated: Any = reply.content.get(records.UPDATE, {})
         side = {name: dict(record) for name, record in reply.content.config_records.items() if name == records.PRIVACY}
@@ -119,9 +126,12 @@ def round_of(request: Message) -> int | None:
     return int(request.metadata.group_id) if request.metadata.group_id.isdigit() else None
 
 
-def _only_arrays(content: RecordDict) -> ArrayRecord | None:
-    found = list(content.array_records.values())
-    return found[0] if len(found) == 1 else None
+def _uncounted(side: str, content: RecordDict) -> str:
+    """Return why the arrays of a message cannot be told apart, or are not there."""
+    names = list(content.array_records)
+    if not names:
+        return f"the {side} holds no ArrayRecord"
+    return f"the {side} holds {len(names)} ArrayRecords ({', '.join(names)}), where fedsim reads one"
 
 
 def keep_refused(folder: RunFolder, client: int, exchange: Exchange, fault: str) -> None:

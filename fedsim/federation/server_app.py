@@ -13,8 +13,8 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from fedsim import environment, training
-from fedsim.errors import RunFolderError, ScenarioError
+from fedsim import environment, observed, training
+from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation import records
 from fedsim.federation.aggregation import CheckedStrategy, Warnings
 from fedsim.federation.capture import Recorder, Replayer, keep_refused
@@ -191,8 +191,8 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
     Args:
         inner: the app's ServerApp, with any strategy, in simulation or deployment.
         folder: run folder to write; the app refuses to start when something is in it.
-        scenario: what `fedsim audit FOLDER` needs to know (model, data for controls, threat, attacks); None captures
-            only.
+        scenario: what `fedsim audit FOLDER` needs to know (model, threat, attacks); None captures only, and
+            `fedsim audit FOLDER --scenario FILE` names it later.
 
     Returns:
         A ServerApp to use in the inner one's place.
@@ -207,7 +207,7 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         # Not before the app runs: clients' processes may import the module that calls `observe`, too.
-        run_folder = RunFolder.create(path, loaded)
+        run_folder = RunFolder.create(path, None)
         numbers: dict[int, int] = {}
 
         def client_of(node: int) -> int:
@@ -218,14 +218,29 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
 
         with run_folder.locked():
             write_atomically(path / "environment.json", environment.as_json("observed"))
+            if loaded is not None:
+                run_folder.write_scenario(loaded)
             recorder = Recorder(run_folder, client_of)
             observing = ObservingGrid(grid, recorder)
             try:
                 inner(observing, context)
             finally:
                 _flush(recorder, observing)
+                _tell(run_folder, recorder, observing)
 
     return app
+
+
+def _tell(folder: RunFolder, recorder: Recorder, observing: ObservingGrid) -> None:
+    """Store what was seen, and log what is missing: the last thing that the observer does, and no fault of the app."""
+    try:
+        observed.write_log(folder, recorder.seen, recorder.skipped, observing.errors)
+        for reason, count in recorder.skipped.items():
+            _log.error("fedsim left %d replies out: %s", count, reason)
+        if not folder.captured_rounds():
+            observed.read(folder)
+    except (OSError, FedsimError) as error:
+        _log.error("fedsim: %s", error)
 
 
 def _flush(recorder: Recorder, observing: ObservingGrid) -> None:

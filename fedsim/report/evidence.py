@@ -13,10 +13,12 @@ from typing import Any, Literal, TypeVar
 
 import pydantic
 
-from fedsim import yaml_loader
+from fedsim import observed, yaml_loader
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.lines import SCHEMA
 from fedsim.metrics.skill import Control, Direction
+from fedsim.observed import Captured, EmptyCaptureError
+from fedsim.recording import RunFolder
 
 Controls = Mapping[str, Mapping[str, float]]
 
@@ -82,6 +84,15 @@ class BestExample(_Line):
     luck: float = 0.0
 
 
+class Found(_Line):
+    """What an attempt on an observed app found, which nobody can score: numbers, and labels by class."""
+
+    pictures: int | None = None
+    labels: dict[int, int] | None = None
+    soft_labels: dict[int, int] | None = None
+    features: int | None = None
+
+
 class Record(_Line):
     """One line of records.jsonl: one attack on one client's update of one round."""
 
@@ -103,6 +114,7 @@ class Record(_Line):
     seed: int | None = None
     artifacts: dict[str, str] = {}
     film: RecordedFilm | None = None
+    found: Found | None = None
 
 
 class Calibration(_Line):
@@ -156,6 +168,7 @@ class Evidence:
         records: lines of records.jsonl, by round and client.
         notes: what was noted when the run was made, and what is missing or damaged, one sentence each.
         calibrations: lines of calibrations.jsonl, by round.
+        captured: what was captured of an observed app; None for a simulated run, or where that cannot be read.
     """
 
     folder: Path
@@ -166,11 +179,17 @@ class Evidence:
     records: tuple[Record, ...]
     notes: tuple[str, ...]
     calibrations: tuple[Calibration, ...] = ()
+    captured: Captured | None = None
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether somebody else's app was observed, of which the scenario's defaults say nothing."""
+        return self.environment.get("origin") == "observed"
 
     @property
     def name(self) -> str:
-        """The scenario's name."""
-        return str(self.scenario.get("name") or "run")
+        """The scenario's name; the folder's where an observed app has no scenario."""
+        return str(self.scenario.get("name") or (self.folder.resolve().name if self.is_observed else "run"))
 
     def part(self, name: str) -> Mapping[str, Any]:
         """Return one part of the scenario, such as `federation`; empty when it is missing or not a mapping."""
@@ -179,13 +198,17 @@ class Evidence:
 
     @property
     def planned_rounds(self) -> int | None:
-        """How many rounds the scenario asks for."""
+        """How many rounds the scenario asks for; None for an observed app, which has a plan of its own."""
+        if self.is_observed:
+            return None
         value = self.part("federation").get("rounds")
         return value if isinstance(value, int) else None
 
     @property
     def planned_clients(self) -> int | None:
-        """How many clients the scenario has."""
+        """How many clients the scenario has; of an observed app, those seen."""
+        if self.is_observed:
+            return self.captured.clients[-1] + 1 if self.captured else None
         value = self.part("federation").get("clients")
         return value if isinstance(value, int) else None
 
@@ -207,7 +230,8 @@ def read(folder: Path) -> Evidence:
     """Return what a run folder holds.
 
     Raises:
-        RunFolderError: no such folder, nothing of a run in it, or lines of a schema that this version does not know.
+        RunFolderError: no such folder, nothing of a run in it, an observed app of which nothing was captured, or lines of a
+            schema that this version does not know.
     """
     if not folder.is_dir():
         raise RunFolderError(f"{folder}: no such folder. Give the folder of a run, as in runs/quickstart-1.")
@@ -215,10 +239,14 @@ def read(folder: Path) -> Evidence:
     if not any((folder / name).exists() for name in names):
         raise RunFolderError(f"{folder}: not a run folder; expected one of {', '.join(names)} in it.")
     notes: list[str] = []
-    scenario, text = _scenario(folder / "scenario.yaml", notes)
     environment = _environment(folder / "environment.json", notes)
-    rounds = _lines(folder / "rounds.jsonl", Round, notes)
-    records = [] if _is_without_audit(folder, scenario) else _lines(folder / "records.jsonl", Record, notes)
+    is_observed = environment.get("origin") == "observed"
+    absent = {name for name in names if is_observed and not (folder / name).exists()}
+    scenario, text = ({}, None) if "scenario.yaml" in absent else _scenario(folder / "scenario.yaml", notes)
+    rounds = [] if "rounds.jsonl" in absent else _lines(folder / "rounds.jsonl", Round, notes)
+    is_without = _is_without_audit(folder, scenario) or "records.jsonl" in absent
+    records = [] if is_without else _lines(folder / "records.jsonl", Record, notes)
+    captured = _captured(folder, bool(records), notes) if is_observed else None
     calibrated = folder / "calibrations.jsonl"
     calibrations = _lines(calibrated, Calibration, notes) if calibrated.exists() else []
     return Evidence(
@@ -230,6 +258,7 @@ def read(folder: Path) -> Evidence:
         records=tuple(sorted(records, key=lambda line: (line.round, line.client))),
         notes=(*_stated_notes(folder / "inputs.json"), *notes),
         calibrations=tuple(sorted(calibrations, key=lambda line: line.round)),
+        captured=captured,
     )
 
 
@@ -241,6 +270,26 @@ def _stated_notes(path: Path) -> list[str]:
         return []
     stated = value.get("notes") if isinstance(value, dict) else None
     return [note for note in stated if isinstance(note, str)] if isinstance(stated, list) else []
+
+
+def _captured(folder: Path, is_audited: bool, notes: list[str]) -> Captured | None:
+    """Return what was captured of an observed app.
+
+    Raises:
+        EmptyCaptureError: nothing was, so there is nothing to show.
+    """
+    try:
+        captured = observed.read(RunFolder(folder))
+    except EmptyCaptureError as error:
+        if not is_audited:
+            raise
+        notes.append(str(error))
+    except RunFolderError as error:
+        notes.append(str(error))
+    else:
+        notes += [f"{count} replies were not captured: {reason}." for reason, count in captured.skipped]
+        return captured
+    return None
 
 
 def _is_without_audit(folder: Path, scenario: Mapping[str, Any]) -> bool:

@@ -15,7 +15,10 @@ from fedsim.metrics.ratings import scale
 from fedsim.pictures import GAP
 from fedsim.report.evidence import Evidence, Record
 from fedsim.report.scores import scored
-from fedsim.report.summaries import Naming
+from fedsim.report.summaries import NO_DEFENSE, Naming
+
+NOT_KNOWN = "defenses not known"
+"""Of the clients of an observed app, where the auditor states none."""
 
 _SHOWN_SIDE = 96
 _STORED_SIDE = 128
@@ -74,7 +77,7 @@ class Film:
 
 @dataclass(frozen=True)
 class Panel:
-    """One client in one round: originals first, then each attack; below them the films."""
+    """One client in one round: originals first, where they are known, then each attack; below them the films."""
 
     round: int
     strips: tuple[Strip, ...]
@@ -103,7 +106,8 @@ def displays(evidence: Evidence, deciding: Mapping[int, Collection[int]]) -> tup
         deciding: client -> the rounds that decide its verdicts.
     """
     naming, notes = Naming(evidence.records), list[str]()
-    with_pictures = [record for record in evidence.records if "originals" in record.artifacts]
+    shown = {"originals", "reconstructions"} if evidence.is_observed else {"originals"}
+    with_pictures = [record for record in evidence.records if shown & record.artifacts.keys()]
     if not with_pictures:
         return [], notes
     found = []
@@ -114,12 +118,16 @@ def displays(evidence: Evidence, deciding: Mapping[int, Collection[int]]) -> tup
             _panel(evidence.folder, naming, [record for record in own if record.round == round], notes)
             for round in sorted({rounds[0], rounds[-1], *deciding.get(client, ())} & set(rounds))
         ]
-        found.append(Display(client, naming.defenses(own[0]), tuple(panels)))
+        defenses = naming.defenses(own[0])
+        if evidence.is_observed and defenses == NO_DEFENSE:
+            defenses = NOT_KNOWN
+        found.append(Display(client, defenses, tuple(panels)))
     return found, list(dict.fromkeys(notes))
 
 
 def _panel(folder: Path, naming: Naming, records: Sequence[Record], notes: list[str]) -> Panel:
-    strips = [_strip(folder, records[0].artifacts["originals"], "Original", ("", ""), notes)]
+    originals = records[0].artifacts.get("originals")
+    strips = [] if originals is None else [_strip(folder, originals, "Original", ("", ""), notes)]
     films = []
     for record in records:
         title = naming.attack(record)

@@ -14,7 +14,7 @@ from fedsim.pictures import spread
 from fedsim.report import gallery, plots
 from fedsim.report.citations import citations
 from fedsim.report.doubts import Cautions, limits
-from fedsim.report.evidence import Budget, Calibration, Evidence, Record
+from fedsim.report.evidence import Budget, Calibration, Evidence, Found, Record
 from fedsim.report.glance import Entry, client_verdicts, entries, headline, overall
 from fedsim.report.scores import scored
 from fedsim.report.summaries import NO_DEFENSE, Naming, Summary, by_client, by_defense
@@ -22,6 +22,7 @@ from fedsim.report.verdicts import CORRECTION, Judge
 from fedsim.scenario import parse, select_clients
 
 _SHOWN_ROUNDS = 8
+_SHOWN_CLASSES = 20
 
 GRANTS: Mapping[str, str] = {
     "batch_size": "how many pictures each local step saw",
@@ -67,7 +68,7 @@ def context(evidence: Evidence) -> dict[str, Any]:
         "naming": naming,
         "headline": headline(evidence, lines),
         "overall": overall(lines),
-        "facts": _facts(evidence),
+        "facts": _captured_facts(evidence) if evidence.is_observed else _facts(evidence),
         "lines": lines,
         "verdicts": verdicts,
         "correction": CORRECTION,
@@ -78,19 +79,23 @@ def context(evidence: Evidence) -> dict[str, Any]:
         "notes": [*evidence.notes, *missing],
         "displays": displays,
         "is_mixed": bool(evidence.part("training").get("mixup")),
+        "findings": [record for record in evidence.records if record.found is not None],
+        "labels_found": _labels_found,
+        "undefended": gallery.NOT_KNOWN if evidence.is_observed else "no defense",
         "leakage_plots": _leakage_plots(evidence, lines),
         "film_plots": _film_plots(evidence, naming),
         "films": _films(evidence, naming),
         "utility_plot": _utility_plot(evidence),
         "budgets": _budgets(evidence),
         "budget_rounds": _shown_rounds(evidence),
-        "costs": _costs(evidence, naming),
+        "costs": [] if evidence.is_observed else _costs(evidence, naming),
         "by_client": [summary for summary in summaries if summary.mean is not None],
         "by_defense": [summary for summary in by_defense(evidence.records, judge) if summary.mean is not None],
         "metrics": list(dict.fromkeys(metric for record in evidence.records for metric in record.scores)),
         "controls": list(dict.fromkeys(name for summary in summaries for name in summary.controls or {})),
         "failed_clients": [
-            (line.round, client, message) for line in evidence.rounds for client, message in line.failed.items()
+            *((line.round, client, message) for line in evidence.rounds for client, message in line.failed.items()),
+            *(evidence.captured.failures if evidence.captured else ()),
         ],
         "epsilon": _epsilon,
         "troubled": [record for record in evidence.records if record.status != "found"],
@@ -160,6 +165,45 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         ("Seed", evidence.scenario.get("seed")),
     ]
     return [(name, str(value)) for name, value in pairs if value is not None]
+
+
+def _captured_facts(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return what was captured of an observed app, and the model that the auditor named for it."""
+    captured, named = evidence.captured, evidence.part("model").get("name")
+    pairs = [("Origin", "a Flower app, observed")]
+    if captured is not None:
+        pairs += [
+            ("Rounds captured", numbered(captured.rounds)),
+            ("Clients seen", f"{len(captured.clients)} ({numbered(captured.clients)})"),
+            ("Updates captured", str(captured.updates)),
+            ("Kind of update", " and ".join(captured.kinds)),
+            ("Arrays in an update", f"{len(captured.arrays)}, of {captured.numbers:,} numbers"),
+            ("Examples reported", "none" if captured.examples is None else _spread(*captured.examples)),
+        ]
+    return [*pairs, *([("Model, as the auditor names it", str(named))] if named else [])]
+
+
+def _spread(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def numbered(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as ranges: "1 to 3, 7"."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    return ", ".join(_spread(part[0], part[-1]) for part in ranges)
+
+
+def _labels_found(found: Found | None) -> str:
+    """Return how often each class was found, in words."""
+    counts = (found.labels or found.soft_labels or {}) if found else {}
+    shown = [f"class {label}: {count}" for label, count in list(counts.items())[:_SHOWN_CLASSES]]
+    rest = len(counts) - len(shown)
+    return ", ".join([*shown, *([f"and {rest} more classes"] if rest else [])])
 
 
 def _epsilon(budget: Budget | None) -> str:

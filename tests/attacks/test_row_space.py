@@ -9,6 +9,7 @@ from vit_cases import build, decibels, gradient, noisy, observe, photos
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, LabeledImages, Update
+from fedsim.seeds import seeded
 
 WIDE = {"patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 4}  # 16 patches of 192 values
 POOL = photos()
@@ -150,8 +151,7 @@ def test_flat_patches_cause_no_caution(images):
 def test_dropped_patches_are_not_judged_by_what_was_filled_in():
     model = build("vit_mini", **WIDE, patch_drop_rate=0.5).train()
     batch = POOL.read([7])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         update = gradient(model, batch)
     observation = observe(model.eval(), update)
     finding = PatchEmbedding().run(observation, torch.Generator())

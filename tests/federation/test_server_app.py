@@ -273,7 +273,11 @@ def test_labels_of_an_observed_run_cannot_be_granted(audit):
 def test_an_observed_run_of_another_model_is_refused_with_the_first_difference(audit):
     audit.observe(model={"name": "vit_nano", "kwargs": {"depth": 1, "embed_dim": 32}})
     code, text = audit.command("audit", audit.folder)
-    assert code == 2 and "are not of model vit_nano: cls_token has shape (1, 1, 64) there, (1, 1, 32) here" in text
+    assert (
+        code == 2
+        and "what was captured is not of model vit_nano: cls_token is of shape (1, 1, 64) in the model" in text
+    )
+    assert "and of shape (1, 1, 32) in the capture" in text
 
 
 def test_an_observed_run_is_not_trained_on(audit):
