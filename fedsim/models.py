@@ -62,7 +62,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 _CHUNK = 32  # pictures in one forward pass, so that memory does not grow with their number
 _VIT_MODULES = ("vision_transformer", "deit")
-_SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+# The sizes of a model, and the largest that is built: some 300 times what the largest published ViT has.
+_SIZES = MappingProxyType({"img_size": 2048, "patch_size": 2048, "embed_dim": 8192, "depth": 128, "num_heads": 512})
 _FOLLOWING = ("num_classes", "in_chans")
 # Layers go by name; classes, devices and number types are no YAML values.
 _KWARGS: Mapping[str, Any] = MappingProxyType(
@@ -177,8 +178,9 @@ def _checked_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
 def _check_sizes(kwargs: Mapping[str, Any], image_size: int) -> None:
     for key in _SIZES:
         value = kwargs.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ScenarioError(f"model.kwargs.{key}", f"expected a whole number of at least 1, got {shown(value)}.")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _SIZES[key]:
+            allowed = f"a whole number from 1 to {_SIZES[key]}"
+            raise ScenarioError(f"model.kwargs.{key}", f"expected {allowed}, got {shown(value)}.")
     if kwargs["img_size"] != image_size:
         raise ScenarioError(
             "model.kwargs.img_size",

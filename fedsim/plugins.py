@@ -19,9 +19,11 @@ from typing import Any, Literal
 
 from fedsim.coercion import coerce
 from fedsim.errors import PluginError, ScenarioError, nearest
+from fedsim.faults import shown
 
 Kind = Literal["attacks", "defenses", "data"]
 _NOUN = {"attacks": "attack", "defenses": "defense", "data": "data source"}
+_LONGEST_TARGET = 200  # characters of a "module:Class"
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -85,14 +87,14 @@ def find(kind: Kind, name: str, where: str) -> PluginInfo:
         ScenarioError: there is none; names the nearest match and what is installed.
     """
     if ":" in name:
-        if not _TARGET.fullmatch(name):
-            raise ScenarioError(where, f"expected a name, or 'module:Class', got {name!r}.")
+        if len(name) > _LONGEST_TARGET or not _TARGET.fullmatch(name):
+            raise ScenarioError(where, f"expected a name, or 'module:Class', got {shown(name)}.")
         return PluginInfo(kind, name, name, None, _source_version(name.partition(":")[0]))
     known = installed(kind)
     if name not in known:
         raise ScenarioError(
             where,
-            f"no {_NOUN[kind]} {name!r}.{nearest(name, known)} Installed: {', '.join(known) or 'none'} "
+            f"no {_NOUN[kind]} {shown(name)}.{nearest(name, known)} Installed: {', '.join(known) or 'none'} "
             '(run "fedsim list").',
         )
     return known[name]

@@ -15,6 +15,8 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
+from fedsim.errors import printable
+
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
 UPDATE, PRIVACY, NODE = "update", "privacy", "node"
 ROUND, NUM_EXAMPLES, LOSS = "server-round", "num-examples", "train_loss"
@@ -64,4 +66,4 @@ def failure_text(reason: str) -> str:
     """Return what a client's own exception said, without what the engine wraps around it."""
     found = _CLIENT_MESSAGE.search(reason)
     lines = (found.group(1) if found else reason).strip().splitlines()
-    return lines[0].strip() if lines else "failed without a message"
+    return printable(lines[0].strip(), 500) if lines else "failed without a message"
