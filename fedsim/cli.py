@@ -20,7 +20,7 @@ from rich.table import Table
 
 from fedsim import scenario as scenarios
 from fedsim import yaml_loader
-from fedsim.errors import FedsimError, ScenarioError, nearest
+from fedsim.errors import FedsimError, ScenarioError, nearest, printable_line, printable_lines
 from fedsim.scenario import Scenario
 
 app = typer.Typer(
@@ -30,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console()
+_out = Console(markup=False, emoji=False)
 _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 ScenarioFile = Annotated[Path, typer.Argument(help="Scenario file (YAML).", show_default=False)]
@@ -45,7 +45,7 @@ def _load(file: Path, overrides: Sequence[str] | None, engine: str | None) -> Sc
     settings = [*(overrides or ()), *([f"engine={engine}"] if engine else ())]
     scenario, notes = scenarios.load(file, settings)
     for note in notes:
-        _out.print(f"note: {note}", style="yellow", markup=False)
+        _out.print(f"note: {printable_line(note)}", style="yellow", markup=False)
     return scenario
 
 
@@ -96,7 +96,7 @@ def _carry_out(plan: Any, seen: Any, folder: Any, train: bool) -> None:
     from fedsim import simulation
     from fedsim.display import Display, summary
 
-    _out.print(f"Run folder: {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    _out.print(printable_line(f"Run folder: {folder.path}"), highlight=False, markup=False, soft_wrap=True)
     try:
         with Display(_out, plan.scenario.federation.rounds, training=train) as display:
             step = simulation.simulate if train else simulation.audit
@@ -106,7 +106,7 @@ def _carry_out(plan: Any, seen: Any, folder: Any, train: bool) -> None:
         _complain(f"interrupted; go on with {command} {folder.path}")
         raise typer.Exit(_INTERRUPTED) from None
     _out.print(summary(folder.path))
-    _out.print(f"Report: {folder.path / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    _out.print(printable_line(f"Report: {folder.path / 'report.html'}"), highlight=False, markup=False, soft_wrap=True)
     _exit_by(records, folder.rounds.read())
 
 
@@ -169,7 +169,7 @@ def report(folder: Folder) -> None:
     with contextlib.suppress(ScenarioError):
         inputs.check_scenario(opened, opened.scenario())
     path = reports.render(opened.path)
-    _out.print(f"Report: {path}", highlight=False, markup=False, soft_wrap=True)
+    _out.print(printable_line(f"Report: {path}"), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -188,15 +188,15 @@ def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = N
     table.add_row("server knows", ", ".join(loaded.threat.grants) or "the update and the model")
     for planned in plan.defenses:
         clients = ", ".join(map(str, sorted(planned.clients)))
-        table.add_row("defense", f"{planned.info.name}{_given(planned.changed)} on clients {clients}")
+        table.add_row("defense", printable_line(f"{planned.info.name}{_given(planned.changed)} on clients {clients}"))
     for planned in plan.attacks:
         called = f"{planned.label}: " if planned.label else ""
-        table.add_row("attack", f"{called}{planned.info.name}{_given(planned.changed)}")
+        table.add_row("attack", printable_line(f"{called}{planned.info.name}{_given(planned.changed)}"))
     for client in range(loaded.federation.clients):
         for text in plan.cautions_of(client):
-            table.add_row("caution", f"client {client}: {text}")
+            table.add_row("caution", printable_line(f"client {client}: {text}"))
     _out.print(table)
-    _out.print(f"{scenario}: fine", style="green", highlight=False, soft_wrap=True)
+    _out.print(printable_line(f"{scenario}: fine"), style="green", highlight=False, soft_wrap=True)
 
 
 def _given(params: dict[str, Any]) -> str:
@@ -220,7 +220,7 @@ def list_(
             for column in ("name", "what it is", "parameters"):
                 table.add_column(column, overflow="fold")
             for row in rows():
-                table.add_row(row.name, row.summary, row.parameters)
+                table.add_row(*(printable_line(cell) for cell in row))
             _out.print(table)
 
 
@@ -250,4 +250,5 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, emoji=False)
+    console.print(printable_lines(message), style="red", markup=False, highlight=False, soft_wrap=True)

@@ -64,6 +64,11 @@ def printable(text: str, longest: int) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
+def printable_line(text: str) -> str:
+    """Return a text as one line for a terminal, of a length that can be read."""
+    return printable(text, _LONGEST_LINE)
+
+
 def printable_lines(text: str) -> str:
-    """Return a text of several lines with each of them printable and of a length that can be read."""
-    return "\n".join(printable(line, _LONGEST_LINE) for line in text.split("\n"))
+    """Return a text of several lines for a terminal, each of a length that can be read."""
+    return "\n".join(map(printable_line, text.split("\n")))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsim.coercion import coerce
-from fedsim.errors import PluginError, ScenarioError, nearest
+from fedsim.errors import PluginError, ScenarioError, nearest, printable
 from fedsim.faults import shown
 
 Kind = Literal["attacks", "defenses", "data"]
@@ -121,7 +121,7 @@ def load(info: PluginInfo, contract: type, where: str) -> type:
     try:
         cls = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        message = f"cannot import {info.target!r}: {error}"
+        message = f"cannot import {info.target!r}: {printable(str(error), 500)}"
         if info.distribution is None:
             raise ScenarioError(
                 where, f"{message}. A name with a colon means 'module:Class', importable here."
@@ -188,8 +188,8 @@ def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
     except ValueError as error:
         field_name, separator, message = str(error).partition(": ")
         if separator and field_name in fields:
-            raise ScenarioError(f"{where}.{field_name}", message) from None
-        raise ScenarioError(where, str(error)) from None
+            raise ScenarioError(f"{where}.{field_name}", printable(message, 500)) from None
+        raise ScenarioError(where, printable(str(error), 500)) from None
 
 
 def build(kind: Kind, contract: type, name: str, params: Mapping[str, Any], where: str) -> Any:
