@@ -18,7 +18,7 @@ from rich.text import Text
 
 from fedsim import simulation
 from fedsim.audit import Running
-from fedsim.errors import printable_line
+from fedsim.errors import printable, printable_line
 from fedsim.report import evidence
 from fedsim.report.glance import Entry, entries, headline
 from fedsim.report.ratings import Rating, scale
@@ -157,7 +157,7 @@ class Display:
         for entry in _entries_of(record):
             found, leaked = entry.summary, _leakage(entry)
             if record["status"] != "found":
-                leaked.append(f": {printable_line(record['message'] or '')}")
+                leaked.append(f": {printable(record['message'] or '', 300)}")
             shown = "" if accuracy is None else f"{accuracy:.3f}"
             place = str(record["round"]), str(record["client"])
             self._rows.append((*place, _shown(found.defenses), _shown(found.attack), leaked, shown))

@@ -205,7 +205,8 @@ class RunFolder:
 
     def scenario(self) -> Scenario:
         """Return the resolved scenario of the run."""
-        return parse(yaml_loader.read(self.path / "scenario.yaml"), str(self.path / "scenario.yaml"))
+        file = self.path / "scenario.yaml"
+        return parse(yaml_loader.read(file, yaml_loader.RESOLVED), str(file))
 
     def write_scenario(self, scenario: Scenario) -> None:
         """Store the resolved scenario."""

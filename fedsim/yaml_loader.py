@@ -33,7 +33,7 @@ class Limits(NamedTuple):
     depth: int
 
 
-SCENARIO = Limits(size=500_000, values=20_000, depth=50)
+SCENARIO = Limits(size=500_000, values=12_000, depth=50)
 RESOLVED = Limits(size=50_000_000, values=500_000, depth=60)
 """Of a scenario that fedsim wrote: every default filled in, every alias written out."""
 
