@@ -23,7 +23,7 @@ from rich.text import Text
 
 from fedsim import scenario as scenarios
 from fedsim import yaml_loader
-from fedsim.errors import FedsimError, ScenarioError, nearest
+from fedsim.errors import FedsimError, ScenarioError, nearest, printable, printable_line, printable_lines
 from fedsim.scenario import Scenario
 
 
@@ -42,7 +42,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console()
+_out = Console(markup=False, emoji=False)
 _TOO_BAD = 3  # a verdict that --fail-on names
 _FIRST_NAMES = 10  # of the classes, shown by check
 _NAME_WIDTH = 40
@@ -109,24 +109,20 @@ def _prepared(scenario: Scenario, folder: Any = None) -> tuple[Any, Any]:
     with _out.status("Preparing data and model"):
         plan = planning.of(scenario) if folder is None else planning.of_folder(folder, scenario)
         seen = inputs.of(plan)
-    _note([_printable(note) for note in seen.notes])
+    _note(seen.notes)
     return plan, seen
 
 
 def _note(notes: Sequence[str]) -> None:
     for note in notes:
-        _out.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+        _out.print(f"note: {printable_line(note)}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def _carry_out(plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict | None) -> None:
     from fedsim import simulation
     from fedsim.display import Display, summary
 
-    _out.print(f"Run folder: {folder.path}", highlight=False, markup=False, soft_wrap=True)
+    _out.print(printable_line(f"Run folder: {folder.path}"), highlight=False, markup=False, soft_wrap=True)
     try:
         with Display(_out, plan.scenario.federation.rounds, training=train) as display:
             step = simulation.simulate if train else simulation.audit
@@ -136,7 +132,7 @@ def _carry_out(plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict 
         _complain(f"interrupted; go on with {command} {folder.path}")
         raise typer.Exit(_INTERRUPTED) from None
     _out.print(summary(folder.path))
-    _out.print(f"Report: {folder.path / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    _out.print(printable_line(f"Report: {folder.path / 'report.html'}"), highlight=False, markup=False, soft_wrap=True)
     _exit_by_verdict(folder.path, fail_on)
     _exit_by(records, folder.rounds.read())
 
@@ -234,7 +230,7 @@ def report(folder: Folder) -> None:
         if opened.has_scenario():
             inputs.check_scenario(opened, opened.scenario())
     path = reports.render(opened.path)
-    _out.print(f"Report: {path}", highlight=False, markup=False, soft_wrap=True)
+    _out.print(printable_line(f"Report: {path}"), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -258,24 +254,22 @@ def check(scenario: ScenarioFile, engine: Engine = None, settings: Overrides = N
     table.add_row("server knows", ", ".join(loaded.threat.grants) or "the update and the model")
     for planned in plan.defenses:
         clients = ", ".join(map(str, sorted(planned.clients)))
-        table.add_row("defense", f"{planned.info.name}{_given(planned.changed)} on clients {clients}")
+        table.add_row("defense", printable_line(f"{planned.info.name}{_given(planned.changed)} on clients {clients}"))
     for planned in plan.attacks:
         called = f"{planned.label}: " if planned.label else ""
-        table.add_row("attack", f"{called}{planned.info.name}{_given(planned.changed)}")
+        table.add_row("attack", printable_line(f"{called}{planned.info.name}{_given(planned.changed)}"))
     for client in range(loaded.federation.clients):
         for text in plan.cautions_of(client):
-            table.add_row("caution", f"client {client}: {text}")
+            table.add_row("caution", printable_line(f"client {client}: {text}"))
     for gap in coverage.gaps(plan):
-        table.add_row("inconclusive", _in_words(gap))
+        table.add_row("inconclusive", printable_line(_in_words(gap)))
     _out.print(table)
-    _out.print(f"{scenario}: fine", style="green", highlight=False, soft_wrap=True)
+    _out.print(printable_line(f"{scenario}: fine"), style="green", highlight=False, soft_wrap=True)
 
 
 def _first_names(names: Sequence[str]) -> str:
     """Return the first ten class names; a name is cut where it is long."""
-    shown = [
-        _printable(name if len(name) <= _NAME_WIDTH else f"{name[:_NAME_WIDTH]}...") for name in names[:_FIRST_NAMES]
-    ]
+    shown = [printable(name, _NAME_WIDTH) for name in names[:_FIRST_NAMES]]
     return ", ".join(shown) + (f" and {len(names) - _FIRST_NAMES} more" if len(names) > _FIRST_NAMES else "")
 
 
@@ -307,7 +301,7 @@ def list_(
             for column in ("name", "what it is", "parameters"):
                 table.add_column(column, overflow="fold")
             for row in rows():
-                table.add_row(row.name, row.summary, row.parameters)
+                table.add_row(*(printable_line(cell) for cell in row))
             _out.print(table)
 
 
@@ -337,4 +331,5 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, emoji=False)
+    console.print(printable_lines(message), style="red", markup=False, highlight=False, soft_wrap=True)

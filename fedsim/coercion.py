@@ -14,6 +14,7 @@ from fedsim.errors import ScenarioError, nearest
 from fedsim.faults import shown
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "nothing"}
+_LARGEST = 2**63 - 1  # of a whole number that torch and NumPy can hold
 
 
 def coerce(value: Any, annotation: Any, where: str) -> Any:
@@ -27,6 +28,8 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     wants_bool = _mentions_bool(annotation)
     # YAML can write .inf and .nan; the records of a run, which are JSON, cannot.
     config = pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ScenarioError(where, f"expected a number of at most {_LARGEST}, got {shown(value)}.")
     try:
         if wants_bool or not _holds_bool(value):
             return pydantic.TypeAdapter(annotation, config=config).validate_python(value, strict=wants_bool)

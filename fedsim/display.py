@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fedsim import simulation
 from fedsim.audit import Running
+from fedsim.errors import printable, printable_line
 from fedsim.metrics.ratings import Level, scale
 from fedsim.report import evidence
 from fedsim.report.glance import Entry, entries, headline
@@ -38,7 +39,10 @@ def _leakage(entry: Entry, is_final: bool) -> Text:
     found = entry.summary
     if found.metric is None or found.mean is None:
         if is_final:
-            return Text(f"{entry.verdict}: {entry.reason}", style="red" if found.failed else _STYLES[entry.verdict])
+            return Text(
+                printable_line(f"{entry.verdict}: {entry.reason}"),
+                style="red" if found.failed else _STYLES[entry.verdict],
+            )
         reason = "failed" if found.failed else "refused" if found.refused else "not scored"
         return Text(reason, style="red" if found.failed else "dim")
     metric = scale(found.metric)
@@ -48,11 +52,16 @@ def _leakage(entry: Entry, is_final: bool) -> Text:
         text += f" ({metric.write(found.skill, True).removesuffix(metric.unit)} vs {found.best.name})"
     if is_final and entry.verdict == "inconclusive":
         text += f"; {entry.reason}"
-    return Text(text, style=_STYLES[entry.verdict])
+    return Text(printable_line(text), style=_STYLES[entry.verdict])
 
 
 def _entries_of(record: dict[str, Any]) -> list[Entry]:
     return entries(by_client([evidence.Record.model_validate(record)]))
+
+
+def _shown(text: str) -> Text:
+    """Return a name as it is: no markup, and nothing that the terminal would obey."""
+    return Text(printable_line(text))
 
 
 def _table(*columns: str) -> Table:
@@ -75,7 +84,7 @@ def _under_way(attacks: tuple[Running, ...]) -> Table:
     for running in attacks:
         place = f"round {running.round} client {running.client}"
         bar = ProgressBar(max(1, running.step.total), running.step.done, width=_BAR_WIDTH)
-        grid.add_row(Text(running.attack), place, bar, *_pace(running))
+        grid.add_row(_shown(running.attack), place, bar, *_pace(running))
     return grid
 
 
@@ -148,7 +157,7 @@ class Display:
             return
         self._spoke = self._clock()
         said = (
-            f"round {one.round} client {one.client} {one.attack}: {', '.join(part for part in _pace(one) if part)}"
+            f"round {one.round} client {one.client} {_shown(one.attack)}: {', '.join(part for part in _pace(one) if part)}"
             for one in running
         )
         self._console.print("; ".join(said), markup=False, highlight=False, soft_wrap=True)
@@ -159,13 +168,13 @@ class Display:
         for entry in _entries_of(record):
             found, leaked = entry.summary, _leakage(entry, False)
             if record["status"] != "found":
-                leaked.append(f": {record['message']}")
+                leaked.append(f": {printable(record['message'] or '', 300)}")
             shown = "" if accuracy is None else f"{accuracy:.3f}"
             place = str(record["round"]), str(record["client"])
-            self._rows.append((*place, found.defenses, found.attack, leaked, shown))
+            self._rows.append((*place, _shown(found.defenses), _shown(found.attack), leaked, shown))
             if not self._console.is_terminal:
-                said = f"round {place[0]} client {place[1]} ({found.defenses}) {found.attack}: {leaked}"
-                self._console.print(said, markup=False, highlight=False, soft_wrap=True)
+                said = f"round {place[0]} client {place[1]} ({found.defenses}) {found.attack}"
+                self._console.print(f"{_shown(said)}: {leaked}", markup=False, highlight=False, soft_wrap=True)
 
 
 def summary(folder: Path) -> Group:
@@ -179,9 +188,8 @@ def summary(folder: Path) -> Group:
             table.add_section()
         previous = line.client
         defenses = line.summary.defenses
-        table.add_row(
-            str(line.client), "" if defenses == NO_DEFENSE else defenses, line.summary.attack, _leakage(line, True)
-        )
+        carried = _shown("" if defenses == NO_DEFENSE else defenses)
+        table.add_row(str(line.client), carried, _shown(line.summary.attack), _leakage(line, True))
     if read.rounds and read.rounds[-1].accuracy is not None:
         table.caption = f"accuracy of the global model after the last round: {read.rounds[-1].accuracy:.3f}"
-    return Group(Text(headline(read, lines), style="bold"), table)
+    return Group(Text(printable_line(headline(read, lines)), style="bold"), table)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST_PLACE = 300  # characters of a YAML path or a file's path
+_LONGEST_LINE = 2000  # characters of one line in the terminal
+
 
 class FedsimError(Exception):
     """Any error that the user can mend; the command line prints the message alone and exits with 2."""
@@ -22,6 +25,8 @@ class ScenarioError(FedsimError):
     """
 
     def __init__(self, where: str, message: str) -> None:
+        # A key of the file may be of any length, and hold line breaks and escape codes.
+        where = printable(where, _LONGEST_PLACE)
         super().__init__(f"{where}: {message}" if where else message)
         self.where = where
         self.message = message
@@ -49,7 +54,7 @@ class AttackRefusedError(FedsimError):
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest allowed word, whatever its case, or nothing when none is close."""
     by_lower = {word.lower(): word for word in allowed}
-    matches = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(given[:_LONGEST_PLACE].lower(), by_lower, n=1, cutoff=0.5)
     return f" Did you mean {by_lower[matches[0]]!r}?" if matches else ""
 
 
@@ -67,3 +72,13 @@ def printable(text: str, longest: int) -> str:
     """Return a text with everything escaped that a terminal would obey or cannot show, cut at `longest` characters."""
     cut = text if len(text) <= longest else f"{text[:longest]}... ({len(text)} characters)"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def printable_line(text: str) -> str:
+    """Return a text as one line for a terminal, of a length that can be read."""
+    return printable(text, _LONGEST_LINE)
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines for a terminal, each of a length that can be read."""
+    return "\n".join(map(printable_line, text.split("\n")))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pydantic
 from pydantic import BaseModel, WrapValidator
 
-from fedsim.errors import nearest
+from fedsim.errors import nearest, printable
+
+_LONGEST = 80  # characters of a value in a message
+_LARGEST = 10**60  # from here on the number of bits is shown; Python writes no number of more than 4300 digits
 
 # pydantic's type of error -> what was expected; braces are filled from the error's context.
 _EXPECTED = MappingProxyType(
@@ -33,6 +37,8 @@ _EXPECTED = MappingProxyType(
         "literal_error": "{expected}",
         "model_type": "a mapping",
         "string_type": "text",
+        "string_unicode": "text that UTF-8 can hold",
+        "too_long": "at most {max_length} items",
     }
 )
 
@@ -46,17 +52,35 @@ class Fault(NamedTuple):
 
 def shown(value: Any) -> str:
     """Return a value as a message shows it: as YAML would write it, text in quotes, at most 80 characters."""
+    text = _written(value, _LONGEST)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def _written(value: Any, room: int) -> str:
+    """Return a value as YAML would write it; what comes after more than `room` characters is left out."""
+    if room <= 0:
+        return "..."
     if value is None:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        return f"a number of {value.bit_length()} bits"
     if isinstance(value, dict):
-        text = "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
-    elif isinstance(value, list):
-        text = "[" + ", ".join(map(shown, value)) + "]"
-    else:
-        text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+        return "{" + _joined((f"{printable(str(key), room)}: " for key in value), value.values(), room) + "}"
+    if isinstance(value, list):
+        return "[" + _joined(itertools.repeat(""), value, room) + "]"
+    return repr(value[: room + 1] if isinstance(value, str) else value)
+
+
+def _joined(keys: Iterable[str], values: Iterable[Any], room: int) -> str:
+    written = ""
+    for key, value in zip(keys, values, strict=False):
+        if len(written) > room:
+            break
+        written += (", " if written else "") + key
+        written += _written(value, room - len(written) - 1)
+    return written
 
 
 def worded(expected: str) -> WrapValidator:
@@ -71,15 +95,15 @@ def worded(expected: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-def of(error: pydantic.ValidationError, model: type[BaseModel]) -> list[Fault]:
-    """Return the faults of plain data that was to become a `model`, in the order of its fields."""
-    return list(dict.fromkeys(_fault(detail, model) for detail in error.errors()))
+def of(error: pydantic.ValidationError, model: type[BaseModel], most: int | None = None) -> list[Fault]:
+    """Return the faults of plain data that was to become a `model`, in the order of its fields, and `most` at most."""
+    schema = model.model_json_schema()
+    return list(dict.fromkeys(_fault(detail, schema) for detail in error.errors(include_url=False)[:most]))
 
 
-def _fault(detail: Any, model: type[BaseModel]) -> Fault:
+def _fault(detail: Any, schema: dict[str, Any]) -> Fault:
     path = tuple(str(part) for part in detail["loc"] if part != "[key]")
     if detail["type"] == "extra_forbidden":
-        schema = model.model_json_schema()
         allowed = _keys_at(path[:-1], schema)
         advice = _elsewhere(path[-1], schema) if len(path) == 1 else ""
         advice = advice or nearest(path[-1], allowed)

@@ -64,6 +64,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 _CHUNK = 32  # pictures in one forward pass, so that memory does not grow with their number
 _VIT_MODULES = ("vision_transformer", "deit")
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
+_MOST_BLOCKS = 500
+_MOST_PARAMETERS = 4e9  # 16 GB; the largest ViT of timm has 1.8e9
 _FOLLOWING = ("num_classes", "in_chans")
 # Layers go by name; classes, devices and number types are no YAML values.
 _KWARGS: Mapping[str, Any] = MappingProxyType(
@@ -204,9 +206,28 @@ def _check_sizes(kwargs: Mapping[str, Any], image_size: int) -> None:
             "model.kwargs.img_size",
             f"the model takes {kwargs['img_size']}, data.image_size is {image_size}. Make them equal.",
         )
+    _check_memory(kwargs, image_size)
     if "embed_dim" in kwargs and "num_heads" in kwargs and kwargs["embed_dim"] % kwargs["num_heads"]:
         raise ScenarioError(
             "model.kwargs.num_heads", f"{kwargs['num_heads']} does not divide embed_dim {kwargs['embed_dim']}."
+        )
+
+
+def _check_memory(kwargs: Mapping[str, Any], image_size: int) -> None:
+    """Refuse sizes that no memory holds, before any is taken; what is not given is estimated as a small ViT has it."""
+    depth, width, tokens = (
+        kwargs.get(key, size) for key, size in (("depth", 12), ("embed_dim", 192), ("reg_tokens", 0))
+    )
+    if depth > _MOST_BLOCKS:
+        raise ScenarioError("model.kwargs.depth", f"expected at most {_MOST_BLOCKS}, got {depth}.")
+    patch = kwargs.get("patch_size", 16)
+    rows = (image_size // patch) ** 2 + tokens + 3 * patch**2
+    parameters = depth * (4 + 2 * kwargs.get("mlp_ratio", 4.0)) * width**2 + rows * width
+    if parameters > _MOST_PARAMETERS:
+        raise ScenarioError(
+            "model.kwargs",
+            f"a model of about {parameters:.1g} parameters, and {_MOST_PARAMETERS:.0e} are allowed. "
+            "Make embed_dim, depth, mlp_ratio or reg_tokens smaller, or patch_size larger.",
         )
 
 

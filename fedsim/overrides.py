@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import yaml_loader
-from fedsim.errors import ScenarioError
+from fedsim.errors import ScenarioError, printable
+from fedsim.faults import shown
 
 # The keys that name files; a source's parameter of another name is its own business.
 _PATHS = (("data", "path"), ("data", "test_path"), ("data", "root"), ("model", "pretrained"))
@@ -36,7 +37,10 @@ def apply(raw: dict[str, Any], override: str, defaults: Mapping[str, Any], folde
     keys = key.split(".")
     if not separator or not all(keys):
         raise ScenarioError(f"--set {override}", "expected a.b=value, as in training.batch_size=4.")
-    parsed = yaml_loader.parse(text, f"--set {key}")
+    limits = yaml_loader.SCENARIO
+    if len(keys) >= limits.depth:
+        raise ScenarioError(f"--set {key}", f"{len(keys)} keys inside one another, and {limits.depth} are too many.")
+    parsed = yaml_loader.parse(text, f"--set {key}", limits._replace(depth=limits.depth - len(keys)))
     if key in _NAMED and isinstance(parsed, str):
         keys.append("name")
     value = _with_paths(keys, parsed, [Path.cwd(), folder])
@@ -60,13 +64,13 @@ def _descend(raw: dict[str, Any], keys: Sequence[str], defaults: Any, where: str
                 node[key] = copy.deepcopy(defaults) if isinstance(defaults, list) else {}
             node = node[key]
         if not isinstance(node, dict | list):
-            raise ScenarioError(where, f"{'.'.join(keys[: position + 1])} is a value, not a mapping.")
+            raise ScenarioError(where, f"{printable('.'.join(keys[: position + 1]), 80)} is a value, not a mapping.")
     return node
 
 
 def _index(node: list[Any], key: str, where: str) -> int:
-    if not key.isdecimal() or int(key) >= len(node):
-        raise ScenarioError(where, f"{key!r} is not an index of a list of {len(node)}.")
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
+        raise ScenarioError(where, f"{shown(key)} is not an index of a list of {len(node)}.")
     return int(key)
 
 
@@ -100,7 +104,8 @@ def _absolute(text: str, folders: Sequence[Path], where: str) -> str:
         tried = [(folder / Path(text).expanduser()).resolve() for folder in folders]
         return str(next((path for path in tried if path.exists()), tried[0]))
     except (OSError, RuntimeError, ValueError) as error:
-        raise ScenarioError(where, f"{text!r} cannot be a path: {error}.") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ScenarioError(where, f"{shown(text)} cannot be a path: {reason}.") from None
 
 
 def _with_paths(keys: Sequence[str], value: Any, folders: Sequence[Path]) -> Any:

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedsim.coercion import coerce
-from fedsim.errors import PluginError, ScenarioError, nearest
+from fedsim.errors import PluginError, ScenarioError, nearest, printable
+from fedsim.faults import shown
 
 Kind = Literal["attacks", "defenses", "data"]
 _NOUN = {"attacks": "attack", "defenses": "defense", "data": "data source"}
+_LONGEST_TARGET = 200  # characters of a "module:Class"
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -85,14 +87,14 @@ def find(kind: Kind, name: str, where: str) -> PluginInfo:
         ScenarioError: there is none; names the nearest match and what is installed.
     """
     if ":" in name:
-        if not _TARGET.fullmatch(name):
-            raise ScenarioError(where, f"expected a name, or 'module:Class', got {name!r}.")
+        if len(name) > _LONGEST_TARGET or not _TARGET.fullmatch(name):
+            raise ScenarioError(where, f"expected a name, or 'module:Class', got {shown(name)}.")
         return PluginInfo(kind, name, name, None, _source_version(name.partition(":")[0]))
     known = installed(kind)
     if name not in known:
         raise ScenarioError(
             where,
-            f"no {_NOUN[kind]} {name!r}.{nearest(name, known)} Installed: {', '.join(known) or 'none'} "
+            f"no {_NOUN[kind]} {shown(name)}.{nearest(name, known)} Installed: {', '.join(known) or 'none'} "
             '(run "fedsim list").',
         )
     return known[name]
@@ -119,7 +121,7 @@ def load(info: PluginInfo, contract: type, where: str) -> type:
     try:
         cls = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        message = f"cannot import {info.target!r}: {error}"
+        message = f"cannot import {info.target!r}: {printable(str(error), 500)}"
         if info.distribution is None:
             raise ScenarioError(
                 where, f"{message}. A name with a colon means 'module:Class', importable here."
@@ -186,8 +188,8 @@ def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
     except ValueError as error:
         field_name, separator, message = str(error).partition(": ")
         if separator and field_name in fields:
-            raise ScenarioError(f"{where}.{field_name}", message) from None
-        raise ScenarioError(where, str(error)) from None
+            raise ScenarioError(f"{where}.{field_name}", printable(message, 500)) from None
+        raise ScenarioError(where, printable(str(error), 500)) from None
 
 
 def build(kind: Kind, contract: type, name: str, params: Mapping[str, Any], where: str) -> Any:

@@ -223,7 +223,8 @@ class RunFolder:
                 f"{self.path}: was observed without a scenario. Name one: fedsim audit {self.path} --scenario FILE. It "
                 "says at least the model of the app; README shows an example."
             )
-        return parse(yaml_loader.read(self.path / "scenario.yaml"), str(self.path / "scenario.yaml"))
+        file = self.path / "scenario.yaml"
+        return parse(yaml_loader.read(file, yaml_loader.RESOLVED), str(file))
 
     def write_scenario(self, scenario: Scenario) -> None:
         """Store the resolved scenario; for an observed app what was stated alone, since defaults say nothing about it."""

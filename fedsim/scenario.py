@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -16,7 +16,7 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from fedsim import faults, overrides, yaml_loader
-from fedsim.errors import ScenarioError
+from fedsim.errors import ScenarioError, printable
 from fedsim.faults import shown, worded
 
 SCENARIO_VERSION = 1
@@ -24,6 +24,19 @@ SCENARIO_VERSION = 1
 Grant = Literal["batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data"]
 Metric = Literal["psnr", "ssim", "lpips", "fft2d", "label_recall", "soft_label_error", "feature_error"]
 METRICS: tuple[str, ...] = get_args(Metric)
+
+# Bounds of what one machine can simulate: generous, but no typing error of a few zeros passes them.
+MOST_CLIENTS = 10_000
+MOST_ROUNDS = 100_000
+MOST_STEPS = 100_000
+MOST_EPOCHS = 10_000
+MOST_SAMPLES = 1_000_000_000
+MOST_PROCESSES = 256
+MOST_PLUGINS = 100
+LARGEST_SEED = 10**30
+
+_MOST_FAULTS = 20  # told at once
+_LONGEST_SELECTOR = 10_000  # characters of a text that names clients
 
 
 def _not_bool(value: Any) -> Any:
@@ -67,9 +80,9 @@ class PartitionPart(_Part):
 
     name: Literal["iid", "dirichlet", "shards", "pathological", "sizes"] = "iid"
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
-    shards_per_client: Annotated[int, Field(ge=1), _NO_BOOLEAN] | None = None
-    classes_per_client: Annotated[int, Field(ge=1), _NO_BOOLEAN] | None = None
-    sizes: list[Annotated[int, Field(ge=1), _NO_BOOLEAN]] | None = None
+    shards_per_client: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] | None = None
+    classes_per_client: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] | None = None
+    sizes: list[Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN]] | None = None
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> PartitionPart:
@@ -121,8 +134,8 @@ class FederationPart(_Part):
     A client that works longer than `client_timeout` seconds in a round has failed in it; the others go on.
     """
 
-    clients: Annotated[int, Field(ge=1), _NO_BOOLEAN] = 4
-    rounds: Annotated[int, Field(ge=1), _NO_BOOLEAN] = 3
+    clients: Annotated[int, Field(ge=1, le=MOST_CLIENTS), _NO_BOOLEAN] = 4
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS), _NO_BOOLEAN] = 3
     fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NO_BOOLEAN] = 1.0
     strategy: str = "FedAvg"
     strategy_params: dict[str, Any] = Field(default_factory=dict)
@@ -139,9 +152,9 @@ class TrainingPart(_Part):
     another of the client's, in a proportion from Beta(alpha, alpha), anew at every use; smoothing comes after it.
     """
 
-    batch_size: Annotated[int, Field(ge=1), _NO_BOOLEAN] = 1
-    local_steps: Annotated[int, Field(ge=1), _NO_BOOLEAN] | None = None
-    local_epochs: Annotated[int, Field(ge=1), _NO_BOOLEAN] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] = 1
+    local_steps: Annotated[int, Field(ge=1, le=MOST_STEPS), _NO_BOOLEAN] | None = None
+    local_epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS), _NO_BOOLEAN] | None = None
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.01
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
@@ -211,7 +224,7 @@ class AuditPart(_Part):
     ] = "all"
     clients: Selector = "all"
     metrics: list[Metric] = ["psnr", "ssim", "label_recall"]
-    processes: Annotated[int, Field(ge=0), _NO_BOOLEAN] = 1
+    processes: Annotated[int, Field(ge=0, le=MOST_PROCESSES), _NO_BOOLEAN] = 1
     calibrate: Literal["auto", "all", "none"] = "auto"
     # The slowest attempt of a published scenario takes about 10 minutes on one thread; a poll takes 24 days at most.
     attack_timeout: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), _NO_BOOLEAN] | None = 3600.0
@@ -240,16 +253,18 @@ class Scenario(_Part):
         worded("letters, digits, dots, dashes and underscores, a letter or digit first"),
     ] = "run"
     version: Literal[1] = 1
-    seed: Annotated[int, Field(ge=0), _NO_BOOLEAN] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), _NO_BOOLEAN] = 0
     engine: Literal["inline", "ray"] = "ray"
     data: Annotated[DataPart, BeforeValidator(_named, str | DataPart)] = DataPart()
     model: Annotated[ModelPart, BeforeValidator(_named, str | ModelPart)] = ModelPart()
     federation: FederationPart = FederationPart()
     training: TrainingPart = TrainingPart()
     threat: ThreatPart = ThreatPart()
-    defenses: list[Annotated[DefensePart, BeforeValidator(_named, str | DefensePart)]] = Field(default_factory=list)
+    defenses: list[Annotated[DefensePart, BeforeValidator(_named, str | DefensePart)]] = Field(
+        default_factory=list, max_length=MOST_PLUGINS
+    )
     attacks: list[Annotated[AttackPart, BeforeValidator(_named, str | AttackPart)]] = Field(
-        default_factory=lambda: [AttackPart(name="patch_embedding")]
+        default_factory=lambda: [AttackPart(name="patch_embedding")], max_length=MOST_PLUGINS
     )
     audit: AuditPart = AuditPart()
 
@@ -299,8 +314,11 @@ def _validated(model: type[_AnyPart], raw: dict[str, Any], path: tuple[str, ...]
     try:
         return model.model_validate(raw)
     except pydantic.ValidationError as error:
-        found = [(".".join((*path, *fault.path)), fault.message) for fault in faults.of(error, model)]
-        others = [f"{where}: {message}" for where, message in found[1:]]
+        listed = faults.of(error, model, _MOST_FAULTS)
+        found = [(".".join((*path, *fault.path)), fault.message) for fault in listed]
+        others = [f"{printable(where, 80)}: {message}" for where, message in found[1:]]
+        if error.error_count() > _MOST_FAULTS:
+            others.append(f"{error.error_count() - _MOST_FAULTS} more faults.")
         raise ScenarioError(found[0][0], "\n".join([found[0][1], *others])) from None
 
 
@@ -361,22 +379,31 @@ def select_clients(selector: Selector, clients: int, seed: int, where: str) -> t
         count = max(1, math.floor(selector.fraction * clients + 0.5))
         drawn = numpy_generator(seed, "select", where).permutation(clients)[:count]
         return tuple(sorted(int(c) for c in drawn))
-    if isinstance(selector, str):
-        chosen: list[int] = []
-        for part in selector.split(","):
-            match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-            if not match:
-                raise ScenarioError(where, f'expected all, [0, 2], "0-3" or {{fraction: 0.5}}, got {selector!r}.')
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first:
-                raise ScenarioError(where, f"the range {part.strip()!r} runs backwards.")
-            chosen += range(first, last + 1)
-    else:
-        chosen = list(selector)
+    chosen: Iterable[int] = _ranges(selector, clients, where) if isinstance(selector, str) else selector
     outside = [c for c in chosen if not 0 <= c < clients]
     if outside:
         raise ScenarioError(where, f"no client {outside[0]}; federation.clients is {clients}, so 0 to {clients - 1}.")
     return tuple(sorted(set(chosen)))
+
+
+def _ranges(text: str, clients: int, where: str) -> list[int]:
+    """Return the numbers of a text such as "0-3, 7", of each range no more than the first outside of the federation."""
+    if len(text) > _LONGEST_SELECTOR:
+        raise ScenarioError(
+            where, f"a text of {len(text)} characters, and {_LONGEST_SELECTOR} are allowed. Use a list."
+        )
+    chosen: set[int] = set()
+    for part in dict.fromkeys(text.split(",")):
+        match = re.fullmatch(r"\s*(\d{1,18})\s*(?:-\s*(\d{1,18})\s*)?", part)
+        if not match:
+            raise ScenarioError(where, f'expected all, [0, 2], "0-3" or {{fraction: 0.5}}, got {shown(text)}.')
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise ScenarioError(where, f"the range {part.strip()!r} runs backwards.")
+        chosen.update(range(first, min(last, max(first, clients)) + 1))
+        if last >= clients:
+            break
+    return sorted(chosen)
 
 
 def select_rounds(

@@ -1,5 +1,9 @@
 """YAML without surprises: what SafeLoader takes without a word is refused with the place."""
 
+import os
+import time
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,13 +94,135 @@ def test_what_a_scenario_cannot_hold_is_refused_with_its_place(text, message):
         ("{[1]: 2}", "line 1: while constructing a mapping found unhashable key"),
         ("a: 0x_", "invalid literal for int()"),
         ("a: \x00", "unacceptable character"),
-        ("[" * 1500, "nested too deeply"),
+        ("%YAML 1." + "9" * 5000 + "\n--- a", "Exceeds the limit"),
+        ('a: "\\UFFFFFFFF"', "Python int too large"),
     ],
 )
 def test_what_is_no_yaml_is_refused_in_one_line(text, reason):
     message = refusal(text)
     assert message.startswith(f"here: not valid YAML: {reason}")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: !!bool x", "seed: line 1: !!bool before 'x'. Leave the tag out."),
+        ("!!bool x", "here: line 1: !!bool before 'x'."),
+        ("!!bool x: 1", "x: line 1: !!bool before 'x'."),
+        ("a: !!int ''", "a: line 1: !!int before ''."),
+        ("a: !!int '-'", "a: line 1: !!int before '-'."),
+        ("a: !!int x", "a: line 1: !!int before 'x'."),
+        ("a: !!int 1.5", "a: line 1: !!int before '1.5'."),
+        ("a: !!float x", "a: line 1: !!float before 'x'."),
+        ("a: !!null x", "a: line 1: !!null before 'x'."),
+        ("a: [!!int {}]", "a.0: line 1: !!int before a mapping."),
+        ("a: !!float [1]", "a: line 1: !!float before a list."),
+        ("a: !!str {=: x}", "a: line 1: !!str before a mapping."),
+        ("a: !!seq x", "a: line 1: !!seq before one value."),
+        ("a: !!map [x]", "a: line 1: !!map before a list."),
+        ("a: !!timestamp 2001-99-99", "a: expected text, a number"),
+        ("a: !!omap [b: 1]", "a: expected text, a number"),
+        ("? !!set {a}\n: 1", "(key): expected text, a number"),
+        (f"a: !{'k' * 9999} x", "a: expected text, a number, true, false, a list or a mapping, got !!!kkkk"),
+    ],
+)
+def test_a_tag_that_does_not_fit_its_value_is_refused_with_its_place(text, message):
+    assert refusal(text).startswith(message)
+    assert len(refusal(text)) < 300
+
+
+def test_a_tag_that_fits_its_value_is_read():
+    assert yaml_loader.parse("[!!int 3, !!float 3, !!float 1.5, !!str 3, !!bool on, !!null ~]", "here") == (
+        [3, 3.0, 1.5, "3", True, None]
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["1" + "0" * 400, "0x" + "f" * 99999, "0b" + "1" * 99999, "1" + ":59" * 3000, "-1.0" + "0" * 999]
+)
+def test_a_number_that_no_run_can_hold_is_refused_before_it_is_computed(text):
+    message = f"a.0: expected a number of at most 100 characters, got {text[:20]}... ({len(text)} characters)."
+    assert refusal(f"a: [{text}]") == message
+
+
+def test_a_float_that_overflows_is_not_finite():
+    assert refusal("a: 1.0e+999") == "a: expected a finite number, got 1.0e+999."
+
+
+def bomb(levels, line):
+    return "\n".join(["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {line.format(*[f'*a{n - 1}'] * 9)}" for n in range(1, levels))])
+
+
+HOSTILE = {
+    "flow lists": "a: " + "[" * 100_000,
+    "flow mappings": "a: " + "{a: " * 100_000,
+    "block lists": "- " * 100_000 + "1",
+    "keys in keys": "? " * 100_000 + "1",
+    "closed mappings": "a: " + "{a: " * 260 + "1" + "}" * 260,
+    "aliases of lists": bomb(11, "[{}, {}, {}, {}, {}, {}, {}, {}, {}]"),
+    "aliases of mappings": bomb(11, "{{a: {}, b: {}, c: {}, d: {}, e: {}, f: {}, g: {}, h: {}}}"),
+    "merged mappings": bomb(11, "{{<<: [{}, {}, {}, {}, {}, {}, {}, {}, {}]}}"),
+    "aliases of aliases": "\n".join(["a0: &a0 1", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 3000))]),
+    "one alias again and again": "a: &a {k: [1, 2, 3]}\nb: [" + "*a, " * 100_000 + "]",
+    "items": "[" + "1," * 200_000 + "]",
+    "keys": "\n".join(f"k{n}: 1" for n in range(40_000)),
+    "anchors": "[" + ",".join(f"&a{n} x" for n in range(40_000)) + "]",
+    "one text": "a: " + "x" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_text_that_would_never_end_is_refused_within_two_seconds(text):
+    started = time.process_time()
+    message = refusal(text)
+    assert time.process_time() - started < 2
+    assert any(says in message for says in ("nested too deeply", "keys and values, each counted", "500000 at most"))
+    assert len(message) < 500
+
+
+@given(depth=st.integers(1, 49))
+def test_nesting_that_the_limit_allows_is_read(depth):
+    assert yaml_loader.parse("[" * depth + "]" * depth, "here") is not None
+
+
+def test_an_alias_may_be_used_often_as_long_as_its_values_stay_few():
+    value = yaml_loader.parse("a: &a {k: [1, 2, 3]}\nb: [" + "*a, " * 1000 + "]", "here")
+    assert value["b"] == [{"k": [1, 2, 3]}] * 1000
+
+
+def test_a_long_key_is_not_repeated_whole():
+    message = refusal(f'? "{"k" * 100_000}"\n: 1\n' * 2)
+    assert message.startswith("kkk") and "... (100000 characters): given twice" in message
+    assert len(message) < 500
+
+
+def test_text_that_utf_8_cannot_hold_is_refused():
+    assert refusal('a: ["\\uD800"]') == "a.0: expected text that UTF-8 can hold, got '\\ud800'."
+
+
+def test_what_is_no_plain_file_is_refused_before_it_is_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large.yaml").write_bytes(b"#\n" * 250_001)
+    (tmp_path / "utf-16.yaml").write_text("a: 1", encoding="utf-16")
+    for path, reason in (
+        (tmp_path / "pipe", "a pipe or a device, no file."),
+        ("/dev/zero", "a pipe or a device, no file."),
+        ("/dev/null", "a pipe or a device, no file."),
+        (tmp_path / "large.yaml", "more than 500000 bytes, and a scenario may have 500000 at most."),
+        (tmp_path / "utf-16.yaml", "not UTF-8 text"),
+        ("a\0b", "no file can have this name."),
+        (f"/tmp/{'a' * 9999}", "cannot be read: File name too long."),
+    ):
+        with pytest.raises(ScenarioError) as caught:
+            yaml_loader.read(Path(path))
+        assert reason in str(caught.value)
+        assert len(str(caught.value)) < 500
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    (tmp_path / "marked.yaml").write_bytes(b"\xef\xbb\xbfa: 1")
+    assert yaml_loader.read(tmp_path / "marked.yaml") == {"a": 1}
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -74,6 +74,10 @@ class Photos(Source):
     samples: int = 600
     test_samples: int = 200
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_drawn()
+
     def load(self, seed: int) -> Pools:
         """Return the pools; crops are cut and resized when they are read.
 
@@ -89,18 +93,16 @@ class Photos(Source):
 
     def _pool(self, split: Split, count: int, seed: int) -> Pool:
         regions = [_region(file, side, split) for file, side in PHOTOGRAPHS]
-        crops = [
-            regions[sample % len(regions)].draw(self.image_size, numpy_generator(seed, "photos", split, sample))
-            for sample in range(count)
-        ]
         size = (self.image_size, self.image_size)
 
-        def fetch(indices: Sequence[int]) -> Tensor:
+        def picture(index: int) -> Image.Image:
+            region = regions[index % len(regions)]
+            crop = region.draw(self.image_size, numpy_generator(seed, "photos", split, index))
             # Cropped before resizing: Pillow's `box` argument would let the filter look across its edges.
-            pictures = [
-                regions[index % len(regions)].pixels.crop(crops[index]).resize(size, Image.Resampling.BICUBIC)
-                for index in indices
-            ]
+            return region.pixels.crop(crop).resize(size, Image.Resampling.BICUBIC)
+
+        def fetch(indices: Sequence[int]) -> Tensor:
+            pictures = [picture(index) for index in indices]
             return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).contiguous()
 
         return Pool(torch.arange(count) % len(regions), fetch)

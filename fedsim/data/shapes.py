@@ -94,6 +94,7 @@ class Shapes(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_drawn()
         if not 2 <= self.classes <= MOST_CLASSES:
             raise ValueError(f"classes: expected 2 to {MOST_CLASSES}, got {self.classes}.")
 

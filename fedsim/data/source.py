@@ -12,6 +12,10 @@ from torch import Tensor
 
 from fedsim.exchange import HardLabels, LabeledImages
 
+LARGEST_IMAGE = 2048  # pixels a side: of patches of 16 pixels a ViT gets 16,384
+MOST_DRAWN = 2_000_000  # samples of a pool that is drawn
+MOST_BYTES = 8 * 2**30  # of the pictures of such a pool
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -91,6 +95,25 @@ class Source(ABC):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ValueError(f"{field}: expected at least 1, got {value}.")
+        if self.image_size is not None and self.image_size > LARGEST_IMAGE:
+            raise ValueError(f"image_size: expected at most {LARGEST_IMAGE} pixels, got {self.image_size}.")
+
+    def check_drawn(self) -> None:
+        """Refuse pools that would not fit, for a source that draws every picture that is asked for.
+
+        Raises:
+            ValueError: more samples than `MOST_DRAWN`, or pictures of more than `MOST_BYTES` together.
+        """
+        size = self.image_size or 0
+        for field in ("samples", "test_samples", "auxiliary_samples"):
+            count = getattr(self, field) or 0
+            if count > MOST_DRAWN:
+                raise ValueError(f"{field}: expected at most {MOST_DRAWN}, got {count}.")
+            if (total := 3 * size**2 * count) > MOST_BYTES:
+                raise ValueError(
+                    f"{field}: {count} pictures of {size} x {size} pixels are {total / 2**30:.1f} GiB, and "
+                    f"{MOST_BYTES / 2**30:.0f} GiB are allowed. Take fewer, or a smaller image_size."
+                )
 
     @abstractmethod
     def load(self, seed: int) -> Pools:

@@ -15,6 +15,8 @@ from fedsim.report.verdicts import Judge
 
 Row = dict[str, Any]
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also in full width
+
 
 def record_rows(records: Sequence[Record]) -> list[Row]:
     """Return one row per attempt and metric; an attempt without a score has one row, its metric None."""
@@ -150,5 +152,12 @@ def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: f"{value:.10g}" if isinstance(value, float) else value for name, value in row.items()})
+        writer.writerow({name: _cell(value) for name, value in row.items()})
     return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a spreadsheet shows it: text that it would take for a formula begins with an apostrophe."""
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return f"'{value}" if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA) else value

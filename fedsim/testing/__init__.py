@@ -9,7 +9,7 @@
     def test_my_defense_keeps_the_contract():
         check_defense(MyDefense, strength=0.5)
 
-Each raises AssertionError that says what is wrong and what the simulator relies on. Keeping the contract does not mean
+Each raises one AssertionError that says all that is wrong and what the simulator relies on. Keeping the contract does not mean
 that an attack works; that takes a positive control, which is three lines (`fedsim.metrics` has the scores):
 
     pictures = random_pictures(generator, count=4)

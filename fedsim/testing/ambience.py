@@ -1,4 +1,4 @@
-"""What a plug-in must leave as it found it: the process's global state, and the tensors that it is given."""
+"""What every check rests on: faults that are told all at once, and what a plug-in must leave as it found it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,55 @@ from torch import Tensor
 TORCH_GENERATOR = "torch's global generator"
 
 
+class Fault(AssertionError):
+    """One fault of a plug-in: what is wrong, and what the simulator relies on."""
+
+
 def expect(claim: bool, message: str) -> None:
-    """Raise AssertionError with the message unless the claim holds; unlike `assert`, also under `python -O`."""
+    """Raise Fault with the message unless the claim holds; unlike `assert`, also under `python -O`."""
     if not claim:
-        raise AssertionError(message)
+        raise Fault(message)
+
+
+class Faults:
+    """The faults of one plug-in, so that all of them can be told at once."""
+
+    def __init__(self) -> None:
+        self._by_part: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Keep the fault that ends the block, and go on after it; of one part the first fault is told alone."""
+        try:
+            yield
+        except Fault as fault:
+            self._by_part.setdefault(part, str(fault))
+
+    def __bool__(self) -> bool:
+        return bool(self._by_part)
+
+    def __str__(self) -> str:
+        found = list(dict.fromkeys(self._by_part.values()))
+        return found[0] if len(found) == 1 else "\n".join([f"{len(found)} faults:", *(f"- {text}" for text in found)])
+
+
+@contextlib.contextmanager
+def told_at_once() -> Iterator[Faults]:
+    """Collect faults, and raise them as one AssertionError at the end.
+
+    A fault outside of `Faults.of` ends the block, as nothing after it can be checked. An error of the plug-in itself
+    comes through, with the faults found until then as a note.
+    """
+    faults = Faults()
+    try:
+        with faults.of("what ends the check"):
+            yield faults
+    except Exception as error:
+        if faults:
+            error.add_note(f"Found before: {faults}")
+        raise
+    if faults:
+        raise AssertionError(str(faults))
 
 
 def _global_state() -> dict[str, object]:

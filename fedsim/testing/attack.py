@@ -20,7 +20,16 @@ from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Film, Finding, Observation, UpdateKind
 from fedsim.progress import Step, listening
 from fedsim.seeds import seeded, torch_generator
-from fedsim.testing.ambience import check_cautions, equal, expect, no_change, no_global_effect
+from fedsim.testing.ambience import (
+    Fault,
+    Faults,
+    check_cautions,
+    equal,
+    expect,
+    no_change,
+    no_global_effect,
+    told_at_once,
+)
 from fedsim.testing.contract import check_contract
 from fedsim.testing.material import ALL_GRANTS, observation, random_pictures
 
@@ -44,46 +53,64 @@ def check_attack(
         params: parameters that differ from the defaults.
 
     Raises:
-        AssertionError: says what is wrong and what the simulator relies on.
+        AssertionError: says all that is wrong and what the simulator relies on.
     """
-    attack: Attack = check_contract(plugin, Attack, params)
+    with told_at_once() as faults:
+        attack: Attack = check_contract(plugin, Attack, params, faults)
+        _check_facts(attack, faults)
+        keep = {f.name for f in dataclasses.fields(attack)} if isinstance(plugin, Attack) else set(params)
+        _check_runs(attack, keep, _usual(attack) if observations is None else observations, faults)
+
+
+def _check_runs(attack: Attack, keep: Collection[str], observations: Sequence[Observation], faults: Faults) -> None:
     who = type(attack).__qualname__
-    _check_facts(attack)
-    keep = {f.name for f in dataclasses.fields(attack)} if isinstance(plugin, Attack) else set(params)
     brief = _with_budgets(attack, _BRIEF, keep)
     answered: list[Observation] = []
     held: set[Recovers] = set()
-    for seen in _usual(attack) if observations is None else observations:
+    for seen in observations:
         _check_granted(attack, seen)
-        finding = _check_run(brief, seen)
+        finding = None
+        with faults.of("running"):
+            finding = _check_run(brief, seen, faults)
         if finding is not None:
             answered.append(seen)
             held |= _held(finding)
+    if faults and not answered:
+        return
     expect(
         bool(answered), f"{who} refuses every observation it was given. Pass observations=[...] that it should answer."
     )
-    missing = ", ".join(sorted(attack.recovers - held))
-    expect(not missing, f"{who}.recovers promises {missing}, but no finding holds it.")
+    with faults.of("promises"):
+        missing = ", ".join(sorted(attack.recovers - held))
+        expect(not missing, f"{who}.recovers promises {missing}, but no finding holds it.")
     smallest = _with_budgets(attack, 0)
     if smallest != brief:
-        expect(
-            _check_run(smallest, answered[0]) is not None,
-            f"{who} refuses with its smallest budget {smallest} what it answers otherwise; return the best so far.",
-        )
+        with faults.of("smallest budget"):
+            expect(
+                _check_run(smallest, answered[0], faults) is not None,
+                f"{who} refuses with its smallest budget {smallest} what it answers otherwise; return the best so far.",
+            )
 
 
-def _check_facts(attack: Attack) -> None:
+def _check_facts(attack: Attack, faults: Faults) -> None:
     who = type(attack).__qualname__
     facts: Mapping[str, tuple[object, tuple[str, ...]]] = {
         "needs": (attack.needs, get_args(Need)),
         "recovers": (attack.recovers, get_args(Recovers)),
     }
+    sound = []
     for name, (value, allowed) in facts.items():
-        expect(
-            isinstance(value, frozenset) and value <= set(allowed),
-            f"{who}.{name} must be a frozenset out of {', '.join(allowed)}; got {value!r}.",
-        )
-    expect(bool(attack.recovers), f"{who}.recovers is empty, so no metric would apply.")
+        with faults.of(name):
+            expect(
+                isinstance(value, frozenset) and value <= set(allowed),
+                f"{who}.{name} must be a frozenset out of {', '.join(allowed)}; got {value!r}.",
+            )
+            sound.append(name)
+    with faults.of("recovers"):
+        expect(bool(attack.recovers), f"{who}.recovers is empty, so no metric would apply.")
+    # What an attack is shown and how its findings are checked rests on both.
+    if len(sound) < len(facts):
+        raise Fault(f"{who} was not run: its class facts are wrong.")
 
 
 def _check_granted(attack: Attack, seen: Observation) -> None:
@@ -122,7 +149,7 @@ def _usual(attack: Attack) -> list[Observation]:
     return [observation(random_pictures(generator, count), kind, grants) for kind, count, grants in usual]
 
 
-def _check_run(attack: Attack, seen: Observation) -> Finding | None:
+def _check_run(attack: Attack, seen: Observation, faults: Faults) -> Finding | None:
     """Run twice, the second time a pickled copy under another global seed and overheard; None where the attack refuses."""
     who = type(attack).__qualname__
     told: list[Step] = []
@@ -130,22 +157,29 @@ def _check_run(attack: Attack, seen: Observation) -> Finding | None:
     with listening(told.append, interval=0.0):
         again = _run(pickle.loads(pickle.dumps(attack)), seen, global_seed=1)
     for step in told:
-        expect(0 <= step.done <= step.total, f"{who} tells that {step.done} of {step.total} iterations lie behind it.")
+        with faults.of("steps told"):
+            expect(
+                0 <= step.done <= step.total, f"{who} tells that {step.done} of {step.total} iterations lie behind it."
+            )
     if finding is None or again is None:
         expect(finding is again, f"{who} refuses an observation in one run and answers it in the next.")
         return None
-    _check_finding(attack, finding, seen)
+    _check_finding(attack, finding, seen, faults)
     for name in ("images", "labels", "features"):
+        with faults.of(f"{name} of equal runs"):
+            expect(
+                equal(getattr(finding, name), getattr(again, name)),
+                f"{who}: same observation, same generator state, but other {name}. Draw from the generator alone.",
+            )
+    with faults.of("films of equal runs"):
+        alike = _same_film(finding.film, again.film)
+        expect(alike, f"{who}: same observation, same generator state, but another film.")
+    with faults.of("trace of equal runs"):
         expect(
-            equal(getattr(finding, name), getattr(again, name)),
-            f"{who}: same observation, same generator state, but other {name}. Draw from the generator alone.",
+            (finding.trace, finding.cautions) == (again.trace, again.cautions),
+            f"{who}: trace or cautions differ between two equal runs: {finding.trace} and {again.trace}, "
+            f"{finding.cautions} and {again.cautions}.",
         )
-    expect(_same_film(finding.film, again.film), f"{who}: same observation, same generator state, but another film.")
-    expect(
-        (finding.trace, finding.cautions) == (again.trace, again.cautions),
-        f"{who}: trace or cautions differ between two equal runs: {finding.trace} and {again.trace}, "
-        f"{finding.cautions} and {again.cautions}.",
-    )
     return finding
 
 
@@ -185,27 +219,35 @@ def _held(finding: Finding) -> set[Recovers]:
     return {kind for kind in kinds if getattr(finding, kind) is not None}
 
 
-def _check_finding(attack: Attack, finding: Finding, seen: Observation) -> None:
+def _check_finding(attack: Attack, finding: Finding, seen: Observation, faults: Faults) -> None:
     who = type(attack).__qualname__
-    for name in sorted(_held(finding)):
-        _check_dense(who, name, getattr(finding, name))
-    excess = ", ".join(sorted(_held(finding) - attack.recovers))
-    expect(not excess, f"{who} found {excess}, which {who}.recovers does not name, so it would not be scored.")
-    if finding.images is not None:
-        _check_images(who, finding.images, seen.image_shape)
-    if finding.labels is not None:
-        _check_labels(who, finding.labels, seen.num_classes)
-    if finding.features is not None:
-        features = finding.features
-        ok = features.ndim == 2 and features.is_floating_point() and bool(torch.isfinite(features).all())
-        expect(ok, f"{who}: features must be finite rows, one a picture; got {_describe(features)}.")
-    if finding.film is not None:
-        _check_film(who, finding.film, finding.images)
-    expect(
-        isinstance(finding.trace, Mapping) and _is_json(dict(finding.trace)),
-        f"{who}: the trace must be a mapping that JSON can express, without nan or infinity; got {finding.trace!r}.",
-    )
-    check_cautions(who, finding.cautions)
+    with faults.of("tensors"):
+        for name in sorted(_held(finding)):
+            _check_dense(who, name, getattr(finding, name))
+    with faults.of("what was found"):
+        excess = ", ".join(sorted(_held(finding) - attack.recovers))
+        expect(not excess, f"{who} found {excess}, which {who}.recovers does not name, so it would not be scored.")
+    with faults.of("images"):
+        if finding.images is not None:
+            _check_images(who, finding.images, seen.image_shape)
+    with faults.of("labels"):
+        if finding.labels is not None:
+            _check_labels(who, finding.labels, seen.num_classes)
+    with faults.of("features"):
+        if finding.features is not None:
+            features = finding.features
+            ok = features.ndim == 2 and features.is_floating_point() and bool(torch.isfinite(features).all())
+            expect(ok, f"{who}: features must be finite rows, one a picture; got {_describe(features)}.")
+    with faults.of("film"):
+        if finding.film is not None:
+            _check_film(who, finding.film, finding.images)
+    with faults.of("trace"):
+        expect(
+            isinstance(finding.trace, Mapping) and _is_json(dict(finding.trace)),
+            f"{who}: the trace must be a mapping that JSON can express, without nan or infinity; got {finding.trace!r}.",
+        )
+    with faults.of("cautions"):
+        check_cautions(who, finding.cautions)
 
 
 def _check_dense(who: str, name: str, value: object) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from fedsim.defense import Defense, PrivacyBudget
 from fedsim.exchange import Update, UpdateKind
 from fedsim.seeds import seeded, torch_generator
-from fedsim.testing.ambience import check_cautions, equal, expect, no_change, no_global_effect
+from fedsim.testing.ambience import check_cautions, equal, expect, no_change, no_global_effect, told_at_once
 from fedsim.testing.contract import check_contract
 from fedsim.testing.local_step import (
     Batch,
@@ -43,23 +43,31 @@ def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | 
         params: parameters that differ from the defaults.
 
     Raises:
-        AssertionError: says what is wrong and what the simulator relies on.
+        AssertionError: says all that is wrong and what the simulator relies on.
     """
-    defense: Defense = check_contract(plugin, Defense, params)
-    plain = small_model() if model is None else copy.deepcopy(model)
-    prepared = check_preparation(defense, plain)
-    for count, progress, soft in _STEPS:
-        batch = _check_batch(defense, picture_batch(plain, count, soft))
-        _check_step(defense, plain, prepared, batch, progress)
-    for kind in _KINDS:
-        generator = torch_generator(0, "testing", "update")
-        pictures = random_pictures(generator, 2, plain.num_classes, image_shape=image_shape(plain))
-        update = make_update(prepared, pictures, kind)
-        _check_update(defense, update)
-        nothing = {name: torch.zeros_like(tensor) for name, tensor in update.tensors.items()}
-        _check_update(defense, dataclasses.replace(update, tensors=nothing))
-    _check_budget(defense)
-    _check_own_cautions(defense, prepared)
+    with told_at_once() as faults:
+        defense: Defense = check_contract(plugin, Defense, params, faults)
+        plain = small_model() if model is None else copy.deepcopy(model)
+        with faults.of("budget"):
+            _check_budget(defense)
+        prepared = check_preparation(defense, plain)
+        for count, progress, soft in _STEPS:
+            batch = picture_batch(plain, count, soft)
+            with faults.of("protect_batch"):
+                batch = _check_batch(defense, batch)
+            with faults.of("train_step"):
+                _check_step(defense, plain, prepared, batch, progress)
+        for kind in _KINDS:
+            generator = torch_generator(0, "testing", "update")
+            pictures = random_pictures(generator, 2, plain.num_classes, image_shape=image_shape(plain))
+            update = make_update(prepared, pictures, kind)
+            nothing = {name: torch.zeros_like(tensor) for name, tensor in update.tensors.items()}
+            with faults.of("protect_update"):
+                _check_update(defense, update)
+            with faults.of("protect_update of nothing"):
+                _check_update(defense, dataclasses.replace(update, tensors=nothing))
+        with faults.of("cautions"):
+            _check_own_cautions(defense, prepared)
 
 
 # One local step

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedsim.defense import Defense
 from fedsim.seeds import seeded
-from fedsim.testing.ambience import TORCH_GENERATOR, equal, expect, no_global_effect
+from fedsim.testing.ambience import TORCH_GENERATOR, Fault, equal, expect, no_global_effect
 from fedsim.testing.local_step import hook, picture_batch, plain_local_step, protected_local_step, same, weights
 
 
@@ -53,7 +53,7 @@ def _pickled(who: str, model: VisionTransformer) -> VisionTransformer:
     try:
         clone: VisionTransformer = pickle.loads(pickle.dumps(model))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise AssertionError(f"{who} leaves a model that cannot be pickled: {error}") from error
+        raise Fault(f"{who} leaves a model that cannot be pickled: {error}") from error
     return clone
 
 
