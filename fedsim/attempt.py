@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedsim.errors import AttackRefusedError
+from fedsim import files, lines
+from fedsim.errors import AttackRefusedError, RunFolderError
 from fedsim.exchange import FRAMES, Film, Finding
 from fedsim.pictures import spread
 from fedsim.plan import Plan, PlannedAttack
-from fedsim.recording import RunFolder, write_atomically
+from fedsim.recording import RunFolder
 from fedsim.seeds import derive, seeded
 from fedsim.threat import ThreatModel
 
@@ -71,30 +71,33 @@ def run(plan: Plan, folder: RunFolder, round: int, client: int, planned: Planned
     """Return the attempt, from the folder when it is there, else by running the attack and storing the finding.
 
     Raises:
-        RunFolderError: the capture is missing or corrupted.
+        RunFolderError: the capture is missing or corrupted, or the stored finding belongs to another update.
     """
-    path = finding_path(folder, round, client, planned)
-    stored = _read(path, planned)
+    stored = _read(folder, round, client, planned)
+    if stored is not None and stored.seed != _seed(plan, planned, round, client):
+        raise RunFolderError(
+            f"{finding_path(folder, round, client, planned)}: made with the seed {stored.seed}, which this attack on "
+            f"client {client} in round {round} does not have. Delete the file to attack again."
+        )
     if stored is None:
         stored = _run(plan, folder, round, client, planned)
-        _write(path, planned, stored)
+        _write(folder, round, client, planned, stored)
     return stored
 
 
 def forget_failure(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> bool:
     """Remove a stored attempt if it failed; returns whether it did."""
-    path = finding_path(folder, round, client, planned)
-    stored = _read(path, planned)
+    stored = _read(folder, round, client, planned)
     if stored is None or stored.status != "failed":
         return False
-    path.unlink()
+    finding_path(folder, round, client, planned).unlink()
     return True
 
 
 def store_failure(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack, message: str) -> None:
     """Store that an attempt failed in a way that it could not survive to tell."""
     failed = Attempt("failed", Finding(), message, 0.0, _seed(plan, planned, round, client))
-    _write(finding_path(folder, round, client, planned), planned, failed)
+    _write(folder, round, client, planned, failed)
 
 
 def _seed(plan: Plan, planned: PlannedAttack, round: int, client: int) -> int:
@@ -182,13 +185,17 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _write(path: Path, planned: PlannedAttack, attempt: Attempt) -> None:
+def _write(folder: RunFolder, round: int, client: int, planned: PlannedAttack, attempt: Attempt) -> None:
     finding = attempt.finding
     film = finding.film
     tensors = {"images": finding.images, "labels": finding.labels, "features": finding.features}
     if film is not None:
         tensors["film"] = film.images
     header = {
+        "schema": lines.SCHEMA,
+        "run": folder.run,
+        "round": round,
+        "client": client,
         "attack": identity(planned),
         "status": attempt.status,
         "message": attempt.message,
@@ -200,22 +207,33 @@ def _write(path: Path, planned: PlannedAttack, attempt: Attempt) -> None:
     }
     content = save(
         {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None},
-        {"fedsim": json.dumps(header, default=str)},
+        files.header(header),
     )
-    write_atomically(path, content)
+    folder.write(finding_path(folder, round, client, planned), content)
 
 
-def _read(path: Path, planned: PlannedAttack) -> Attempt | None:
-    """Return a stored attempt; None when there is none, or one of other parameters or of another version."""
+def _read(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt | None:
+    """Return a stored attempt; None when there is none, one of other parameters or another version, or a damaged one.
+
+    Raises:
+        RunFolderError: it belongs to another round, client or run, or is no file.
+    """
+    path = finding_path(folder, round, client, planned)
     try:
-        with safe_open(path, "pt") as opened:
-            header = json.loads(opened.metadata()["fedsim"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+        read = files.read_tensors(path, folder.path, "a finding")
+        if read is None:
+            return None
+        tensors, header = read[0], lines.check_header(path, read[1], lines.FindingHeader, "a finding")
+    except files.DamagedFileError:
         return None
-    if header["attack"] != json.loads(json.dumps(identity(planned), default=str)):
+    if header.attack != json.loads(json.dumps(identity(planned), default=str)):
         return None
-    frames, curve = tensors.pop("film", None), header.get("film")
-    film = None if frames is None else Film(tuple(curve["steps"]), frames, tuple(curve["losses"]))
-    finding = Finding(**tensors, trace=header["trace"], cautions=tuple(header["cautions"]), film=film)
-    return Attempt(header["status"], finding, header["message"], header["seconds"], header["seed"])
+    folder.check_place(path, (header.round, header.client, header.run), (round, client))
+    frames = tensors.pop("film", None)
+    if not set(tensors) <= {"images", "labels", "features"} or (frames is None) != (header.film is None):
+        return None
+    film = None
+    if frames is not None and header.film is not None:
+        film = Film(tuple(header.film.steps), frames, tuple(header.film.losses))
+    finding = Finding(**tensors, trace=header.trace, cautions=tuple(header.cautions), film=film)
+    return Attempt(header.status, finding, header.message, header.seconds, header.seed)

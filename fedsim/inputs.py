@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedsim import environment
+from fedsim import environment, files
+from fedsim.assessment import run_id
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.lines import SCHEMA
 from fedsim.plan import Plan
-from fedsim.recording import RunFolder, write_atomically
+from fedsim.recording import RunFolder
 from fedsim.scenario import Scenario, parse
 
 _PARTS = ("seed", "data", "model", "federation", "training", "threat", "defenses")
@@ -40,10 +41,12 @@ class Inputs:
     Args:
         settings: the deciding parts of the resolved scenario.
         data: digests; see `FederatedData.verify`.
+        run: what the run is called in records and headers, once and for all; None in folders of an earlier fedsim.
     """
 
     settings: Mapping[str, Any]
     data: Mapping[str, str]
+    run: str | None = None
 
 
 def of(plan: Plan) -> Inputs:
@@ -53,7 +56,8 @@ def of(plan: Plan) -> Inputs:
         ScenarioError: a picture is damaged.
     """
     scenario = plan.scenario
-    return Inputs(_settings(scenario), plan.data.verify(scenario.federation.rounds, scenario.training))
+    digests = plan.data.verify(scenario.federation.rounds, scenario.training)
+    return Inputs(_settings(scenario), digests, run_id(scenario))
 
 
 def bind(folder: RunFolder, inputs: Inputs) -> None:
@@ -81,7 +85,7 @@ def bind(folder: RunFolder, inputs: Inputs) -> None:
                 f"{_advice(observed, 'Restore the data')}"
             )
     if changed:
-        _write(folder, inputs)
+        _write(folder, replace(inputs, run=stored.run))
 
 
 def check_scenario(folder: RunFolder, scenario: Scenario) -> None:
@@ -111,22 +115,24 @@ def _is_audited(folder: RunFolder) -> bool:
 
 def _write(folder: RunFolder, inputs: Inputs) -> None:
     content = {"schema": SCHEMA, **asdict(inputs)}
-    write_atomically(folder.path / "inputs.json", json.dumps(content, indent=2) + "\n")
+    folder.write(folder.path / "inputs.json", json.dumps(content, indent=2) + "\n")
 
 
 def _read(folder: RunFolder) -> Inputs | None:
     try:
-        content = json.loads((folder.path / "inputs.json").read_text(encoding="utf-8"))
+        content = files.read_json(folder.path / "inputs.json", folder.path)
+        if content is None:
+            return None
         if content["schema"] != SCHEMA:
             raise RunFolderError(f"{_path(folder)}: schema {content['schema']!r}, this fedsim reads {SCHEMA}.")
         # Read as a scenario: a setting that is younger than the run has its default.
         settings = _settings(parse(content["settings"], _path(folder)))
-        return Inputs(settings, dict(content["data"]))
-    except FileNotFoundError:
-        return None
+        return Inputs(settings, dict(content["data"]), folder.run)
+    except files.DamagedFileError as error:
+        reason = str(error).removeprefix(f"{_path(folder)}: ").rstrip(".")
     except ScenarioError as error:
         reason = str(error)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         reason = "not what fedsim writes"
     raise RunFolderError(
         f"{_path(folder)}: damaged ({reason}). Restore it, or delete it where you are sure that scenario.yaml and the data "

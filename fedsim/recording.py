@@ -2,8 +2,8 @@
 
     scenario.yaml            resolved scenario
     environment.json         versions, platform, where each package was imported from
-    inputs.json              what the captures were made from: settings, and digests of the data
-    captures/index.jsonl     one line per file or failed client, with a SHA-256
+    inputs.json              what the captures were made from: settings, digests of the data, and the run's name
+    captures/index.jsonl     one line per file or failed client, with a SHA-256; one for the final weights too
     captures/round-0001/     global.safetensors and client-000.safetensors: the wire, verbatim
     rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
     artifacts/               findings (safetensors), picture strips and films (PNG)
@@ -19,42 +19,25 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from fedsim import lines, yaml_loader
+from fedsim import files, lines, yaml_loader
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Update, UpdateKind
-from fedsim.lines import SCHEMA
+from fedsim.files import DamagedFileError, write_atomically
+from fedsim.lines import SCHEMA, CaptureHeader, GlobalHeader, IndexLine, client_key, global_key
 from fedsim.scenario import Scenario, parse
 
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a whole file or nothing: aside first, flushed to disk, then renamed."""
-    with _aside(path) as aside:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Give a place to write to; what is there at the end is flushed to disk and renamed to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+_AnyHeader = TypeVar("_AnyHeader", CaptureHeader, GlobalHeader)
+# What a process that was killed as it began may leave: its lock, beside what it was writing aside.
+_LOCK = ".lock"
 
 
 def _digest(path: Path) -> str:
@@ -62,49 +45,51 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise RunFolderError(f"{file}: missing, though captures/index.jsonl lists it.") from None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{file}: not a capture of fedsim: {error}.") from None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, root: Path | None = None) -> list[dict[str, Any]]:
     """Return the complete lines of a JSON Lines file; a half-written last line does not count.
+
+    Args:
+        path: the file.
+        root: the run folder that no link leads out of; the file's own folder otherwise.
 
     Raises:
         RunFolderError: a complete line is not a JSON object, so the file was damaged by something else than a kill.
     """
-    if not path.exists():
-        return []
+    content = files.read(path, root or path.parent)
     found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate((content or b"").split(b"\n")[:-1], 1):
         try:
-            found.append(dict(json.loads(line)))
-        except (TypeError, ValueError):
-            raise RunFolderError(f"{path}: line {number} is not a JSON object. Delete the file to redo it.") from None
+            found.append(dict(files.parse_json(line)))
+        except (TypeError, ValueError) as error:
+            reason = f" ({error})" if isinstance(error, ValueError) else ""
+            raise RunFolderError(
+                f"{path}: line {number} is not a JSON object{reason}. Delete the file to redo it."
+            ) from None
     return found
 
 
 class JsonLines:
-    """An append-only JSON Lines file, safe against a kill in the middle of a line."""
+    """An append-only JSON Lines file, safe against a kill in the middle of a line.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: the file.
+        root: the run folder that no link leads out of; the file's own folder otherwise.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self.path, self._root = path, root or path.parent
 
     def read(self) -> list[dict[str, Any]]:
         """Return the complete lines."""
-        return read_lines(self.path)
+        return read_lines(self.path, self._root)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one line and flush it to disk; a half-written line before it is cut off first."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
+        files.make_folders(self.path, self._root)
+        content = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with open(files.open_file(self.path, self._root, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab+") as file:
             self._cut_half_line(file)
-            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
 
@@ -122,7 +107,8 @@ class JsonLines:
 
     def rewrite(self, lines: list[dict[str, Any]]) -> None:
         """Replace the whole file atomically."""
-        write_atomically(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_atomically(self.path, content, self._root)
 
 
 @dataclass(frozen=True)
@@ -153,7 +139,7 @@ class RunFolder:
         self.path = path
         self.rounds = JsonLines(path / "rounds.jsonl")
         self.records = JsonLines(path / "records.jsonl")
-        self._index = JsonLines(path / "captures" / "index.jsonl")
+        self._index = JsonLines(path / "captures" / "index.jsonl", path)
         self._entries: dict[str, dict[str, Any]] | None = None
         self._verified: set[str] = set()
         self._is_locked = False
@@ -166,29 +152,37 @@ class RunFolder:
             RunFolderError: there is none at `path`.
         """
         if not (path / "scenario.yaml").is_file():
-            raise RunFolderError(f"{path}: not a run folder, it has no scenario.yaml.")
+            began = path.is_dir() and _is_empty(path)
+            advice = " Start the run anew, with fedsim run SCENARIO --out and this folder." if began else ""
+            raise RunFolderError(f"{path}: not a run folder, it has no scenario.yaml.{advice}")
         return cls(path)
 
     def check(self) -> None:
-        """Refuse lines that no fedsim wrote, before anything is added to them.
+        """Refuse lines that no fedsim wrote, before anything is added to them, and links where fedsim would write.
 
         Raises:
-            RunFolderError: a line is no JSON object, of another schema, or does not hold what it must.
+            RunFolderError: a line is no JSON object, of another schema, or does not hold what it must; or a part of the
+                folder is a link, a pipe or the like.
         """
+        for name in ("artifacts", "captures", "figures", "tables"):
+            files.is_folder(self.path / name, self.path)
+        for name in ("environment.json", "inputs.json", "report.html", "report.md"):
+            files.is_file(self.path / name, self.path)
         lines.check(self.rounds.path, self.rounds.read(), lines.RoundLine)
         lines.check(self.records.path, self.records.read(), lines.RecordLine)
-        lines.check(self._index.path, self._index.read(), lines.IndexLine)
+        self.index()
 
     @classmethod
     def create(cls, path: Path, scenario: Scenario | None) -> RunFolder:
         """Make a run folder with the resolved scenario in it, if there is one.
 
+        What a run leaves that was killed before it had written its scenario does not count as something.
+
         Raises:
             RunFolderError: `path` already holds something, or cannot be made.
         """
         try:
-            occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-            if occupied:
+            if path.exists() and not (path.is_dir() and _is_empty(path)):
                 raise RunFolderError(f"{path}: already exists and is not empty. Name another, or use --resume.")
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path)
@@ -203,20 +197,73 @@ class RunFolder:
         """The folder's own name, which is the run's."""
         return self.path.resolve().name
 
+    @property
+    def run(self) -> str | None:
+        """What the run is called in records and headers, as inputs.json states it.
+
+        None where nothing was compared with inputs yet, as while an app is observed, and in folders of an earlier fedsim.
+        """
+        path = self.path / "inputs.json"
+        content = files.read_json(path, self.path)
+        stated = content.get("run") if isinstance(content, dict) else None
+        if not isinstance(stated, str | None):
+            raise DamagedFileError(f"{path}: run: expected text.")
+        return stated
+
     def scenario(self) -> Scenario:
-        """Return the resolved scenario of the run."""
-        return parse(yaml_loader.read(self.path / "scenario.yaml"), str(self.path / "scenario.yaml"))
+        """Return the resolved scenario of the run.
+
+        Raises:
+            RunFolderError: it cannot be read.
+            ScenarioError: it is no scenario.
+        """
+        path = self.path / "scenario.yaml"
+        return parse(yaml_loader.parse(self.read_text(path), str(path)), str(path))
+
+    def read_text(self, path: Path) -> str:
+        """Return the text of a file of the folder.
+
+        Raises:
+            RunFolderError: it is missing, no text, or cannot be read.
+        """
+        content = files.read(path, self.path)
+        if content is None:
+            raise RunFolderError(f"{path}: no such file.")
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DamagedFileError(f"{path}: not UTF-8 text.") from None
+
+    def write(self, path: Path, content: bytes | str) -> None:
+        """Write a file of the folder atomically.
+
+        Raises:
+            RunFolderError: the way to it leads out of the folder, or something that is no file is there.
+        """
+        write_atomically(path, content, self.path)
 
     def write_scenario(self, scenario: Scenario) -> None:
         """Store the resolved scenario."""
-        write_atomically(self.path / "scenario.yaml", yaml_loader.dump(scenario.resolved()))
+        self.write(self.path / "scenario.yaml", yaml_loader.dump(scenario.resolved()))
 
     # Captures
 
+    def index(self) -> list[IndexLine]:
+        """Return the lines of captures/index.jsonl.
+
+        Raises:
+            RunFolderError: a line is damaged.
+        """
+        return lines.check(self._index.path, self._index.read(), IndexLine)
+
+    @property
+    def index_path(self) -> Path:
+        """Where the index of the captures is."""
+        return self._index.path
+
     def _load_index(self) -> dict[str, dict[str, Any]]:
         if self._entries is None:
-            found = lines.check(self._index.path, self._index.read(), lines.IndexLine)
-            self._entries = {line.key: line.model_dump(exclude_none=True) for line in found}
+            self._entries = {line.key: line.model_dump(exclude_none=True) for line in self.index()}
         return self._entries
 
     def refresh(self) -> None:
@@ -229,52 +276,117 @@ class RunFolder:
         self._index.append({"key": key, **entry})
         entries[key] = {"key": key, **entry}
 
-    def _write_tensors(self, key: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    def _write_tensors(self, key: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None) -> None:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        stated = {"fedsim": json.dumps({"schema": SCHEMA, "order": list(tensors), **header})}
+        stated = None
+        if header is not None:
+            run = self.run
+            named = {} if run is None else {"run": run}
+            stated = files.header({"schema": SCHEMA, "order": list(tensors), **named, **header})
         file = self._file(key)
+        is_lost = self._sha256(key) is not None and not files.is_file(file, self.path)
         # Straight to the file: captures are large, and the training waits for the processor.
-        with _aside(file) as aside:
+        with files.aside(file, self.path) as aside:
             save_file(contiguous, aside, stated)
             digest = _digest(aside)
+            if is_lost and digest != self._sha256(key):
+                raise RunFolderError(
+                    f"{file}: was missing and has been made again, but differs from what captures/index.jsonl lists. "
+                    "Restore the file, or what made it (environment.json names the versions), or start another run."
+                )
         self._add(key, {"sha256": digest})
 
     def _file(self, key: str) -> Path:
-        return self.path / "captures" / f"{key}.safetensors"
+        return (self.path if key == lines.MODEL else self.path / "captures") / f"{key}.safetensors"
 
-    @staticmethod
-    def _key(round: int, client: int) -> str:
-        return f"round-{round:04d}/client-{client:03d}"
+    def _sha256(self, key: str) -> str | None:
+        return self._load_index().get(key, {}).get("sha256")
 
-    @staticmethod
-    def _global_key(round: int, client: int | None = None) -> str:
-        # An active server may send other weights to one client; those are stored beside the round's.
-        return f"round-{round:04d}/global" + ("" if client is None else f"-{client:03d}")
+    def check_is_there(self, key: str) -> None:
+        """Refuse a file that the index lists and that is gone.
 
-    def _read_tensors(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        Raises:
+            RunFolderError: it is missing.
+        """
+        if self._sha256(key) is not None and not files.is_file(self._file(key), self.path):
+            raise RunFolderError(
+                f"{self._file(key)}: missing, though captures/index.jsonl lists it. Restore it; a simulated run "
+                "makes it again with fedsim run --resume."
+            )
+
+    def _verify(self, key: str) -> None:
+        """Compare a stored file with its checksum in the index, once.
+
+        Raises:
+            RunFolderError: not in the index, missing, or changed since it was written.
+        """
         file = self._file(key)
-        entry = self._load_index().get(key)
-        if entry is None or "sha256" not in entry:
+        expected = self._sha256(key)
+        if expected is None:
             raise RunFolderError(f"{file}: not in captures/index.jsonl.")
-        with _reading(file):
-            if key not in self._verified and _digest(file) != entry["sha256"]:
-                raise RunFolderError(
-                    f"{file}: corrupted, its checksum differs from captures/index.jsonl. Restore the file, or delete "
-                    "it and its line in the index and use --resume."
-                )
-            self._verified.add(key)
-            with safe_open(file, "pt") as opened:
-                header = json.loads(opened.metadata()["fedsim"])
-                tensors = {name: opened.get_tensor(name) for name in header["order"]}
+        self.check_is_there(key)
+        if key not in self._verified and _digest(file) != expected:
+            raise RunFolderError(
+                f"{file}: corrupted, its checksum differs from captures/index.jsonl. Restore the file, or delete "
+                "it and its line in the index and use --resume."
+            )
+        self._verified.add(key)
+
+    def _read_header(
+        self, key: str, kind: type[_AnyHeader], with_tensors: bool = True
+    ) -> tuple[dict[str, Tensor], _AnyHeader]:
+        file = self._file(key)
+        read = files.read_tensors(file, self.path, "a capture", with_tensors)
+        if read is None:
+            raise RunFolderError(f"{file}: missing, though captures/index.jsonl lists it.")
+        tensors, header = read[0], lines.check_header(file, read[1], kind, "a capture")
+        if with_tensors and sorted(header.order) != sorted(tensors):
+            raise DamagedFileError(f"{file}: not a capture of fedsim: its header lists other arrays than it holds.")
+        return {name: tensors[name] for name in header.order if with_tensors}, header
+
+    def _read_tensors(
+        self, key: str, kind: type[_AnyHeader], round: int, client: int | None
+    ) -> tuple[dict[str, Tensor], _AnyHeader]:
+        self._verify(key)
+        tensors, header = self._read_header(key, kind)
+        self.check_place(self._file(key), (header.round, header.client, header.run), (round, client))
         return tensors, header
 
+    def check_place(
+        self, file: Path, stated: tuple[int, int | None, str | None], expected: tuple[int, int | None]
+    ) -> None:
+        """Refuse a file that another round, client or run has made.
+
+        Args:
+            file: the file.
+            stated: round, client and run that its header names; files of an earlier fedsim name no run.
+            expected: round and client that its place names.
+
+        Raises:
+            RunFolderError: they differ.
+        """
+        round, client, run = stated
+        if (round, client) != expected:
+            raise RunFolderError(
+                f"{file}: belongs to {_place(round, client)}, as it says itself, and not to {_place(*expected)}. Put it back "
+                "where it belongs."
+            )
+        own = self.run
+        if run is not None and own is not None and run != own:
+            raise RunFolderError(
+                f"{file}: belongs to the run {run}, as it says itself, and this is {own}. Restore the file of this run."
+            )
+
     def has_capture(self, round: int, client: int) -> bool:
-        """Return whether the client's reply of the round is stored."""
-        return "sha256" in self._load_index().get(self._key(round, client), {})
+        """Return whether the client's reply of the round is stored: in the index, and on disk."""
+        return self._is_stored(client_key(round, client))
 
     def has_global(self, round: int) -> bool:
-        """Return whether the round's global weights are stored."""
-        return self._global_key(round) in self._load_index()
+        """Return whether the round's global weights are stored: in the index, and on disk."""
+        return self._is_stored(global_key(round))
+
+    def _is_stored(self, key: str) -> bool:
+        return self._sha256(key) is not None and files.is_file(self._file(key), self.path)
 
     def captured(self, round: int) -> tuple[int, ...]:
         """Return the clients whose replies of the round are stored, ascending."""
@@ -299,12 +411,18 @@ class RunFolder:
 
     def write_global(self, round: int, weights: Mapping[str, Tensor], client: int | None = None) -> None:
         """Store the weights that the server sent out in a round, to all clients or to this one alone."""
-        self._write_tensors(self._global_key(round, client), weights, {"round": round})
+        named = {} if client is None else {"client": client}
+        self._write_tensors(global_key(round, client), weights, {"round": round, **named})
 
     def read_global(self, round: int, client: int) -> dict[str, Tensor]:
-        """Return the weights that the server sent to a client in a round."""
-        own = self._global_key(round, client)
-        return self._read_tensors(own if own in self._load_index() else self._global_key(round))[0]
+        """Return the weights that the server sent to a client in a round.
+
+        Raises:
+            RunFolderError: missing, truncated, changed since it was written, or of another round or run.
+        """
+        is_own = global_key(round, client) in self._load_index()
+        own = client if is_own else None
+        return self._read_tensors(global_key(round, own), GlobalHeader, round, own)[0]
 
     def write_capture(self, capture: Capture) -> None:
         """Store one client's reply."""
@@ -315,20 +433,20 @@ class RunFolder:
             "metrics": dict(capture.metrics),
             "side": dict(capture.side),
         }
-        self._write_tensors(self._key(capture.round, capture.client), capture.arrays, header)
+        self._write_tensors(client_key(capture.round, capture.client), capture.arrays, header)
 
     def write_failure(self, round: int, client: int, message: str) -> None:
         """Store that a client failed in a round."""
-        self._add(self._key(round, client), {"failed": message})
+        self._add(client_key(round, client), {"failed": message})
 
     def read_capture(self, round: int, client: int) -> Capture:
         """Return one client's reply.
 
         Raises:
-            RunFolderError: missing, truncated or changed since it was written.
+            RunFolderError: missing, truncated, changed since it was written, or of another round, client or run.
         """
-        tensors, header = self._read_tensors(self._key(round, client))
-        return Capture(round, client, header["kind"], tensors, header["metrics"], header["side"])
+        tensors, header = self._read_tensors(client_key(round, client), CaptureHeader, round, client)
+        return Capture(round, client, header.kind, tensors, header.metrics, header.side)
 
     def read_side(self, round: int, client: int) -> dict[str, Any]:
         """Return what a client stated beside its update, without reading the arrays.
@@ -336,17 +454,26 @@ class RunFolder:
         Raises:
             RunFolderError: missing, or no capture; the arrays may be damaged nevertheless.
         """
-        file = self._file(self._key(round, client))
-        with _reading(file), safe_open(file, "pt") as opened:
-            return dict(json.loads(opened.metadata()["fedsim"])["side"])
+        return self._read_header(client_key(round, client), CaptureHeader, with_tensors=False)[1].side
+
+    def capture_path(self, round: int, client: int | None) -> Path:
+        """Return where a client's reply is stored; without a client, the weights that the server sent to all."""
+        return self._file(global_key(round) if client is None else client_key(round, client))
 
     def write_model(self, weights: Mapping[str, Tensor]) -> None:
         """Store the final global weights."""
-        write_atomically(self.path / "model.safetensors", save({n: t.contiguous() for n, t in weights.items()}))
+        self._write_tensors(lines.MODEL, weights, None)
 
     def has_model(self) -> bool:
-        """Return whether the training came to its end."""
-        return (self.path / "model.safetensors").is_file()
+        """Return whether the training came to its end.
+
+        Raises:
+            RunFolderError: the final weights have changed since they were written.
+        """
+        if not self._is_stored(lines.MODEL):
+            return False
+        self._verify(lines.MODEL)
+        return True
 
     def read_update(self, round: int, client: int) -> Update:
         """Return one client's update, computed from its reply and the round's global weights.
@@ -358,15 +485,29 @@ class RunFolder:
         tensors = capture.arrays
         if capture.kind == "delta":
             weights = self.read_global(round, client)
-            if _shapes(tensors) != _shapes(weights):
-                raise RunFolderError(
-                    f"{self._file(self._key(round, client))}: holds other arrays than the server sent, so their "
-                    "difference is no update."
-                )
+            self.check_arrays(capture, weights)
             tensors = {name: array - weights[name] for name, array in tensors.items()}
         # Legacy clients write the second; some report neither.
         reported = capture.metrics.get("num-examples", capture.metrics.get("num_examples", 0))
-        return Update(round, client, capture.kind, tensors, int(reported))
+        try:
+            examples = int(reported)
+        except (OverflowError, ValueError):
+            raise DamagedFileError(
+                f"{self.capture_path(round, client)}: expected a number of examples, got {reported!r}."
+            ) from None
+        return Update(round, client, capture.kind, tensors, examples)
+
+    def check_arrays(self, capture: Capture, weights: Mapping[str, Tensor]) -> None:
+        """Refuse a reply that holds other arrays than the request did.
+
+        Raises:
+            RunFolderError: names or shapes differ.
+        """
+        if _shapes(capture.arrays) != _shapes(weights):
+            raise RunFolderError(
+                f"{self.capture_path(capture.round, capture.client)}: holds other arrays than the server sent, so their "
+                "difference is no update."
+            )
 
     # Artifacts
 
@@ -394,18 +535,28 @@ class RunFolder:
         if self._is_locked:
             yield
             return
-        with (self.path / ".lock").open("w") as file:
+        # Appending, so that nothing is cut off; the file stays empty.
+        with open(files.open_file(self.path / _LOCK, self.path, os.O_RDWR | os.O_CREAT), "ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunFolderError(f"{self.path}: another fedsim process is working on this run.") from None
-            for leftover in self.path.rglob(".*.partial"):
+            for leftover in filter(files.is_partial, self.path.rglob(".*.partial")):
                 leftover.unlink(missing_ok=True)
             self._is_locked = True
             try:
                 yield
             finally:
                 self._is_locked = False
+
+
+def _is_empty(path: Path) -> bool:
+    """Return whether a folder holds nothing, or only what a process leaves that was killed as it began."""
+    return all(file.name == _LOCK or files.is_partial(file) for file in path.iterdir())
+
+
+def _place(round: int, client: int | None) -> str:
+    return f"round {round}" if client is None else f"client {client} in round {round}"
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from torch import Tensor
 
+from fedsim.errors import RunFolderError
 from fedsim.exchange import UpdateKind
 from fedsim.federation import records
 from fedsim.federation.grid import Exchange
@@ -118,6 +120,13 @@ def round_of(request: Message) -> int | None:
     return int(request.metadata.group_id) if request.metadata.group_id.isdigit() else None
 
 
+def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Return whether two tensors are equal in every bit, NaN included."""
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+
+
 def _only_arrays(content: RecordDict) -> ArrayRecord | None:
     found = list(content.array_records.values())
     return found[0] if len(found) == 1 else None
@@ -130,18 +139,28 @@ class Replayer:
         self._folder = folder
         self._client_of = client_of
         self._participations: dict[int, int] = {}
+        self._compared: tuple[int, ArrayRecord] | None = None
+        self.asked: set[int] = set()
+        """Rounds in which a client had to be asked."""
 
     def replay(self, request: Message) -> Message | None:
-        """Return the recorded reply or failure; None when the client has to be asked."""
+        """Return the recorded reply or failure; None when the client has to be asked.
+
+        Raises:
+            RunFolderError: this run sends other weights than the recorded one did, or the reply does not fit them.
+        """
         client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
         if request.metadata.message_type != "train" or round is None:
             return None
+        self._compare(round, client, request.content[records.ARRAYS])  # type: ignore[arg-type]
         failure = self._folder.failures(round).get(client)
         if failure is not None:
             return Message(Error(records.CLIENT_RAISED, failure), reply_to=request)
         if not self._folder.has_capture(round, client):
+            self.asked.add(round)
             return None
         capture = self._folder.read_capture(round, client)
+        self._folder.check_arrays(capture, self._folder.read_global(round, client))
         self._participations[client] = self._participations.get(client, 0) + 1
         content = RecordDict(
             {
@@ -151,6 +170,26 @@ class Replayer:
             }
         )
         return Message(content, reply_to=request)
+
+    def _compare(self, round: int, client: int, sent: ArrayRecord) -> None:
+        """Compare what is sent with what was sent; weights of a round that were lost alone are stored again."""
+        # Strategies put one shared record into all messages of a round.
+        if self._compared is not None and self._compared[0] == round and self._compared[1] is sent:
+            return
+        weights = records.to_tensors(sent)
+        if not self._folder.has_global(round):
+            if self._folder.captured(round):
+                self._folder.write_global(round, weights)
+            return
+        stored = self._folder.read_global(round, client)
+        name = next((name for name in {**stored, **weights} if not _is_same(stored.get(name), weights.get(name))), None)
+        if name is not None:
+            raise RunFolderError(
+                f"{self._folder.capture_path(round, None)}: round {round} now sends other weights than this run did, the "
+                f"first in {name!r}. The model, the seed or a version has changed (environment.json names the versions). Put "
+                "it back, or start another run."
+            )
+        self._compared = (round, sent)
 
     def prepare(self, request: Message) -> None:
         """State the client's replayed participations, for its privacy accounting; the shared record stays untouched."""

@@ -6,19 +6,19 @@ A run may have been killed, or still be running: what is there counts, what is m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeGuard, TypeVar
 
 import pydantic
 
-from fedsim import yaml_loader
+from fedsim import files, yaml_loader
 from fedsim.errors import RunFolderError, ScenarioError
-from fedsim.lines import SCHEMA
-from fedsim.metrics.skill import Control, Direction
+from fedsim.lines import SCHEMA, Count, IndexLine, Value, client_key
+from fedsim.metrics.skill import Direction
 
-Controls = Mapping[str, Mapping[str, float]]
+_MOST_CLIENTS = 100_000  # beyond it a scenario's number of clients is no number of table rows
 
 
 class _Line(pydantic.BaseModel):
@@ -41,8 +41,8 @@ class PluginUse(_Line):
 class RecordedScore(_Line):
     """One metric of one attempt; `value` is None when the metric was unavailable."""
 
-    value: float | None = None
-    per_example: tuple[float, ...] | None = None
+    value: Value | None = None
+    per_example: tuple[Value, ...] | None = None
     worse: Direction
     unavailable: str | None = None
 
@@ -54,14 +54,21 @@ class RecordedScore(_Line):
         return self.per_example or (self.value,)
 
 
+class FilmControl(_Line):
+    """The best control of a film."""
+
+    name: str
+    value: Value
+
+
 class RecordedFilm(_Line):
     """How one attempt went, iteration by iteration: its own loss, and the PSNR that the auditor computed afterwards."""
 
-    steps: tuple[int, ...] = pydantic.Field(min_length=1)
-    losses: tuple[float | None, ...]
-    psnr: tuple[float, ...]
-    control: Control | None = None
-    shown: tuple[int, ...] = pydantic.Field(min_length=1)
+    steps: tuple[Count, ...] = pydantic.Field(min_length=1)
+    losses: tuple[Value | None, ...]
+    psnr: tuple[Value, ...]
+    control: FilmControl | None = None
+    shown: tuple[Count, ...] = pydantic.Field(min_length=1)
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> RecordedFilm:
@@ -74,19 +81,19 @@ class Record(_Line):
     """One line of records.jsonl: one attack on one client's update of one round."""
 
     run: str | None = None
-    round: int
-    client: int
+    round: Count
+    client: Count
     attack: PluginUse
     defenses: tuple[PluginUse, ...] = ()
     grants: tuple[str, ...] = ()
     status: Literal["found", "failed", "refused"]
     scores: dict[str, RecordedScore] = {}
-    controls: dict[str, dict[str, float]] = {}
+    controls: dict[str, dict[str, Value]] = {}
     cautions: tuple[str, ...] = ()
     message: str | None = None
     trace: dict[str, Any] = {}
-    seconds: float | None = None
-    seed: int | None = None
+    seconds: Value | None = None
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**64)] | None = None
     artifacts: dict[str, str] = {}
     film: RecordedFilm | None = None
 
@@ -94,24 +101,24 @@ class Record(_Line):
 class Budget(_Line):
     """What differential privacy promises one client after its rounds so far; None when no finite epsilon holds."""
 
-    epsilon: float | None
-    delta: float
+    epsilon: Value | None
+    delta: Value
     neighbors: str
 
 
 class Round(_Line):
     """One line of rounds.jsonl: the global model after a round; round 0 is before the training."""
 
-    round: int
-    accuracy: float | None = None
-    loss: float | None = None
-    participants: tuple[int, ...] = ()
-    failed: dict[int, str] = {}
-    epsilon: dict[int, Budget] = {}
-    seconds: float | None = None
+    round: Count
+    accuracy: Value | None = None
+    loss: Value | None = None
+    participants: tuple[Count, ...] = ()
+    failed: dict[Count, str] = {}
+    epsilon: dict[Count, Budget] = {}
+    seconds: Value | None = None
 
 
-_AnyLine = TypeVar("_AnyLine", Record, Round)
+_AnyLine = TypeVar("_AnyLine", Record, Round, IndexLine)
 
 
 @dataclass(frozen=True)
@@ -150,13 +157,13 @@ class Evidence:
     def planned_rounds(self) -> int | None:
         """How many rounds the scenario asks for."""
         value = self.part("federation").get("rounds")
-        return value if isinstance(value, int) else None
+        return value if _is_count(value) else None
 
     @property
     def planned_clients(self) -> int | None:
         """How many clients the scenario has."""
         value = self.part("federation").get("clients")
-        return value if isinstance(value, int) else None
+        return value if _is_count(value) and value <= _MOST_CLIENTS else None
 
     @property
     def is_audited(self) -> bool:
@@ -172,6 +179,10 @@ class Evidence:
         return self.records[0].grants if self.records else ()
 
 
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def read(folder: Path) -> Evidence:
     """Return what a run folder holds.
 
@@ -183,86 +194,191 @@ def read(folder: Path) -> Evidence:
     names = ("scenario.yaml", "environment.json", "rounds.jsonl", "records.jsonl")
     if not any((folder / name).exists() for name in names):
         raise RunFolderError(f"{folder}: not a run folder; expected one of {', '.join(names)} in it.")
-    notes: list[str] = []
-    scenario, text = _scenario(folder / "scenario.yaml", notes)
-    environment = _environment(folder / "environment.json", notes)
-    rounds = _lines(folder / "rounds.jsonl", Round, notes)
-    records = [] if _is_without_audit(folder, scenario) else _lines(folder / "records.jsonl", Record, notes)
-    return Evidence(
+    reader = _Reader(folder)
+    scenario, text = reader.scenario()
+    environment = reader.mapping("environment.json")
+    rounds = reader.lines("rounds.jsonl", Round)
+    is_without_audit = scenario.get("attacks") == [] and not (folder / "records.jsonl").exists()
+    records = [] if is_without_audit else reader.lines("records.jsonl", Record)
+    found = Evidence(
         folder=folder,
         scenario=scenario,
         scenario_text=text,
         environment=environment,
-        rounds=tuple(sorted(rounds, key=lambda line: line.round)),
-        records=tuple(sorted(records, key=lambda line: (line.round, line.client))),
-        notes=tuple(notes),
+        rounds=tuple(sorted((one.line for one in reader.distinct(rounds)), key=lambda line: line.round)),
+        records=(),
+        notes=(),
     )
+    own = sorted(reader.belonging(found, reader.distinct(records)), key=lambda line: (line.round, line.client))
+    reader.captures(found)
+    return replace(found, records=tuple(own), notes=tuple(reader.notes))
 
 
-def _is_without_audit(folder: Path, scenario: Mapping[str, Any]) -> bool:
-    return scenario.get("attacks") == [] and not (folder / "records.jsonl").exists()
+class _Numbered(NamedTuple, Generic[_AnyLine]):
+    """A line of a file, and where it stands."""
+
+    where: str
+    line: _AnyLine
 
 
-def _scenario(path: Path, notes: list[str]) -> tuple[dict[str, Any], str | None]:
-    try:
-        value = yaml_loader.read(path)
-    except ScenarioError as error:
-        notes.append(f"{path.name}: {error.message}")
-        return {}, None
-    if not isinstance(value, dict):
-        notes.append(f"{path.name}: not a mapping.")
-        return {}, None
-    return value, path.read_text(encoding="utf-8")
+class _Reader:
+    """Reads a run folder; what is missing or damaged becomes a note.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.notes: list[str] = []
+
+    def _content(self, name: str) -> bytes | None:
+        """Return the content of a file; None, without a note, where it is not there."""
+        return files.read(self._folder / name, self._folder)
+
+    def _note(self, error: Exception) -> None:
+        # The same folder under another name gives the same report.
+        self.notes.append(str(error).replace(f"{self._folder}/", ""))
+
+    def scenario(self) -> tuple[dict[str, Any], str | None]:
+        """Return scenario.yaml as plain data and as text."""
+        name = "scenario.yaml"
+        try:
+            content = self._content(name)
+            if content is None:
+                self.notes.append(f"{name}: no such file.")
+                return {}, None
+            text = content.decode("utf-8")
+            value = yaml_loader.parse(text, name)
+        except UnicodeDecodeError:
+            self.notes.append(f"{name}: not UTF-8 text, so no YAML.")
+            return {}, None
+        except ScenarioError as error:
+            self.notes.append(f"{error}" if error.where == name else f"{name}: {error}")
+            return {}, None
+        except RunFolderError as error:
+            self._note(error)
+            return {}, None
+        if not isinstance(value, dict):
+            self.notes.append(f"{name}: not a mapping.")
+            return {}, None
+        return value, text
+
+    def mapping(self, name: str, is_needed: bool = True) -> dict[str, Any]:
+        """Return a JSON file that holds a mapping; empty where it does not."""
+        try:
+            content = self._content(name)
+            value = {} if content is None else files.parse_json(content)
+        except RunFolderError as error:
+            self._note(error)
+            return {}
+        except ValueError as error:
+            reason = "not readable as JSON" if str(error) == "not JSON" else error
+            self.notes.append(f"{name}: {reason}.")
+            return {}
+        if content is None and is_needed:
+            self.notes.append(f"{name}: no such file.")
+        if not isinstance(value, dict):
+            self.notes.append(f"{name}: not a mapping.")
+            return {}
+        return value
+
+    def lines(self, name: str, kind: type[_AnyLine]) -> list[_Numbered[_AnyLine]]:
+        """Return the complete lines of a JSON Lines file that are what they must be."""
+        try:
+            content = self._content(name)
+        except RunFolderError as error:
+            self._note(error)
+            return []
+        if content is None:
+            self.notes.append(f"{name}: no such file; nothing of it was recorded.")
+            return []
+        *complete, rest = content.split(b"\n")
+        if rest.strip():
+            self.notes.append(
+                f"{name}: the last line is half-written and left out; the run was stopped, or is still writing."
+            )
+        numbered = [(f"{name}, line {number}", line) for number, line in enumerate(complete, 1) if line.strip()]
+        return [_Numbered(where, line) for where, text in numbered for line in self._parsed(text, kind, where)]
+
+    def _parsed(self, line: bytes, kind: type[_AnyLine], where: str) -> Iterator[_AnyLine]:
+        try:
+            # NaN and infinity are not JSON, but Python writes and reads them: here they mean "no value".
+            value = files.parse_json(line, constant=lambda _: None)
+        except ValueError as error:
+            self.notes.append(f"{where}: {error}; left out.")
+            return
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if isinstance(schema, int) and schema != SCHEMA:
+            raise RunFolderError(
+                f"{where}: schema {schema}, this version of fedsim reads {SCHEMA}. Use the one that wrote it."
+            )
+        try:
+            yield kind.model_validate(value)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"]) or "line"
+            self.notes.append(f"{where}: {field}: {first['msg']}; left out.")
+
+    def distinct(self, numbered: list[_Numbered[_AnyLine]]) -> list[_Numbered[_AnyLine]]:
+        """Leave out what another line tells already, so that nothing is counted twice."""
+        first: dict[str, str] = {}
+        kept = []
+        for one in numbered:
+            if first.setdefault(_place(one.line), one.where) == one.where:
+                kept.append(one)
+            else:
+                self.notes.append(
+                    f"{one.where}: tells of the same as line {first[_place(one.line)].split()[-1]}; left out."
+                )
+        return kept
+
+    def belonging(self, found: Evidence, records: list[_Numbered[Record]]) -> Iterator[Record]:
+        """Yield the records of this run, of what took part in it."""
+        run = self.mapping("inputs.json", is_needed=False).get("run")
+        took_part = {line.round: {*line.participants, *line.failed} for line in found.rounds}
+        is_simulated = found.environment.get("origin") == "simulated"
+        rounds, clients = (found.planned_rounds, found.planned_clients) if is_simulated else (None, None)
+        for where, record in records:
+            place = f"client {record.client} in round {record.round}"
+            if isinstance(run, str) and record.run != run:
+                self.notes.append(f"{where}: of the run {record.run}, this one is {run}; left out.")
+            elif (rounds is not None and record.round > rounds) or (clients is not None and record.client >= clients):
+                self.notes.append(f"{where}: of {place}, which the scenario does not have; left out.")
+            elif record.client not in took_part.get(record.round, {record.client}):
+                self.notes.append(f"{where}: of {place}, which took no part as rounds.jsonl says; left out.")
+            else:
+                yield record
+
+    def captures(self, found: Evidence) -> None:
+        """Note what the captures lack of what the rounds tell."""
+        name = "captures/index.jsonl"
+        wanted = {
+            client_key(line.round, client): (line.round, client)
+            for line in found.rounds
+            for client in line.participants
+        }
+        if not wanted:
+            return
+        if not (self._folder / name).exists():
+            self.notes.append(f"{name}: no such file, so no update of this run can be attacked again.")
+            return
+        index = self.lines(name, IndexLine)
+        failed = {one.line.key for one in index if one.line.failed is not None}
+        captured = {one.line.key for one in index if one.line.sha256 is not None}
+        for key, (round, client) in wanted.items():
+            place = f"client {client} in round {round}"
+            if key in failed:
+                self.notes.append(f"{name}: says that {place} failed, and rounds.jsonl that it took part.")
+            elif key not in captured or not (self._folder / "captures" / f"{key}.safetensors").exists():
+                self.notes.append(
+                    f"captures/{key}.safetensors: missing, though rounds.jsonl says that {place} took part."
+                )
 
 
-def _environment(path: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        notes.append(f"{path.name}: no such file.")
-        return {}
-    except (OSError, ValueError):
-        notes.append(f"{path.name}: not readable as JSON.")
-        return {}
-    if not isinstance(value, dict):
-        notes.append(f"{path.name}: not a mapping.")
-        return {}
-    return value
-
-
-def _lines(path: Path, kind: type[_AnyLine], notes: list[str]) -> list[_AnyLine]:
-    if not path.exists():
-        notes.append(f"{path.name}: no such file; nothing of it was recorded.")
-        return []
-    *complete, rest = path.read_bytes().split(b"\n")
-    if rest.strip():
-        notes.append(
-            f"{path.name}: the last line is half-written and left out; the run was stopped, or is still writing."
-        )
-    found = []
-    for number, line in enumerate(complete, 1):
-        if line.strip():
-            parsed = _parsed(line, kind, f"{path.name}, line {number}", notes)
-            found += [] if parsed is None else [parsed]
-    return found
-
-
-def _parsed(line: bytes, kind: type[_AnyLine], where: str, notes: list[str]) -> _AnyLine | None:
-    try:
-        # NaN and infinity are not JSON, but Python writes and reads them: here they mean "no value".
-        value = json.loads(line, parse_constant=lambda _: None)
-    except ValueError:
-        notes.append(f"{where}: not JSON; left out.")
-        return None
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if isinstance(schema, int) and schema != SCHEMA:
-        raise RunFolderError(
-            f"{where}: schema {schema}, this version of fedsim reads {SCHEMA}. Use the one that wrote it."
-        )
-    try:
-        return kind.model_validate(value)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "line"
-        notes.append(f"{where}: {field}: {first['msg']}; left out.")
-        return None
+def _place(line: Record | Round | IndexLine) -> str:
+    """Return what a line tells of: no two lines of a file tell of the same."""
+    if isinstance(line, Record):
+        attack = line.attack
+        return json.dumps([line.round, line.client, attack.name, attack.params, attack.label], sort_keys=True)
+    return str(line.round)
