@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeGuard, TypeVar
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
 import pydantic
 
@@ -205,20 +205,13 @@ def read(folder: Path) -> Evidence:
         scenario=scenario,
         scenario_text=text,
         environment=environment,
-        rounds=tuple(sorted((one.line for one in reader.distinct(rounds)), key=lambda line: line.round)),
+        rounds=tuple(sorted((line for _, line in reader.distinct(rounds)), key=lambda line: line.round)),
         records=(),
         notes=(),
     )
     own = sorted(reader.belonging(found, reader.distinct(records)), key=lambda line: (line.round, line.client))
     reader.captures(found)
     return replace(found, records=tuple(own), notes=tuple(reader.notes))
-
-
-class _Numbered(NamedTuple, Generic[_AnyLine]):
-    """A line of a file, and where it stands."""
-
-    where: str
-    line: _AnyLine
 
 
 class _Reader:
@@ -283,8 +276,8 @@ class _Reader:
             return {}
         return value
 
-    def lines(self, name: str, kind: type[_AnyLine]) -> list[_Numbered[_AnyLine]]:
-        """Return the complete lines of a JSON Lines file that are what they must be."""
+    def lines(self, name: str, kind: type[_AnyLine]) -> list[tuple[str, _AnyLine]]:
+        """Return the complete lines of a JSON Lines file that are what they must be, each with its place."""
         try:
             content = self._content(name)
         except RunFolderError as error:
@@ -299,7 +292,7 @@ class _Reader:
                 f"{name}: the last line is half-written and left out; the run was stopped, or is still writing."
             )
         numbered = [(f"{name}, line {number}", line) for number, line in enumerate(complete, 1) if line.strip()]
-        return [_Numbered(where, line) for where, text in numbered for line in self._parsed(text, kind, where)]
+        return [(where, line) for where, text in numbered for line in self._parsed(text, kind, where)]
 
     def _parsed(self, line: bytes, kind: type[_AnyLine], where: str) -> Iterator[_AnyLine]:
         try:
@@ -320,20 +313,19 @@ class _Reader:
             field = ".".join(str(part) for part in first["loc"]) or "line"
             self.notes.append(f"{where}: {field}: {first['msg']}; left out.")
 
-    def distinct(self, numbered: list[_Numbered[_AnyLine]]) -> list[_Numbered[_AnyLine]]:
+    def distinct(self, numbered: list[tuple[str, _AnyLine]]) -> list[tuple[str, _AnyLine]]:
         """Leave out what another line tells already, so that nothing is counted twice."""
         first: dict[str, str] = {}
         kept = []
-        for one in numbered:
-            if first.setdefault(_place(one.line), one.where) == one.where:
-                kept.append(one)
+        for where, line in numbered:
+            before = first.setdefault(_place(line), where)
+            if before == where:
+                kept.append((where, line))
             else:
-                self.notes.append(
-                    f"{one.where}: tells of the same as line {first[_place(one.line)].split()[-1]}; left out."
-                )
+                self.notes.append(f"{where}: tells of the same as {before}; left out.")
         return kept
 
-    def belonging(self, found: Evidence, records: list[_Numbered[Record]]) -> Iterator[Record]:
+    def belonging(self, found: Evidence, records: list[tuple[str, Record]]) -> Iterator[Record]:
         """Yield the records of this run, of what took part in it."""
         run = self.mapping("inputs.json", is_needed=False).get("run")
         took_part = {line.round: {*line.participants, *line.failed} for line in found.rounds}
@@ -364,8 +356,8 @@ class _Reader:
             self.notes.append(f"{name}: no such file, so no update of this run can be attacked again.")
             return
         index = self.lines(name, IndexLine)
-        failed = {one.line.key for one in index if one.line.failed is not None}
-        captured = {one.line.key for one in index if one.line.sha256 is not None}
+        failed = {line.key for _, line in index if line.failed is not None}
+        captured = {line.key for _, line in index if line.sha256 is not None}
         for key, (round, client) in wanted.items():
             place = f"client {client} in round {round}"
             if key in failed:
