@@ -20,7 +20,7 @@ from rich.table import Table
 
 from fedsim import scenario as scenarios
 from fedsim import yaml_loader
-from fedsim.errors import FedsimError, ScenarioError, nearest
+from fedsim.errors import FedsimError, RunFolderError, ScenarioError, nearest
 from fedsim.scenario import Scenario
 
 app = typer.Typer(
@@ -165,9 +165,12 @@ def report(folder: Folder) -> None:
     from fedsim.recording import RunFolder
 
     opened = RunFolder.open(folder)
+    scenario = None
     # A scenario that cannot be read is told by the report.
-    with contextlib.suppress(ScenarioError):
-        inputs.check_scenario(opened, opened.scenario())
+    with contextlib.suppress(ScenarioError, RunFolderError):
+        scenario = opened.scenario()
+    if scenario is not None:
+        inputs.check_scenario(opened, scenario)
     path = reports.render(opened.path)
     _out.print(f"Report: {path}", highlight=False, markup=False, soft_wrap=True)
 

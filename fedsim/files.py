@@ -177,11 +177,10 @@ def parse_json(content: bytes | str, constant: Callable[[str], Any] = float) -> 
 
 def _check_depth(value: Any) -> None:
     level, depth = [value], 0
-    while level:
+    while inner := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
-        if depth > MAX_DEPTH + 1:
+        if depth > MAX_DEPTH:
             raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-        inner = [item for item in level if isinstance(item, dict | list)]
         level = [item for held in inner for item in (held.values() if isinstance(held, dict) else held)]
 
 

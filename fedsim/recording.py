@@ -151,8 +151,9 @@ class RunFolder:
         Raises:
             RunFolderError: there is none at `path`.
         """
-        if not (path / "scenario.yaml").is_file():
-            began = path.is_dir() and _is_empty(path)
+        is_folder = path.is_dir()
+        if not (is_folder and files.is_file(path / "scenario.yaml", path)):
+            began = is_folder and _is_empty(path)
             advice = " Start the run anew, with fedsim run SCENARIO --out and this folder." if began else ""
             raise RunFolderError(f"{path}: not a run folder, it has no scenario.yaml.{advice}")
         return cls(path)

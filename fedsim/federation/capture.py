@@ -138,7 +138,7 @@ class Replayer:
     def __init__(self, folder: RunFolder, client_of: Callable[[int], int]) -> None:
         self._folder = folder
         self._client_of = client_of
-        self._participations: dict[int, int] = {}
+        self._replayed: set[int] = set()
         self._compared: tuple[int, ArrayRecord] | None = None
         self.asked: set[int] = set()
         """Rounds in which a client had to be asked."""
@@ -161,7 +161,7 @@ class Replayer:
             return None
         capture = self._folder.read_capture(round, client)
         self._folder.check_arrays(capture, self._folder.read_global(round, client))
-        self._participations[client] = self._participations.get(client, 0) + 1
+        self._replayed.add(client)
         content = RecordDict(
             {
                 records.ARRAYS: ArrayRecord({name: Array(tensor.numpy()) for name, tensor in capture.arrays.items()}),
@@ -192,9 +192,13 @@ class Replayer:
         self._compared = (round, sent)
 
     def prepare(self, request: Message) -> None:
-        """State the client's replayed participations, for its privacy accounting; the shared record stays untouched."""
-        done = self._participations.get(self._client_of(request.metadata.dst_node_id), 0)
-        if request.metadata.message_type == "train" and done:
+        """State the client's earlier participations, for its privacy accounting; the shared record stays untouched.
+
+        Its own count lacks the replayed ones; lost replies that it made again lie before and among them.
+        """
+        client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
+        if request.metadata.message_type == "train" and round is not None and client in self._replayed:
+            done = sum(client in self._folder.captured(earlier) for earlier in range(1, round))
             config: Any = dict(request.content[records.CONFIG])
             content = RecordDict(dict(request.content))
             content[records.CONFIG] = ConfigRecord({**config, records.PARTICIPATIONS: done})

@@ -168,11 +168,11 @@ def _compare(folder: RunFolder, known: RoundLine, made: RoundLine) -> None:
     Raises:
         RunFolderError: names the round and the first difference.
     """
-    for name in ("participants", "failed", "accuracy", "loss"):
-        if known[name] != made[name]:
+    for name in ("participants", "failed", "epsilon", "accuracy", "loss"):
+        if known.get(name, made[name]) != made[name]:
             raise RunFolderError(
                 f"{folder.rounds.path}: round {made['round']} was trained again, since captures of it were missing, and its "
-                f"{name} is now {made[name]}, not {known[name]}. Restore the captures, or what made them (environment.json "
+                f"{name} is now {made[name]}, not {known.get(name)}. Restore the captures, or what made them (environment.json "
                 "names the versions), or start another run."
             )
 
