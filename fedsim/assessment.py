@@ -28,7 +28,7 @@ from fedsim.metrics.matching import match
 from fedsim.metrics.skill import best_control
 from fedsim.metrics.unavailable import MetricUnavailableError
 from fedsim.plan import Plan, PlannedAttack, PlannedDefense
-from fedsim.recording import RunFolder, write_atomically
+from fedsim.recording import RunFolder
 from fedsim.scenario import Scenario
 from fedsim.seeds import seeded
 
@@ -82,7 +82,7 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
     tried = attempt.run(plan, folder, task.round, task.client, planned)
     record: Record = {
         "schema": SCHEMA,
-        "run": run_id(plan.scenario),
+        "run": folder.run or run_id(plan.scenario),
         "round": task.round,
         "client": task.client,
         "attack": {
@@ -279,7 +279,7 @@ def _write_strips(
     folder: RunFolder, task: Task, planned: PlannedAttack, truth: Truth, tried: Attempt, record: Record
 ) -> None:
     originals = folder.artifact(task.round, task.client, "originals.png")
-    write_atomically(originals, pictures.png_strip(truth.images))
+    folder.write(originals, pictures.png_strip(truth.images))
     record["artifacts"]["originals"] = folder.relative(originals)
     found = tried.finding.images
     if found is None or len(found) == 0:
@@ -289,7 +289,7 @@ def _write_strips(
         if index is not None:
             shown[position] = found[index]
     path = folder.artifact(task.round, task.client, f"{planned.slug}.png")
-    write_atomically(path, pictures.png_strip(shown))
+    folder.write(path, pictures.png_strip(shown))
     record["artifacts"]["reconstructions"] = folder.relative(path)
 
 
@@ -306,7 +306,7 @@ def _show_film(
     frames = films.arranged(film, truth.images)
     shown = pictures.spread(len(film.steps), pictures.SHOWN)
     path = folder.artifact(task.round, task.client, f"{planned.slug}-film.png")
-    write_atomically(path, pictures.png_film(frames[shown], truth.images))
+    folder.write(path, pictures.png_film(frames[shown], truth.images))
     record["artifacts"]["film"] = folder.relative(path)
     best = best_control("psnr", controls, "higher")
     record["film"] = {

@@ -20,15 +20,15 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedsim.errors import AttackRefusedError
+from fedsim import files, lines
+from fedsim.errors import AttackRefusedError, RunFolderError
 from fedsim.exchange import FRAMES, Film, Finding, Update
 from fedsim.pictures import spread
 from fedsim.plan import Plan, PlannedAttack
-from fedsim.recording import RunFolder, write_atomically
+from fedsim.recording import RunFolder
 from fedsim.seeds import derive, seeded
 from fedsim.threat import ThreatModel
 
@@ -90,33 +90,41 @@ def run(plan: Plan, folder: RunFolder, round: int, client: int, planned: Planned
     """Return the attempt, from the folder when it is there, else by running the attack here and storing the finding.
 
     Raises:
-        RunFolderError: the capture is missing or corrupted.
+        RunFolderError: the capture is missing or corrupted, or the stored finding belongs to another update.
     """
     found = stored(folder, round, client, planned)
     if found is None:
         store(folder, round, client, planned, make(plan, folder, round, client, planned).content)
         found = stored(folder, round, client, planned)
         assert found is not None
+    elif found.seed != _seed(plan, planned, round, client):
+        raise RunFolderError(
+            f"{finding_path(folder, round, client, planned)}: made with the seed {found.seed}, which this attack on "
+            f"client {client} in round {round} does not have. Delete the file to attack again."
+        )
     return found
 
 
 def stored(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt | None:
-    """Return a stored attempt; None when there is none, or one of other parameters or of another version."""
-    return _read(finding_path(folder, round, client, planned), planned)
+    """Return a stored attempt; None when there is none, one of other parameters or another version, or a damaged one.
+
+    Raises:
+        RunFolderError: it belongs to another round, client or run, or is no file.
+    """
+    return _read(folder, round, client, planned)
 
 
 def store(folder: RunFolder, round: int, client: int, planned: PlannedAttack, content: bytes) -> None:
     """Store an attempt that was made."""
-    write_atomically(finding_path(folder, round, client, planned), content)
+    folder.write(finding_path(folder, round, client, planned), content)
 
 
 def forget_failure(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> bool:
     """Remove a stored attempt if it failed; returns whether it did."""
-    path = finding_path(folder, round, client, planned)
-    stored = _read(path, planned)
+    stored = _read(folder, round, client, planned)
     if stored is None or stored.status != "failed":
         return False
-    path.unlink()
+    finding_path(folder, round, client, planned).unlink()
     return True
 
 
@@ -131,7 +139,7 @@ def store_failure(
 ) -> None:
     """Store that an attempt failed in a way that it could not survive to tell."""
     failed = Attempt("failed", Finding(), message, seconds, _seed(plan, planned, round, client))
-    store(folder, round, client, planned, _content(planned, failed))
+    store(folder, round, client, planned, _content(planned, failed, _where(folder, round, client)))
 
 
 def _seed(plan: Plan, planned: PlannedAttack, round: int, client: int) -> int:
@@ -150,12 +158,17 @@ def make(plan: Plan, folder: RunFolder, round: int, client: int, planned: Planne
     """
     update, weights = folder.read_update(round, client), folder.read_global(round, client)
     seed = _seed(plan, planned, round, client)
-    attempt, content = attack(plan, planned, update, weights, seed)
+    attempt, content = attack(plan, planned, update, weights, seed, _where(folder, round, client))
     return Made(attempt.status, content)
 
 
 def attack(
-    plan: Plan, planned: PlannedAttack, update: Update, weights: Mapping[str, Tensor], seed: int
+    plan: Plan,
+    planned: PlannedAttack,
+    update: Update,
+    weights: Mapping[str, Tensor],
+    seed: int,
+    where: Mapping[str, Any],
 ) -> tuple[Attempt, bytes]:
     """Run an attack on one update, and check what it claims; returns the attempt and the content of the file for it.
 
@@ -165,16 +178,17 @@ def attack(
         update: what the client sent.
         weights: the global weights that the client got.
         seed: of the attack's generator.
+        where: what the header of the file says of the update that it belongs to.
     """
     if not update.is_finite():
         refused = Attempt("refused", Finding(), "the update is not finite", 0.0, seed)
-        return refused, _content(planned, refused)
+        return refused, _content(planned, refused, where)
     observation = ThreatModel(plan).observe(update, weights)
     started = time.perf_counter()
 
     def ended(status: Status, finding: Finding, message: str | None) -> tuple[Attempt, bytes]:
         attempt = Attempt(status, finding, message, float(f"{time.perf_counter() - started:.4g}"), seed)
-        return attempt, _content(planned, attempt)
+        return attempt, _content(planned, attempt, where)
 
     try:
         with seeded(seed):
@@ -369,13 +383,20 @@ def _plain(value: Any, levels: int) -> Any:
     return _encodable(str(value))
 
 
-def _content(planned: PlannedAttack, attempt: Attempt) -> bytes:
+def _where(folder: RunFolder, round: int, client: int) -> dict[str, Any]:
+    """Return what the header of a finding says of the update that it belongs to."""
+    return {"run": folder.run, "round": round, "client": client}
+
+
+def _content(planned: PlannedAttack, attempt: Attempt, where: Mapping[str, Any]) -> bytes:
     finding = attempt.finding
     film = finding.film
     tensors = {"images": finding.images, "labels": finding.labels, "features": finding.features}
     if film is not None:
         tensors["film"] = film.images
     header = {
+        "schema": lines.SCHEMA,
+        **where,
         "attack": identity(planned),
         "status": attempt.status,
         "message": attempt.message,
@@ -391,20 +412,32 @@ def _content(planned: PlannedAttack, attempt: Attempt) -> bytes:
             for name, tensor in tensors.items()
             if tensor is not None
         },
-        {"fedsim": json.dumps(header, default=str)},
+        files.header(header),
     )
 
 
-def _read(path: Path, planned: PlannedAttack) -> Attempt | None:
+def _read(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt | None:
+    """Return a stored attempt; None when there is none, one of other parameters or another version, or a damaged one.
+
+    Raises:
+        RunFolderError: it belongs to another round, client or run, or is no file.
+    """
+    path = finding_path(folder, round, client, planned)
     try:
-        with safe_open(path, "pt") as opened:
-            header = json.loads(opened.metadata()["fedsim"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+        read = files.read_tensors(path, folder.path, "a finding")
+        if read is None:
+            return None
+        tensors, header = read[0], lines.check_header(path, read[1], lines.FindingHeader, "a finding")
+    except files.DamagedFileError:
         return None
-    if header["attack"] != json.loads(json.dumps(identity(planned), default=str)):
+    if header.attack != json.loads(json.dumps(identity(planned), default=str)):
         return None
-    frames, curve = tensors.pop("film", None), header.get("film")
-    film = None if frames is None else Film(tuple(curve["steps"]), frames, tuple(curve["losses"]))
-    finding = Finding(**tensors, trace=header["trace"], cautions=tuple(header["cautions"]), film=film)
-    return Attempt(header["status"], finding, header["message"], header["seconds"], header["seed"])
+    folder.check_place(path, (header.round, header.client, header.run), (round, client))
+    frames = tensors.pop("film", None)
+    if not set(tensors) <= {"images", "labels", "features"} or (frames is None) != (header.film is None):
+        return None
+    film = None
+    if frames is not None and header.film is not None:
+        film = Film(tuple(header.film.steps), frames, tuple(header.film.losses))
+    finding = Finding(**tensors, trace=header.trace, cautions=tuple(header.cautions), film=film)
+    return Attempt(header.status, finding, header.message, header.seconds, header.seed)

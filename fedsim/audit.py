@@ -360,7 +360,9 @@ class Auditor:
         """Store that an attempt failed because its process died, alone in the pool; its assessment may be what kills."""
         planned = self._plan.attacks[task.attack]
         if kind == "calibrate":
-            self._store_calibration(task, calibration.failure(self._plan, task.round, planned, "its process died"))
+            self._store_calibration(
+                task, calibration.failure(self._plan, self._folder.run, task.round, planned, "its process died")
+            )
             return
         if task in self._fatal:
             raise FedsimError(f"audit: the process that assesses {task} dies, though its attack is left out.")

@@ -91,7 +91,12 @@ def calibrate(
     pictures = _unprotected(plan, held, round, 0).setting_of(0, round).pictures or 1
     updates = max(1, math.ceil(_PICTURES / pictures)) if planned.attack.is_cheap else 1
     started = time.perf_counter()
-    line = {**failure(plan, round, planned, ""), "status": "found", "pictures": pictures, "updates": updates}
+    line = {
+        **failure(plan, folder.run, round, planned, ""),
+        "status": "found",
+        "pictures": pictures,
+        "updates": updates,
+    }
     del line["message"]
     trials = []
     for index in range(updates):
@@ -112,7 +117,7 @@ def attack(plan: Plan, folder: RunFolder, round: int, client: int, planned: Plan
     """
     weights, own = folder.read_global(round, client), _unprotected(plan, _held(plan, folder, round), round, index)
     update = local_update(own, 0, round, weights, _proximal_mu(plan)).update
-    return attempt.attack(own, planned, update, weights, derive(_seed(plan, round, planned), index))[0]
+    return attempt.attack(own, planned, update, weights, derive(_seed(plan, round, planned), index), {})[0]
 
 
 def _seed(plan: Plan, round: int, planned: PlannedAttack) -> int:
@@ -120,11 +125,19 @@ def _seed(plan: Plan, round: int, planned: PlannedAttack) -> int:
     return derive(plan.scenario.seed, "calibration", planned.info.name, params, round)
 
 
-def failure(plan: Plan, round: int, planned: PlannedAttack, message: str) -> Record:
-    """Return the line of a calibration that failed in a way that it could not survive to tell."""
+def failure(plan: Plan, run: str | None, round: int, planned: PlannedAttack, message: str) -> Record:
+    """Return the line of a calibration that failed in a way that it could not survive to tell.
+
+    Args:
+        plan: the run's plan.
+        run: what the run is called; None where nobody has named it yet.
+        round: server round.
+        planned: the attack.
+        message: what happened.
+    """
     return {
         "schema": SCHEMA,
-        "run": assessment.run_id(plan.scenario),
+        "run": run or assessment.run_id(plan.scenario),
         "round": round,
         "attack": {
             **assessment.cited(planned, attempt.identity(planned)),

@@ -23,7 +23,15 @@ from rich.text import Text
 
 from fedsim import scenario as scenarios
 from fedsim import yaml_loader
-from fedsim.errors import FedsimError, ScenarioError, nearest, printable, printable_line, printable_lines
+from fedsim.errors import (
+    FedsimError,
+    RunFolderError,
+    ScenarioError,
+    nearest,
+    printable,
+    printable_line,
+    printable_lines,
+)
 from fedsim.scenario import Scenario
 
 
@@ -225,10 +233,13 @@ def report(folder: Folder) -> None:
     from fedsim.recording import RunFolder
 
     opened = RunFolder.open(folder)
+    scenario = None
     # A scenario that cannot be read is told by the report.
-    with contextlib.suppress(ScenarioError):
+    with contextlib.suppress(ScenarioError, RunFolderError):
         if opened.has_scenario():
-            inputs.check_scenario(opened, opened.scenario())
+            scenario = opened.scenario()
+    if scenario is not None:
+        inputs.check_scenario(opened, scenario)
     path = reports.render(opened.path)
     _out.print(printable_line(f"Report: {path}"), highlight=False, markup=False, soft_wrap=True)
 

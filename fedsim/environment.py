@@ -10,6 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from fedsim import files
+from fedsim.errors import RunFolderError
+
 _PACKAGES = (
     "fedsim",
     "flwr",
@@ -59,20 +62,31 @@ def describe(origin: Origin) -> dict[str, Any]:
 
 
 def origin(folder: Path) -> Origin:
-    """Return how a run folder came about, as environment.json states; `observed` when that is missing or damaged."""
-    return "simulated" if _stated(folder) == "simulated" else "observed"
+    """Return how a run folder came about, as environment.json states; where that is missing, only a simulation logs rounds.
 
-
-def _stated(folder: Path) -> Any:
-    try:
-        return json.loads((folder / "environment.json").read_text())["origin"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    Raises:
+        RunFolderError: environment.json is damaged.
+    """
+    path = folder / "environment.json"
+    content = files.read_json(path, folder)
+    if content is None:
+        return "simulated" if files.is_file(folder / "rounds.jsonl", folder) else "observed"
+    stated = content.get("origin") if isinstance(content, dict) else None
+    if stated == "simulated":
+        return "simulated"
+    if stated == "observed":
+        return "observed"
+    raise RunFolderError(f"{path}: origin: expected 'simulated' or 'observed', got {stated!r:.80}. Restore the file.")
 
 
 def is_observed(folder: Path) -> bool:
-    """Return whether environment.json states that the folder was observed; not so where it is missing or damaged."""
-    return bool(_stated(folder) == "observed")
+    """Return whether environment.json states that the folder was observed; not so where it is missing.
+
+    Raises:
+        RunFolderError: environment.json is damaged.
+    """
+    content = files.read_json(folder / "environment.json", folder)
+    return isinstance(content, dict) and content.get("origin") == "observed"
 
 
 def as_json(origin: Origin) -> str:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedsim import environment
+from fedsim import environment, files
+from fedsim.assessment import run_id
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.lines import SCHEMA
 from fedsim.plan import Plan
-from fedsim.recording import RunFolder, write_atomically
+from fedsim.recording import RunFolder
 from fedsim.scenario import Scenario, parse
 
 _PARTS = ("seed", "data", "model", "federation", "training", "threat", "defenses")
@@ -43,11 +44,13 @@ class Inputs:
         settings: the deciding parts of the resolved scenario.
         data: digests; see `FederatedData.verify`.
         notes: of the plan and the data, for the user and the report; they decide nothing and are never compared.
+        run: what the run is called in records and headers, once and for all; None in folders of an earlier fedsim.
     """
 
     settings: Mapping[str, Any]
     data: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    run: str | None = None
 
 
 def of(plan: Plan) -> Inputs:
@@ -60,7 +63,7 @@ def of(plan: Plan) -> Inputs:
     rounds = scenario.federation.rounds if plan.captured is None else 0
     digests = plan.data.verify(rounds, scenario.training)
     notes = (*plan.notes, *plan.data.notes(rounds, scenario.training))
-    return Inputs(_settings(scenario), digests, notes)
+    return Inputs(_settings(scenario), digests, notes, run_id(scenario))
 
 
 def bind(folder: RunFolder, inputs: Inputs) -> None:
@@ -90,7 +93,7 @@ def bind(folder: RunFolder, inputs: Inputs) -> None:
                 f"{_advice(observed, 'Restore the data')}"
             )
     if changed:
-        _write(folder, inputs)
+        _write(folder, replace(inputs, run=stored.run))
 
 
 def check_scenario(folder: RunFolder, scenario: Scenario) -> None:
@@ -123,22 +126,24 @@ def is_audited(folder: RunFolder) -> bool:
 
 def _write(folder: RunFolder, inputs: Inputs) -> None:
     content = {"schema": SCHEMA, **asdict(inputs)}
-    write_atomically(folder.path / "inputs.json", json.dumps(content, indent=2) + "\n")
+    folder.write(folder.path / "inputs.json", json.dumps(content, indent=2) + "\n")
 
 
 def _read(folder: RunFolder) -> Inputs | None:
     try:
-        content = json.loads((folder.path / "inputs.json").read_text(encoding="utf-8"))
+        content = files.read_json(folder.path / "inputs.json", folder.path)
+        if content is None:
+            return None
         if content["schema"] != SCHEMA:
             raise RunFolderError(f"{_path(folder)}: schema {content['schema']!r}, this fedsim reads {SCHEMA}.")
         # Read as a scenario: a setting that is younger than the run has its default.
         settings = _settings(parse(content["settings"], _path(folder)))
-        return Inputs(settings, dict(content["data"]), tuple(content.get("notes", ())))
-    except FileNotFoundError:
-        return None
+        return Inputs(settings, dict(content["data"]), tuple(content.get("notes", ())), folder.run)
+    except files.DamagedFileError as error:
+        reason = str(error).removeprefix(f"{_path(folder)}: ").rstrip(".")
     except ScenarioError as error:
         reason = str(error)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         reason = "not what fedsim writes"
     raise RunFolderError(
         f"{_path(folder)}: damaged ({reason}). Restore it, or delete it where you are sure that scenario.yaml and the data "

@@ -1,19 +1,40 @@
-"""What each line of a run's JSON Lines files must hold, so that a damaged one is named before anything rests on it."""
+"""What each line of a run's JSON Lines files and each header of its safetensors files must hold.
+
+So a damaged one is named before anything rests on it.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
 from fedsim.errors import RunFolderError
+from fedsim.files import DamagedFileError
 
 SCHEMA = 1  # of every file of a run folder; README documents the records
+MODEL = "model"
+"""The key of the final global weights."""
 
-_KEY = re.compile(r"round-\d{4,}/(client-\d{3,}|global(-\d{3,})?)", re.ASCII)
+# Beyond these nothing that a run could have measured: numbers whose sums and squares overflow, counts that fill the memory.
+Count = Annotated[int, pydantic.Field(ge=0, le=10**9)]
+Value = Annotated[float, pydantic.Field(ge=-1e40, le=1e40, allow_inf_nan=False)]
+
+_KEY = re.compile(r"round-(\d{4,9})/(client-|global-?)(\d{3,9})?", re.ASCII)
+_NUMBER = Annotated[str, pydantic.Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+
+
+def client_key(round: int, client: int) -> str:
+    """Return the key of a client's reply."""
+    return f"round-{round:04d}/client-{client:03d}"
+
+
+def global_key(round: int, client: int | None = None) -> str:
+    """Return the key of the weights that the server sent out in a round, to all clients or to this one alone."""
+    return f"round-{round:04d}/global" + ("" if client is None else f"-{client:03d}")
 
 
 class _Line(pydantic.BaseModel):
@@ -29,21 +50,40 @@ class IndexLine(_Line):
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> IndexLine:
-        if not _KEY.fullmatch(self.key):
+        if self.key not in (MODEL, *self._written()):
             raise ValueError(f"the key {self.key!r} names no file")
         if (self.sha256 is None) == (self.failed is None):
             raise ValueError("expected sha256 or failed")
         return self
 
+    def _written(self) -> tuple[str, ...]:
+        """Return the keys as fedsim writes them for the numbers in this one."""
+        if self.round is None:
+            return ()
+        own = () if self.client is None else (client_key(self.round, self.client), global_key(self.round, self.client))
+        return own or (global_key(self.round),)
+
+    @property
+    def round(self) -> int | None:
+        """The round that the key names; None for the model."""
+        found = _KEY.fullmatch(self.key)
+        return int(found[1]) if found else None
+
+    @property
+    def client(self) -> int | None:
+        """The client that the key names; None for what belongs to all."""
+        found = _KEY.fullmatch(self.key)
+        return int(found[3]) if found and found[3] else None
+
 
 class RoundLine(_Line):
     """One line of rounds.jsonl, as far as a run goes on from it."""
 
-    round: int = pydantic.Field(ge=0)
-    accuracy: float
-    loss: float
-    participants: list[int]
-    failed: dict[str, str]
+    round: Count
+    accuracy: Value
+    loss: Value
+    participants: list[Count]
+    failed: dict[_NUMBER, str]
 
 
 class Use(_Line):
@@ -51,15 +91,71 @@ class Use(_Line):
 
     name: str
     params: dict[str, Any]
+    version: str | None = None
+    label: str | None = None
+
+
+class Score(_Line):
+    """One metric of a record."""
+
+    value: Value | None
+    worse: Literal["higher", "lower"]
 
 
 class RecordLine(_Line):
     """One line of records.jsonl, as far as an audit goes on from it."""
 
-    round: int = pydantic.Field(ge=1)
-    client: int = pydantic.Field(ge=0)
+    run: str | None = None
+    round: Annotated[Count, pydantic.Field(ge=1)]
+    client: Count
     attack: Use
     status: Literal["found", "failed", "refused"]
+    scores: dict[str, Score]
+    controls: dict[str, dict[str, Value]]
+
+
+class GlobalHeader(_Line):
+    """The header of weights that the server sent out."""
+
+    round: Count
+    order: list[str]
+    client: Count | None = None
+    run: str | None = None
+
+
+class CaptureHeader(_Line):
+    """The header of a client's reply."""
+
+    round: Count
+    client: Count
+    kind: Literal["gradient", "delta"]
+    order: list[str]
+    metrics: dict[str, Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] | float]
+    side: dict[str, dict[str, Any]]
+    run: str | None = None
+
+
+class FilmHeader(_Line):
+    """The curve of an attack's film."""
+
+    steps: list[Count]
+    losses: list[float]
+
+
+class FindingHeader(_Line):
+    """The header of a stored finding."""
+
+    round: Count
+    client: Count
+    attack: dict[str, Any]
+    status: Literal["found", "failed", "refused"]
+    message: str | None
+    trace: dict[str, Any]
+    cautions: list[str]
+    seconds: float
+    seed: int
+    film: FilmHeader | None = None
+    run: str | None = None
 
 
 class CalibrationLine(_Line):
@@ -89,11 +185,28 @@ def check(path: Path, lines: Sequence[dict[str, Any]], kind: type[_AnyLine]) -> 
         try:
             found.append(kind.model_validate(line))
         except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            fault = first["msg"].removeprefix("Value error, ")
             raise RunFolderError(
-                f"{path}: line {number} is damaged, or not of fedsim: {f'{where}: ' if where else ''}{fault}. Delete the "
-                "file to redo it."
+                f"{path}: line {number} is damaged, or not of fedsim: {_fault(error)}. Delete the file to redo it."
             ) from None
     return found
+
+
+def check_header(path: Path, header: Any, kind: type[_AnyLine], what: str) -> _AnyLine:
+    """Return the header of a safetensors file as what it must be.
+
+    Raises:
+        RunFolderError: names the file and the first fault.
+    """
+    schema = header.get("schema", SCHEMA) if isinstance(header, dict) else SCHEMA
+    if schema != SCHEMA:
+        raise RunFolderError(f"{path}: has schema {schema!r}, this fedsim reads {SCHEMA}. Use the one that wrote it.")
+    try:
+        return kind.model_validate(header)
+    except pydantic.ValidationError as error:
+        raise DamagedFileError(f"{path}: not {what} of fedsim: {_fault(error)}.") from None
+
+
+def _fault(error: pydantic.ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{f'{where}: ' if where else ''}{first['msg'].removeprefix('Value error, ')}"

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from fedsim import files
 from fedsim.correspondence import Shape
 from fedsim.errors import RunFolderError
 from fedsim.lines import SCHEMA
-from fedsim.recording import RunFolder, write_atomically
+from fedsim.recording import RunFolder
 
 _LOG = "observed.json"
 _KEPT = 5  # errors of the observer that are kept in the folder; all of them are in the app's log
@@ -72,21 +73,21 @@ def write_log(folder: RunFolder, seen: Mapping[str, int], skipped: Mapping[str, 
         "skipped": dict(skipped),
         "errors": [str(error) for error in errors[:_KEPT]],
     }
-    write_atomically(folder.path / _LOG, json.dumps(content, indent=2) + "\n")
+    folder.write(folder.path / _LOG, json.dumps(content, indent=2) + "\n")
 
 
 def _read_log(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.path / _LOG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path, folder.path)
+        if content is None:
+            return None
         return {
             "replies": Counter({str(kind): int(count) for kind, count in content["replies"].items()}),
             "skipped": Counter({str(reason): int(count) for reason, count in content["skipped"].items()}),
             "errors": [str(error) for error in content["errors"]],
         }
-    except FileNotFoundError:
-        return None
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, files.DamagedFileError):
         raise RunFolderError(
             f"{path}: damaged, not what fedsim writes. Delete it; the captures do not need it."
         ) from None

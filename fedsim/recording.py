@@ -2,8 +2,8 @@
 
     scenario.yaml            resolved scenario
     environment.json         versions, platform, where each package was imported from
-    inputs.json              what the captures were made from: settings, and digests of the data
-    captures/index.jsonl     one line per file or failed client, with a SHA-256
+    inputs.json              what the captures were made from: settings, digests of the data, and the run's name
+    captures/index.jsonl     one line per file or failed client, with a SHA-256; one for the final weights too
     captures/round-0001/     global.safetensors and client-000.safetensors: the wire, verbatim; what the server refused
                              is in rejected-client-000.safetensors
     rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
@@ -21,42 +21,25 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from fedsim import environment, lines, yaml_loader
+from fedsim import environment, files, lines, yaml_loader
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Update, UpdateKind
-from fedsim.lines import SCHEMA
+from fedsim.files import DamagedFileError, write_atomically
+from fedsim.lines import SCHEMA, CaptureHeader, GlobalHeader, IndexLine, client_key, global_key
 from fedsim.scenario import Scenario, parse
 
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a whole file or nothing: aside first, flushed to disk, then renamed."""
-    with _aside(path) as aside:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Give a place to write to; what is there at the end is flushed to disk and renamed to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+_AnyHeader = TypeVar("_AnyHeader", CaptureHeader, GlobalHeader)
+# What a process that was killed as it began may leave: its lock, beside what it was writing aside.
+_LOCK = ".lock"
 
 
 def _digest(path: Path) -> str:
@@ -64,49 +47,51 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise RunFolderError(f"{file}: missing, though captures/index.jsonl lists it.") from None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{file}: not a capture of fedsim: {error}.") from None
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, root: Path | None = None) -> list[dict[str, Any]]:
     """Return the complete lines of a JSON Lines file; a half-written last line does not count.
+
+    Args:
+        path: the file.
+        root: the run folder that no link leads out of; the file's own folder otherwise.
 
     Raises:
         RunFolderError: a complete line is not a JSON object, so the file was damaged by something else than a kill.
     """
-    if not path.exists():
-        return []
+    content = files.read(path, root or path.parent)
     found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate((content or b"").split(b"\n")[:-1], 1):
         try:
-            found.append(dict(json.loads(line)))
-        except (TypeError, ValueError):
-            raise RunFolderError(f"{path}: line {number} is not a JSON object. Delete the file to redo it.") from None
+            found.append(dict(files.parse_json(line)))
+        except (TypeError, ValueError) as error:
+            reason = f" ({error})" if isinstance(error, ValueError) else ""
+            raise RunFolderError(
+                f"{path}: line {number} is not a JSON object{reason}. Delete the file to redo it."
+            ) from None
     return found
 
 
 class JsonLines:
-    """An append-only JSON Lines file, safe against a kill in the middle of a line."""
+    """An append-only JSON Lines file, safe against a kill in the middle of a line.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: the file.
+        root: the run folder that no link leads out of; the file's own folder otherwise.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self.path, self._root = path, root or path.parent
 
     def read(self) -> list[dict[str, Any]]:
         """Return the complete lines."""
-        return read_lines(self.path)
+        return read_lines(self.path, self._root)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one line and flush it to disk; a half-written line before it is cut off first."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
+        files.make_folders(self.path, self._root)
+        content = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with open(files.open_file(self.path, self._root, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab+") as file:
             self._cut_half_line(file)
-            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
 
@@ -124,7 +109,8 @@ class JsonLines:
 
     def rewrite(self, lines: list[dict[str, Any]]) -> None:
         """Replace the whole file atomically."""
-        write_atomically(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+        content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_atomically(self.path, content, self._root)
 
 
 @dataclass(frozen=True)
@@ -155,8 +141,8 @@ class RunFolder:
         self.path = path
         self.rounds = JsonLines(path / "rounds.jsonl")
         self.records = JsonLines(path / "records.jsonl")
-        self.calibrations = JsonLines(path / "calibrations.jsonl")
-        self._index = JsonLines(path / "captures" / "index.jsonl")
+        self.calibrations = JsonLines(path / "calibrations.jsonl", path)
+        self._index = JsonLines(path / "captures" / "index.jsonl", path)
         self._entries: dict[str, dict[str, Any]] | None = None
         self._verified: set[str] = set()
         self._is_locked = False
@@ -168,31 +154,41 @@ class RunFolder:
         Raises:
             RunFolderError: there is none at `path`.
         """
-        if not (path / "scenario.yaml").is_file() and not environment.is_observed(path):
-            raise RunFolderError(f"{path}: not a run folder, it has no scenario.yaml.")
+        is_folder = path.is_dir()
+        has_scenario = is_folder and files.is_file(path / "scenario.yaml", path)
+        if not has_scenario and not (is_folder and environment.is_observed(path)):
+            began = is_folder and _is_empty(path)
+            advice = " Start the run anew, with fedsim run SCENARIO --out and this folder." if began else ""
+            raise RunFolderError(f"{path}: not a run folder, it has no scenario.yaml.{advice}")
         return cls(path)
 
     def check(self) -> None:
-        """Refuse lines that no fedsim wrote, before anything is added to them.
+        """Refuse lines that no fedsim wrote, before anything is added to them, and links where fedsim would write.
 
         Raises:
-            RunFolderError: a line is no JSON object, of another schema, or does not hold what it must.
+            RunFolderError: a line is no JSON object, of another schema, or does not hold what it must; or a part of the
+                folder is a link, a pipe or the like.
         """
+        for name in ("artifacts", "captures", "figures", "tables"):
+            files.is_folder(self.path / name, self.path)
+        for name in ("environment.json", "inputs.json", "report.html", "report.md"):
+            files.is_file(self.path / name, self.path)
         lines.check(self.rounds.path, self.rounds.read(), lines.RoundLine)
         lines.check(self.records.path, self.records.read(), lines.RecordLine)
         lines.check(self.calibrations.path, self.calibrations.read(), lines.CalibrationLine)
-        lines.check(self._index.path, self._index.read(), lines.IndexLine)
+        self.index()
 
     @classmethod
     def create(cls, path: Path, scenario: Scenario | None) -> RunFolder:
         """Make a run folder with the resolved scenario in it, if there is one.
 
+        What a run leaves that was killed before it had written its scenario does not count as something.
+
         Raises:
             RunFolderError: `path` already holds something, or cannot be made.
         """
         try:
-            occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-            if occupied:
+            if path.exists() and not (path.is_dir() and _is_empty(path)):
                 raise RunFolderError(f"{path}: already exists and is not empty. Name another, or use --resume.")
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path)
@@ -207,36 +203,83 @@ class RunFolder:
         """The folder's own name, which is the run's."""
         return self.path.resolve().name
 
-    def has_scenario(self) -> bool:
-        """Return whether the run has a scenario; an observed one may get it later."""
-        return (self.path / "scenario.yaml").is_file()
+    @property
+    def run(self) -> str | None:
+        """What the run is called in records and headers, as inputs.json states it.
+
+        None where nothing was compared with inputs yet, as while an app is observed, and in folders of an earlier fedsim.
+        """
+        path = self.path / "inputs.json"
+        content = files.read_json(path, self.path)
+        stated = content.get("run") if isinstance(content, dict) else None
+        if not isinstance(stated, str | None):
+            raise DamagedFileError(f"{path}: run: expected text.")
+        return stated
 
     def scenario(self) -> Scenario:
         """Return the scenario of the run.
 
         Raises:
-            RunFolderError: the run was observed without one.
-            ScenarioError: it is damaged.
+            RunFolderError: it cannot be read, or the run was observed without one.
+            ScenarioError: it is no scenario.
         """
+        path = self.path / "scenario.yaml"
         if not self.has_scenario():
             raise RunFolderError(
                 f"{self.path}: was observed without a scenario. Name one: fedsim audit {self.path} --scenario FILE. It "
                 "says at least the model of the app; README shows an example."
             )
-        file = self.path / "scenario.yaml"
-        return parse(yaml_loader.read(file, yaml_loader.RESOLVED), str(file))
+        return parse(yaml_loader.parse(self.read_text(path), str(path), yaml_loader.RESOLVED), str(path))
+
+    def has_scenario(self) -> bool:
+        """Return whether the run has a scenario; an observed one may get it later."""
+        return files.is_file(self.path / "scenario.yaml", self.path)
+
+    def read_text(self, path: Path) -> str:
+        """Return the text of a file of the folder.
+
+        Raises:
+            RunFolderError: it is missing, no text, or cannot be read.
+        """
+        content = files.read(path, self.path)
+        if content is None:
+            raise RunFolderError(f"{path}: no such file.")
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DamagedFileError(f"{path}: not UTF-8 text.") from None
+
+    def write(self, path: Path, content: bytes | str) -> None:
+        """Write a file of the folder atomically.
+
+        Raises:
+            RunFolderError: the way to it leads out of the folder, or something that is no file is there.
+        """
+        write_atomically(path, content, self.path)
 
     def write_scenario(self, scenario: Scenario) -> None:
         """Store the resolved scenario; for an observed app what was stated alone, since defaults say nothing about it."""
         content = scenario.stated() if environment.is_observed(self.path) else scenario.resolved()
-        write_atomically(self.path / "scenario.yaml", yaml_loader.dump(content))
+        self.write(self.path / "scenario.yaml", yaml_loader.dump(content))
 
     # Captures
 
+    def index(self) -> list[IndexLine]:
+        """Return the lines of captures/index.jsonl.
+
+        Raises:
+            RunFolderError: a line is damaged.
+        """
+        return lines.check(self._index.path, self._index.read(), IndexLine)
+
+    @property
+    def index_path(self) -> Path:
+        """Where the index of the captures is."""
+        return self._index.path
+
     def _load_index(self) -> dict[str, dict[str, Any]]:
         if self._entries is None:
-            found = lines.check(self._index.path, self._index.read(), lines.IndexLine)
-            self._entries = {line.key: line.model_dump(exclude_none=True) for line in found}
+            self._entries = {line.key: line.model_dump(exclude_none=True) for line in self.index()}
         return self._entries
 
     def refresh(self) -> None:
@@ -249,52 +292,117 @@ class RunFolder:
         self._index.append({"key": key, **entry})
         entries[key] = {"key": key, **entry}
 
-    def _write_tensors(self, key: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    def _write_tensors(self, key: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None) -> None:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        stated = {"fedsim": json.dumps({"schema": SCHEMA, "order": list(tensors), **header})}
+        stated = None
+        if header is not None:
+            run = self.run
+            named = {} if run is None else {"run": run}
+            stated = files.header({"schema": SCHEMA, "order": list(tensors), **named, **header})
         file = self._file(key)
+        is_lost = self._sha256(key) is not None and not files.is_file(file, self.path)
         # Straight to the file: captures are large, and the training waits for the processor.
-        with _aside(file) as aside:
+        with files.aside(file, self.path) as aside:
             save_file(contiguous, aside, stated)
             digest = _digest(aside)
+            if is_lost and digest != self._sha256(key):
+                raise RunFolderError(
+                    f"{file}: was missing and has been made again, but differs from what captures/index.jsonl lists. "
+                    "Restore the file, or what made it (environment.json names the versions), or start another run."
+                )
         self._add(key, {"sha256": digest})
 
     def _file(self, key: str) -> Path:
-        return self.path / "captures" / f"{key}.safetensors"
+        return (self.path if key == lines.MODEL else self.path / "captures") / f"{key}.safetensors"
 
-    @staticmethod
-    def _key(round: int, client: int) -> str:
-        return f"round-{round:04d}/client-{client:03d}"
+    def _sha256(self, key: str) -> str | None:
+        return self._load_index().get(key, {}).get("sha256")
 
-    @staticmethod
-    def _global_key(round: int, client: int | None = None) -> str:
-        # An active server may send other weights to one client; those are stored beside the round's.
-        return f"round-{round:04d}/global" + ("" if client is None else f"-{client:03d}")
+    def check_is_there(self, key: str) -> None:
+        """Refuse a file that the index lists and that is gone.
 
-    def _read_tensors(self, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        Raises:
+            RunFolderError: it is missing.
+        """
+        if self._sha256(key) is not None and not files.is_file(self._file(key), self.path):
+            raise RunFolderError(
+                f"{self._file(key)}: missing, though captures/index.jsonl lists it. Restore it; a simulated run "
+                "makes it again with fedsim run --resume."
+            )
+
+    def _verify(self, key: str) -> None:
+        """Compare a stored file with its checksum in the index, once.
+
+        Raises:
+            RunFolderError: not in the index, missing, or changed since it was written.
+        """
         file = self._file(key)
-        entry = self._load_index().get(key)
-        if entry is None or "sha256" not in entry:
+        expected = self._sha256(key)
+        if expected is None:
             raise RunFolderError(f"{file}: not in captures/index.jsonl.")
-        with _reading(file):
-            if key not in self._verified and _digest(file) != entry["sha256"]:
-                raise RunFolderError(
-                    f"{file}: corrupted, its checksum differs from captures/index.jsonl. Restore the file, or delete "
-                    "it and its line in the index and use --resume."
-                )
-            self._verified.add(key)
-            with safe_open(file, "pt") as opened:
-                header = json.loads(opened.metadata()["fedsim"])
-                tensors = {name: opened.get_tensor(name) for name in header["order"]}
+        self.check_is_there(key)
+        if key not in self._verified and _digest(file) != expected:
+            raise RunFolderError(
+                f"{file}: corrupted, its checksum differs from captures/index.jsonl. Restore the file, or delete "
+                "it and its line in the index and use --resume."
+            )
+        self._verified.add(key)
+
+    def _read_header(
+        self, key: str, kind: type[_AnyHeader], with_tensors: bool = True
+    ) -> tuple[dict[str, Tensor], _AnyHeader]:
+        file = self._file(key)
+        read = files.read_tensors(file, self.path, "a capture", with_tensors)
+        if read is None:
+            raise RunFolderError(f"{file}: missing, though captures/index.jsonl lists it.")
+        tensors, header = read[0], lines.check_header(file, read[1], kind, "a capture")
+        if with_tensors and sorted(header.order) != sorted(tensors):
+            raise DamagedFileError(f"{file}: not a capture of fedsim: its header lists other arrays than it holds.")
+        return {name: tensors[name] for name in header.order if with_tensors}, header
+
+    def _read_tensors(
+        self, key: str, kind: type[_AnyHeader], round: int, client: int | None
+    ) -> tuple[dict[str, Tensor], _AnyHeader]:
+        self._verify(key)
+        tensors, header = self._read_header(key, kind)
+        self.check_place(self._file(key), (header.round, header.client, header.run), (round, client))
         return tensors, header
 
+    def check_place(
+        self, file: Path, stated: tuple[int, int | None, str | None], expected: tuple[int, int | None]
+    ) -> None:
+        """Refuse a file that another round, client or run has made.
+
+        Args:
+            file: the file.
+            stated: round, client and run that its header names; files of an earlier fedsim name no run.
+            expected: round and client that its place names.
+
+        Raises:
+            RunFolderError: they differ.
+        """
+        round, client, run = stated
+        if (round, client) != expected:
+            raise RunFolderError(
+                f"{file}: belongs to {_place(round, client)}, as it says itself, and not to {_place(*expected)}. Put it back "
+                "where it belongs."
+            )
+        own = self.run
+        if run is not None and own is not None and run != own:
+            raise RunFolderError(
+                f"{file}: belongs to the run {run}, as it says itself, and this is {own}. Restore the file of this run."
+            )
+
     def has_capture(self, round: int, client: int) -> bool:
-        """Return whether the client's reply of the round is stored."""
-        return "sha256" in self._load_index().get(self._key(round, client), {})
+        """Return whether the client's reply of the round is stored: in the index, and on disk."""
+        return self._is_stored(client_key(round, client))
 
     def has_global(self, round: int) -> bool:
-        """Return whether the round's global weights are stored."""
-        return self._global_key(round) in self._load_index()
+        """Return whether the round's global weights are stored: in the index, and on disk."""
+        return self._is_stored(global_key(round))
+
+    def _is_stored(self, key: str) -> bool:
+        return self._sha256(key) is not None and files.is_file(self._file(key), self.path)
 
     def captured(self, round: int) -> tuple[int, ...]:
         """Return the clients whose replies of the round are stored, ascending."""
@@ -324,12 +432,18 @@ class RunFolder:
 
     def write_global(self, round: int, weights: Mapping[str, Tensor], client: int | None = None) -> None:
         """Store the weights that the server sent out in a round, to all clients or to this one alone."""
-        self._write_tensors(self._global_key(round, client), weights, {"round": round})
+        named = {} if client is None else {"client": client}
+        self._write_tensors(global_key(round, client), weights, {"round": round, **named})
 
     def read_global(self, round: int, client: int) -> dict[str, Tensor]:
-        """Return the weights that the server sent to a client in a round."""
-        own = self._global_key(round, client)
-        return self._read_tensors(own if own in self._load_index() else self._global_key(round))[0]
+        """Return the weights that the server sent to a client in a round.
+
+        Raises:
+            RunFolderError: missing, truncated, changed since it was written, or of another round or run.
+        """
+        is_own = global_key(round, client) in self._load_index()
+        own = client if is_own else None
+        return self._read_tensors(global_key(round, own), GlobalHeader, round, own)[0]
 
     def write_capture(self, capture: Capture) -> None:
         """Store one client's reply."""
@@ -340,26 +454,26 @@ class RunFolder:
             "metrics": dict(capture.metrics),
             "side": dict(capture.side),
         }
-        self._write_tensors(self._key(capture.round, capture.client), capture.arrays, header)
+        self._write_tensors(client_key(capture.round, capture.client), capture.arrays, header)
 
     def write_failure(self, round: int, client: int, message: str) -> None:
         """Store that a client failed in a round."""
-        self._add(self._key(round, client), {"failed": message})
+        self._add(client_key(round, client), {"failed": message})
 
     def write_refused(self, round: int, client: int, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
         """Store what a client sent and the server refused; beside the captures, of which it is none."""
         file = self._file(f"round-{round:04d}/rejected-client-{client:03d}")
-        with _aside(file) as aside:
-            save_file(dict(tensors), aside, {"fedsim": json.dumps({"schema": SCHEMA, "round": round, **header})})
+        with files.aside(file, self.path) as aside:
+            save_file(dict(tensors), aside, files.header({"schema": SCHEMA, "round": round, **header}))
 
     def read_capture(self, round: int, client: int) -> Capture:
         """Return one client's reply.
 
         Raises:
-            RunFolderError: missing, truncated or changed since it was written.
+            RunFolderError: missing, truncated, changed since it was written, or of another round, client or run.
         """
-        tensors, header = self._read_tensors(self._key(round, client))
-        return Capture(round, client, header["kind"], tensors, header["metrics"], header["side"])
+        tensors, header = self._read_tensors(client_key(round, client), CaptureHeader, round, client)
+        return Capture(round, client, header.kind, tensors, header.metrics, header.side)
 
     def read_header(self, round: int, client: int) -> dict[str, Any]:
         """Return what is stored beside the arrays of a reply: kind, metrics and what the client stated.
@@ -367,34 +481,39 @@ class RunFolder:
         Raises:
             RunFolderError: missing, or no capture; the arrays may be damaged nevertheless.
         """
-        file = self._file(self._key(round, client))
-        with _reading(file), safe_open(file, "pt") as opened:
-            header = json.loads(opened.metadata()["fedsim"])
-            return {"kind": header["kind"], "metrics": dict(header["metrics"]), "side": dict(header["side"])}
+        header = self._read_header(client_key(round, client), CaptureHeader, with_tensors=False)[1]
+        return {"kind": header.kind, "metrics": dict(header.metrics), "side": dict(header.side)}
 
     def read_side(self, round: int, client: int) -> dict[str, Any]:
         """Return what a client stated beside its update; see `read_header`."""
         return dict(self.read_header(round, client)["side"])
 
     def sent_shapes(self, round: int, client: int) -> dict[str, tuple[int, ...]]:
-        """Return name -> shape of the arrays that the server sent to a client in a round, without reading them.
+        """Return name -> shape of the arrays that the server sent to a client in a round.
 
         Raises:
             RunFolderError: missing, or no capture.
         """
-        own = self._global_key(round, client)
-        file = self._file(own if own in self._load_index() else self._global_key(round))
-        with _reading(file), safe_open(file, "pt") as opened:
-            order = json.loads(opened.metadata()["fedsim"])["order"]
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in order}
+        return {name: tuple(tensor.shape) for name, tensor in self.read_global(round, client).items()}
+
+    def capture_path(self, round: int, client: int | None) -> Path:
+        """Return where a client's reply is stored; without a client, the weights that the server sent to all."""
+        return self._file(global_key(round) if client is None else client_key(round, client))
 
     def write_model(self, weights: Mapping[str, Tensor]) -> None:
         """Store the final global weights."""
-        write_atomically(self.path / "model.safetensors", save({n: t.contiguous() for n, t in weights.items()}))
+        self._write_tensors(lines.MODEL, weights, None)
 
     def has_model(self) -> bool:
-        """Return whether the training came to its end."""
-        return (self.path / "model.safetensors").is_file()
+        """Return whether the training came to its end.
+
+        Raises:
+            RunFolderError: the final weights have changed since they were written.
+        """
+        if not self._is_stored(lines.MODEL):
+            return False
+        self._verify(lines.MODEL)
+        return True
 
     def read_update(self, round: int, client: int) -> Update:
         """Return one client's update, computed from its reply and the round's global weights.
@@ -408,13 +527,15 @@ class RunFolder:
             weights = self.read_global(round, client)
             if _is_bare_list(tensors, weights):
                 tensors = dict(zip(weights, tensors.values(), strict=True))
-            if _shapes(tensors) != _shapes(weights):
-                raise RunFolderError(
-                    f"{self._file(self._key(round, client))}: holds other arrays than the server sent, so their "
-                    "difference is no update."
-                )
+            self.check_arrays(replace(capture, arrays=tensors), weights)
             tensors = {name: _difference(array, weights[name]) for name, array in tensors.items()}
-        return Update(round, client, capture.kind, tensors, self.reported_examples({"metrics": capture.metrics}))
+        try:
+            examples = self.reported_examples({"metrics": capture.metrics})
+        except (OverflowError, ValueError):
+            raise DamagedFileError(
+                f"{self.capture_path(round, client)}: expected a number of examples, got {dict(capture.metrics)!r:.80}."
+            ) from None
+        return Update(round, client, capture.kind, tensors, examples)
 
     @staticmethod
     def reported_examples(header: Mapping[str, Any]) -> int:
@@ -422,6 +543,18 @@ class RunFolder:
         # Legacy clients write the second; some report neither.
         metrics = header["metrics"]
         return int(metrics.get("num-examples", metrics.get("num_examples", 0)))
+
+    def check_arrays(self, capture: Capture, weights: Mapping[str, Tensor]) -> None:
+        """Refuse a reply that holds other arrays than the request did.
+
+        Raises:
+            RunFolderError: names or shapes differ.
+        """
+        if _shapes(capture.arrays) != _shapes(weights):
+            raise RunFolderError(
+                f"{self.capture_path(capture.round, capture.client)}: holds other arrays than the server sent, so their "
+                "difference is no update."
+            )
 
     # Artifacts
 
@@ -449,12 +582,13 @@ class RunFolder:
         if self._is_locked:
             yield
             return
-        with (self.path / ".lock").open("w") as file:
+        # Appending, so that nothing is cut off; the file stays empty.
+        with open(files.open_file(self.path / _LOCK, self.path, os.O_RDWR | os.O_CREAT), "ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunFolderError(f"{self.path}: another fedsim process is working on this run.") from None
-            for leftover in self.path.rglob(".*.partial"):
+            for leftover in filter(files.is_partial, self.path.rglob(".*.partial")):
                 leftover.unlink(missing_ok=True)
             self._is_locked = True
             try:
@@ -474,6 +608,15 @@ def _difference(new: Tensor, old: Tensor) -> Tensor:
     if new.dtype == old.dtype == torch.float32:
         return new - old
     return (new.double() - old.double()).float()
+
+
+def _is_empty(path: Path) -> bool:
+    """Return whether a folder holds nothing, or only what a process leaves that was killed as it began."""
+    return all(file.name == _LOCK or files.is_partial(file) for file in path.iterdir())
+
+
+def _place(round: int, client: int | None) -> str:
+    return f"round {round}" if client is None else f"client {client} in round {round}"
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim import environment, inputs, report
+from fedsim import consistency, environment, files, inputs, report
 from fedsim.assessment import Record
 from fedsim.audit import Auditor, Running
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.engine import train
 from fedsim.inputs import Inputs
 from fedsim.plan import Plan
-from fedsim.recording import RunFolder, write_atomically
+from fedsim.recording import RunFolder
 from fedsim.scenario import Scenario
 from fedsim.seeds import torch_threads
 
@@ -60,11 +60,17 @@ def simulate(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | N
     """
     with folder.locked(), torch_threads(1):
         folder.check()
-        if not (folder.path / "environment.json").exists():
-            write_atomically(folder.path / "environment.json", environment.as_json("simulated"))
+        described = folder.path / "environment.json"
+        if not files.is_file(described, folder.path):
+            if folder.index() and environment.origin(folder.path) == "observed":
+                raise RunFolderError(
+                    f"{described}: missing, so who trained the clients is not known. Restore the file."
+                )
+            folder.write(described, environment.as_json("simulated"))
         if environment.origin(folder.path) == "observed":
             raise RunFolderError(f"{folder.path}: was observed, so fedsim cannot train on. Use fedsim audit.")
         inputs.bind(folder, seen or inputs.of(plan))
+        consistency.check(folder, plan.scenario, trains=True)
         with Auditor(plan, folder, progress.on_record, progress.on_total, progress.on_running) as auditor:
             records = _train_and_audit(plan, folder, auditor, progress)
     report.render(folder.path)
@@ -90,8 +96,12 @@ def _train_and_audit(plan: Plan, folder: RunFolder, auditor: Auditor, progress: 
 
 def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], None]) -> None:
     lines = folder.rounds.read()
-    # A damaged capture that the user has taken out is computed again.
-    whole = all(folder.has_capture(line["round"], client) for line in lines for client in line["participants"])
+    # A capture that is gone is computed again, and must come out as it was.
+    whole = all(
+        folder.has_global(line["round"]) and folder.has_capture(line["round"], client)
+        for line in lines
+        for client in line["participants"]
+    )
     if len(lines) == plan.scenario.federation.rounds + 1 and folder.has_model() and whole:
         for line in lines:
             on_round(line)
@@ -127,6 +137,7 @@ def audit(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None
     with folder.locked(), torch_threads(1):
         folder.check()
         inputs.bind(folder, seen or inputs.of(plan))
+        consistency.check(folder, plan.scenario, trains=False)
         with Auditor(plan, folder, progress.on_record, progress.on_total, progress.on_running) as auditor:
             if not folder.has_scenario() or plan.scenario != folder.scenario():
                 folder.write_scenario(plan.scenario)

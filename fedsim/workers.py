@@ -193,7 +193,7 @@ def calibrate(task: Task) -> Record:
     try:
         return calibration.calibrate(plan, folder, task.round, task.client, planned, attack)
     except AttackTimeoutError as error:
-        return calibration.failure(plan, task.round, planned, str(error))
+        return calibration.failure(plan, folder.run, task.round, planned, str(error))
 
 
 def _tried(index: int, task: Task) -> Made:

@@ -12,6 +12,7 @@ SEALED_MODULES = (
     "fedsim.plan",
     "fedsim.data",
     "fedsim.threat",
+    "fedsim.files",
     "fedsim.recording",
     "fedsim.audit",
     "fedsim.attempt",

@@ -284,6 +284,19 @@ def test_epsilon_composes_across_a_restart(whole):
     assert [line["epsilon"]["1"]["epsilon"] for line in RunFolder.open(path).rounds.read()[1:]] == epsilons
 
 
+def test_epsilon_counts_a_reply_that_was_lost_and_made_again(whole):
+    plan, path = whole("FedAvg")
+    expected = state(path)
+    cut_lines(path / "captures" / "index.jsonl", lambda line: not line["key"].startswith(("round-0003", "model")))
+    cut_lines(path / "rounds.jsonl", lambda line: line["round"] < 3)
+    cut_lines(path / "records.jsonl", lambda line: line["round"] < 3)
+    for part in ("captures", "artifacts"):
+        shutil.rmtree(path / part / "round-0003")
+    (path / "captures" / "round-0001" / "client-001.safetensors").unlink()
+    resume(plan, path)
+    assert_same(path, expected)
+
+
 # Killed from outside
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
 
 from fedsim.errors import RunFolderError
 from fedsim.exchange import UpdateKind
@@ -147,6 +148,13 @@ def keep_refused(folder: RunFolder, client: int, exchange: Exchange, fault: str)
     folder.write_refused(round_of(exchange.request) or 0, client, tensors, header)
 
 
+def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Return whether two tensors are equal in every bit, NaN included."""
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+
+
 class Replayer:
     """Gives the recorded reply of a request, if an earlier run of the same scenario has stored it.
 
@@ -165,24 +173,31 @@ class Replayer:
         self._folder = folder
         self._client_of = client_of
         self._fault_of = fault_of
-        self._participations: dict[int, int] = {}
+        self._replayed: set[int] = set()
+        self._compared: tuple[int, ArrayRecord] | None = None
+        self.asked: set[int] = set()
+        """Rounds in which a client had to be asked."""
 
     def replay(self, request: Message) -> Message | None:
         """Return the recorded reply or failure; None when the client has to be asked.
 
         Raises:
-            RunFolderError: the capture is missing or corrupted, or is a reply that would be refused today.
+            RunFolderError: this run sends other weights than the recorded one did, or the capture is missing, corrupted, or a
+                reply that would be refused today.
         """
         client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
         if request.metadata.message_type != "train" or round is None:
             return None
+        self._compare(round, client, request.content[records.ARRAYS])  # type: ignore[arg-type]
         failure = self._folder.failures(round).get(client)
         if failure is not None:
             return records.failure(request, failure)
         if not self._folder.has_capture(round, client):
+            self.asked.add(round)
             return None
         capture = self._folder.read_capture(round, client)
-        self._participations[client] = self._participations.get(client, 0) + 1
+        self._folder.check_arrays(capture, self._folder.read_global(round, client))
+        self._replayed.add(client)
         content = RecordDict(
             {
                 records.ARRAYS: ArrayRecord({name: Array(tensor.numpy()) for name, tensor in capture.arrays.items()}),
@@ -199,10 +214,34 @@ class Replayer:
             )
         return reply
 
+    def _compare(self, round: int, client: int, sent: ArrayRecord) -> None:
+        """Compare what is sent with what was sent; weights of a round that were lost alone are stored again."""
+        # Strategies put one shared record into all messages of a round.
+        if self._compared is not None and self._compared[0] == round and self._compared[1] is sent:
+            return
+        weights = records.to_tensors(sent)
+        if not self._folder.has_global(round):
+            if self._folder.captured(round):
+                self._folder.write_global(round, weights)
+            return
+        stored = self._folder.read_global(round, client)
+        name = next((name for name in {**stored, **weights} if not _is_same(stored.get(name), weights.get(name))), None)
+        if name is not None:
+            raise RunFolderError(
+                f"{self._folder.capture_path(round, None)}: round {round} now sends other weights than this run did, the "
+                f"first in {name!r}. The model, the seed or a version has changed (environment.json names the versions). Put "
+                "it back, or start another run."
+            )
+        self._compared = (round, sent)
+
     def prepare(self, request: Message) -> None:
-        """State the client's replayed participations, for its privacy accounting; the shared record stays untouched."""
-        done = self._participations.get(self._client_of(request.metadata.dst_node_id), 0)
-        if request.metadata.message_type == "train" and done:
+        """State the client's earlier participations, for its privacy accounting; the shared record stays untouched.
+
+        Its own count lacks the replayed ones; lost replies that it made again lie before and among them.
+        """
+        client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
+        if request.metadata.message_type == "train" and round is not None and client in self._replayed:
+            done = sum(client in self._folder.captured(earlier) for earlier in range(1, round))
             config: Any = dict(request.content[records.CONFIG])
             content = RecordDict(dict(request.content))
             content[records.CONFIG] = ConfigRecord({**config, records.PARTICIPATIONS: done})

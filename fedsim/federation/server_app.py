@@ -30,7 +30,7 @@ from fedsim.federation.grid import (
 from fedsim.federation.replies import ReplyCheck
 from fedsim.lines import SCHEMA
 from fedsim.plan import Plan
-from fedsim.recording import RunFolder, write_atomically
+from fedsim.recording import RunFolder
 from fedsim.scenario import load
 from fedsim.seeds import seeded
 
@@ -116,6 +116,7 @@ class _RoundLog:
         self._folder: RunFolder | None = None
         self._observing: ObservingGrid | None = None
         self._recorder: Recorder | None = None
+        self._replayer: Replayer | None = None
         self._known: dict[int, RoundLine] = {}
         self._started = time.monotonic()
 
@@ -125,24 +126,29 @@ class _RoundLog:
         self._known = {line["round"]: line for line in folder.rounds.read()}
         self._recorder = Recorder(folder, client_of.__getitem__)
         self._observing = ObservingGrid(grid, self._recorder)
-        replayer = Replayer(folder, client_of.__getitem__, check.fault)
-        return ReplayingGrid(self._observing, replayer.replay, replayer.prepare)
+        self._replayer = Replayer(folder, client_of.__getitem__, check.fault)
+        return ReplayingGrid(self._observing, self._replayer.replay, self._replayer.prepare)
 
     def __call__(self, round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate the global weights after a round: Flower's `evaluate_fn`."""
         if self._folder is not None:
             self._check_stored(self._folder)
         line, warnings = self._known.get(round), self._warnings.take()
-        if line is None:
+        is_trained_again = self._replayer is not None and round in self._replayer.asked
+        if line is None or is_trained_again:
             accuracy, loss = training.evaluate(self._plan, records.to_tensors(arrays))
             if not math.isfinite(loss):
                 self._refuse_loss(round, loss)
-            line = {"schema": SCHEMA, "round": round, "accuracy": accuracy, "loss": loss}
+            made = {"schema": SCHEMA, "round": round, "accuracy": accuracy, "loss": loss}
             if self._folder is not None:
-                line.update(self._exchanged(self._folder, round))
+                made.update(self._exchanged(self._folder, round))
                 # Only where there are some: a round without looks as it always has.
-                line.update({"warnings": warnings} if warnings else {})
-                self._folder.rounds.append(line)
+                made.update({"warnings": warnings} if warnings else {})
+                if line is None:
+                    self._folder.rounds.append(made)
+                else:
+                    _compare(self._folder, line, made)
+            line = line or made
         if self._on_round:
             self._on_round(line)
         return MetricRecord({"accuracy": line["accuracy"], "loss": line["loss"]})
@@ -178,6 +184,21 @@ class _RoundLog:
             "epsilon": {str(c): side[records.PRIVACY] for c, side in sides.items() if records.PRIVACY in side},
             "seconds": float(f"{seconds:.4g}"),
         }
+
+
+def _compare(folder: RunFolder, known: RoundLine, made: RoundLine) -> None:
+    """Refuse to go on from a round of which a lost reply came out in another way than before.
+
+    Raises:
+        RunFolderError: names the round and the first difference.
+    """
+    for name in ("participants", "failed", "epsilon", "accuracy", "loss"):
+        if known.get(name, made[name]) != made[name]:
+            raise RunFolderError(
+                f"{folder.rounds.path}: round {made['round']} was trained again, since captures of it were missing, and its "
+                f"{name} is now {made[name]}, not {known.get(name)}. Restore the captures, or what made them (environment.json "
+                "names the versions), or start another run."
+            )
 
 
 def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None = None) -> ServerApp:
@@ -217,7 +238,7 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
             return numbers[node]
 
         with run_folder.locked():
-            write_atomically(path / "environment.json", environment.as_json("observed"))
+            run_folder.write(path / "environment.json", environment.as_json("observed"))
             if loaded is not None:
                 run_folder.write_scenario(loaded)
             recorder = Recorder(run_folder, client_of)

@@ -6,21 +6,21 @@ A run may have been killed, or still be running: what is there counts, what is m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
 import pydantic
 
-from fedsim import observed, yaml_loader
+from fedsim import files, observed, yaml_loader
 from fedsim.errors import RunFolderError, ScenarioError
-from fedsim.lines import SCHEMA
-from fedsim.metrics.skill import Control, Direction
+from fedsim.lines import SCHEMA, Count, IndexLine, Value, client_key
+from fedsim.metrics.skill import Direction
 from fedsim.observed import Captured, EmptyCaptureError
 from fedsim.recording import RunFolder
 
-Controls = Mapping[str, Mapping[str, float]]
+_MOST_CLIENTS = 100_000  # beyond it a scenario's number of clients is no number of table rows
 
 
 class _Line(pydantic.BaseModel):
@@ -45,8 +45,8 @@ class PluginUse(_Line):
 class RecordedScore(_Line):
     """One metric of one attempt; `value` is None when the metric was unavailable."""
 
-    value: float | None = None
-    per_example: tuple[float, ...] | None = None
+    value: Value | None = None
+    per_example: tuple[Value, ...] | None = None
     worse: Direction
     unavailable: str | None = None
 
@@ -58,14 +58,21 @@ class RecordedScore(_Line):
         return self.per_example or (self.value,)
 
 
+class FilmControl(_Line):
+    """The best control of a film."""
+
+    name: str
+    value: Value
+
+
 class RecordedFilm(_Line):
     """How one attempt went, iteration by iteration: its own loss, and the PSNR that the auditor computed afterwards."""
 
-    steps: tuple[int, ...] = pydantic.Field(min_length=1)
-    losses: tuple[float | None, ...]
-    psnr: tuple[float, ...]
-    control: Control | None = None
-    shown: tuple[int, ...] = pydantic.Field(min_length=1)
+    steps: tuple[Count, ...] = pydantic.Field(min_length=1)
+    losses: tuple[Value | None, ...]
+    psnr: tuple[Value, ...]
+    control: FilmControl | None = None
+    shown: tuple[Count, ...] = pydantic.Field(min_length=1)
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> RecordedFilm:
@@ -77,11 +84,11 @@ class RecordedFilm(_Line):
 class BestExample(_Line):
     """The picture of a batch that a finding shows best, beside controls of the same picture."""
 
-    index: int
-    value: float
-    control: float
-    floor: float | None = None
-    luck: float = 0.0
+    index: Count
+    value: Value
+    control: Value
+    floor: Value | None = None
+    luck: Value = 0.0
 
 
 class Found(_Line):
@@ -97,21 +104,21 @@ class Record(_Line):
     """One line of records.jsonl: one attack on one client's update of one round."""
 
     run: str | None = None
-    round: int
-    client: int
+    round: Count
+    client: Count
     attack: PluginUse
     defenses: tuple[PluginUse, ...] = ()
     grants: tuple[str, ...] = ()
     status: Literal["found", "failed", "refused"]
     inapplicable: tuple[str, ...] | None = None
     scores: dict[str, RecordedScore] = {}
-    controls: dict[str, dict[str, float]] = {}
+    controls: dict[str, dict[str, Value]] = {}
     best_example: dict[str, BestExample] = {}
     cautions: tuple[str, ...] = ()
     message: str | None = None
     trace: dict[str, Any] = {}
-    seconds: float | None = None
-    seed: int | None = None
+    seconds: Value | None = None
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**64)] | None = None
     artifacts: dict[str, str] = {}
     film: RecordedFilm | None = None
     found: Found | None = None
@@ -120,39 +127,40 @@ class Record(_Line):
 class Calibration(_Line):
     """One line of calibrations.jsonl: one attack on updates that the auditor made itself, without a defense."""
 
-    round: int
+    run: str | None = None
+    round: Count
     attack: PluginUse
     status: Literal["found", "failed", "refused"]
     message: str | None = None
-    pictures: int = 0
-    updates: int = 0
+    pictures: Count = 0
+    updates: Count = 0
     scores: dict[str, RecordedScore] = {}
-    controls: dict[str, dict[str, float]] = {}
+    controls: dict[str, dict[str, Value]] = {}
     best_example: dict[str, BestExample] = {}
 
 
 class Budget(_Line):
     """What differential privacy promises one client after its rounds so far; None when no finite epsilon holds."""
 
-    epsilon: float | None
-    delta: float
+    epsilon: Value | None
+    delta: Value
     neighbors: str
 
 
 class Round(_Line):
     """One line of rounds.jsonl: the global model after a round; round 0 is before the training."""
 
-    round: int
-    accuracy: float | None = None
-    loss: float | None = None
-    participants: tuple[int, ...] = ()
-    failed: dict[int, str] = {}
-    epsilon: dict[int, Budget] = {}
-    seconds: float | None = None
+    round: Count
+    accuracy: Value | None = None
+    loss: Value | None = None
+    participants: tuple[Count, ...] = ()
+    failed: dict[Count, str] = {}
+    epsilon: dict[Count, Budget] = {}
+    seconds: Value | None = None
     warnings: tuple[str, ...] = ()
 
 
-_AnyLine = TypeVar("_AnyLine", Record, Round, Calibration)
+_AnyLine = TypeVar("_AnyLine", Record, Round, Calibration, IndexLine)
 
 
 @dataclass(frozen=True)
@@ -202,7 +210,7 @@ class Evidence:
         if self.is_observed:
             return None
         value = self.part("federation").get("rounds")
-        return value if isinstance(value, int) else None
+        return value if _is_count(value) else None
 
     @property
     def planned_clients(self) -> int | None:
@@ -210,7 +218,7 @@ class Evidence:
         if self.is_observed:
             return self.captured.clients[-1] + 1 if self.captured else None
         value = self.part("federation").get("clients")
-        return value if isinstance(value, int) else None
+        return value if _is_count(value) and value <= _MOST_CLIENTS else None
 
     @property
     def is_audited(self) -> bool:
@@ -226,6 +234,10 @@ class Evidence:
         return self.records[0].grants if self.records else ()
 
 
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def read(folder: Path) -> Evidence:
     """Return what a run folder holds.
 
@@ -238,124 +250,215 @@ def read(folder: Path) -> Evidence:
     names = ("scenario.yaml", "environment.json", "rounds.jsonl", "records.jsonl")
     if not any((folder / name).exists() for name in names):
         raise RunFolderError(f"{folder}: not a run folder; expected one of {', '.join(names)} in it.")
-    notes: list[str] = []
-    environment = _environment(folder / "environment.json", notes)
+    reader = _Reader(folder)
+    environment = reader.mapping("environment.json")
     is_observed = environment.get("origin") == "observed"
     absent = {name for name in names if is_observed and not (folder / name).exists()}
-    scenario, text = ({}, None) if "scenario.yaml" in absent else _scenario(folder / "scenario.yaml", notes)
-    rounds = [] if "rounds.jsonl" in absent else _lines(folder / "rounds.jsonl", Round, notes)
-    is_without = _is_without_audit(folder, scenario) or "records.jsonl" in absent
-    records = [] if is_without else _lines(folder / "records.jsonl", Record, notes)
-    captured = _captured(folder, bool(records), notes) if is_observed else None
-    calibrated = folder / "calibrations.jsonl"
-    calibrations = _lines(calibrated, Calibration, notes) if calibrated.exists() else []
-    return Evidence(
+    scenario, text = ({}, None) if "scenario.yaml" in absent else reader.scenario()
+    rounds = [] if "rounds.jsonl" in absent else reader.lines("rounds.jsonl", Round)
+    is_without_audit = scenario.get("attacks") == [] and not (folder / "records.jsonl").exists()
+    records = [] if is_without_audit or "records.jsonl" in absent else reader.lines("records.jsonl", Record)
+    has_calibrations = (folder / "calibrations.jsonl").exists()
+    calibrations = reader.distinct(reader.lines("calibrations.jsonl", Calibration)) if has_calibrations else []
+    found = Evidence(
         folder=folder,
         scenario=scenario,
         scenario_text=text,
         environment=environment,
-        rounds=tuple(sorted(rounds, key=lambda line: line.round)),
-        records=tuple(sorted(records, key=lambda line: (line.round, line.client))),
-        notes=(*_stated_notes(folder / "inputs.json"), *notes),
-        calibrations=tuple(sorted(calibrations, key=lambda line: line.round)),
-        captured=captured,
+        rounds=tuple(sorted((line for _, line in reader.distinct(rounds)), key=lambda line: line.round)),
+        records=(),
+        notes=(),
+        calibrations=tuple(sorted((line for _, line in calibrations), key=lambda line: line.round)),
+        captured=reader.captured(bool(records)) if is_observed else None,
     )
+    own = sorted(reader.belonging(found, reader.distinct(records)), key=lambda line: (line.round, line.client))
+    reader.captures(found)
+    return replace(found, records=tuple(own), notes=(*reader.stated_notes(), *reader.notes))
 
 
-def _stated_notes(path: Path) -> list[str]:
-    """Return what the run noted when it was made, such as how given weights were fitted; none where that is not known."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return []
-    stated = value.get("notes") if isinstance(value, dict) else None
-    return [note for note in stated if isinstance(note, str)] if isinstance(stated, list) else []
+class _Reader:
+    """Reads a run folder; what is missing or damaged becomes a note.
 
-
-def _captured(folder: Path, is_audited: bool, notes: list[str]) -> Captured | None:
-    """Return what was captured of an observed app.
-
-    Raises:
-        EmptyCaptureError: nothing was, so there is nothing to show.
+    Args:
+        folder: the run folder.
     """
-    try:
-        captured = observed.read(RunFolder(folder))
-    except EmptyCaptureError as error:
-        if not is_audited:
-            raise
-        notes.append(str(error))
-    except RunFolderError as error:
-        notes.append(str(error))
-    else:
-        notes += [f"{count} replies were not captured: {reason}." for reason, count in captured.skipped]
-        return captured
-    return None
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.notes: list[str] = []
 
-def _is_without_audit(folder: Path, scenario: Mapping[str, Any]) -> bool:
-    return scenario.get("attacks") == [] and not (folder / "records.jsonl").exists()
+    def _content(self, name: str) -> bytes | None:
+        """Return the content of a file; None, without a note, where it is not there."""
+        return files.read(self._folder / name, self._folder)
 
+    def _note(self, error: Exception) -> None:
+        # The same folder under another name gives the same report.
+        self.notes.append(str(error).replace(f"{self._folder}/", ""))
 
-def _scenario(path: Path, notes: list[str]) -> tuple[dict[str, Any], str | None]:
-    try:
-        value = yaml_loader.read(path)
-    except ScenarioError as error:
-        notes.append(f"{path.name}: {error.message}")
-        return {}, None
-    if not isinstance(value, dict):
-        notes.append(f"{path.name}: not a mapping.")
-        return {}, None
-    return value, path.read_text(encoding="utf-8")
+    def scenario(self) -> tuple[dict[str, Any], str | None]:
+        """Return scenario.yaml as plain data and as text."""
+        name = "scenario.yaml"
+        try:
+            content = self._content(name)
+            if content is None:
+                self.notes.append(f"{name}: no such file.")
+                return {}, None
+            text = content.decode("utf-8")
+            value = yaml_loader.parse(text, name, yaml_loader.RESOLVED)
+        except UnicodeDecodeError:
+            self.notes.append(f"{name}: not UTF-8 text, so no YAML.")
+            return {}, None
+        except ScenarioError as error:
+            self.notes.append(f"{error}" if error.where == name else f"{name}: {error}")
+            return {}, None
+        except RunFolderError as error:
+            self._note(error)
+            return {}, None
+        if not isinstance(value, dict):
+            self.notes.append(f"{name}: not a mapping.")
+            return {}, None
+        return value, text
 
+    def mapping(self, name: str, is_needed: bool = True) -> dict[str, Any]:
+        """Return a JSON file that holds a mapping; empty where it does not."""
+        try:
+            content = self._content(name)
+            value = {} if content is None else files.parse_json(content)
+        except RunFolderError as error:
+            self._note(error)
+            return {}
+        except ValueError as error:
+            reason = "not readable as JSON" if str(error) == "not JSON" else error
+            self.notes.append(f"{name}: {reason}.")
+            return {}
+        if content is None and is_needed:
+            self.notes.append(f"{name}: no such file.")
+        if not isinstance(value, dict):
+            self.notes.append(f"{name}: not a mapping.")
+            return {}
+        return value
 
-def _environment(path: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        notes.append(f"{path.name}: no such file.")
-        return {}
-    except (OSError, ValueError):
-        notes.append(f"{path.name}: not readable as JSON.")
-        return {}
-    if not isinstance(value, dict):
-        notes.append(f"{path.name}: not a mapping.")
-        return {}
-    return value
+    def lines(self, name: str, kind: type[_AnyLine]) -> list[tuple[str, _AnyLine]]:
+        """Return the complete lines of a JSON Lines file that are what they must be, each with its place."""
+        try:
+            content = self._content(name)
+        except RunFolderError as error:
+            self._note(error)
+            return []
+        if content is None:
+            self.notes.append(f"{name}: no such file; nothing of it was recorded.")
+            return []
+        *complete, rest = content.split(b"\n")
+        if rest.strip():
+            self.notes.append(
+                f"{name}: the last line is half-written and left out; the run was stopped, or is still writing."
+            )
+        numbered = [(f"{name}, line {number}", line) for number, line in enumerate(complete, 1) if line.strip()]
+        return [(where, line) for where, text in numbered for line in self._parsed(text, kind, where)]
 
+    def _parsed(self, line: bytes, kind: type[_AnyLine], where: str) -> Iterator[_AnyLine]:
+        try:
+            # NaN and infinity are not JSON, but Python writes and reads them: here they mean "no value".
+            value = files.parse_json(line, constant=lambda _: None)
+        except ValueError as error:
+            self.notes.append(f"{where}: {error}; left out.")
+            return
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if isinstance(schema, int) and schema != SCHEMA:
+            raise RunFolderError(
+                f"{where}: schema {schema}, this version of fedsim reads {SCHEMA}. Use the one that wrote it."
+            )
+        try:
+            yield kind.model_validate(value)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"]) or "line"
+            self.notes.append(f"{where}: {field}: {first['msg']}; left out.")
 
-def _lines(path: Path, kind: type[_AnyLine], notes: list[str]) -> list[_AnyLine]:
-    if not path.exists():
-        notes.append(f"{path.name}: no such file; nothing of it was recorded.")
-        return []
-    *complete, rest = path.read_bytes().split(b"\n")
-    if rest.strip():
-        notes.append(
-            f"{path.name}: the last line is half-written and left out; the run was stopped, or is still writing."
-        )
-    found = []
-    for number, line in enumerate(complete, 1):
-        if line.strip():
-            parsed = _parsed(line, kind, f"{path.name}, line {number}", notes)
-            found += [] if parsed is None else [parsed]
-    return found
+    def captured(self, is_audited: bool) -> Captured | None:
+        """Return what was captured of an observed app.
 
-
-def _parsed(line: bytes, kind: type[_AnyLine], where: str, notes: list[str]) -> _AnyLine | None:
-    try:
-        # NaN and infinity are not JSON, but Python writes and reads them: here they mean "no value".
-        value = json.loads(line, parse_constant=lambda _: None)
-    except ValueError:
-        notes.append(f"{where}: not JSON; left out.")
+        Raises:
+            EmptyCaptureError: nothing was, so there is nothing to show.
+        """
+        try:
+            captured = observed.read(RunFolder(self._folder))
+        except EmptyCaptureError as error:
+            if not is_audited:
+                raise
+            self._note(error)
+        except RunFolderError as error:
+            self._note(error)
+        else:
+            self.notes += [f"{count} replies were not captured: {reason}." for reason, count in captured.skipped]
+            return captured
         return None
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if isinstance(schema, int) and schema != SCHEMA:
-        raise RunFolderError(
-            f"{where}: schema {schema}, this version of fedsim reads {SCHEMA}. Use the one that wrote it."
-        )
-    try:
-        return kind.model_validate(value)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "line"
-        notes.append(f"{where}: {field}: {first['msg']}; left out.")
-        return None
+
+    def stated_notes(self) -> list[str]:
+        """Return what the run noted when it was made, such as how given weights were fitted."""
+        stated = self.mapping("inputs.json", is_needed=False).get("notes")
+        return [note for note in stated if isinstance(note, str)] if isinstance(stated, list) else []
+
+    def distinct(self, numbered: list[tuple[str, _AnyLine]]) -> list[tuple[str, _AnyLine]]:
+        """Leave out what another line tells already, so that nothing is counted twice."""
+        first: dict[str, str] = {}
+        kept = []
+        for where, line in numbered:
+            before = first.setdefault(_place(line), where)
+            if before == where:
+                kept.append((where, line))
+            else:
+                self.notes.append(f"{where}: tells of the same as {before}; left out.")
+        return kept
+
+    def belonging(self, found: Evidence, records: list[tuple[str, Record]]) -> Iterator[Record]:
+        """Yield the records of this run, of what took part in it."""
+        run = self.mapping("inputs.json", is_needed=False).get("run")
+        took_part = {line.round: {*line.participants, *line.failed} for line in found.rounds}
+        is_simulated = found.environment.get("origin") == "simulated"
+        rounds, clients = (found.planned_rounds, found.planned_clients) if is_simulated else (None, None)
+        for where, record in records:
+            place = f"client {record.client} in round {record.round}"
+            if isinstance(run, str) and record.run != run:
+                self.notes.append(f"{where}: of the run {record.run}, this one is {run}; left out.")
+            elif (rounds is not None and record.round > rounds) or (clients is not None and record.client >= clients):
+                self.notes.append(f"{where}: of {place}, which the scenario does not have; left out.")
+            elif record.client not in took_part.get(record.round, {record.client}):
+                self.notes.append(f"{where}: of {place}, which took no part as rounds.jsonl says; left out.")
+            else:
+                yield record
+
+    def captures(self, found: Evidence) -> None:
+        """Note what the captures lack of what the rounds tell."""
+        name = "captures/index.jsonl"
+        wanted = {
+            client_key(line.round, client): (line.round, client)
+            for line in found.rounds
+            for client in line.participants
+        }
+        if not wanted:
+            return
+        if not (self._folder / name).exists():
+            self.notes.append(f"{name}: no such file, so no update of this run can be attacked again.")
+            return
+        index = self.lines(name, IndexLine)
+        failed = {line.key for _, line in index if line.failed is not None}
+        captured = {line.key for _, line in index if line.sha256 is not None}
+        for key, (round, client) in wanted.items():
+            place = f"client {client} in round {round}"
+            if key in failed:
+                self.notes.append(f"{name}: says that {place} failed, and rounds.jsonl that it took part.")
+            elif key not in captured or not (self._folder / "captures" / f"{key}.safetensors").exists():
+                self.notes.append(
+                    f"captures/{key}.safetensors: missing, though rounds.jsonl says that {place} took part."
+                )
+
+
+def _place(line: Record | Round | Calibration | IndexLine) -> str:
+    """Return what a line tells of: no two lines of a file tell of the same."""
+    if isinstance(line, IndexLine):
+        return line.key
+    if isinstance(line, Round):
+        return str(line.round)
+    attack, client = line.attack, line.client if isinstance(line, Record) else None
+    return json.dumps([line.round, client, attack.name, attack.params, attack.label], sort_keys=True)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
+import warnings
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from fedsim import files
+from fedsim.errors import RunFolderError
 from fedsim.metrics.ratings import scale
 from fedsim.pictures import GAP
 from fedsim.report.evidence import Evidence, Record
@@ -23,6 +28,18 @@ NOT_KNOWN = "defenses not known"
 _SHOWN_SIDE = 96
 _STORED_SIDE = 128
 _FILM_SIDE = 64
+# What Pillow raises for a damaged PNG, or one so large that it may be an attack.
+_DAMAGE = (
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+    EOFError,
+    IndexError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -189,17 +206,23 @@ def _film(folder: Path, relative: str, title: str, steps: tuple[int, ...], notes
 
 def _opened(folder: Path, relative: str, notes: list[str]) -> Image.Image | None:
     path = folder / relative
-    # A run folder may come from somebody else: what it names outside itself is not read.
-    if not path.resolve().is_relative_to(folder.resolve()):
-        notes.append(f"{relative}: outside the run folder, not shown.")
+    try:
+        content = files.read(path, folder)
+    except RunFolderError as error:
+        notes.append(f"{relative}: {str(error).removeprefix(f'{path}: ').rstrip('.')}; not shown.")
+        return None
+    if content is None:
+        notes.append(f"{relative}: no such file.")
         return None
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            picture.load()
-            return picture
-    except FileNotFoundError:
-        notes.append(f"{relative}: no such file.")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+                shown = picture.convert(picture.mode if picture.mode in ("L", "RGB") else "RGB")
+                shown.info.clear()
+                return shown
+    except _DAMAGE:
         notes.append(f"{relative}: not readable as a PNG.")
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from fedsim.recording import write_atomically
+from fedsim.recording import RunFolder
 from fedsim.report import evidence, summary, tables
 from fedsim.report.figure import overview
 from fedsim.report.view import context
@@ -27,19 +27,21 @@ def render(folder: Path) -> Path:
         folder: a run folder, finished or not.
 
     Raises:
-        RunFolderError: no run folder, or one of a schema that this version does not know.
+        RunFolderError: no run folder, one of a schema that this version does not know, or one in which a part of the report
+            would have to be written through a link.
     """
     found = evidence.read(folder)
     values = context(found)
     page = folder / "report.html"
-    write_atomically(folder / "report.md", _markdown().get_template("report.md.j2").render(values))
-    write_atomically(folder / "summary.json", summary.as_json(found))
+    write = RunFolder(folder).write
+    write(folder / "report.md", _markdown().get_template("report.md.j2").render(values))
+    write(folder / "summary.json", summary.as_json(found))
     for name, content in tables.csv_files(found).items():
-        write_atomically(folder / "tables" / name, content)
+        write(folder / "tables" / name, content)
     picture = overview(values["displays"])
     if picture is not None:
-        write_atomically(folder / "figures" / "overview.png", picture)
-    write_atomically(page, _html().get_template("report.html.j2").render(values))
+        write(folder / "figures" / "overview.png", picture)
+    write(page, _html().get_template("report.html.j2").render(values))
     return page
 
 
