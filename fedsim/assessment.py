@@ -152,7 +152,7 @@ def _write_found(folder: RunFolder, task: Task, planned: PlannedAttack, tried: A
     found = tried.finding.images
     if found is not None and len(found):
         path = folder.artifact(task.round, task.client, f"{planned.slug}.png")
-        write_atomically(path, pictures.png_strip(found))
+        folder.write(path, pictures.png_strip(found))
         record["artifacts"]["reconstructions"] = folder.relative(path)
 
 
