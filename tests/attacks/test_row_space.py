@@ -9,6 +9,7 @@ from vit_cases import build, decibels, gradient, noisy, observe, photos
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, LabeledImages, Update
+from fedsim.seeds import seeded
 
 WIDE = {"patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 4}  # 16 patches of 192 values
 POOL = photos()
@@ -141,7 +142,7 @@ def test_flat_patches_cause_no_caution(images):
     assert decibels(finding.images, LabeledImages(images, torch.tensor([3]))) > 80
     assert finding.cautions == ()
     residual = finding.trace["row_space_residual"]
-    assert residual is None if images.std() == 0 else residual < 0.01
+    assert residual is None if float(images.std()) < 1e-3 else residual < 0.01
     # Another client's picture sticks out as before.
     (caution,) = assess(Finding(images=POOL.read([400]).images), observation).cautions
     assert "outside the span" in caution and "not the client's" not in caution
@@ -150,8 +151,7 @@ def test_flat_patches_cause_no_caution(images):
 def test_dropped_patches_are_not_judged_by_what_was_filled_in():
     model = build("vit_mini", **WIDE, patch_drop_rate=0.5).train()
     batch = POOL.read([7])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         update = gradient(model, batch)
     observation = observe(model.eval(), update)
     finding = PatchEmbedding().run(observation, torch.Generator())
