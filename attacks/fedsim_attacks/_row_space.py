@@ -146,8 +146,8 @@ def assess(finding: Finding, observation: Observation, completed: Bool[Tensor, "
         rank = space.rank
         if residual is not None and residual > _NOTABLE and space.noise < _CLEAN:
             cautions += (
-                f"What lies outside the span of the update's patches is {residual:.2f} of the found patches' variation; patches "
-                "that took part in the update leave next to none.",
+                f"What lies outside the span of the update's patches is {residual:.2f} of the found patches' variation; "
+                "patches that took part in the update leave next to none.",
             )
     trace = {**finding.trace, "row_space_residual": residual, "row_space_rank": rank}
     return replace(finding, trace=trace, cautions=cautions)
