@@ -188,6 +188,8 @@ def _checked_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
         if key not in _KWARGS:
             raise ScenarioError(where, f"unknown kwarg.{nearest(key, _KWARGS)} Allowed: {', '.join(_KWARGS)}.")
         kwargs[key] = value if key in _SIZES else coerce(value, _KWARGS[key], where)
+        if key.endswith("_rate") and kwargs[key] < 0:
+            raise ScenarioError(where, f"expected at least 0, got {shown(value)}.")
     if kwargs.get("weight_init") == "skip":
         raise ScenarioError("model.kwargs.weight_init", "skip leaves tokens and positions uninitialized. Leave it out.")
     return kwargs

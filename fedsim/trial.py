@@ -57,7 +57,9 @@ def run(model: VisionTransformer, part: ModelPart, num_classes: int, image_size:
     if not all(bool(torch.isfinite(values).all()) for values in (evaluated, trained, *gradients)):
         raise _refusal(part, "gives outputs or gradients that are not finite")
     if gradients[0][1].any():
-        raise _refusal(part, "lets the pictures of a batch influence each other, which an audit of each picture does not allow for")
+        raise _refusal(
+            part, "lets the pictures of a batch influence each other, which an audit of each picture does not allow for"
+        )
 
 
 def _refuse_batch_norm(model: VisionTransformer, part: ModelPart) -> None:
