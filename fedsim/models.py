@@ -167,13 +167,14 @@ def build_with_notes(part: ModelPart, num_classes: int, image_size: int, seed: i
     given.setdefault("img_size", image_size)
     _check_sizes(given, image_size)
     called = hub_weights.repository(name) if part.pretrained is True else None
-    file = hub_weights.fetch(called) if called else part.pretrained
+    given_file = Path(part.pretrained) if isinstance(part.pretrained, str) else None
+    file = hub_weights.fetch(called) if called else given_file
     with seeded(seed, "model"):
         model = _create(part, name, given, num_classes)
     _check_patches(part, model, image_size)
     if part.first_block == "april":
         make_april(model)
-    notes = weights.load(model, Path(file), called) if file else ()
+    notes = weights.load(model, file, called) if file is not None else ()
     trial.run(model, part, num_classes, image_size, seed)
     return Built(model.eval(), notes)
 

@@ -109,7 +109,8 @@ def _place(content: Tensors, width: int) -> str:
 
 def _resampling(model: VisionTransformer) -> dict[str, Any]:
     """Return how timm resamples the tables of this architecture, where not in its usual way."""
-    architecture = model.pretrained_cfg["architecture"]
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    architecture = config["architecture"]
     if "flexi" not in architecture and "radio" not in architecture:
         return {}
     return {"interpolation": "bilinear", "antialias": False}
