@@ -46,7 +46,7 @@ def fetch(repo: str) -> Path:
     for file in _FILES:
         try:
             # The download itself would try six times, and say so each time.
-            get_hf_file_metadata(hf_hub_url(repo, file), timeout=_timeout())
+            get_hf_file_metadata(hf_hub_url(repo, file), timeout=_timeout())  # type: ignore[arg-type]
             return Path(hf_hub_download(repo, file))
         except RemoteEntryNotFoundError:
             continue

@@ -170,13 +170,14 @@ def build_with_notes(part: ModelPart, num_classes: int, image_size: int, seed: i
     given.setdefault("img_size", image_size)
     _check_sizes(given, image_size)
     called = hub_weights.repository(name) if part.pretrained is True else None
-    file = hub_weights.fetch(called) if called else part.pretrained
+    given_file = Path(part.pretrained) if isinstance(part.pretrained, str) else None
+    file = hub_weights.fetch(called) if called else given_file
     with seeded(seed, "model"):
         model = _create(part, name, given, num_classes)
     _check_patches(part, model, image_size)
     if part.first_block == "april":
         make_april(model)
-    notes = weights.load(model, Path(file), called) if file else ()
+    notes = weights.load(model, file, called) if file is not None else ()
     trial.run(model, part, num_classes, image_size, seed)
     return Built(model.eval(), notes)
 
@@ -191,6 +192,8 @@ def _checked_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
         if key not in _KWARGS:
             raise ScenarioError(where, f"unknown kwarg.{nearest(key, _KWARGS)} Allowed: {', '.join(_KWARGS)}.")
         kwargs[key] = value if key in _SIZES else coerce(value, _KWARGS[key], where)
+        if key.endswith("_rate") and kwargs[key] < 0:
+            raise ScenarioError(where, f"expected at least 0, got {shown(value)}.")
     if kwargs.get("weight_init") == "skip":
         raise ScenarioError("model.kwargs.weight_init", "skip leaves tokens and positions uninitialized. Leave it out.")
     return kwargs

@@ -57,8 +57,9 @@ def load(model: VisionTransformer, path: Path, called: str | None = None) -> tup
         found = {name.removeprefix(place): tensor for name, tensor in content.items() if name.startswith(place)}
         # A copy: timm's converters take tensors out of what they are given.
         stored: Tensors = checkpoint_filter_fn(dict(found), model, adapt_layer_scale=True, **_resampling(model))
-        fresh = _misfits(model.state_dict(), stored)
-        left_out = _take(model, {name: tensor for name, tensor in stored.items() if _head(name) not in fresh})
+        own = model.state_dict()
+        fresh = _misfits(own, stored)
+        left_out = _take(model, {name: t for name, t in stored.items() if name not in own or _head(name) not in fresh})
     except (SafetensorError, UnpicklingError, OSError, EOFError) as error:
         raise ScenarioError(_WHERE, f"{source} is damaged or no weights file: {in_one_line(error)}.") from None
     except _ForeignError as error:
@@ -108,7 +109,8 @@ def _place(content: Tensors, width: int) -> str:
 
 def _resampling(model: VisionTransformer) -> dict[str, Any]:
     """Return how timm resamples the tables of this architecture, where not in its usual way."""
-    architecture = model.pretrained_cfg["architecture"]
+    config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    architecture = config["architecture"]
     if "flexi" not in architecture and "radio" not in architecture:
         return {}
     return {"interpolation": "bilinear", "antialias": False}

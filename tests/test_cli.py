@@ -12,13 +12,14 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 import yaml
 
-from fedsim import catalogue, yaml_loader
+from fedsim import catalogue, models, yaml_loader
 from fedsim.metrics.scoring import METRICS
 from fedsim.plugins import installed
 from fedsim.recording import RunFolder
-from fedsim.scenario import Scenario
+from fedsim.scenario import ModelPart, Scenario
 
 GALLERY = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
 SMALL = {
@@ -178,6 +179,19 @@ def test_check_tells_what_the_scenario_means_and_writes_nothing(fedsim, file, tm
     ):
         assert text in " ".join(outcome.output.split()), text
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_how_weights_were_fitted_is_said_by_check_by_run_and_in_the_report(fedsim, file, tmp_path):
+    weights = models.build(ModelPart(name="vit_nano", kwargs={"depth": 1}), 2, 32, 1).state_dict()
+    backbone = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+    torch.save({"model": backbone}, tmp_path / "backbone.pth")
+    setting = f"model.pretrained={tmp_path / 'backbone.pth'}"
+    note = "model.pretrained: backbone.pth: the backbone is loaded, the head is fresh (head: the file has none)."
+    assert f"note: {note}\n" in fedsim("check", file, "--set", setting).output
+    run = tmp_path / "run"
+    assert f"note: {note}\n" in fedsim("run", file, "--out", run, "--set", setting).output
+    assert f"> {note}<br>" in (run / "report.md").read_text()
+    assert note in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize("kind", ["attacks", "defenses", "data"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models import VisionTransformer
 
-from fedsim import models
+from fedsim import hub_weights, models
 from fedsim.errors import ScenarioError
 from fedsim.models import PRESETS, PatchGrid, gradient_of, patch_grid, unfused_attention
 from fedsim.scenario import ModelPart
@@ -107,6 +107,7 @@ def test_other_vits_of_timm_are_vits_too():
         ({"checkpoint_path": "x"}, "model.kwargs.checkpoint_path: unknown kwarg."),
         ({"block_fn": "x"}, "model.kwargs.block_fn: unknown kwarg."),
         ({"in_chans": 1}, "model.kwargs.in_chans: follows from the data; leave it out."),
+        ({"drop_path_rate": -0.1}, "model.kwargs.drop_path_rate: expected at least 0, got -0.1."),
         ({"drop_rate": "much"}, "model.kwargs.drop_rate: expected a number, got 'much'."),
         ({"class_token": "no"}, "model.kwargs.class_token: expected true or false, got 'no'."),
         ({"global_pool": "sum"}, "model.kwargs.global_pool: expected one of '', 'avg', "),
@@ -138,15 +139,27 @@ def test_a_model_that_cannot_be_is_refused_at_its_path(arguments, message):
     assert "\n" not in found
 
 
-def test_weights_that_cannot_be_fetched_are_refused(monkeypatch):
-    def fails(*arguments, **named):
-        assert named["pretrained"] is True
-        raise OSError("no route to the hub\nat all")
+def test_a_model_of_the_hub_is_fetched_and_its_head_fits_the_data(monkeypatch, tmp_path):
+    small = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    published = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=1000, **small).state_dict()
+    torch.save(published, tmp_path / "published.pth")
+    repository = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    monkeypatch.setattr(hub_weights, "fetch", {repository: tmp_path / "published.pth"}.__getitem__)
+    part = ModelPart(name="vit_tiny_patch16_224", kwargs=small, pretrained=True)
+    model, notes = models.build_with_notes(part, 10, 32, 0)
+    assert torch.equal(model.pos_embed, published["pos_embed"])
+    assert notes == (
+        f"model.pretrained: {repository}: the backbone is loaded, the head is fresh (head: head.weight is 1000 x 24 in the "
+        "file, 10 x 24 in the model).",
+    )
+    deeper = ModelPart(name="vit_tiny_patch16_224", kwargs={**small, "depth": 2}, pretrained=True)
+    with pytest.raises(ScenarioError, match=r"it lacks blocks\.1\.\* of the backbone"):
+        models.build(deeper, 10, 32, 0)
 
-    monkeypatch.setattr(timm, "create_model", fails)
-    assert refusal("vit_tiny_patch16_224", image_size=224, pretrained=True) == (
-        "model.pretrained: vit_tiny_patch16_224 cannot be built: OSError: no route to the hub at all. "
-        "Without a network, give a weights file."
+
+def test_a_model_nobody_has_published_weights_of_is_refused_at_once():
+    assert refusal("vit_small_patch16_18x2_224", image_size=32, pretrained=True) == (
+        "model.pretrained: there are no published weights for vit_small_patch16_18x2_224. Give the path of a weights file."
     )
 
 

@@ -68,9 +68,13 @@ def test_a_position_table_of_another_grid_is_resampled(stored, trained):
     "change",
     [
         lambda weights: weights.pop("norm.bias"),
-        lambda weights: weights.pop("head.bias"),
-        lambda weights: weights.update(extra=torch.zeros(2)),
+        lambda weights: weights.pop("cls_token"),
+        lambda weights: weights.pop("patch_embed.proj.weight"),
         lambda weights: weights.update({"norm.bias": torch.zeros(3)}),
+        lambda weights: weights.update({"blocks.4.norm1.bias": torch.zeros(64)}),
+        lambda weights: weights.update({"blocks.0.ls1.gamma": torch.zeros(64)}),
+        lambda weights: weights.update({"reg_token": torch.zeros(1, 2, 64)}),
+        lambda weights: weights.update({"norm_pre.weight": torch.zeros(64)}),
         lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("blocks.3.")],
     ],
 )
@@ -78,6 +82,165 @@ def test_the_weights_of_another_model_are_refused(change, stored, trained):
     change(trained)
     save_file(trained, stored)
     assert refusal(stored).startswith(f"model.pretrained: {stored} does not hold the weights of this model: ")
+
+
+def noted(path, content, num_classes=10, first_block="standard", **kwargs):
+    """Return the state of a model built with stored content, and its notes without the beginning that all share."""
+    torch.save(content, path)
+    part = ModelPart(name="vit_nano", kwargs=kwargs, pretrained=str(path), first_block=first_block)
+    built = models.build_with_notes(part, num_classes, 32, 0)
+    start = f"model.pretrained: {path.name}: "
+    assert all(note.startswith(start) for note in built.notes)
+    return built.model.state_dict(), [note.removeprefix(start) for note in built.notes]
+
+
+def backbone_of(weights):
+    return {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+
+
+def assert_backbone(loaded, trained, fresh=("head.",)):
+    drawn = build().state_dict()
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, (drawn if name.startswith(fresh) else trained)[name]), name
+
+
+HEADLESS = "the backbone is loaded, the head is fresh (head: the file has none)."
+WRAPPERS = {
+    "bare": (lambda w: w, None),
+    "data parallel": (lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}}, None),
+    "lightning": (lambda w: {"state_dict": {f"net.{k}": v for k, v in w.items()}, "epoch": 3}, "net.*"),
+    "encoder": (lambda w: {f"encoder.{k}": v for k, v in w.items()}, "encoder.*"),
+    "DINO": (
+        lambda w: {
+            "student": {f"module.backbone.{k}": torch.zeros_like(v) for k, v in w.items()},
+            "teacher": {f"backbone.{k}": v for k, v in w.items()},
+            "epoch": 3,
+        },
+        "teacher.backbone.*",
+    ),
+    "I-JEPA": (
+        lambda w: {
+            "encoder": {f"module.{k}": v for k, v in w.items()},
+            "target_encoder": {f"module.{k}": torch.zeros_like(v) for k, v in w.items()},
+        },
+        "encoder.module.*",
+    ),
+    "MoCo": (
+        lambda w: {
+            "state_dict": {f"module.base_encoder.{k}": v for k, v in w.items()}
+            | {f"module.momentum_encoder.{k}": torch.zeros_like(v) for k, v in w.items()}
+        },
+        "base_encoder.*",
+    ),
+    "a wider teacher": (
+        lambda w: {
+            "student": dict(w),
+            "teacher": {"patch_embed.proj.weight": torch.zeros(128, 3, 8, 8)},
+        },
+        "student.*",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_backbone_without_a_head_is_loaded_from_any_wrapper_and_the_head_is_fresh(name, tmp_path, trained):
+    wrap, place = WRAPPERS[name]
+    loaded, notes = noted(tmp_path / "weights.pth", wrap(backbone_of(trained)))
+    assert_backbone(loaded, trained)
+    assert notes[:2] == [HEADLESS] + ([f"taken are the tensors {place}."] if place else [])
+
+
+def test_weights_that_fit_whole_are_loaded_without_a_note(tmp_path, trained):
+    loaded, notes = noted(tmp_path / "weights.pth", trained)
+    assert_backbone(loaded, trained, fresh=("no name",))
+    assert notes == []
+
+
+def test_two_networks_of_which_none_is_known_to_be_the_one_are_refused(tmp_path, trained):
+    weights = {f"{side}.{name}": tensor for side in ("left", "right") for name, tensor in trained.items()}
+    torch.save(weights, tmp_path / "weights.pth")
+    assert refusal(tmp_path / "weights.pth").endswith(
+        "holds several Vision Transformers: left.*, right.*. Save the one that you mean on its own."
+    )
+
+
+def test_decoder_mask_token_and_projection_are_left_out_and_said(tmp_path, trained):
+    others = {
+        "mask_token": torch.zeros(1, 1, 64),
+        "decoder_pos_embed": torch.zeros(1, 17, 32),
+        "decoder_blocks.0.norm1.weight": torch.zeros(32),
+        "decoder_blocks.0.norm1.bias": torch.zeros(32),
+        "head.mlp.0.weight": torch.zeros(32, 64),
+    }
+    loaded, notes = noted(tmp_path / "weights.pth", {"model": {**others, **backbone_of(trained)}})
+    assert_backbone(loaded, trained)
+    assert notes[0] == HEADLESS
+    told = notes[1].removeprefix("left out: ").removesuffix(".")
+    assert set(told.split(", ")) == {"mask_token", "decoder_pos_embed", "decoder_blocks.0.*", "head.mlp.*"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"head.weight": torch.zeros(1000, 64), "head.bias": torch.zeros(1000)}, "1000 x 64 in the file, 10 x 64 in"),
+        ({"head.weight": torch.zeros(10, 64)}, "head: the file has no head.bias"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_replaced_whole_and_said(change, reason, tmp_path, trained):
+    loaded, notes = noted(tmp_path / "weights.pth", backbone_of(trained) | change)
+    assert_backbone(loaded, trained)
+    assert notes[0].startswith("the backbone is loaded, the head is fresh (head: ")
+    assert reason in notes[0]
+
+
+def test_the_norm_after_pooling_belongs_to_the_head(tmp_path, trained):
+    loaded, notes = noted(tmp_path / "weights.pth", backbone_of(trained), global_pool="avg")
+    assert_backbone(
+        loaded, trained | {f"fc_norm.{n}": v for n, v in (("weight", torch.ones(64)), ("bias", torch.zeros(64)))}
+    )
+    assert notes == [
+        "the backbone is loaded, the head is fresh (fc_norm: the file has none; head: the file has none).",
+        "left out: norm.weight, norm.bias.",
+    ]
+
+
+def test_a_pooled_backbone_is_no_backbone_of_a_class_token_and_the_way_out_is_said(tmp_path):
+    torch.save(build(global_pool="avg").state_dict(), tmp_path / "weights.pth")
+    message = refusal(tmp_path / "weights.pth")
+    assert message.endswith("it pools its tokens. Set model.kwargs.global_pool: avg.")
+    assert_backbone(
+        build(str(tmp_path / "weights.pth"), global_pool="avg").state_dict(), torch.load(tmp_path / "weights.pth"), ()
+    )
+
+
+def test_a_shallower_model_does_not_take_some_of_the_blocks(stored):
+    message = refusal(stored, depth=2)
+    assert message.endswith(
+        "its backbone has blocks.2.*, blocks.3.*, the model's has not. Set model.name and model.kwargs as for the model "
+        "that it was saved from."
+    )
+
+
+def test_tensors_in_another_naming_are_refused_with_their_names(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(2), "bn1.weight": torch.zeros(2)}, tmp_path / "weights.pth")
+    message = refusal(tmp_path / "weights.pth")
+    assert message.endswith(
+        "it has no patch_embed.proj.weight, but conv1.weight, bn1.weight. Rename its tensors as timm does."
+    )
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(2), {"epoch": 3}, {}])
+def test_a_file_without_named_tensors_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "weights.pth")
+    assert "does not hold the weights of this model: " in refusal(tmp_path / "weights.pth")
+
+
+def test_a_resampled_position_table_is_said(tmp_path, trained):
+    torch.save(trained, tmp_path / "weights.pth")
+    part = ModelPart(name="vit_nano", kwargs={"img_size": 64}, pretrained=str(tmp_path / "weights.pth"))
+    assert models.build_with_notes(part, 10, 64, 0).notes == (
+        "model.pretrained: weights.pth: pos_embed is adapted from 1 x 17 x 64 to 1 x 65 x 64.",
+    )
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
