@@ -194,6 +194,8 @@ def make(scenario: Scenario) -> Plan:
         for planned in defenses:
             with _blaming(planned, "prepare_model"):
                 planned.defense.prepare_model(skeleton)
+    for planned in defenses:
+        _cautions(planned, skeleton)
     return Plan(scenario, attacks, defenses, data, normalization, audit_rounds, audit_clients, skeleton.eval())
 
 
