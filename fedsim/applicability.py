@@ -6,7 +6,6 @@ leakage, and the report calls it inconclusive.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,6 +14,9 @@ from fedsim.exchange import UpdateKind
 Optimizer = Literal["sgd", "adamw"]
 ModelFact = Literal["linear classifier", "learned position embedding", "patch projection", "APRIL first block"]
 """What an attack may ask of a model; `fedsim.models.facts` says which of them hold."""
+
+_KINDS: tuple[UpdateKind, ...] = get_args(UpdateKind)
+_SGD: tuple[Optimizer, ...] = ("sgd",)
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ class Applicability:
 
     pictures: int | None = None
     batch_size: int | None = None
-    kinds: Collection[UpdateKind] = get_args(UpdateKind)
+    kinds: tuple[UpdateKind, ...] = _KINDS
     steps: int | None = None
-    optimizers: Collection[Optimizer] = ("sgd",)
+    optimizers: tuple[Optimizer, ...] = _SGD
     soft_labels: bool = True
-    model: Collection[ModelFact] = ()
+    model: tuple[ModelFact, ...] = ()
 
     def obstacles(self, setting: Setting) -> tuple[str, ...]:
         """Return why an update is not among those the attack is made for, one clause each; empty where it is."""

@@ -378,6 +378,8 @@ def _model(
         for planned in defenses:
             with _blaming(planned, "prepare_model"):
                 planned.defense.prepare_model(skeleton)
+    for planned in defenses:
+        _cautions(planned, skeleton)
     return skeleton.eval(), notes
 
 

@@ -35,11 +35,11 @@ class NonFiniteUpdateError(ArithmeticError):
         super().__init__(f"the {what} is not finite; {self.advice}")
 
 
-class InvalidUpdateError(ValueError):
-    """A defense returned what no client of this model can send; the client counts as failed in this round."""
+class DefenseFaultError(ValueError):
+    """A hook of a defense returned what cannot be trained on or sent; the client counts as failed in this round."""
 
-    def __init__(self, defense: str, fault: str) -> None:
-        super().__init__(f"{defense}: protect_update returned an update that cannot be sent: {fault}")
+    def __init__(self, planned: PlannedDefense, hook: str, fault: str) -> None:
+        super().__init__(f"{planned.info.name}: {hook} is faulty: {fault}")
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal
 
     Raises:
         NonFiniteUpdateError: the loss or the update is not finite.
-        InvalidUpdateError: a defense returned an update of other names, shapes or number formats than it was given, or
-            one that is no longer finite.
+        DefenseFaultError: a defense returned a batch, a loss or an update that cannot be one: of other names, shapes or
+            number formats than it was given, or no longer finite.
     """
     scenario, model = plan.scenario, plan.model(weights)
     model.train(scenario.training.mode == "train")
@@ -132,7 +132,7 @@ def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal
         protected = planned.defense.protect_update(update, run.generator("protect_update", planned))
         fault = _fault(protected, update, most_examples(plan))
         if fault is not None:
-            raise InvalidUpdateError(planned.info.name, fault)
+            raise DefenseFaultError(planned, "protect_update", fault)
         update = protected
     return LocalResult(update, loss)
 
@@ -196,6 +196,9 @@ def _accumulate_gradient(run: _LocalRun, index: int) -> float:
     for planned in run.defenses:
         generator = run.generator("protect_batch", planned, index)
         images, labels = planned.defense.protect_batch(step.images, step.labels, generator)
+        fault = _batch_fault(images, labels, step.images)
+        if fault is not None:
+            raise DefenseFaultError(planned, "protect_batch", fault)
         step = replace(step, images=images, labels=labels)
     for planned in reversed(run.defenses):
         proceed = _bound(planned, run.generator("train_step", planned, index), proceed)
@@ -205,7 +208,28 @@ def _accumulate_gradient(run: _LocalRun, index: int) -> float:
 def _bound(
     planned: PlannedDefense, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]
 ) -> Callable[[LocalStep], Tensor]:
-    return lambda step: planned.defense.train_step(step, generator, proceed)
+    def bound(step: LocalStep) -> Tensor:
+        loss: Any = planned.defense.train_step(step, generator, proceed)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shown_loss = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
+            raise DefenseFaultError(planned, "train_step", f"expected the mean loss as a tensor, got {shown_loss}")
+        return loss
+
+    return bound
+
+
+def _batch_fault(images: Any, labels: Any, given: Tensor) -> str | None:
+    """Return why what a defense made of a batch cannot be trained on, or None."""
+    for name, tensor in (("images", images), ("labels", labels)):
+        if not isinstance(tensor, Tensor):
+            return f"{name} are {type(tensor).__name__}, not a tensor"
+    if images.ndim != given.ndim or images.shape[1:] != given.shape[1:] or not len(images):
+        return f"images have shape {tuple(images.shape)}, expected at least one of {tuple(given.shape[1:])}"
+    if labels.ndim not in (1, 2) or len(labels) != len(images):
+        return f"labels have shape {tuple(labels.shape)}, expected one of each of {len(images)} images"
+    if not bool(torch.isfinite(images).all()):
+        return "images are not finite"
+    return None
 
 
 def plain_step(step: LocalStep) -> Tensor:

@@ -12,7 +12,7 @@ from fedsim import models
 from fedsim import plan as planning
 from fedsim.data import batches
 from fedsim.data.source import Pool, Pools
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, PluginError
 from fedsim.exchange import DefenseKnowledge
 
 
@@ -194,3 +194,29 @@ def test_pictures_of_other_channels_than_the_models_are_refused(tiny_scenario, m
 
     monkeypatch.setattr(planning, "load_data", grey)
     assert refusal(tiny_scenario) == "data: pictures of 1 channels do not fit vit_nano."
+
+
+# Hooks of defenses outside the client
+
+
+def _raises(*_):
+    raise RuntimeError("out of paint\n\x1b[31m")
+
+
+@pytest.mark.parametrize(
+    ("hook", "broken", "said"),
+    [
+        ("prepare_model", _raises, r"RuntimeError: out of paint \\x1b\[31m"),
+        ("prepare_model", lambda model: sys.exit(0), "SystemExit: 0"),
+        ("cautions", _raises, r"RuntimeError: out of paint"),
+        ("cautions", lambda: None, "TypeError: expected a tuple of texts, got nothing"),
+        ("cautions", lambda: (1,), "TypeError: expected a tuple of texts"),
+    ],
+)
+def test_a_defense_that_breaks_outside_the_client_is_named(tiny_scenario, monkeypatch, hook, broken, said):
+    scenario = tiny_scenario(defenses=["stand_ins:Breaks"])
+    from stand_ins import Breaks
+
+    monkeypatch.setattr(Breaks, "hooks", {hook: broken})
+    with pytest.raises(PluginError, match=rf"^defenses\.0: {hook} of stand_ins:Breaks .*raised {said}"):
+        planning.make(scenario)

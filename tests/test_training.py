@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from fedsim import plugins, training
 from fedsim.defense import Defense
 from fedsim.plan import PlannedDefense
 from fedsim.plugins import PluginInfo
-from fedsim.training import NonFiniteUpdateError, local_update
+from fedsim.training import DefenseFaultError, NonFiniteUpdateError, local_update
 
 DELTA = {"shares": "delta", "batch_size": 4, "local_steps": 3, "learning_rate": 0.05}
 EXEMPT = {"pos_embed", "cls_token"}  # what timm's ViT names in no_weight_decay
@@ -317,3 +318,31 @@ def test_the_budget_of_noise_grows_with_participation():
     noise = (planned("dp_noise", clip_norm=1.0, noise_multiplier=1.0),)
     epsilons = [training.privacy_budget(noise, rounds).epsilon for rounds in (1, 2, 8)]
     assert epsilons == sorted(set(epsilons))
+
+
+# What a defense returns
+
+
+@pytest.mark.parametrize(
+    ("hook", "broken", "said"),
+    [
+        ("protect_update", lambda update: None, "expected an Update, got NoneType"),
+        ("protect_update", lambda update: replace(update, tensors={}), "cls_token and 19 more are missing"),
+        ("protect_update", lambda update: replace(update, num_examples=0), "num-examples is 0"),
+        ("protect_update", lambda update: replace(update, kind="delta"), "kind is 'delta', not 'gradient'"),
+        ("protect_update", lambda update: replace(update, round=7), "round is 7, not 1"),
+        ("protect_batch", lambda images, labels: (images[:0], labels[:0]), "expected at least one of"),
+        ("protect_batch", lambda images, labels: (images, labels[:0]), "expected one of each of 1 images"),
+        ("protect_batch", lambda images, labels: (images * float("nan"), labels), "images are not finite"),
+        ("protect_batch", lambda images, labels: (images, None), "labels are NoneType, not a tensor"),
+        ("train_step", lambda: None, "expected the mean loss as a tensor, got nothing"),
+        ("train_step", lambda: torch.zeros(3), r"got a tensor of shape \(3,\)"),
+    ],
+)
+def test_what_a_defense_returns_is_checked_and_the_defense_named(tiny_plan, monkeypatch, hook, broken, said):
+    plan = tiny_plan(defenses=["stand_ins:Breaks"])
+    from stand_ins import Breaks
+
+    monkeypatch.setattr(Breaks, "hooks", {hook: broken})
+    with pytest.raises(DefenseFaultError, match=rf"^stand_ins:Breaks: {hook} is faulty: .*{said}"):
+        local_update(plan, 0, 1, plan.initial_weights())

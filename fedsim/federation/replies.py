@@ -32,7 +32,8 @@ class ReplyCheck:
         self._kind: UpdateKind = training.shares
         self._rate = training.learning_rate
         self._parameters = plan.initial_weights()
-        self._metrics = client_metrics(plan.scenario.federation.strategy)
+        self._strategy = plan.scenario.federation.strategy
+        self._metrics = client_metrics(self._strategy)
         self._most_examples = most_examples(plan)
         self._sent: tuple[ArrayRecord, dict[str, Tensor]] | None = None
 
@@ -71,11 +72,19 @@ class ReplyCheck:
             return f"its arrays cannot be read: {told(error)}"
         # A gradient is in the parameters' own format, also where a strategy sends out weights in another.
         fault = tensors_fault(arrays, self._parameters if self._kind == "gradient" else weights)
-        if fault is None and self._kind == "gradient":
-            for name, gradient in arrays.items():
-                if not bool(torch.isfinite(weights[name] - self._rate * gradient).all()):
-                    return f"{name} overflows in a step on its gradient; {NonFiniteUpdateError.advice}"
-        return fault
+        return fault or self._step_fault(weights, arrays)
+
+    def _step_fault(self, weights: Mapping[str, Tensor], arrays: Mapping[str, Tensor]) -> str | None:
+        """Return why the strategy cannot aggregate the weights that the update leads to, or None."""
+        has_moved = False
+        for name, weight in weights.items():
+            new = weight - self._rate * arrays[name] if self._kind == "gradient" else arrays[name]
+            if not bool(torch.isfinite(new).all()):
+                return f"{name} overflows in a step on its gradient; {NonFiniteUpdateError.advice}"
+            has_moved = has_moved or not torch.equal(new, weight)
+        if not has_moved and self._strategy.startswith("DifferentialPrivacyServerSide"):
+            return f"its update leaves the model as it is, and {self._strategy} divides by its norm"
+        return None
 
     def _weights(self, sent: ArrayRecord) -> dict[str, Tensor]:
         # Strategies put one shared record into all messages of a round: it is decoded once.

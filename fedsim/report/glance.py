@@ -150,7 +150,7 @@ def _by_verdict(lines: Sequence[Entry], kind: str) -> dict[Verdict, list[int]]:
 def _claim(lines: Sequence[Entry], kind: str) -> str:
     clients = _by_verdict(lines, kind)
     total = sum(len(numbers) for numbers in clients.values())
-    parts = []
+    parts: list[str] = []
     for verdict, part in (("leaks", ""), ("partial", "part of ")):
         numbers = clients.get(verdict, [])  # type: ignore[call-overload]
         if numbers:

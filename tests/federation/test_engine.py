@@ -10,8 +10,8 @@ from flwr.serverapp import ServerApp
 
 from fedsim import cli, yaml_loader
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
+from fedsim.federation.aggregation import ClientsFailedError
 from fedsim.federation.engine import train
-from fedsim.federation.server_app import ClientsFailedError
 from fedsim.recording import RunFolder
 from fedsim.training import evaluate, local_update
 

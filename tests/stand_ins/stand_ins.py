@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -152,6 +154,47 @@ class FailsIn(Defense):
         if self.round in (0, update.round):
             raise RuntimeError(self.message)
         return update
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndsClient(Defense):
+    """Makes its clients end Python, or never end."""
+
+    citation: ClassVar[str] = "none"
+
+    how: Literal["exits", "waits"] = "exits"
+
+    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+        if self.how == "exits":
+            sys.exit(0)
+        threading.Event().wait()
+        return update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breaks(Defense):
+    """Returns what the test has put into one of its hooks, or raises it where it is an exception."""
+
+    citation: ClassVar[str] = "none"
+    hooks: ClassVar[dict[str, Callable[..., Any]]] = {}
+
+    def _call(self, hook: str, otherwise: Any, *given: Any) -> Any:
+        return self.hooks[hook](*given) if hook in self.hooks else otherwise
+
+    def prepare_model(self, model: torch.nn.Module) -> None:
+        self._call("prepare_model", None, model)
+
+    def cautions(self, model: torch.nn.Module) -> tuple[str, ...]:
+        return self._call("cautions", ())
+
+    def protect_batch(self, images: Images, labels: Labels, generator: torch.Generator) -> Any:
+        return self._call("protect_batch", (images, labels), images, labels)
+
+    def train_step(self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]) -> Any:
+        return self._call("train_step", None) if "train_step" in self.hooks else proceed(step)
+
+    def protect_update(self, update: Update, generator: torch.Generator) -> Any:
+        return self._call("protect_update", update, update)
 
 
 @dataclass(frozen=True, kw_only=True)
