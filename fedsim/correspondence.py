@@ -45,7 +45,7 @@ class Correspondence:
     def load(self, model: nn.Module, arrays: Mapping[str, Tensor]) -> None:
         """Copy captured weights into a model's parameters and buffers."""
         tensors = model.state_dict(keep_vars=True)
-        for name, theirs in (self.captured | self.buffers).items():
+        for name, theirs in {**self.captured, **self.buffers}.items():
             tensors[name].copy_(arrays[theirs])
 
 

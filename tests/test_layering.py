@@ -18,7 +18,14 @@ SEALED_MODULES = (
     "fedsim.attempt",
     "fedsim.workers",
 )
-SEALED_MODULES += ("fedsim.assessment", "fedsim.federation", "fedsim.simulation", "fedsim.training", "fedsim.scenario")
+SEALED_MODULES += (
+    "fedsim.observed",
+    "fedsim.assessment",
+    "fedsim.federation",
+    "fedsim.simulation",
+    "fedsim.training",
+    "fedsim.scenario",
+)
 LOADERS = {"__import__", "import_module", "eval", "exec"}
 
 

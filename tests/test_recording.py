@@ -169,6 +169,34 @@ def test_an_update_is_the_gradient_or_the_difference_of_the_weights(folder):
         assert torch.equal(delta.tensors[name], 3 * tensor - tensor)
 
 
+def test_a_client_may_send_a_bare_list_back_in_the_order_of_the_request(folder):
+    folder.write_global(1, WEIGHTS)
+    arrays = {str(place): 3 * tensor for place, tensor in enumerate(WEIGHTS.values())}
+    folder.write_capture(Capture(1, 0, "delta", arrays, {}, {}))
+    found = folder.read_update(1, 0).tensors
+    assert list(found) == list(WEIGHTS) and all(torch.equal(found[n], 2 * tensor) for n, tensor in WEIGHTS.items())
+
+
+def test_the_difference_of_other_number_types_is_float32(folder):
+    sent = {
+        "half": torch.tensor([1.0], dtype=torch.float16),
+        "count": torch.tensor(7),
+        "wide": torch.tensor([1.0]).double(),
+    }
+    folder.write_global(1, sent)
+    new = {"half": sent["half"] + 0.5, "count": torch.tensor(9), "wide": sent["wide"] + 1e-9}
+    folder.write_capture(Capture(1, 0, "delta", new, {}, {}))
+    found = folder.read_update(1, 0).tensors
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert found["half"].item() == 0.5 and found["count"].item() == 2.0
+    assert found["wide"].item() == pytest.approx(1e-9, rel=1e-6)
+
+
+def test_the_shapes_that_were_sent_are_read_without_the_arrays(filled):
+    assert filled.sent_shapes(1, 0) == {"b": (3,), "a": (2, 2)}
+    assert filled.failed_rounds() == (1,)
+
+
 def test_weights_sent_to_one_client_alone_are_those_its_update_starts_from(folder):
     folder.write_global(1, WEIGHTS)
     folder.write_global(1, {name: 0 * tensor for name, tensor in WEIGHTS.items()}, client=1)

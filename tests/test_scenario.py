@@ -310,6 +310,18 @@ def test_the_resolved_scenario_loads_as_the_same_scenario(tmp_path_factory, cont
     assert again.resolved() == given_scenario.resolved()
 
 
+def test_what_a_scenario_states_is_that_scenario_without_a_default():
+    stated = {
+        "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
+        "data": {"name": "folder", "path": "pictures", "image_size": None},
+        "training": {"batch_size": 2},
+        "attacks": [{"name": "label_count"}],
+    }
+    loaded = scenario(**stated)
+    assert loaded.stated() == stated and parse(loaded.stated(), "again") == loaded
+    assert scenario().stated() == {} and parse(loaded.stated(), "again").stated() == stated
+
+
 def test_a_null_that_a_source_was_given_survives_resolving():
     resolved = scenario(data={"name": "folder", "image_size": None}).resolved()
     assert resolved["data"]["image_size"] is None

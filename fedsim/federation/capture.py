@@ -86,9 +86,9 @@ class Recorder:
         if reply.has_error():
             self._write(self._folder.write_failure, round, client, records.failure_text(reply.error.reason or ""))
             return
-        for side, content in (("request", request.content), ("reply", reply.content)):
+        for way, content in (("request", request.content), ("reply", reply.content)):
             if len(content.array_records) != 1:
-                self.skipped[_uncounted(side, content)] += 1
+                self.skipped[_why_skipped(way, content)] += 1
                 return
         (sent,), (got,) = request.content.array_records.values(), reply.content.array_records.values()
         self._store_global(round, client, sent)
@@ -127,12 +127,12 @@ def round_of(request: Message) -> int | None:
     return int(request.metadata.group_id) if request.metadata.group_id.isdigit() else None
 
 
-def _uncounted(side: str, content: RecordDict) -> str:
+def _why_skipped(way: str, content: RecordDict) -> str:
     """Return why the arrays of a message cannot be told apart, or are not there."""
     names = list(content.array_records)
     if not names:
-        return f"the {side} holds no ArrayRecord"
-    return f"the {side} holds {len(names)} ArrayRecords ({', '.join(names)}), where fedsim reads one"
+        return f"the {way} holds no ArrayRecord"
+    return f"the {way} holds {len(names)} ArrayRecords ({', '.join(names)}), where fedsim reads one"
 
 
 def keep_refused(folder: RunFolder, client: int, exchange: Exchange, fault: str) -> None:

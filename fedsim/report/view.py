@@ -23,6 +23,7 @@ from fedsim.scenario import parse, select_clients
 
 _SHOWN_ROUNDS = 8
 _SHOWN_CLASSES = 20
+_KINDS = {"delta": "delta, new weights minus those sent", "gradient": "gradient, as the clients state"}
 
 GRANTS: Mapping[str, str] = {
     "batch_size": "how many pictures each local step saw",
@@ -173,10 +174,10 @@ def _captured_facts(evidence: Evidence) -> list[tuple[str, str]]:
     pairs = [("Origin", "a Flower app, observed")]
     if captured is not None:
         pairs += [
-            ("Rounds captured", numbered(captured.rounds)),
-            ("Clients seen", f"{len(captured.clients)} ({numbered(captured.clients)})"),
+            ("Rounds captured", _numbered(captured.rounds)),
+            ("Clients seen", f"{len(captured.clients)} ({_numbered(captured.clients)})"),
             ("Updates captured", str(captured.updates)),
-            ("Kind of update", " and ".join(captured.kinds)),
+            ("Kind of update", " and ".join(_KINDS.get(kind, kind) for kind in captured.kinds)),
             ("Arrays in an update", f"{len(captured.arrays)}, of {captured.numbers:,} numbers"),
             ("Examples reported", "none" if captured.examples is None else _spread(*captured.examples)),
         ]
@@ -187,7 +188,7 @@ def _spread(least: int, most: int) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def numbered(numbers: Sequence[int]) -> str:
+def _numbered(numbers: Sequence[int]) -> str:
     """Return ascending numbers as ranges: "1 to 3, 7"."""
     ranges: list[list[int]] = []
     for number in numbers:
