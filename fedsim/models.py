@@ -195,7 +195,9 @@ def _check_sizes(kwargs: Mapping[str, Any], image_size: int) -> None:
 
 def _check_memory(kwargs: Mapping[str, Any], image_size: int) -> None:
     """Refuse sizes that no memory holds, before any is taken; what is not given is estimated as a small ViT has it."""
-    depth, width, tokens = (kwargs.get(key, size) for key, size in (("depth", 12), ("embed_dim", 192), ("reg_tokens", 0)))
+    depth, width, tokens = (
+        kwargs.get(key, size) for key, size in (("depth", 12), ("embed_dim", 192), ("reg_tokens", 0))
+    )
     if depth > _MOST_BLOCKS:
         raise ScenarioError("model.kwargs.depth", f"expected at most {_MOST_BLOCKS}, got {depth}.")
     patch = kwargs.get("patch_size", 16)

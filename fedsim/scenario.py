@@ -370,7 +370,9 @@ def select_clients(selector: Selector, clients: int, seed: int, where: str) -> t
 def _ranges(text: str, clients: int, where: str) -> list[int]:
     """Return the numbers of a text such as "0-3, 7", of each range no more than the first outside of the federation."""
     if len(text) > _LONGEST_SELECTOR:
-        raise ScenarioError(where, f"a text of {len(text)} characters, and {_LONGEST_SELECTOR} are allowed. Use a list.")
+        raise ScenarioError(
+            where, f"a text of {len(text)} characters, and {_LONGEST_SELECTOR} are allowed. Use a list."
+        )
     chosen: set[int] = set()
     for part in dict.fromkeys(text.split(",")):
         match = re.fullmatch(r"\s*(\d{1,18})\s*(?:-\s*(\d{1,18})\s*)?", part)

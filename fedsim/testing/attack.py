@@ -158,7 +158,9 @@ def _check_run(attack: Attack, seen: Observation, faults: Faults) -> Finding | N
         again = _run(pickle.loads(pickle.dumps(attack)), seen, global_seed=1)
     for step in told:
         with faults.of("steps told"):
-            expect(0 <= step.done <= step.total, f"{who} tells that {step.done} of {step.total} iterations lie behind it.")
+            expect(
+                0 <= step.done <= step.total, f"{who} tells that {step.done} of {step.total} iterations lie behind it."
+            )
     if finding is None or again is None:
         expect(finding is again, f"{who} refuses an observation in one run and answers it in the next.")
         return None

@@ -21,7 +21,9 @@ def section(file: str, title: str) -> str:
 
 
 def code(text: str) -> list[str]:
-    return [textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)]
+    return [
+        textwrap.dedent(block) for block in re.findall(r"^ *```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    ]
 
 
 def check_example(blocks: list[str], module: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
