@@ -460,7 +460,7 @@ def test_a_setting_that_no_scenario_can_hold_is_refused_in_readable_lines(tmp_pa
 
 
 SMALL = b'seed: 1\ndata: {name: shapes, samples: 40}\nattacks: [{name: a, params: {x: [1, 1e-4]}}]\naudit: {clients: "0-1"}\n'
-TOKENS = "!!bool |!!int |!!float |&a |*a|[|]|{|}|? |: |- |\n|\t|<<: |\"|'|>|%|\0|1:59:59|.inf|--- |\\uD800|=|~|0x|\x1b[31m|\u202e"
+TOKENS = "!!bool |!!int |!!float |&a |*a|[|]|{|}|? |: |- |\n|\t|<<: |\"|'|>|%|\0|1:59|.inf|--- |\\uD800|=|~|0x|\x1b[31m|\u202e"
 PIECES = st.sampled_from(
     [*(token.encode() for token in TOKENS.split("|")), b"\xff", b"\xef\xbb\xbf", b"9" * 200, b"1" * 30]
 )
