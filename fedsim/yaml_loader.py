@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._values += 1
         self._depth += 1
-        line = self.peek_event().start_mark.line + 1
+        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
         if self._depth > self._limits.depth:
             raise _too_deep(self._source, line, self._limits)
         if self._values > self._limits.values:
@@ -171,7 +171,8 @@ class _Check:
             raise ScenarioError(where, f"expected text, a number, true, false, a list or a mapping, got {given}.")
         kind = {_TAG + "seq": yaml.SequenceNode, _TAG + "map": yaml.MappingNode}.get(node.tag, yaml.ScalarNode)
         if not isinstance(node, kind):
-            is_a = {yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}.get(type(node), "one value")
+            kinds: dict[type[yaml.Node], str] = {yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}
+            is_a = kinds.get(type(node), "one value")
             raise ScenarioError(where, f"line {_line(node)}: {given} before {is_a}. Leave the tag out.")
         if not isinstance(node, yaml.ScalarNode) or node.tag == _TAG + "merge":
             return

@@ -86,3 +86,10 @@ def test_a_whole_number_and_its_text_are_the_same_number(number):
 def test_types_without_words_are_named():
     assert describe(Path) == "Path"
     assert describe(dict[str, int]) == "dict[str, int]"
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63), 10**30, 10**5000])
+def test_whole_numbers_are_those_that_tensors_can_hold(value):
+    with pytest.raises(ScenarioError, match=r"^here: expected a number of at most 9223372036854775807, got "):
+        coerce(value, int, "here")
+    assert coerce(2**63 - 1, int, "here") == 2**63 - 1

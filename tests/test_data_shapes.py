@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim.data.photos import Photos
 from fedsim.data.shapes import KINDS, MOST_CLASSES, Shapes, _coverage, describe, draw
 from fedsim.seeds import numpy_generator
 
@@ -80,3 +81,23 @@ def test_nearest_class_means_tell_classes_apart():
     means = torch.stack([hue(train.images)[train.labels == label].mean(0) for label in range(10)])
     guessed = torch.cdist(hue(test.images), means).argmin(1)
     assert float((guessed == test.labels).float().mean()) > 0.3
+
+
+@pytest.mark.parametrize("source", [Shapes, Photos])
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"image_size": 100_000}, "image_size: expected at most 2048 pixels, got 100000"),
+        ({"image_size": 10**30}, "image_size: expected at most 2048 pixels"),
+        ({"samples": 10**9}, "samples: expected at most 2000000, got 1000000000"),
+        ({"test_samples": 10**30}, "test_samples: expected at most 2000000"),
+        ({"auxiliary_samples": 3_000_000}, "auxiliary_samples: expected at most 2000000"),
+        (
+            {"image_size": 1024, "samples": 10_000},
+            "samples: 10000 pictures of 1024 x 1024 pixels are 29.3 GiB, and 8 GiB are allowed",
+        ),
+    ],
+)
+def test_pools_that_no_memory_holds_are_refused_before_they_are_drawn(source, params, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        source(**params)

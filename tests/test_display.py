@@ -59,3 +59,9 @@ def test_a_plain_stream_gets_one_line_a_minute_at_most() -> None:
     assert isinstance(console.file, io.StringIO)
     line = "round 1 client 0 gradvit: 120/4800, loss 0.01235, ETA 1:01:40; round 2 client 3 [bold]odd: 1/800\n"
     assert console.file.getvalue() == 4 * line
+
+
+def test_names_that_a_terminal_would_obey_are_drawn_escaped() -> None:
+    odd = Running(1, 0, "\x1b[2Jred\u202e[/x]:smile:", Step(1, 8, None, None))
+    assert "\\x1b[2Jred\\u202e[/x]:smile:" in drawn(odd)
+    assert "\x1b[2J" not in drawn(odd)

@@ -107,3 +107,13 @@ def test_no_message_is_pydantics_own():
 def test_a_value_is_shown_as_yaml_would_write_it(value, text):
     assert shown(value)[:76] == text[:76]
     assert len(shown(value)) <= 80
+
+
+def test_a_value_of_any_size_and_depth_is_shown_at_once():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (deep, {"k" * 10**6: 1}, ["x"] * 10**6, "x" * 10**7, 10**5000, -(10**5000), {"\x1b[0m": "\x1b[0m"}):
+        assert len(shown(value)) <= 80
+        assert "\x1b" not in shown(value)
+    assert shown(10**5000) == "a number of 16610 bits"

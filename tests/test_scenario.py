@@ -403,3 +403,113 @@ def test_rounds_are_named_by_number_and_the_last_by_name():
             ScenarioError, match=rf"^audit.rounds: no round {outside}; federation.rounds is 3, so 1 to 3"
         ):
             select_rounds([outside], 3)
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [
+        ("seed", 10**30),
+        ("federation.clients", 10_000),
+        ("federation.rounds", 100_000),
+        ("training.batch_size", 10**9),
+        ("training.local_steps", 100_000),
+        ("training.local_epochs", 10_000),
+        ("audit.processes", 256),
+    ],
+)
+def test_counts_have_a_bound_that_the_message_states(path, most):
+    def content(value):
+        extra = {"shares": "delta"} if path.startswith("training.local") else {}
+        part, _, key = path.rpartition(".")
+        return {part: {key: value, **extra}} if part else {key: value}
+
+    assert scenario(**content(most))
+    for value in (most + 1, 10**30 + 1, 10**400):
+        assert refusal(**content(value)).startswith(f"{path}: expected at most {most:g}, got ")
+
+
+def test_attacks_and_defenses_are_a_hundred_at_most():
+    assert len(scenario(attacks=["a"] * 100).attacks) == 100
+    assert refusal(attacks=["a"] * 101).startswith("attacks: expected at most 100 items, got ['a', 'a'")
+    assert refusal(defenses=["a"] * 9999).startswith("defenses: expected at most 100 items")
+
+
+def test_of_many_faults_the_first_are_told_and_the_others_counted():
+    lines = refusal(**{f"k{n}": 1 for n in range(3000)}).splitlines()
+    assert len(lines) == 21
+    assert lines[-1] == "2980 more faults."
+
+
+@pytest.mark.parametrize("selector", ["0-999999999999999999", "0-3,4-99999999", "9" * 17])
+def test_a_range_of_clients_beyond_the_last_is_refused_before_it_is_listed(selector):
+    with pytest.raises(ScenarioError, match=r"^here: no client \d+; federation.clients is 4, so 0 to 3\.$"):
+        select_clients(selector, 4, 0, "here")
+
+
+@pytest.mark.parametrize("selector", ["0-" + "9" * 5000, "0," * 100_000 + "0", "k" * 100_000])
+def test_a_text_of_clients_without_end_is_refused(selector):
+    with pytest.raises(ScenarioError) as caught:
+        select_clients(selector, 4, 0, "here")
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "model.kwargs=" + "[" * 100_000,
+        "model.kwargs=" + "{a: " * 45 + "[[[[[[1]]]]]]" + "}" * 45,
+        "model.kwargs." + "a." * 50_000 + "b=1",
+        "attacks." + "9" * 5000 + "=x",
+        "attacks.\u00b2=x",
+        "seed=!!bool x",
+        "seed=0x" + "f" * 100_000,
+        "x" * 100_000,
+        "x" * 100_000 + "=1",
+        "model." + "x" * 100_000 + ".y=1",
+        "\udcff=1",
+        "data.path=" + "k" * 100_000,
+        "name=" + "k" * 1_000_000,
+    ],
+)
+def test_a_setting_that_no_scenario_can_hold_is_refused_in_readable_lines(tmp_path, setting):
+    file = write(tmp_path / "s.yaml", "attacks: [a]\nmodel: vit_nano\n")
+    with pytest.raises(ScenarioError) as caught:
+        load(file, (setting,))
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+SMALL = b'seed: 1\ndata: {name: shapes, samples: 40}\nattacks: [{name: a, params: {x: [1, 1e-4]}}]\naudit: {clients: "0-1"}\n'
+TOKENS = "!!bool |!!int |!!float |&a |*a|[|]|{|}|? |: |- |\n|\t|<<: |\"|'|>|%|\0|1:59|.inf|--- |\\uD800|=|~|0x|\x1b[31m|\u202e"
+PIECES = st.sampled_from(
+    [*(token.encode() for token in TOKENS.split("|")), b"\xff", b"\xef\xbb\xbf", b"9" * 200, b"1" * 30]
+)
+
+
+@settings(max_examples=300)
+@given(
+    edits=st.lists(
+        st.tuples(st.integers(0, len(SMALL)), st.integers(0, 12), PIECES | st.binary(max_size=4)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_any_bytes_are_a_scenario_or_refused(tmp_path_factory, edits):
+    content = SMALL
+    for start, dropped, piece in edits:
+        content = content[:start] + piece + content[start + dropped :]
+    file = tmp_path_factory.getbasetemp() / "mutated.yaml"
+    file.write_bytes(content)
+    try:
+        loaded, _ = load(file)
+    except ScenarioError as error:
+        assert len(str(error)) < 10_000
+        assert all(line.isprintable() for line in str(error).split("\n"))
+    else:
+        assert (
+            parse(yaml_loader.parse(yaml_loader.dump(loaded.resolved()), "resolved", yaml_loader.RESOLVED), "r")
+            == loaded
+        )

@@ -203,3 +203,72 @@ def test_values_that_the_class_refuses_stay_errors_of_the_caller() -> None:
 
 def test_a_sound_plugin_passes() -> None:
     check_defense(Sound)
+
+
+@plugin
+class WrongInEveryWay(Defense):
+    added: Path = Path("x")
+    share: float = 0.5
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError("too few.")
+
+    def cautions(self, model: Any) -> tuple[str, ...]:
+        return ("no stop",)
+
+    def protect_update(self, update: Any, generator: torch.Generator) -> Any:
+        return dataclasses.replace(update, tensors=dict(reversed(update.tensors.items())))
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(AssertionError) as caught:
+        check_defense(WrongInEveryWay)
+    first, *listed = str(caught.value).splitlines()
+    assert first == f"{len(listed)} faults:"
+    for fault in (
+        "WrongInEveryWay.citation must be a text with a link",
+        "WrongInEveryWay.added: YAML cannot express",
+        "parameters do not survive a scenario file",
+        "WrongInEveryWay accepts share=nan",
+        "WrongInEveryWay refuses count=-1 with 'too few.'",
+        "WrongInEveryWay.protect_update must keep the names",
+        "each caution must be one sentence",
+    ):
+        assert sum(fault in line for line in listed) == 1, (fault, listed)
+
+
+@plugin
+class OwnIdea(Sound):
+    citation: ClassVar[str] = "..."
+
+
+def test_a_plugin_that_cites_no_paper_needs_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "__doc__", "Pruning: only the largest entries are sent.\n\nPaper: ...")
+    check_defense(OwnIdea)
+
+
+@plugin
+class Nameless(Sound):
+    citation: ClassVar[str] = " "
+
+
+def test_an_empty_citation_is_caught() -> None:
+    with pytest.raises(AssertionError, match="citation must be a text"):
+        check_defense(Nameless)
+
+
+@pytest.mark.parametrize("text", ["Somebody, 2020.", "Somebody et al.", "arXiv 1906.08935", "doi 10.1/2"])
+def test_a_citation_that_names_a_paper_needs_a_link(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sound, "citation", text)
+    with pytest.raises(AssertionError, match=r"with a link \(http\.\.\.\) where it names a paper"):
+        check_defense(Sound)
+
+
+def test_an_error_of_the_plugin_itself_carries_the_faults_found_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sound, "citation", "Somebody, 2020.")
+    monkeypatch.setattr(Sound, "protect_update", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        check_defense(Sound)
+    assert "citation must be a text with a link" in caught.value.__notes__[0]
