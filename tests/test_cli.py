@@ -13,6 +13,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from PIL import Image
 
 from fedsim import catalogue, yaml_loader
 from fedsim.metrics.scoring import METRICS
@@ -178,6 +179,31 @@ def test_check_tells_what_the_scenario_means_and_writes_nothing(fedsim, file, tm
     ):
         assert text in " ".join(outcome.output.split()), text
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_check_shows_the_first_class_names_the_splits_and_what_is_converted(fedsim, file, tmp_path):
+    names = [f"c{number:02d}" for number in range(10)] + ["[/red]", "\x1b[31m"]
+    for split in ("train", "val"):
+        for name in names[: 12 if split == "train" else 3]:
+            (tmp_path / "pictures" / split / name.replace("/", "%")).mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (8, 8), number).save(
+                    tmp_path / "pictures" / split / name.replace("/", "%") / f"{number}.png"
+                )
+    file.write_text(yaml.safe_dump(SMALL | {"data": {"name": "folder", "path": str(tmp_path / "pictures")}}))
+    outcome = fedsim("check", file)
+    output = " ".join(outcome.output.split())
+    assert outcome.code == 0
+    assert "\x1b" not in output
+    for text in (
+        "folder, 12 classes",
+        "and 2 more",
+        "42 training, 12 test, 6 auxiliary",
+        "train is used for training",
+        "val for testing",
+        "pictures used: gray; their channel is repeated three times.",
+    ):
+        assert text in output, text
 
 
 @pytest.mark.parametrize("kind", ["attacks", "defenses", "data"])
