@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from fedsim import catalogue, models, yaml_loader
 from fedsim.metrics.scoring import METRICS
@@ -192,6 +193,31 @@ def test_how_weights_were_fitted_is_said_by_check_by_run_and_in_the_report(fedsi
     assert f"note: {note}\n" in fedsim("run", file, "--out", run, "--set", setting).output
     assert f"> {note}<br>" in (run / "report.md").read_text()
     assert note in (run / "report.html").read_text()
+
+
+def test_check_shows_the_first_class_names_the_splits_and_what_is_converted(fedsim, file, tmp_path):
+    names = [f"c{number:02d}" for number in range(10)] + ["[/red]", "\x1b[31m"]
+    for split in ("train", "val"):
+        for name in names[: 12 if split == "train" else 3]:
+            (tmp_path / "pictures" / split / name.replace("/", "%")).mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (8, 8), number).save(
+                    tmp_path / "pictures" / split / name.replace("/", "%") / f"{number}.png"
+                )
+    file.write_text(yaml.safe_dump(SMALL | {"data": {"name": "folder", "path": str(tmp_path / "pictures")}}))
+    outcome = fedsim("check", file)
+    output = " ".join(outcome.output.split())
+    assert outcome.code == 0
+    assert "\x1b" not in output
+    for text in (
+        "folder, 12 classes",
+        "and 2 more",
+        "42 training, 12 test, 6 auxiliary",
+        "train is used for training",
+        "val for testing",
+        "pictures used: gray; their channel is repeated three times.",
+    ):
+        assert text in output, text
 
 
 @pytest.mark.parametrize("kind", ["attacks", "defenses", "data"])

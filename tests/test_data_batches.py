@@ -221,6 +221,15 @@ def test_verify_reads_what_a_run_uses_and_nothing_else():
     assert len(used) == 12
 
 
+def test_notes_count_the_conversions_of_the_pictures_that_are_used():
+    gray = Pool(_pool(4).labels, _pool(4).fetch, lambda sample: ("gray",) if sample != 1 else ())
+    data = FederatedData(Pools(gray, _pool(3), gray, ("a", "b", "c"), ("data.path: said before.",)), ((0, 1), (2,)), 0)
+    assert data.notes(2, TrainingPart(batch_size=2)) == (
+        "data.path: said before.",
+        "data: 5 of 10 pictures used: gray.",
+    )
+
+
 def test_load_builds_the_default_scenario():
     data = load(DataPart(), 4, 7)
     assert len(data.partition) == 4

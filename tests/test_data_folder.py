@@ -110,3 +110,133 @@ def test_the_center_of_a_wide_picture_is_kept(tmp_path):
         (tmp_path / name).mkdir()
         Image.fromarray(pixels).save(tmp_path / name / "0.png")
     assert int(Folder(path=str(tmp_path), image_size=10).load(0).train.fetch([0]).min()) == 255
+
+
+def _splits(root, **splits):
+    """Save pictures under split folders; the first pixel tells the split (by position), the class and the picture."""
+    for number, (split, classes) in enumerate(splits.items()):
+        for label, name in enumerate(classes):
+            for picture in range(4):
+                _save(root / split / name / f"{picture}.png", (40 * label, 40 * picture, 100 * number))
+    return root
+
+
+def _split_of(pool):
+    return {int(p[2, 0, 0]) // 100 for p in pool.fetch(range(len(pool)))}
+
+
+@pytest.mark.parametrize(
+    "train,test",
+    [
+        ("train", "val"),
+        ("train", "test"),
+        ("Train", "Validation"),
+        ("TRAINING", "testing"),
+        ("train", "valid"),
+        ("train", "dev"),
+    ],
+)
+def test_splits_inside_the_folder_are_used_and_said(tmp_path, train, test):
+    _splits(tmp_path, **{train: ["ant", "bee"], test: ["ant", "bee"]})
+    found = Folder(path=str(tmp_path), image_size=8).load(0)
+    assert found.class_names == ("ant", "bee")
+    assert (_split_of(found.train), _split_of(found.auxiliary), _split_of(found.test)) == ({0}, {0}, {1})
+    assert found.notes == (f"data.path: {tmp_path / train} is used for training, {tmp_path / test} for testing.",)
+
+
+def test_the_test_split_is_taken_before_the_validation_split(tmp_path):
+    _splits(tmp_path, train=["ant", "bee"], val=["ant", "bee"], test=["bee"])
+    found = Folder(path=str(tmp_path), image_size=8).load(0)
+    assert _split_of(found.test) == {2}
+    assert found.notes[1] == f"data.path: not used: {tmp_path / 'val'}."
+
+
+def test_an_unlabeled_test_split_is_left_out_and_said(tmp_path):
+    _splits(tmp_path, train=["ant", "bee"])
+    _save(tmp_path / "test" / "0.png", (0, 0, 200))
+    found = Folder(path=str(tmp_path), image_size=8).load(0)
+    assert len(found.train) + len(found.test) + len(found.auxiliary) == 8
+    assert found.notes == (
+        f"data.path: {tmp_path / 'train'} is used for training.",
+        f"data.path: not used: {tmp_path / 'test'}.",
+    )
+
+
+def test_a_given_test_folder_goes_before_the_split_inside(tmp_path):
+    _splits(tmp_path / "a", train=["ant", "bee"], val=["ant"])
+    _save(tmp_path / "b" / "bee" / "0.png", (40, 0, 200))
+    found = Folder(path=str(tmp_path / "a"), test_path=str(tmp_path / "b"), image_size=8).load(0)
+    assert found.test.labels.tolist() == [1]
+
+
+def test_a_class_may_be_named_after_a_split(tmp_path):
+    for name in ("bus", "car", "train"):
+        for picture in range(4):
+            _save(tmp_path / name / f"{picture}.png", (0, 0, 0))
+    assert Folder(path=str(tmp_path)).load(0).class_names == ("bus", "car", "train")
+    _save(tmp_path / "bus" / "old" / "0.png", (0, 0, 0))
+    assert Folder(path=str(tmp_path)).load(0).class_names == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize(
+    "paths,message",
+    [
+        (["train/0.png", "val/0.png"], r"train and .*val look like splits.*train has no class folders"),
+        (["train/0.png", "test/0.png", "other/0.png"], r"train and .*test look like splits"),
+        (
+            ["training_set/ant/0.png", "test_set/ant/0.png"],
+            r"Give data\.path: .*training_set, data\.test_path: .*test_set",
+        ),
+        (["train2017/ant/0.png", "val2017/ant/0.png"], r"Give data\.path: .*train2017, data\.test_path: .*val2017"),
+        (["seg_train/a/0.png", "seg_test/a/0.png", "seg_pred/0.png"], r"data\.path: .*seg_train, .*seg_test"),
+        (["images/ant/0.png", "test/ant/0.png"], r"Give data\.path: .*images, data\.test_path: .*/test\."),
+        (["test/ant/0.png", "val/ant/0.png"], r"test and .*val look like splits"),
+        (["train/ant/0.png", "car/0.png"], r"train looks like a split, .* If it is a class, put its pictures directly"),
+        (["train/ant/0.png", "val/ant/0.png", "Val/ant/0.png"], r"have the same meaning"),
+        (["test/ant/0.png"], r"test looks like a split, not like a class. Give data\.path: .*test"),
+    ],
+)
+def test_folders_that_may_be_splits_are_refused_with_their_paths(tmp_path, paths, message):
+    for path in paths:
+        _save(tmp_path / path, (0, 0, 0))
+    with pytest.raises(ScenarioError, match=message) as refusal:
+        Folder(path=str(tmp_path)).load(0)
+    assert refusal.value.where == "data.path"
+
+
+def test_a_class_of_the_test_split_that_training_lacks_is_refused(tmp_path):
+    _splits(tmp_path, train=["ant", "bee"], test=["ant", "cow"])
+    with pytest.raises(ScenarioError, match=r"^data\.path: class folder .*cow is not in .*train, which is trained on"):
+        Folder(path=str(tmp_path)).load(0)
+
+
+def test_testing_on_the_training_pictures_is_refused(tree):
+    with pytest.raises(ScenarioError, match=r"^data\.test_path: .* lies in .*, which is trained on"):
+        Folder(path=str(tree), test_path=str(tree)).load(0)
+
+
+def test_what_systems_leave_behind_is_no_class_and_no_picture(tree):
+    _save(tree / "__MACOSX" / "ant" / "0.png", (0, 0, 0))
+    _save(tree / "ant" / ".ipynb_checkpoints" / "0-checkpoint.png", (0, 0, 0))
+    _save(tree / "ant" / "._0.png", (0, 0, 0))
+    found = Folder(path=str(tree)).load(0)
+    assert found.class_names == ("ant", "bee", "cat")
+    assert len(found.train) + len(found.test) + len(found.auxiliary) == 12
+    assert found.notes == ()
+
+
+def test_files_that_are_left_out_are_counted(tree):
+    _save(tree / "loose.png", (0, 0, 0))
+    (tree / "ant" / "0.txt").write_text("no picture")
+    _save(tree / "bee" / "test" / "9.png", (0, 0, 0))
+    assert Folder(path=str(tree)).load(0).notes == (
+        f"data.path: left out, being in no class folder: 1 in {tree} itself.",
+        f"data.path: files in {tree} that are not read as pictures: 1 with .txt.",
+        f"data.path: test inside class folders of {tree}: all pictures of a class are taken together.",
+    )
+
+
+def test_a_link_to_a_folder_above_is_followed_once(tree):
+    (tree / "ant" / "again").symlink_to(tree / "ant", target_is_directory=True)
+    found = Folder(path=str(tree)).load(0)
+    assert len(found.train) + len(found.test) + len(found.auxiliary) == 12

@@ -100,6 +100,54 @@ def test_pictures_kept_as_files_are_read(hub, tmp_path):
     assert found.class_names == ("0", "1")
 
 
+def _labeled(labels, feature):
+    features = datasets.Features({"img": datasets.Image(), "label": feature})
+    rows = {"img": [Image.new("RGB", (8, 8), (row, 0, 0)) for row in range(len(labels))], "label": labels}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize(
+    "kind,labels,names",
+    [
+        ("string", ["owl", "ant"], ("ant", "owl")),
+        ("bool", [True, False], ("false", "true")),
+        ("int8", [9, 4], ("4", "9")),
+    ],
+)
+def test_labels_of_every_kind_are_read(hub, kind, labels, names):
+    hub["train"] = _labeled(labels * 8, datasets.Value(kind))
+    found = Hub(dataset="a/b", image_size=8, test_split=None).load(0)
+    assert found.class_names == names
+    assert found.train.labels.tolist() == [1 - number % 2 for number in _seen(found.train)]
+
+
+def test_a_hidden_test_set_is_refused_and_single_missing_labels_are_left_out(hub):
+    hub["test"] = _labeled([-1] * 6, hub["train"].features["label"])
+    with pytest.raises(ScenarioError, match=r"^data\.dataset: none of the 6 test pictures has a label"):
+        Hub(dataset="a/b").load(0)
+    hub["test"] = _labeled([1, -1, None], hub["train"].features["label"])
+    found = Hub(dataset="a/b", image_size=8).load(0)
+    assert _seen(found.test) == [0]
+    assert found.notes == ("data.dataset: 2 of 3 test pictures have no label and are left out.",)
+
+
+def test_test_labels_that_training_lacks_are_refused(hub):
+    hub["train"] = _labeled([0] * 8, hub["train"].features["label"])
+    with pytest.raises(ScenarioError, match=r"^data\.label_column: 3 of 6 test pictures have labels .*: 1 \(odd\)"):
+        Hub(dataset="a/b").load(0)
+
+
+def test_a_picture_without_bytes_and_file_is_refused_as_missing(hub):
+    plain = hub["train"].cast_column("img", datasets.Image(decode=False)).to_list()
+    for row in plain:
+        row["img"] = {"bytes": None, "path": "https://example.org/a.png"}
+    hub["train"] = datasets.Dataset.from_list(plain, features=hub["train"].features)
+    with pytest.raises(
+        ScenarioError, match=r"row \d+, is no .*its bytes are missing, and https://example.org/a.png is an"
+    ):
+        Hub(dataset="a/b", image_size=8).load(0).train.fetch([0])
+
+
 def test_listing_the_sources_imports_no_heavy_library():
     code = (
         "import sys, fedsim.data.hub, fedsim.data.torchvision_sets, fedsim.data.batches; "

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fedsim.data.decoding import GRAY
 from fedsim.data.listing import Listing, check_column, pools, spread
 from fedsim.data.shapes import Shapes
 from fedsim.errors import ScenarioError
@@ -127,10 +128,28 @@ def test_every_common_mode_becomes_three_channels(mode, color, expected):
     assert found[0, :, 0, 0].tolist() == expected
 
 
-def test_more_than_eight_bits_are_refused():
-    deep = Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16))
-    with pytest.raises(ScenarioError, match="more than 8 bits"):
-        listing([0], [_encode(deep)]).pool(np.array([0]), 8).fetch([0])
+def test_unlabeled_pictures_are_left_out_and_counted():
+    train, test = listing([0, -1, 1, 0, 1, -1, 0, 1]), listing([-1, 0])
+    found = pools(Shapes(image_size=8), 0, train, test, ["a", "b"], ["data.path: said before."])
+    assert sorted(_numbers(found.train) + _numbers(found.auxiliary)) == [0, 2, 3, 4, 6, 7]
+    assert _numbers(found.test) == [1]
+    assert found.notes == (
+        "data.path: said before.",
+        "data.path: 2 of 8 training pictures have no label and are left out.",
+        "data.path: 1 of 2 test pictures have no label and are left out.",
+    )
+
+
+def test_a_test_set_without_a_label_is_refused():
+    with pytest.raises(ScenarioError, match=r"^data\.path: none of the 3 test pictures has a label"):
+        pools(Shapes(image_size=8), 0, listing([0, 1, 0, 1]), listing([-1] * 3), ["a", "b"])
+
+
+def test_a_pool_tells_how_its_pictures_are_converted():
+    pool = listing([0, 1], [_encode(Image.new("L", (8, 8))), _encode(Image.new("RGB", (8, 8)))]).pool(
+        np.array([0, 1]), 8
+    )
+    assert [pool.conversions(number) for number in (0, 1)] == [(GRAY,), ()]
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"])

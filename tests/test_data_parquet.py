@@ -130,8 +130,8 @@ def test_a_column_that_holds_no_pictures_is_refused(tmp_path):
         Parquet(path=path, image_column="label", label_column="label").load(0)
 
 
-@pytest.mark.parametrize("labels", [["a", "b"] * 5, [0, None] * 5, [0.5, 1.0] * 5])
-def test_labels_that_are_no_whole_numbers_are_refused(tmp_path, labels):
+@pytest.mark.parametrize("labels", [[[0], [1]] * 5, [0.5, 1.0] * 5])
+def test_labels_of_other_kinds_are_refused(tmp_path, labels):
     pq.write_table(pa.table({"img": [_png((0, 0, 0))] * 10, "label": labels}), tmp_path / "x.parquet")
     with pytest.raises(ScenarioError, match=r"^data\.label_column: .*whole numbers"):
         Parquet(path=str(tmp_path / "x.parquet")).load(0)
@@ -146,3 +146,136 @@ def test_an_undecodable_picture_is_refused_with_file_and_row(tmp_path, encoded):
     with pytest.raises(ScenarioError, match=r"^data\.path: .*x\.parquet, row 9, is no readable picture"):
         for pool in (found.train, found.test, found.auxiliary):
             pool.fetch(range(len(pool)))
+
+
+def _rows(count, first=0):
+    return [{"bytes": _png((first + row, 0, 0)), "path": None} for row in range(count)]
+
+
+def _save(path, images, labels, metadata=None):
+    table = pa.table({"img": images, "label": labels})
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata} if metadata is not None else None), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "",
+        "not JSON",
+        b"\xff\xfe",
+        "null",
+        "[]",
+        "[" * 100_000,
+        '{"info": null}',
+        '{"info": {"features": null}}',
+        '{"info": {"features": [{"name": "label", "names": ["cat", "dog"]}]}}',
+        '{"info": {"features": {"label": ["cat", "dog"]}}}',
+        '{"info": {"features": {"label": null}}}',
+        '{"info": {"features": {"label": {"names": "cat"}}}}',
+        '{"info": {"features": {"label": {"names": {"0": "cat"}}}}}',
+        '{"info": {"features": {"label": {"names": [null, 3]}}}}',
+        '{"info": {"features": {"label": {"names": ["cat", "cat"]}}}}',
+        '{"info": {"features": {"label": {"names": []}}}}',
+    ],
+)
+def test_metadata_of_another_form_is_ignored(tmp_path, metadata):
+    path = _save(tmp_path / "x.parquet", _rows(8), [3, 5] * 4, metadata)
+    assert Parquet(path=path, image_size=8).load(0).class_names == ("3", "5")
+
+
+def test_class_names_that_differ_between_files_are_refused(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1] * 5)
+    write(tmp_path / "test.parquet", [0, 1], names=("dog", "cat"))
+    with pytest.raises(
+        ScenarioError, match=r"^data\.label_column: .*train\.parquet and .*test\.parquet state different"
+    ):
+        Parquet(path=str(tmp_path)).load(0)
+
+
+@pytest.mark.parametrize("form", ["text", "category", "path alone", "bytes missing"])
+def test_pictures_named_by_paths_are_read_relative_to_their_file(tmp_path, form, monkeypatch):
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for row in range(8):
+        (tmp_path / "data" / "images" / f"{row}.png").write_bytes(_png((row, 0, 0)))
+    paths = [f"images/{row}.png" for row in range(8)]
+    images = {
+        "text": pa.array(paths),
+        "category": pa.array(paths).dictionary_encode(),
+        "path alone": pa.array([{"path": path} for path in paths]),
+        "bytes missing": pa.array([{"bytes": None, "path": path} for path in paths]),
+    }[form]
+    path = _save(tmp_path / "data" / "x.parquet", images, [0, 1] * 4)
+    monkeypatch.chdir("/")
+    found = Parquet(path=path, image_size=8).load(0)
+    red = [int(p[0, 0, 0]) for pool in (found.train, found.test, found.auxiliary) for p in pool.fetch(range(len(pool)))]
+    assert sorted(red) == list(range(8))
+
+
+def test_a_path_without_a_file_is_refused_as_missing_bytes(tmp_path):
+    path = _save(tmp_path / "x.parquet", ["gone.png"] * 8, [0, 1] * 4)
+    with pytest.raises(
+        ScenarioError, match=r"x\.parquet, row \d, is no .*its bytes are missing, .* no file .*gone\.png"
+    ):
+        Parquet(path=path, image_size=8).load(0).train.fetch([0])
+
+
+def test_shards_may_store_their_pictures_in_different_ways(tmp_path):
+    (tmp_path / "3.png").write_bytes(_png((3, 0, 0)))
+    _save(tmp_path / "train-0.parquet", _rows(3), [0, 1, 0])
+    _save(tmp_path / "train-1.parquet", ["3.png"], [1])
+    found = Parquet(path=str(tmp_path), image_size=8).load(0)
+    red = [int(p[0, 0, 0]) for pool in (found.train, found.test, found.auxiliary) for p in pool.fetch(range(len(pool)))]
+    assert sorted(red) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "labels,names",
+    [(["dog", "cat"] * 4, ("cat", "dog")), ([True, False] * 4, ("false", "true")), ([1.0, 0.0] * 4, ("0", "1"))],
+)
+def test_text_booleans_and_whole_floats_are_labels(tmp_path, labels, names):
+    found = Parquet(path=_save(tmp_path / "x.parquet", _rows(8), labels), image_size=8).load(0)
+    assert found.class_names == names
+    pictures = found.train.fetch(range(len(found.train)))
+    assert found.train.labels.tolist() == [1 - int(p[0, 0, 0]) % 2 for p in pictures]
+
+
+def test_an_unlabeled_test_file_adds_no_class(tmp_path):
+    _save(tmp_path / "train.parquet", _rows(20), list(range(10)) * 2)
+    _save(tmp_path / "test.parquet", _rows(4), [-1] * 4)
+    with pytest.raises(ScenarioError, match=r"^data\.path: none of the 4 test pictures has a label"):
+        Parquet(path=str(tmp_path)).load(0)
+    _save(tmp_path / "test.parquet", _rows(4), [-1, 3, 4, -1])
+    found = Parquet(path=str(tmp_path), image_size=8).load(0)
+    assert (len(found.class_names), found.test.labels.tolist()) == (10, [3, 4])
+    assert found.notes == ("data.path: 2 of 4 test pictures have no label and are left out.",)
+    _save(tmp_path / "test.parquet", _rows(4), [1, 2, 3, 11])
+    with pytest.raises(ScenarioError, match=r"1 of 4 test pictures have labels that no training picture has: 11"):
+        Parquet(path=str(tmp_path)).load(0)
+
+
+@pytest.mark.parametrize(
+    "train,tests,used",
+    [
+        ("Train.parquet", ["VAL-0.parquet"], "validation"),
+        ("training-0.parquet", ["test.parquet", "valid.parquet"], "test"),
+        ("train/0000.parquet", ["validation/0000.parquet"], "validation"),
+        ("train/0000.parquet", ["Test/0000.parquet"], "test"),
+    ],
+)
+def test_test_files_are_found_by_the_name_of_their_split(tmp_path, train, tests, used):
+    for number, name in enumerate([train, *tests]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, [0, 1] * 4, first=100 * number)
+    found = Parquet(path=str(tmp_path), image_size=8).load(0)
+    assert _seen(found.test) == list(range(100, 108))
+    assert len(found.train) + len(found.auxiliary) == 8
+    assert all(f"the {used} files in {tmp_path} are used for testing" in note for note in found.notes)
+    assert bool(found.notes) == any("val" in name.lower() for name in tests)
+
+
+def test_a_folder_without_files_of_a_split_names_where_files_lie(tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train.parquet", [0, 1] * 4)
+    with pytest.raises(ScenarioError, match=r"no train\*\.parquet in .*There are parquet files in .*data; give a file"):
+        Parquet(path=str(tmp_path)).load(0)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torchvision
 
+from fedsim.data.decoding import GRAY
 from fedsim.data.torchvision_sets import TorchvisionSet
 from fedsim.errors import ScenarioError
 from fedsim.plugins import configure
 
 
-def _write_mnist(root, train=24, test=6):
+def _write_mnist(root, train=24, test=6, classes=10):
     """MNIST's idx files; every pixel of picture i is i, its class is i modulo 10."""
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -19,7 +20,9 @@ def _write_mnist(root, train=24, test=6):
         images = np.repeat(np.arange(count, dtype=np.uint8), 28 * 28)
         header = np.array([0x803, count, 28, 28], dtype=">i4").tobytes()
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        labels = (np.arange(count) % 10).astype(np.uint8)
+        labels = (
+            (np.arange(count) % classes).astype(np.uint8) if prefix == "train" else np.arange(count, dtype=np.uint8)
+        )
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
             np.array([0x801, count], dtype=">i4").tobytes() + labels.tobytes()
         )
@@ -48,6 +51,18 @@ def test_gray_digits_become_three_equal_channels(tmp_path):
     held = found.auxiliary.fetch(range(len(found.auxiliary)))[:, 0, 0, 0].tolist()
     assert sorted(pictures[:, 0, 0, 0].tolist() + held) == list(range(24))
     assert len(found.test) == 6
+
+
+def test_digits_are_said_to_be_gray(tmp_path):
+    _write_mnist(tmp_path)
+    found = TorchvisionSet(dataset="MNIST", root=str(tmp_path)).load(0)
+    assert found.test.conversions(0) == (GRAY,)
+
+
+def test_test_labels_that_training_lacks_are_refused(tmp_path):
+    _write_mnist(tmp_path, classes=3)
+    with pytest.raises(ScenarioError, match=r"^data\.dataset: 3 of 6 test pictures have labels .*: 3 \(3 - three\), 4"):
+        TorchvisionSet(dataset="MNIST", root=str(tmp_path)).load(0)
 
 
 def test_digits_are_brought_to_the_image_size(tmp_path):

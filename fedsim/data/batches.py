@@ -143,7 +143,10 @@ class FederatedData:
         pictures = [(pools.train, used), *((pool, range(len(pool))) for pool in (pools.test, pools.auxiliary))]
         phrases = Counter(phrase for pool, samples in pictures for one in samples for phrase in pool.conversions(one))
         total = sum(len(samples) for _, samples in pictures)
-        return (*pools.notes, *(f"data: {count} of {total} pictures: {phrase}." for phrase, count in phrases.items()))
+        return (
+            *pools.notes,
+            *(f"data: {count} of {total} pictures used: {phrase}." for phrase, count in phrases.items()),
+        )
 
     def _used_by_all(self, rounds: int, training: TrainingPart) -> list[int]:
         clients = range(len(self.partition))

@@ -106,7 +106,8 @@ def _conversions(image: Image.Image) -> Iterator[str]:
 
 def _is_deep(image: Image.Image) -> bool:
     """Return whether a picture has more than 8 bits a channel, also where Pillow itself reduces them."""
-    arguments = image.tile[0].args if image.tile else ()
+    tiles = getattr(image, "tile", ())  # pictures that are not read from a file have none
+    arguments = tiles[0].args if tiles else ()
     parts = (arguments,) if isinstance(arguments, str) else tuple(arguments or ())
     has_large_maximum = image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in parts)
     return (

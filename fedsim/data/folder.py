@@ -93,12 +93,13 @@ def _listing(root: Path, classes: Sequence[str], train: Path, where: str, notes:
         files += found
         labels += [classes.index(folder.name)] * len(found)
     if loose := sum(_is_picture(entry) for entry in root.iterdir() if entry.is_file()):
-        notes.append(f"{where}: {loose} pictures directly in {root} are in no class folder and are left out.")
+        notes.append(f"{where}: left out, being in no class folder: {loose} in {root} itself.")
     if others:
         kinds = ", ".join(f"{count} with {suffix}" for suffix, count in others.most_common(5))
-        notes.append(f"{where}: {sum(others.values())} files in {root} are not read as pictures ({kinds}).")
+        notes.append(f"{where}: files in {root} that are not read as pictures: {kinds}.")
     if inner := {one for file in files if split_of(one := file.relative_to(root).parts[1])}:
-        notes.append(f"{where}: {', '.join(sorted(inner))} inside class folders are taken as part of the class.")
+        names = ", ".join(sorted(inner))
+        notes.append(f"{where}: {names} inside class folders of {root}: all pictures of a class are taken together.")
     return Listing(
         labels=np.asarray(labels),
         name=lambda number: str(files[number]),

@@ -116,7 +116,7 @@ def _unlabeled(listing: Listing, split: str) -> list[str]:
 
 def _spread_labeled(listing: Listing, generator: np.random.Generator) -> np.ndarray:
     labeled = np.flatnonzero(listing.labels >= 0)
-    return labeled[spread(listing.labels[labeled], generator)]
+    return np.asarray(labeled[spread(listing.labels[labeled], generator)])
 
 
 def spread(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
