@@ -244,8 +244,10 @@ class AttackProcess:
         if not ready:
             return None
         if self._exit in ready:
-            # The other ends of the pipe that its children may hold are closed with them.
             self.kill()
+            # Without a look, this would wait for children that hold the other end of the pipe and were not found.
+            if not self._requests.poll():
+                raise AttackDiedError
         try:
             return self._requests.recv()
         except (EOFError, OSError):
@@ -274,11 +276,16 @@ class AttackProcess:
     def kill(self) -> None:
         """End the process and what it has started, without waiting for it."""
         process = self._process
-        if process is not None and process.pid is not None:
-            # It leads no group yet where it has only just begun.
+        if process is None or process.pid is None:
+            return
+        elsewhere = _descendants(process.pid)
+        # It leads no group yet where it has only just begun.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        for descendant in elsewhere:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
+                os.kill(descendant, signal.SIGKILL)
 
     def end(self) -> None:
         """End the process, if there is one, and what it has started."""
@@ -291,6 +298,16 @@ class AttackProcess:
         assert self._requests is not None
         self._requests.close()
         self._process = self._requests = None
+
+
+def _descendants(process: int) -> list[int]:
+    """Return what a process has started, and so on, in whatever session; where the system lists it, else nothing."""
+    found = []
+    with contextlib.suppress(OSError):
+        for listed in Path(f"/proc/{process}/task").glob("*/children"):
+            for child in map(int, listed.read_text().split()):
+                found += [child, *_descendants(child)]
+    return found
 
 
 def _exit_of(process: BaseProcess) -> int:
