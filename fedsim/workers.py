@@ -25,7 +25,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import ForkContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -272,8 +272,10 @@ class AttackProcess:
         if not ready:
             return None
         if self._exit in ready:
-            # The other ends of the pipe that its children may hold are closed with them.
             self.kill()
+            # Without a look, this would wait for children that hold the other end of the pipe and were not found.
+            if not self._requests.poll():
+                raise AttackDiedError
         try:
             return self._requests.recv()
         except (EOFError, OSError):
@@ -281,10 +283,13 @@ class AttackProcess:
 
     def _start(self) -> None:
         assert _work is not None
-        context = multiprocessing.get_context(self._method)
+        fork = self._method == "fork"
+        context: ForkContext | SpawnContext = (
+            multiprocessing.get_context("fork") if fork else multiprocessing.get_context("spawn")
+        )
         self._requests, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, str(_work.folder.path.absolute())), name="attacks")
-        if self._method == "spawn":
+        if not fork:
             # Starting the tracker lets the signal through again, so that comes first.
             resource_tracker.ensure_running()
         # Inherited: an interruption from the keyboard is the parent's to deal with.
@@ -302,11 +307,16 @@ class AttackProcess:
     def kill(self) -> None:
         """End the process and what it has started, without waiting for it."""
         process = self._process
-        if process is not None and process.pid is not None:
-            # It leads no group yet where it has only just begun.
+        if process is None or process.pid is None:
+            return
+        elsewhere = _descendants(process.pid)
+        # It leads no group yet where it has only just begun.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        for descendant in elsewhere:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
+                os.kill(descendant, signal.SIGKILL)
 
     def end(self) -> None:
         """End the process, if there is one, and what it has started."""
@@ -319,6 +329,16 @@ class AttackProcess:
         assert self._requests is not None
         self._requests.close()
         self._process = self._requests = None
+
+
+def _descendants(process: int) -> list[int]:
+    """Return what a process has started, and so on, in whatever session; where the system lists it, else nothing."""
+    found = []
+    with contextlib.suppress(OSError):
+        for listed in Path(f"/proc/{process}/task").glob("*/children"):
+            for child in map(int, listed.read_text().split()):
+                found += [child, *_descendants(child)]
+    return found
 
 
 def _exit_of(process: BaseProcess) -> int:

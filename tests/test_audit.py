@@ -178,7 +178,7 @@ ENDS_BY_ITSELF = {
     "closes files": "its process died",
 }
 NEVER_ENDS = ("spins", "spins in C", "ignores signals")
-LEAVES = ("goes on twice", "changes the directory", "leaves a thread", "leaves a child")
+LEAVES = ("goes on twice", "changes the directory", "leaves a thread", "leaves a child", "leaves a session")
 
 
 def scored(record):
@@ -200,9 +200,9 @@ def assert_neighbours_found(records, guesses, faults):
 
 
 @pytest.fixture
-def left_child(tmp_path, monkeypatch):
-    """Return the file that an attack which leaves a child writes the number of its process to."""
-    note = tmp_path / "child"
+def left_children(tmp_path, monkeypatch):
+    """Return the file that attacks which leave a child write the number of its process to."""
+    note = tmp_path / "children"
     monkeypatch.setenv("FEDSIM_TEST_NOTE", str(note))
     return note
 
@@ -215,7 +215,7 @@ def is_running(process):
 
 
 @pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(simulate, left_child, processes):
+def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(simulate, left_children, processes):
     attacks = [*map(going, ENDS_BY_ITSELF), *map(going, LEAVES), {"name": "stand_ins:Guess"}]
     federation = {"clients": 2, "rounds": 1}
     _, folder, records = simulate(attacks=attacks, federation=federation, audit={"processes": processes})
@@ -225,7 +225,8 @@ def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(sim
         assert record["status"] == "failed" and record["message"].startswith(message), record["message"]
     _, _, guesses = simulate("alone", federation=federation)
     assert_neighbours_found(records, guesses, ENDS_BY_ITSELF)
-    assert not is_running(int(left_child.read_text())), "it ends with the audit"
+    left = left_children.read_text().split()
+    assert len(left) == 2 and not any(map(is_running, left)), "they end with the audit"
 
 
 @pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])

@@ -61,10 +61,12 @@ def _leave_a_thread() -> None:
     threading.Thread(target=_wait, daemon=False).start()
 
 
-def _leave_a_child() -> None:
-    # Holds the outputs of the program, so that whoever reads them waits for it.
-    child = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
-    Path(os.environ["FEDSIM_TEST_NOTE"]).write_text(str(child.pid))
+def _leave_a_child(has_own_session: bool) -> None:
+    # It holds the outputs of the program, so that whoever reads them waits for it.
+    waiting = [sys.executable, "-c", "import threading; threading.Event().wait()"]
+    child = subprocess.Popen(waiting, start_new_session=has_own_session)
+    with Path(os.environ["FEDSIM_TEST_NOTE"]).open("a") as note:
+        note.write(f"{child.pid}\n")
 
 
 def _disturb() -> None:
@@ -92,7 +94,8 @@ FAULTS: Mapping[str, Callable[[], object]] = MappingProxyType(
         "spins in C": _spin_in_c,
         "ignores signals": _wait,
         "leaves a thread": _leave_a_thread,
-        "leaves a child": _leave_a_child,
+        "leaves a child": lambda: _leave_a_child(False),
+        "leaves a session": lambda: _leave_a_child(True),
     }
 )
 
