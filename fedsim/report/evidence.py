@@ -311,7 +311,7 @@ class _Reader:
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or "line"
-            self.notes.append(f"{where}: {field}: {first['msg']}; left out.")
+            self.notes.append(f"{where}: {field}: {first['msg'].removeprefix('Value error, ')}; left out.")
 
     def distinct(self, numbered: list[tuple[str, _AnyLine]]) -> list[tuple[str, _AnyLine]]:
         """Leave out what another line tells already, so that nothing is counted twice."""
