@@ -104,7 +104,11 @@ def check_scenario(folder: RunFolder, scenario: Scenario) -> None:
     """
     stored = _read(folder)
     if stored is not None:
-        observed = environment.origin(folder.path) == "observed"
+        try:
+            observed = environment.origin(folder.path) == "observed"
+        except RunFolderError:
+            # Only the advice depends on it, and the report tells what is wrong with environment.json.
+            observed = False
         _compare_settings(folder, stored.settings, _settings(scenario), observed)
 
 

@@ -19,9 +19,18 @@ SCHEMA = 1  # of every file of a run folder; README documents the records
 MODEL = "model"
 """The key of the final global weights."""
 
+_LARGEST = 1e40  # beyond float32, and its square is still a float
+
+
+def _measured(value: float) -> float:
+    if not abs(value) <= _LARGEST:
+        raise ValueError(f"expected a finite number up to {_LARGEST:g} in size")
+    return value
+
+
 # Beyond these nothing that a run could have measured: numbers whose sums and squares overflow, counts that fill the memory.
 Count = Annotated[int, pydantic.Field(ge=0, le=10**9)]
-Value = Annotated[float, pydantic.Field(ge=-1e40, le=1e40, allow_inf_nan=False)]
+Value = Annotated[float, pydantic.AfterValidator(_measured)]
 
 _KEY = re.compile(r"round-(\d{4,9})/(client-|global-?)(\d{3,9})?", re.ASCII)
 _NUMBER = Annotated[str, pydantic.Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]

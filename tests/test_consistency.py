@@ -161,7 +161,10 @@ def test_a_line_that_does_not_belong_is_refused_by_name_and_nothing_is_written(
         ({"client": 99}, "of client 99 in round 2, which the scenario does not have"),
         ({"round": 99}, "of client 1 in round 99, which the scenario does not have"),
         ({"client": 0}, "tells of the same as records.jsonl, line 3"),
-        ({"controls": {"grey": {"psnr": 1e308}}}, "controls.grey.psnr: Input should be less than or equal to 1e+40"),
+        (
+            {"controls": {"grey": {"psnr": 1e308}}},
+            "controls.grey.psnr: expected a finite number up to 1e+40 in size; left out.",
+        ),
     ],
 )
 def test_a_report_leaves_out_records_that_do_not_belong_and_says_so(change, note, run):
@@ -185,7 +188,7 @@ def test_an_index_that_says_both_is_refused(run, audit, resume):
     with index.open("a") as file:
         file.write(json.dumps({"key": "round-0001/client-001", "failed": "out of battery"}) + "\n")
     number = len(lines_of(index))
-    says = rf"index\.jsonl: line {number} says that round-0001/client-001 failed, but line 3 says that it was captured"
+    says = rf"index\.jsonl: line {number} says that round-0001/client-001 failed, but line \d says that it was captured"
     for step in (audit, resume):
         with pytest.raises(RunFolderError, match=says):
             step(run)

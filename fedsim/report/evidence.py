@@ -373,7 +373,7 @@ class _Reader:
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or "line"
-            self.notes.append(f"{where}: {field}: {first['msg']}; left out.")
+            self.notes.append(f"{where}: {field}: {first['msg'].removeprefix('Value error, ')}; left out.")
 
     def captured(self, is_audited: bool) -> Captured | None:
         """Return what was captured of an observed app.
