@@ -139,7 +139,7 @@ class _RoundLog:
             accuracy, loss = training.evaluate(self._plan, records.to_tensors(arrays))
             if not math.isfinite(loss):
                 self._refuse_loss(round, loss)
-            made = {"schema": SCHEMA, "round": round, "accuracy": accuracy, "loss": loss}
+            made: RoundLine = {"schema": SCHEMA, "round": round, "accuracy": accuracy, "loss": loss}
             if self._folder is not None:
                 made.update(self._exchanged(self._folder, round))
                 # Only where there are some: a round without looks as it always has.

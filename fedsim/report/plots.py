@@ -84,7 +84,7 @@ def leakage(records: Sequence[Record], attack: str, metric: str) -> bytes:
             points = [
                 (one.record.client, one.record.round, one.skill if by_skill else one.value)
                 for one in chosen
-                if naming.defenses(one.record) == defenses
+                if isinstance(one.record, Record) and naming.defenses(one.record) == defenses
             ]
             _draw_clients(axes, points, position, _carried(defenses), clients)
         unit = f" ({written.unit.strip()})" if written.unit else ""
