@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import torch
 
+from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
@@ -36,6 +37,8 @@ class SignOfBias(Attack):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"labels"})
+    applies: ClassVar[Applicability] = Applicability(pictures=1, kinds=("gradient",), model=("linear classifier",))
+    is_cheap: ClassVar[bool] = True
 
     parameter: str = "head.bias"
 
