@@ -48,7 +48,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, results: Results) -> None:
         self._options, self._results = options, results
-        self._code = _sources()
+        self._code = sources()
 
     def run(self, state: State, given: Sequence[Case], chosen: Sequence[Method], budget: float | None) -> list[Row]:
         """Return the rows of one state and batch size; all attacks on a batch come before the next batch."""
@@ -114,7 +114,7 @@ class Bench:
         return folder / f"{hashlib.sha256(place(row).encode()).hexdigest()[:16]}.safetensors"
 
 
-def _sources() -> str:
+def sources() -> str:
     """Return a digest of the attacks' sources, so that rows of an earlier version show."""
     spec = find_spec("fedsim_attacks")
     assert spec is not None and spec.origin is not None
