@@ -115,13 +115,16 @@ class Display:
         return any(panel.films or any(strip.count > 2 for strip in panel.strips) for panel in self.panels)
 
 
-def displays(evidence: Evidence, deciding: Mapping[int, Collection[int]]) -> tuple[list[Display], list[str]]:
+def displays(
+    evidence: Evidence, deciding: Mapping[int, Collection[int]] | None = None
+) -> tuple[list[Display], list[str]]:
     """Return the pictures of each client in its first and last audited round and those that decide, and notes on missing files.
 
     Args:
         evidence: what the run folder holds.
-        deciding: client -> the rounds that decide its verdicts.
+        deciding: client -> the rounds that decide its verdicts; None for none.
     """
+    decisive = deciding or {}
     naming, notes = Naming(evidence.records), list[str]()
     shown = {"originals", "reconstructions"} if evidence.is_observed else {"originals"}
     with_pictures = [record for record in evidence.records if shown & record.artifacts.keys()]
@@ -133,7 +136,7 @@ def displays(evidence: Evidence, deciding: Mapping[int, Collection[int]]) -> tup
         rounds = sorted({record.round for record in own})
         panels = [
             _panel(evidence.folder, naming, [record for record in own if record.round == round], notes)
-            for round in sorted({rounds[0], rounds[-1], *deciding.get(client, ())} & set(rounds))
+            for round in sorted({rounds[0], rounds[-1], *decisive.get(client, ())} & set(rounds))
         ]
         defenses = naming.defenses(own[0])
         if evidence.is_observed and defenses == NO_DEFENSE:
