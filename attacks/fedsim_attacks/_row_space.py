@@ -159,7 +159,8 @@ def _reached(observation: Observation, grid: PatchGrid) -> Bool[Tensor, " patch"
     if positions is None:
         return torch.ones(grid.count, dtype=torch.bool)
     lengths = positions[0, -grid.count :].norm(dim=1)
-    return torch.ge(lengths, _CLEAN * lengths.max())
+    reached: Bool[Tensor, " patch"] = lengths >= _CLEAN * lengths.max()
+    return reached
 
 
 def _informative(observation: Observation) -> RowSpace | None:
