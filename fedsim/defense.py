@@ -85,7 +85,7 @@ class Defense(ABC):
         return proceed(step)
 
     def protect_update(self, update: Update, generator: torch.Generator) -> Update:
-        """Return the update to send."""
+        """Return the update to send: tensors of the same names, order, shapes and number formats, all finite."""
         return update
 
     def budget(self, participations: int) -> PrivacyBudget | None:

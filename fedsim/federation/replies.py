@@ -61,8 +61,8 @@ class ReplyCheck:
         return examples_fault(metrics[records.NUM_EXAMPLES], self._most_examples)
 
     def _kind_fault(self, content: RecordDict) -> str | None:
-        update: Any = content.config_records.get(records.UPDATE, {})
-        stated = update.get("kind")
+        record = content.config_records.get(records.UPDATE)
+        stated = None if record is None else record.get("kind")
         return None if stated == self._kind else f"it states to hold {shown(stated)}, expected a {self._kind}"
 
     def _arrays_fault(self, request: RecordDict, reply: RecordDict) -> str | None:

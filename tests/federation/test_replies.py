@@ -247,3 +247,11 @@ def test_an_interruption_from_the_keyboard_ends_the_inline_engine_at_once():
 
     with pytest.raises(KeyboardInterrupt):
         InlineGrid(app, 1).send_and_receive([Message(RecordDict(), 1000, "train")])
+
+
+def test_warnings_of_the_strategy_stand_on_the_line_of_their_round(tiny_plan, run_folder):
+    plan = tiny_plan(federation={"strategy": "FedProx", "rounds": 1})
+    folder = run_folder(plan)
+    run(plan, folder)
+    before, after = folder.rounds.read()
+    assert "equivalent to FedAvg" in before["warnings"][0] and "warnings" not in after
