@@ -426,7 +426,7 @@ def test_a_range_of_clients_beyond_the_last_is_refused_before_it_is_listed(selec
         select_clients(selector, 4, 0, "here")
 
 
-@pytest.mark.parametrize("selector", ["0-" + "9" * 5000, "0," * 100_000 + "0", "k" * 100_000])
+@pytest.mark.parametrize("selector", ["0-" + "9" * 5000, "0," * 100_000 + "0", "k" * 100_000], ids=len)
 def test_a_text_of_clients_without_end_is_refused(selector):
     with pytest.raises(ScenarioError) as caught:
         select_clients(selector, 4, 0, "here")
@@ -450,6 +450,7 @@ def test_a_text_of_clients_without_end_is_refused(selector):
         "data.path=" + "k" * 100_000,
         "name=" + "k" * 1_000_000,
     ],
+    ids=lambda setting: f"{setting[:20]!a} of {len(setting)}",
 )
 def test_a_setting_that_no_scenario_can_hold_is_refused_in_readable_lines(tmp_path, setting):
     file = write(tmp_path / "s.yaml", "attacks: [a]\nmodel: vit_nano\n")
