@@ -14,7 +14,7 @@ from fedsim.errors import ScenarioError, nearest
 from fedsim.faults import shown
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "nothing"}
-_LARGEST = 2**63 - 1  # of a whole number that torch and NumPy can hold
+_LARGEST = 10**60  # of a whole number; Python writes none of more than 4300 digits
 
 
 def coerce(value: Any, annotation: Any, where: str) -> Any:
@@ -29,7 +29,7 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     # YAML can write .inf and .nan; the records of a run, which are JSON, cannot.
     config = pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
     if isinstance(value, int) and abs(value) > _LARGEST:
-        raise ScenarioError(where, f"expected a number of at most {_LARGEST}, got {shown(value)}.")
+        raise ScenarioError(where, f"expected a number of at most {_LARGEST:.0e}, got {shown(value)}.")
     try:
         if wants_bool or not _holds_bool(value):
             return pydantic.TypeAdapter(annotation, config=config).validate_python(value, strict=wants_bool)

@@ -26,8 +26,7 @@ class ScenarioError(FedsimError):
 
     def __init__(self, where: str, message: str) -> None:
         # A key of the file may be of any length, and hold line breaks and escape codes.
-        where = printable(where, _LONGEST_PLACE)
-        super().__init__(f"{where}: {message}" if where else message)
+        super().__init__(f"{printable(where, _LONGEST_PLACE)}: {message}" if where else message)
         self.where = where
         self.message = message
 

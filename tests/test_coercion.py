@@ -88,8 +88,8 @@ def test_types_without_words_are_named():
     assert describe(dict[str, int]) == "dict[str, int]"
 
 
-@pytest.mark.parametrize("value", [2**63, -(2**63), 10**30, 10**5000])
-def test_whole_numbers_are_those_that_tensors_can_hold(value):
-    with pytest.raises(ScenarioError, match=r"^here: expected a number of at most 9223372036854775807, got "):
+@pytest.mark.parametrize("value", [10**60 + 1, -(10**61), 10**5000], ids=int.bit_length)
+def test_whole_numbers_are_those_that_can_be_written(value):
+    with pytest.raises(ScenarioError, match=r"^here: expected a number of at most 1e\+60, got "):
         coerce(value, int, "here")
-    assert coerce(2**63 - 1, int, "here") == 2**63 - 1
+    assert coerce(10**60, int, "here") == 10**60

@@ -449,7 +449,7 @@ def test_a_range_of_clients_beyond_the_last_is_refused_before_it_is_listed(selec
         select_clients(selector, 4, 0, "here")
 
 
-@pytest.mark.parametrize("selector", ["0-" + "9" * 5000, "0," * 100_000 + "0", "k" * 100_000])
+@pytest.mark.parametrize("selector", ["0-" + "9" * 5000, "0," * 100_000 + "0", "k" * 100_000], ids=len)
 def test_a_text_of_clients_without_end_is_refused(selector):
     with pytest.raises(ScenarioError) as caught:
         select_clients(selector, 4, 0, "here")
@@ -473,6 +473,7 @@ def test_a_text_of_clients_without_end_is_refused(selector):
         "data.path=" + "k" * 100_000,
         "name=" + "k" * 1_000_000,
     ],
+    ids=lambda setting: f"{setting[:20]!a} of {len(setting)}",
 )
 def test_a_setting_that_no_scenario_can_hold_is_refused_in_readable_lines(tmp_path, setting):
     file = write(tmp_path / "s.yaml", "attacks: [a]\nmodel: vit_nano\n")
@@ -489,7 +490,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(
     edits=st.lists(
         st.tuples(st.integers(0, len(SMALL)), st.integers(0, 12), PIECES | st.binary(max_size=4)),

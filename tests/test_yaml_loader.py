@@ -139,7 +139,9 @@ def test_a_tag_that_fits_its_value_is_read():
 
 
 @pytest.mark.parametrize(
-    "text", ["1" + "0" * 400, "0x" + "f" * 99999, "0b" + "1" * 99999, "1" + ":59" * 3000, "-1.0" + "0" * 999]
+    "text",
+    ["1" + "0" * 400, "0x" + "f" * 99999, "0b" + "1" * 99999, "1" + ":59" * 3000, "-1.0" + "0" * 999],
+    ids=len,
 )
 def test_a_number_that_no_run_can_hold_is_refused_before_it_is_computed(text):
     message = f"a.0: expected a number of at most 100 characters, got {text[:20]}... ({len(text)} characters)."

@@ -200,9 +200,9 @@ def _run(attack: Attack, seen: Observation, global_seed: int) -> Finding | None:
     return finding
 
 
-def _same_film(first: Film | None, second: Film | None) -> bool:
-    if first is None or second is None:
-        return first is second
+def _same_film(first: object, second: object) -> bool:
+    if not (isinstance(first, Film) and isinstance(second, Film)):
+        return type(first) is type(second)
     return (first.steps, first.losses) == (second.steps, second.losses) and equal(first.images, second.images)
 
 
