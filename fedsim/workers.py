@@ -25,7 +25,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import ForkContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -255,10 +255,13 @@ class AttackProcess:
 
     def _start(self) -> None:
         assert _work is not None
-        context = multiprocessing.get_context(self._method)
+        fork = self._method == "fork"
+        context: ForkContext | SpawnContext = (
+            multiprocessing.get_context("fork") if fork else multiprocessing.get_context("spawn")
+        )
         self._requests, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, str(_work.folder.path.absolute())), name="attacks")
-        if self._method == "spawn":
+        if not fork:
             # Starting the tracker lets the signal through again, so that comes first.
             resource_tracker.ensure_running()
         # Inherited: an interruption from the keyboard is the parent's to deal with.

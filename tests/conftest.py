@@ -23,7 +23,7 @@ settings.load_profile("fedsim")
 # As in clients and attacks: the order of a float sum depends on it, and small tensors gain nothing from more.
 torch.set_num_threads(1)
 
-# No test needs an accelerator; beside one, processes for attacks start from nothing, without what a test has exchanged.
+# No test needs an accelerator; beside one, processes for attacks start from nothing, without what a test has patched.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 STAND_INS = Path(__file__).parent / "stand_ins"
