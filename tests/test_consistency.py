@@ -241,7 +241,7 @@ def test_captures_that_are_gone_stop_an_audit_and_are_made_again_by_a_resume(gon
 @pytest.mark.parametrize(
     ("gone", "note"),
     [
-        ("all captures", "captures/index.jsonl: no such file, so no update of this run can be attacked again."),
+        ("all captures", "captures/index.jsonl: gone, so no update of this run can be attacked again."),
         (
             "one file",
             "captures/round-0001/client-001.safetensors: missing, though rounds.jsonl says that client 1 in round 1 took part.",

@@ -439,7 +439,7 @@ class _Reader:
         if not wanted:
             return
         if not (self._folder / name).exists():
-            self.notes.append(f"{name}: no such file, so no update of this run can be attacked again.")
+            self.notes.append(f"{name}: gone, so no update of this run can be attacked again.")
             return
         index = self.lines(name, IndexLine)
         failed = {line.key for _, line in index if line.failed is not None}

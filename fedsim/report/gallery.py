@@ -212,7 +212,7 @@ def _opened(folder: Path, relative: str, notes: list[str]) -> Image.Image | None
     try:
         content = files.read(path, folder)
     except RunFolderError as error:
-        notes.append(f"{relative}: {str(error).removeprefix(f'{path}: ').rstrip('.')}; not shown.")
+        notes.append(f"{relative}: {str(error).removeprefix(f'{path}: ').rstrip('.')}, not shown.")
         return None
     if content is None:
         notes.append(f"{relative}: no such file.")
