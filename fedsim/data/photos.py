@@ -1,8 +1,8 @@
 """Crops of seven freely licensed photographs that ship inside scikit-image: auxiliary crops show the clients' scenes.
 
-No network, no download. Since all pictures of a class come from one photograph, an attack that is granted `auxiliary_data` knows
-the scenes of the clients' pictures, and the same attack on another client's update scores too well as a control. Where either
-matters, take independent pictures: `folder`, `parquet`, `hub` or `torchvision`.
+No network, no download. Since all pictures of a class come from one photograph, an attack that is granted `auxiliary_data`
+knows the scenes of the clients' pictures, and the same attack on another client's update scores too well as a control. Where
+either matters, take independent pictures: `folder`, `parquet`, `hub` or `torchvision`.
 
 Class = the photograph. Each is cut once into three regions that share no pixel: two thirds for the clients, and a
 strip whose halves are for testing and for the attacker. Crops are squares at random places and scales: pictures of one
