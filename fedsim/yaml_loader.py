@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._values += 1
         self._depth += 1
-        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]  # type: ignore[no-untyped-call]
+        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
         if self._depth > self._limits.depth:
             raise _too_deep(self._source, line, self._limits)
         if self._values > self._limits.values:
