@@ -233,6 +233,8 @@ class Judge:
         if record.status != "found":
             what = "it was refused" if record.status == "refused" else "it failed"
             return f"{what}: {record.message}" if record.message else what
+        if record.found is not None:
+            return "the data of an observed app are not known, so what it found is shown and not scored"
         if metric is None or metric not in record.scores or record.scores[metric].value is None:
             return "its finding could not be scored"
         control = rated_by(metric, record.controls, record.scores[metric].worse)
