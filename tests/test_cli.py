@@ -389,3 +389,21 @@ def test_an_error_of_our_own_keeps_its_traceback(fedsim, file, monkeypatch):
     monkeypatch.setattr("fedsim.scenario.load", fails)
     with pytest.raises(ZeroDivisionError):
         fedsim("check", file)
+
+
+def test_a_run_fails_by_its_verdict_where_that_is_asked(fedsim, file, tmp_path):
+    outcome = fedsim("run", file, "--out", tmp_path / "run", "--fail-on", "inconclusive")
+    assert outcome.code == 3
+    assert "verdict: inconclusive; --fail-on inconclusive ends with exit code 3." in outcome.message
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["verdict"] == "inconclusive"
+    assert fedsim("audit", tmp_path / "run", "--fail-on", "leaks").code == 0
+    assert fedsim("audit", tmp_path / "run", "--fail-on", "held").code == 2
+
+
+def test_check_says_which_attack_will_be_inconclusive_and_what_to_add(fedsim, file):
+    setting = "training={batch_size: 2, shares: delta, local_epochs: 2}"
+    outcome = fedsim("check", file, "--set", setting, "--set", "attacks=[patch_embedding]")
+    said = " ".join(outcome.output.split())
+    assert outcome.code == 0
+    assert "patch_embedding on clients 0, 1, 2, where it finds nothing: it is made for 1 picture in an update" in said
+    assert "Add instead:" in said and "token_matching" in said

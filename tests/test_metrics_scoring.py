@@ -9,7 +9,7 @@ from fedsim import scenario
 from fedsim.exchange import Finding, Truth
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.image import psnr
-from fedsim.metrics.scoring import METRICS, PSNR_CAP, controls, score
+from fedsim.metrics.scoring import METRICS, PSNR_CAP, best_examples, control_scores, controls, score
 from fedsim.metrics.skill import best_control, skill
 
 
@@ -188,3 +188,27 @@ def test_skill_is_positive_where_the_score_leaks_more_than_the_control() -> None
     assert skill(20.0, 15.0, "higher") == 5.0
     assert skill(0.1, 0.4, "lower") == pytest.approx(0.3)
     assert skill(0.5, 0.4, "lower") == pytest.approx(-0.1)
+
+
+def test_the_picture_of_a_batch_that_is_shown_best_is_found_beside_its_own_controls() -> None:
+    """Of five pictures one is found exactly, which the mean of the batch hides behind four grey ones."""
+    truth = Truth(pictures(0, 5), torch.arange(5))
+    finding = Finding(images=truth.images[3:4])
+    auxiliary = Auxiliary(torch.full((3, 16, 16), 0.4), torch.tensor([0, 1]), 5)
+    scored = control_scores(["psnr"], truth, auxiliary, Finding(images=pictures(9, 5)))
+    best = best_examples(score(["psnr"], finding, truth), scored)["psnr"]
+    blind = max(psnr(guess, truth.images[3], 1.0) for guess in (torch.full((3, 16, 16), g) for g in (0.5, 0.4)))
+    assert (best.index, best.value) == (3, PSNR_CAP)
+    assert best.control == pytest.approx(blind)
+    assert best.floor == pytest.approx(
+        psnr(truth.images[3].mean((1, 2), keepdim=True).expand(3, 16, 16), truth.images[3], 1.0)
+    )
+    assert best.luck == 0.0
+
+
+def test_luck_is_what_the_best_picture_of_another_update_reaches() -> None:
+    truth = Truth(pictures(0, 4), torch.arange(4))
+    wrong = Finding(images=torch.cat([truth.images[:1], pictures(7, 3)]))
+    best = best_examples(score(["psnr"], wrong, truth), control_scores(["psnr"], truth, None, wrong))["psnr"]
+    assert best.luck == pytest.approx(best.value - best.control)
+    assert best_examples(score(["label_recall"], Finding(labels=torch.tensor([1])), truth), {}) == {}

@@ -209,6 +209,20 @@ class Scales(Defense):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shaken(Defense):
+    """Adds a little noise, and declares nothing about it."""
+
+    citation: ClassVar[str] = "none"
+
+    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+        """Return the update with noise."""
+        noisy = {
+            n: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for n, tensor in update.tensors.items()
+        }
+        return replace(update, tensors=noisy)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budgets(Defense):
     """States a budget and does nothing."""
 
