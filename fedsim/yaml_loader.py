@@ -49,11 +49,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._values += 1
         self._depth += 1
-        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
         if self._depth > self._limits.depth:
-            raise _too_deep(self._source, line, self._limits)
+            raise _too_deep(self._source, self.line + 1, self._limits)
         if self._values > self._limits.values:
-            raise _too_many(self._source, line, self._limits)
+            raise _too_many(self._source, self.line + 1, self._limits)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node

@@ -15,7 +15,7 @@ from fedsim.report.verdicts import Judge
 
 Row = dict[str, Any]
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also in full width
+_FORMULA = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also in full width
 
 
 def record_rows(records: Sequence[Record]) -> list[Row]:
@@ -160,4 +160,8 @@ def _cell(value: Any) -> Any:
     """Return a value as a spreadsheet shows it: text that it would take for a formula begins with an apostrophe."""
     if isinstance(value, float):
         return f"{value:.10g}"
-    return f"'{value}" if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    # The writer puts a line feed in quotes, and a carriage return not: it would begin a row.
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
