@@ -64,7 +64,7 @@ def test_noise_without_a_meaningful_epsilon_is_told_for_every_attack(multiplier,
     assert all("which is no guarantee" in gap.reason for gap in found)
 
 
-def test_a_defense_that_declares_nothing_is_known_as_noise_by_what_it_does():
+def test_a_defense_that_declares_nothing_is_known_as_noise_by_what_it_does(stand_ins):
     (gap,) = gaps(defenses=[{"name": "stand_ins:Shaken", "clients": [0]}])
     assert gap.clients == (0,)
     assert "no finite epsilon" in gap.reason

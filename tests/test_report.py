@@ -82,7 +82,7 @@ def test_nothing_but_the_report_changes_in_the_folder(run: Path) -> None:
     render(run)
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     new = {path.relative_to(run).parts[0] for path in after.keys() - before.keys()}
-    assert new == {"report.html", "report.md", "tables", "figures"}
+    assert new == {"report.html", "report.md", "summary.json", "tables", "figures"}
     assert all(after[path] == content for path, content in before.items())
 
 
@@ -287,7 +287,8 @@ def test_findings_of_an_observed_run_are_listed_without_scores(run: Path) -> Non
     records = [{**r, "scores": {}, "controls": {}} for r in lines_of(run / "records.jsonl") if r["status"] == "found"]
     write_lines(run / "records.jsonl", records)
     text = page(run).text
-    assert "Attacks returned 6 findings, none of which could be rated." in text
+    assert "Inconclusive for the pictures of all 2 clients" in text
+    assert "its finding could not be scored" in text
     assert "not scored" in text
 
 
@@ -296,7 +297,8 @@ def test_a_single_audited_round_without_controls_is_shown(run: Path) -> None:
     write_lines(run / "records.jsonl", records)
     text = page(run).text
     assert "59.9 dB" in text
-    assert "Attacks returned 4 findings, none of which could be rated." in text
+    assert "it was scored beside no control" in text
+    assert "Inconclusive for the pictures" in text
 
 
 def test_large_pictures_are_embedded_at_the_size_they_are_shown(run: Path) -> None:

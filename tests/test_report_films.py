@@ -147,7 +147,7 @@ def test_a_damaged_film_leaves_its_line_out_with_a_note(run: Path, damage: dict[
     lines[0]["film"] = {**FILM, **damage}
     write(run, lines)
     render(run)
-    (note,) = read(run).notes
+    (note,) = (note for note in read(run).notes if note.startswith("records.jsonl"))
     assert note.startswith("records.jsonl, line 1: film")
 
 

@@ -211,6 +211,8 @@ class Judge:
         if lucky:
             are = "is" if lucky == 1 else "are"
             text = f"{lucky} of {len(members)} attempts {are} beyond a blind guess, and luck explains that"
+            if metric is not None and scale(metric).is_luck:
+                text = "more was found than a blind guess gives on average, and luck explains that"
             return Judgment("inconclusive", text)
         reasons: dict[str, int] = {}
         for record in members:
