@@ -92,7 +92,7 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
             **({"label": planned.label} if planned.label else {}),
         },
         "defenses": [
-            {**cited(d, {"name": d.info.name, "params": d.params}), "adds_noise": d.adds_noise}
+            {**cited(d, {"name": d.info.name, "params": d.params}), "adds_noise": plan.adds_noise(d)}
             for d in plan.defenses_of(task.client)
         ],
         "grants": list(plan.scenario.threat.grants),

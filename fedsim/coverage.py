@@ -88,7 +88,7 @@ def _under_noise(plan: Plan) -> list[Gap]:
     reasons: dict[str, list[int]] = {}
     for client in plan.audit_clients:
         carried = plan.defenses_of(client)
-        noisy = [planned.info.name for planned in carried if planned.adds_noise]
+        noisy = [planned.info.name for planned in carried if plan.adds_noise(planned)]
         budget = privacy_budget(carried, plan.scenario.federation.rounds)
         epsilon = math.inf if budget is None else budget.epsilon
         if noisy and epsilon > MEANINGFUL_EPSILON:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,11 +29,14 @@ from fedsim.defense import Defense
 from fedsim.errors import FedsimError, PluginError, RunFolderError, ScenarioError, told
 from fedsim.exchange import DefenseKnowledge, Normalization, Update
 from fedsim.faults import shown
+from fedsim.federation.limits import contained
 from fedsim.observed import Captured
 from fedsim.plugins import PluginInfo
 from fedsim.recording import RunFolder
 from fedsim.scenario import DataPart, PartitionPart, Scenario, ThreatPart, parse, select_clients, select_rounds
 from fedsim.seeds import seeded, torch_generator
+
+_TRIAL_SECONDS = 30.0  # that a defense may take for the update that it is tried on
 
 
 def _changed(plugin: Attack | Defense) -> dict[str, Any]:
@@ -89,14 +92,12 @@ class PlannedDefense:
         info: where the class comes from.
         defense: the configured instance.
         clients: who carries it.
-        adds_noise: whether it randomizes the update that is sent.
     """
 
     index: int
     info: PluginInfo
     defense: Defense
     clients: frozenset[int]
-    adds_noise: bool = False
 
     @property
     def params(self) -> dict[str, Any]:
@@ -199,6 +200,10 @@ class Plan:
             models.facts(self._skeleton),
         )
 
+    def adds_noise(self, planned: PlannedDefense) -> bool:
+        """Return whether a defense of this plan randomizes the update that is sent."""
+        return _is_randomized(self, self.defenses.index(planned))
+
     def cautions_of(self, client: int) -> tuple[str, ...]:
         """Return the doubts about a client: what its defenses state about themselves on this model, and a batch cut short."""
         stated = [
@@ -251,7 +256,6 @@ def make(scenario: Scenario) -> Plan:
     data = load_data(scenario.data, clients, scenario.seed)
     _check_mixup(scenario, data)
     skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
-    defenses = _with_noise_told(defenses, skeleton)
     normalization = models.normalization(skeleton)
     return Plan(scenario, attacks, defenses, data, normalization, audit_rounds, audit_clients, notes, skeleton)
 
@@ -282,7 +286,6 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
                 "labels mean nothing there. Name data with the classes of the app under data, or leave the grant out.",
             )
         skeleton, notes = _model(scenario, data, outputs, defenses)
-    defenses = _with_noise_told(defenses, skeleton)
     normalization = models.normalization(skeleton)
     return Plan(
         scenario,
@@ -383,23 +386,23 @@ def _model(
     return skeleton.eval(), notes
 
 
-def _with_noise_told(defenses: tuple[PlannedDefense, ...], skeleton: VisionTransformer) -> tuple[PlannedDefense, ...]:
-    tensors = {name: parameter.detach() for name, parameter in skeleton.named_parameters()}
-    return tuple(replace(planned, adds_noise=_is_randomized(planned.defense, tensors)) for planned in defenses)
-
-
-def _is_randomized(defense: Defense, tensors: Mapping[str, Tensor]) -> bool:
+@functools.lru_cache(maxsize=32)
+def _is_randomized(plan: Plan, index: int) -> bool:
     """Return whether a defense turns one update into two different ones, drawing from two generators.
 
     Found by trying, so that nobody needs to declare it. A defense that fails on the trial update counts as randomized:
     what it does is unknown, and noise is the kind of defense whose success proves least.
     """
-    update = Update(1, 0, "gradient", tensors, 1)
-    try:
+    defense, update = plan.defenses[index].defense, Update(1, 0, "gradient", plan.initial_weights(), 1)
+
+    def differ() -> bool:
         if defense.budget(1) is not None:
             return True
         first, second = (defense.protect_update(update, torch_generator(seed, "trial")).tensors for seed in (0, 1))
         return any(not torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+    try:
+        return contained(differ, _TRIAL_SECONDS)
     except Exception:  # noqa: BLE001  (a third party's code, whose failure on a real update is recorded where it happens)
         return True
 

@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
     "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
     "federation": {"clients": 3, "rounds": 2},
     "attacks": [{"name": "stand_ins:Guess"}],
-    "audit": {"processes": 0},
+    "audit": {"processes": 0, "calibrate": "none"},
 }
 
 

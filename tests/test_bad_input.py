@@ -28,7 +28,7 @@ BASE: dict[str, Any] = {
     "model": {"name": "vit_nano"},
     "federation": {"clients": 3, "rounds": 2},
     "attacks": [{"name": "stand_ins:Guess"}],
-    "audit": {"processes": 0},
+    "audit": {"processes": 0, "calibrate": "none"},
 }
 
 

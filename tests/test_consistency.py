@@ -27,7 +27,7 @@ SCENARIO = {
     "federation": {"clients": 2, "rounds": 2},
     "training": {"shares": "delta"},
     "attacks": [{"name": "stand_ins:Guess"}],
-    "audit": {"processes": 0},
+    "audit": {"processes": 0, "calibrate": "none"},
 }
 
 

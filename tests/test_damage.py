@@ -28,7 +28,7 @@ SCENARIO = {
     "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
     "federation": {"clients": 2, "rounds": 1},
     "attacks": [{"name": "stand_ins:Fades"}],
-    "audit": {"processes": 0},
+    "audit": {"processes": 0, "calibrate": "none"},
 }
 MUTATIONS = 1000
 

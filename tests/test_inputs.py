@@ -26,7 +26,7 @@ SCENARIO = {
     "federation": {"clients": 2, "rounds": 1},
     "training": {"batch_size": 2},
     "attacks": [{"name": "stand_ins:Guess"}],
-    "audit": {"processes": 0},
+    "audit": {"processes": 0, "calibrate": "none"},
 }
 
 

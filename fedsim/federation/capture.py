@@ -196,7 +196,6 @@ class Replayer:
             self.asked.add(round)
             return None
         capture = self._folder.read_capture(round, client)
-        self._folder.check_arrays(capture, self._folder.read_global(round, client))
         self._replayed.add(client)
         content = RecordDict(
             {
@@ -212,6 +211,7 @@ class Replayer:
                 f"{self._folder.path}: the capture of round {round}, client {client} is refused: {fault}. Delete its line in "
                 "captures/index.jsonl and use --resume, which asks the client again."
             )
+        self._folder.check_arrays(capture, self._folder.read_global(round, client))
         return reply
 
     def _compare(self, round: int, client: int, sent: ArrayRecord) -> None:

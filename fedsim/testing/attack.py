@@ -221,20 +221,20 @@ def _held(finding: Finding) -> set[Recovers]:
 
 def _check_finding(attack: Attack, finding: Finding, seen: Observation, faults: Faults) -> None:
     who = type(attack).__qualname__
-    with faults.of("tensors"):
-        for name in sorted(_held(finding)):
-            _check_dense(who, name, getattr(finding, name))
     with faults.of("what was found"):
         excess = ", ".join(sorted(_held(finding) - attack.recovers))
         expect(not excess, f"{who} found {excess}, which {who}.recovers does not name, so it would not be scored.")
     with faults.of("images"):
         if finding.images is not None:
+            _check_dense(who, "images", finding.images)
             _check_images(who, finding.images, seen.image_shape)
     with faults.of("labels"):
         if finding.labels is not None:
+            _check_dense(who, "labels", finding.labels)
             _check_labels(who, finding.labels, seen.num_classes)
     with faults.of("features"):
         if finding.features is not None:
+            _check_dense(who, "features", finding.features)
             features = finding.features
             ok = features.ndim == 2 and features.is_floating_point() and bool(torch.isfinite(features).all())
             expect(ok, f"{who}: features must be finite rows, one a picture; got {_describe(features)}.")

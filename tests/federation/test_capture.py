@@ -167,10 +167,11 @@ def test_what_cannot_be_written_is_returned_by_flush_and_the_rest_is_stored(fold
     for one in (exchange(0), *(exchange(client, round=2) for client in range(4)), failure(1, round=3)):
         try:
             recorder(one)
-        except OSError as error:
+        except RunFolderError as error:
             errors.append(error)
     errors += recorder.flush()
-    assert len(errors) == 2 and all(isinstance(error, OSError) for error in errors)  # the weights and the reply
+    assert len(errors) == 2  # the weights and the reply
+    assert all("exists and is a file, where a folder is needed" in str(error) for error in errors)
     found = RunFolder(folder.path)
     assert found.captured_rounds() == (2,) and found.failures(3) == {1: "out of battery"}
     assert found.captured(2) == (0, 1, 2, 3)
