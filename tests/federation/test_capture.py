@@ -5,6 +5,7 @@ import pytest
 import torch
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from fedsim.errors import RunFolderError
 from fedsim.federation import records
 from fedsim.federation._flwr_private import identify_process
 from fedsim.federation.capture import Recorder, Replayer, round_of
