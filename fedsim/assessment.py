@@ -100,6 +100,7 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
         "inapplicable": _obstacles(plan, folder, task, planned),
         "scores": {},
         "controls": {},
+        "best_example": {},
         "cautions": [*tried.finding.cautions, *plan.cautions_of(task.client)],
         "trace": dict(tried.finding.trace),
         "seconds": tried.seconds,

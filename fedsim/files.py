@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fedsim.errors import RunFolderError
 
-MAX_DEPTH = 64
-"""Levels of nesting that JSON of a run folder may have; fedsim writes ten, and parameters of plug-ins a few more."""
+MAX_DEPTH = 80
+"""Levels of nesting that JSON of a run folder may have: those of a trace, which an attack may nest 64 deep, and a few around it."""
 
 _PARTIAL = re.compile(r"\..+\.\d+\.\d+\.partial")
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (

@@ -76,12 +76,12 @@ def bind(folder: RunFolder, inputs: Inputs) -> None:
     """
     stored = _read(folder)
     if stored is None:
-        _write(folder, inputs)
+        _write(folder, replace(inputs, run=_recorded_run(folder) or inputs.run))
         return
     observed = environment.origin(folder.path) == "observed"
     changed = stored.settings != inputs.settings or stored.data != inputs.data
     if changed and observed and not is_audited(folder):
-        _write(folder, inputs)
+        _write(folder, replace(inputs, run=stored.run or inputs.run))
         return
     _compare_settings(folder, stored.settings, inputs.settings, observed)
     for part, meaning in _MEANING.items():
@@ -94,6 +94,12 @@ def bind(folder: RunFolder, inputs: Inputs) -> None:
             )
     if changed:
         _write(folder, replace(inputs, run=stored.run))
+
+
+def _recorded_run(folder: RunFolder) -> str | None:
+    """Return what the records of an earlier fedsim call the run, whose inputs are not stored; None where they do not agree."""
+    named = {line.get("run") for line in folder.records.read()}
+    return named.pop() if len(named) == 1 else None
 
 
 def check_scenario(folder: RunFolder, scenario: Scenario) -> None:

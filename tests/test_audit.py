@@ -18,7 +18,7 @@ from fedsim.simulation import Progress
 
 FIELDS = {
     "schema", "run", "round", "client", "attack", "defenses", "grants", "status", "scores", "controls", "cautions",
-    "trace", "seconds", "seed", "artifacts",
+    "trace", "seconds", "seed", "artifacts", "inapplicable", "best_example",
 }  # fmt: skip
 CONTROLS = {"grey", "own_mean", "dataset_mean", "wrong_update", "prior", "uniform", "chance"}
 NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.1}}
@@ -209,7 +209,7 @@ def left_children(tmp_path, monkeypatch):
 
 def is_running(process):
     try:
-        return open(f"/proc/{process}/stat").read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 

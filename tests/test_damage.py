@@ -60,7 +60,7 @@ def with_a_known_scenario(whole, monkeypatch):
     parse_any = yaml_loader.parse
     monkeypatch.setattr(
         "fedsim.yaml_loader.parse",
-        lambda given, source: copy.deepcopy(parsed) if given == text else parse_any(given, source),
+        lambda given, *others: copy.deepcopy(parsed) if given == text else parse_any(given, *others),
     )
 
 
