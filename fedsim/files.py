@@ -22,7 +22,7 @@ from torch import Tensor
 from fedsim.errors import RunFolderError
 
 MAX_DEPTH = 80
-"""Levels of nesting that JSON of a run folder may have: those of a trace, which an attack may nest 64 deep, and a few around it."""
+"""Levels of nesting that JSON of a run folder may have: an attack may nest its trace 64 deep, and a few come around it."""
 
 _PARTIAL = re.compile(r"\..+\.\d+\.\d+\.partial")
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (

@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,7 +74,9 @@ def test_a_record_holds_the_documented_fields(simulate):
             "distribution": None,
             "citation": "none",
             "is_control": False,
+            "recovers": ["images", "labels"],
         }
+        assert record["inapplicable"] is None and set(record["best_example"]) == {"psnr", "ssim"}
         assert set(record["scores"]) == {"psnr", "ssim", "label_recall"}
         for score in record["scores"].values():
             assert len(score["per_example"]) == 2 and score["worse"] == "higher"

@@ -384,7 +384,7 @@ def test_a_reply_of_another_model_is_not_replayed(run, resume):
     folder.write_capture(Capture(2, 1, "delta", {"x": torch.zeros(3)}, kept.metrics, kept.side))
     (run / "model.safetensors").unlink()
     with pytest.raises(
-        RunFolderError, match="the capture of round 2, client 1 is refused: cls_token and [0-9]+ more are missing"
+        RunFolderError, match=r"the capture of round 2, client 1 is refused: cls_token and [0-9]+ more are missing"
     ):
         resume(run)
 
