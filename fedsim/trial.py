@@ -38,7 +38,7 @@ def run(model: VisionTransformer, part: ModelPart, num_classes: int, image_size:
     small = _shallow(model)
     before = {name: buffer.clone() for name, buffer in small.named_buffers()}
     channels = model.patch_embed.proj.in_channels
-    with seeded(seed, "trial"):
+    with seeded(seed, "trial"), torch.enable_grad():
         images = torch.randn((2, channels, image_size, image_size), requires_grad=True)
         try:
             with torch.no_grad():
