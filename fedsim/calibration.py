@@ -19,6 +19,7 @@ from fedsim import assessment, attempt
 from fedsim.assessment import Record, Task
 from fedsim.attempt import Attempt
 from fedsim.data.batches import FederatedData
+from fedsim.exchange import Finding
 from fedsim.lines import SCHEMA
 from fedsim.metrics.skill import skill
 from fedsim.plan import Plan, PlannedAttack
@@ -27,7 +28,7 @@ from fedsim.report import evidence
 from fedsim.report.scores import scored
 from fedsim.report.verdicts import kind_of
 from fedsim.seeds import derive, numpy_generator
-from fedsim.training import local_update
+from fedsim.training import NonFiniteUpdateError, local_update
 
 # Pictures that a cheap attack is tried on in all: a single label may be right by luck, and a single picture be a hard one.
 _PICTURES = 8
@@ -116,7 +117,12 @@ def attack(plan: Plan, folder: RunFolder, round: int, client: int, planned: Plan
         RunFolderError: the global weights are missing or corrupted.
     """
     weights, own = folder.read_global(round, client), _unprotected(plan, _held(plan, folder, round), round, index)
-    update = local_update(own, 0, round, weights, _proximal_mu(plan)).update
+    try:
+        update = local_update(own, 0, round, weights, _proximal_mu(plan)).update
+    except NonFiniteUpdateError as error:
+        return Attempt(
+            "failed", Finding(), f"the unprotected update cannot be made: {error}", 0.0, _seed(plan, round, planned)
+        )
     return attempt.attack(own, planned, update, weights, derive(_seed(plan, round, planned), index), {})[0]
 
 

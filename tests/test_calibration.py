@@ -153,3 +153,12 @@ def test_a_failed_calibration_is_a_line_with_the_reason_and_is_made_again_by_han
     simulation.audit(plan, folder, simulation.Progress())
     again = lines(folder)["patch_embedding"]
     assert {**again, "seconds": 0} == {**sound["patch_embedding"], "seconds": 0}
+
+
+def test_an_unprotected_update_that_overflows_is_a_failed_calibration(run):
+    plan, folder = run
+    raw = plan.scenario.resolved() | {"training": {"learning_rate": 1e30, "shares": "delta", "local_steps": 4}}
+    wild = planning.make(parse(raw, "scenario"))
+    found = calibration.attack(wild, folder, 1, 0, wild.attacks[0], 0)
+    assert found.status == "failed"
+    assert found.message.startswith("the unprotected update cannot be made: ")
