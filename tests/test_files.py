@@ -119,9 +119,9 @@ def nested(depth):
         (b"\xff\xfe{\x00}\x00", "not JSON"),
         (b'"\xed\xa0\x80"', "not JSON"),
         ("9" * 5000, "not JSON"),
-        (nested(files.MAX_DEPTH + 1), "nested more than 64 levels deep"),
-        (nested(100_000), "nested more than 64 levels deep"),
-        ('{"a":' * 70 + "1" + "}" * 70, "nested more than 64 levels deep"),
+        (nested(files.MAX_DEPTH + 1), f"nested more than {files.MAX_DEPTH} levels deep"),
+        (nested(100_000), f"nested more than {files.MAX_DEPTH} levels deep"),
+        ('{"a":' * 90 + "1" + "}" * 90, f"nested more than {files.MAX_DEPTH} levels deep"),
     ],
 )
 def test_json_that_no_fedsim_wrote_is_refused_with_the_reason(text, says, root):
