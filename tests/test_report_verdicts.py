@@ -150,6 +150,20 @@ def test_the_worst_of_many_blind_rounds_is_luck_and_the_reason_says_so():
     assert row.reason == "1 of 50 attempts is beyond a blind guess, and luck explains that"
 
 
+def test_many_rounds_slightly_beyond_a_blind_guess_are_no_luck_though_none_is_by_itself():
+    """Blind attempts scatter by 1.5 dB, so that 1.4 dB may be luck once; in 16 of 20 rounds it is not."""
+    others = [
+        line(12.0, client=9, round=r, controls={**CONTROLS, "wrong_update": {"psnr": w}})
+        for r, w in enumerate([12.0, 13.5, 10.5, 12.0, 13.4, 9.0] * 10, 1)
+    ]
+    records = [line(13.4 if r <= 16 else 11.0, round=r, defenses=MASK) for r in range(1, 21)]
+    (row,) = (row for row in judged(*records, *others) if row.clients == (0,))
+    assert (row.verdict, row.level) == ("partial", "partial")
+    once = [line(13.4 if r <= 2 else 11.0, round=r, defenses=MASK) for r in range(1, 21)]
+    (row,) = (row for row in judged(*once, *others) if row.clients == (0,))
+    assert row.verdict == "inconclusive" and "luck explains" in row.reason
+
+
 def test_the_verdict_of_a_client_is_the_worst_over_what_may_leak():
     label = {"label_recall": {"value": 1.0, "per_example": [1.0] * 5, "worse": "higher"}}
     counted = line(attack={"name": "count", "recovers": ["labels"]}, defenses=MASK, scores=label)

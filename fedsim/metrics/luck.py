@@ -15,6 +15,9 @@ from scipy.stats import binom, t
 SIGNIFICANCE = 0.05
 """Family-wise error rate: the probability that luck alone makes a client look leaky."""
 
+JOINT_SIGNIFICANCE = 0.01
+"""Error rate of the second look at a client's attempts: whether too many are beyond a blind guess, though none is by itself."""
+
 _PRIOR_ATTEMPTS = 8
 
 

@@ -27,8 +27,9 @@ KINDS = ("pictures", "labels", "soft labels", "features")
 """What an attack may recover, the gravest first."""
 
 CORRECTION = (
-    f"Holm's correction over all attempts of a row, family-wise error rate {luck.SIGNIFICANCE:g}; labels by a binomial bound "
-    "on all of them"
+    f"Holm's correction over all attempts of a row, family-wise error rate {luck.SIGNIFICANCE:g}, "
+    f"and a binomial bound on how many of them are beyond a blind guess, {luck.JOINT_SIGNIFICANCE:g}; "
+    "labels by a binomial bound on all of them"
 )
 """How luck among many rounds is dealt with, in words."""
 
@@ -88,6 +89,11 @@ def significance(found: Sequence[Scored], metric: str, blind_severities: Sequenc
         if hit:
             return Significance(level, hit[-1], 0)
     lucky = sum(one.level in ("leaks", "partial") for one in rated)
+    beyond = sum(severity >= (written.partial or 0.0) for severity in blind_severities)
+    # None alone, but too many together: how often blind attempts get there bounds how many may by luck.
+    chance = (1 + beyond) / (2 + len(blind_severities))
+    if lucky and luck.binomial(float(lucky), len(rated), chance) <= luck.JOINT_SIGNIFICANCE:
+        return Significance("partial", by_severity[-1], 0)
     return Significance("none" if rated else "unrated", by_severity[-1], lucky)
 
 
