@@ -248,8 +248,8 @@ def test_the_headline_counts_the_clients_that_leak_and_names_their_defenses() ->
     found = glance.headline(evidence(*records), lines(*records))
     assert found == (
         "3 of 5 clients leak their pictures: clients 0, 1 and 2 (no defense), "
-        "up to 62.0 dB PSNR where the best blind guess reaches 10.0 dB (own mean color, a floor known from the truth: "
-        "12.0 dB); 2 resisted inversion."
+        "most clearly at 62.0 dB PSNR where the best blind guess reaches 10.0 dB (own mean color, "
+        "a floor known from the truth: 12.0 dB); 2 resisted inversion."
     )
 
 
@@ -277,24 +277,24 @@ UNPROVEN = (
         ),
         (
             [record(psnr=[13.5], controls=GREY), record(client=1, psnr=[10.0], controls=GREY)],
-            "1 of 2 clients leaks part of its pictures: client 0 (no defense), up to 13.5 dB PSNR where the best blind "
-            "guess reaches 10.0 dB (own mean color, a floor known from the truth: 12.0 dB); 1 is inconclusive (client 1; "
+            "1 of 2 clients leaks part of its pictures: client 0 (no defense), most clearly at 13.5 dB PSNR where the best "
+            "blind guess reaches 10.0 dB (own mean color, a floor known from the truth: 12.0 dB); 1 is inconclusive (client 1; "
             f"inversion: {UNPROVEN}).",
         ),
         (
             [record(label_recall=[1.0] * 5, controls={"prior": {"label_recall": 0.5}})],
             "1 of 1 client leaks its labels: client 0 (no defense), "
-            "up to 1.00 recall where the best blind guess reaches 0.50.",
+            "most clearly at 1.00 recall where the best blind guess reaches 0.50.",
         ),
         (
             [record(soft_label_error=[0.001] * 2, controls={"uniform": {"soft_label_error": 0.9}})],
             "1 of 1 client leaks its soft labels: client 0 (no defense), "
-            "down to 0.0010 soft-label error where the best blind guess reaches 0.9000.",
+            "most clearly at 0.0010 soft-label error where the best blind guess reaches 0.9000.",
         ),
         (
             [record(feature_error=[0.2], controls={"dataset_mean": {"feature_error": 0.5}})],
             "1 of 1 client leaks part of its features: client 0 (no defense), "
-            "down to 0.2000 feature error where the best blind guess reaches 0.5000.",
+            "most clearly at 0.2000 feature error where the best blind guess reaches 0.5000.",
         ),
         (
             [
@@ -302,8 +302,8 @@ UNPROVEN = (
                 record(soft_label_error=[0.0] * 2, controls={"uniform": {"soft_label_error": 0.9}}),
                 record(feature_error=[0.5], controls={"dataset_mean": {"feature_error": 0.4}}),
             ],
-            "1 of 1 client leaks its labels: client 0 (no defense), up to 1.00 recall where the best blind guess reaches "
-            "0.50; soft labels leak from 1 of 1; features inconclusive for 1 of 1.",
+            "1 of 1 client leaks its labels: client 0 (no defense), most clearly at 1.00 recall where the best blind "
+            "guess reaches 0.50; soft labels leak from 1 of 1; features inconclusive for 1 of 1.",
         ),
     ],
 )

@@ -223,7 +223,7 @@ def _who(hit: Sequence[Entry]) -> str:
 
 
 def _reach(lines: Sequence[Entry]) -> str:
-    """Return how far the strongest attempt gets, what the best blind guess gets there, and the floor."""
+    """Return what the attempt furthest beyond a blind guess gets, what the best blind guess gets there, and the floor."""
     top = max((line.judge for line in lines), key=_severity)
     written = scale(str(top.metric))
     value, control, floor = top.mean, top.best.value if top.best else None, top.floor.value if top.floor else None
@@ -231,8 +231,7 @@ def _reach(lines: Sequence[Entry]) -> str:
         value, control, floor = _shown(top.peak)
     assert value is not None and control is not None
     title = written.title if written.recovers == "images" else written.title.removeprefix("Label ").lower()
-    way = "down" if top.worse == "lower" else "up"
-    said = f"{way} to {written.write(value)} {title} where the best blind guess reaches {written.write(control)}"
+    said = f"most clearly at {written.write(value)} {title} where the best blind guess reaches {written.write(control)}"
     return said if floor is None else f"{said} (own mean color, a floor known from the truth: {written.write(floor)})"
 
 
