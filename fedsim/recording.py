@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -591,10 +591,26 @@ class RunFolder:
             for leftover in filter(files.is_partial, self.path.rglob(".*.partial")):
                 leftover.unlink(missing_ok=True)
             self._is_locked = True
+            _HELD.add(file)
             try:
                 yield
             finally:
+                _HELD.discard(file)
                 self._is_locked = False
+
+
+_HELD: set[BinaryIO] = set()
+"""The lock files that this process holds."""
+
+
+def _close_locks() -> None:
+    """Close the lock files in a forked process: with them it would hold the locks of a process that was killed."""
+    while _HELD:
+        _HELD.pop().close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_close_locks)
 
 
 def _is_bare_list(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:

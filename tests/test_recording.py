@@ -341,6 +341,28 @@ def test_who_holds_the_folder_may_take_it_again_and_others_not_before_the_end(fo
         pass
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_that_lives_on_does_not_hold_the_folder(folder):
+    ready, started = os.pipe()
+    held, end = os.pipe()
+    with folder.locked():
+        child = os.fork()
+        if child == 0:
+            os.close(end)
+            os.write(started, b"1")
+            os.read(held, 1)
+            os._exit(0)
+        assert os.read(ready, 1) == b"1"
+        with pytest.raises(RunFolderError, match="another fedsim process"), reopened(folder).locked():
+            pass
+    with reopened(folder).locked():
+        pass
+    os.close(end)
+    assert os.waitpid(child, 0)[1] == 0
+    for descriptor in (ready, started, held):
+        os.close(descriptor)
+
+
 HOLD = """
 import sys
 from pathlib import Path
