@@ -57,12 +57,17 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {by_lower[matches[0]]!r}?" if matches else ""
 
 
+def message_of(error: BaseException) -> str:
+    """Return what other people's exception says, or nothing where its `str` raises as well."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  (boundary: the exception may be of a plug-in or of a client)
+        return ""
+
+
 def told(error: BaseException, longest: int = 300) -> str:
     """Return class and message of other people's exception in one line of printable text, even where its `str` raises."""
-    try:
-        text = " ".join(str(error).split()).rstrip(".")
-    except Exception:  # noqa: BLE001  (boundary: an exception of a plug-in that cannot be written out is told by its class)
-        text = ""
+    text = " ".join(message_of(error).split()).rstrip(".")
     name = type(error).__name__
     return printable(f"{name}: {text}" if text else name, longest)
 

@@ -12,6 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.errors import message_of
 from fedsim.federation import records
 from fedsim.federation._flwr_private import Run, identify_process
 
@@ -83,17 +84,9 @@ class InlineGrid(Grid):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001  (as Flower's worker: any client fault becomes an error reply)
-            return records.failure(message, _said(error))
+            said = message_of(error) or type(error).__name__
+            return records.failure(message, f"ClientAppException occurred. Message: {said}")
         return copy
-
-
-def _said(error: BaseException) -> str:
-    """Return what a client's exception said; by its class where that is nothing, or where saying it raises as well."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001  (boundary: the exception is the client's)
-        text = ""
-    return f"ClientAppException occurred. Message: {text or type(error).__name__}"
 
 
 def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
