@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from victims import State
 
 from fedsim import models
-from fedsim.data.source import Pool, Pools
+from fedsim.data.batches import FederatedData
 from fedsim.defense import Defense
 from fedsim.exchange import LabeledImages, Observation, Truth, Update
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.scoring import Scores, controls
 from fedsim.seeds import torch_generator
 from fedsim.threat import ModelFactory
+
+Part = Literal["train", "test"]
 
 METRICS = ("psnr", "ssim")
 _TRAINING_HOOKS = ("protect_batch", "train_step")
@@ -40,26 +43,53 @@ class Case(NamedTuple):
     digest: str
 
 
-def batches(pool: Pool, size: int, count: int, seed: int) -> list[LabeledImages]:
+def batches(data: FederatedData, part: Part, size: int, count: int, seed: int) -> list[LabeledImages]:
     """Return batches without a picture in common, in an order that the seed alone decides.
 
+    Args:
+        data: the pictures and who holds them.
+        part: `train`: batch k is drawn from the pictures of client k; `test`: batches of pictures that no client holds.
+        size: pictures in a batch.
+        count: batches.
+        seed: of the order.
+
     Raises:
-        ValueError: the pool is too small.
+        ValueError: there are too few pictures or clients.
     """
-    if size * count > len(pool):
-        raise ValueError(f"{count} batches of {size} distinct pictures need more than the {len(pool)} there are.")
-    order = torch.randperm(len(pool), generator=torch_generator(seed, "pictures", size))
-    return [pool.read(chosen.tolist()) for chosen in order[: size * count].split(size)]
+    if part == "train":
+        if count > len(data.partition):
+            raise ValueError(f"{count} batches of one client each need more than {len(data.partition)} clients.")
+        drawn = [
+            _drawn(data.partition[client], size, seed, "pictures", "client", client, size) for client in range(count)
+        ]
+        return [data.pools.train.read(chosen) for chosen in drawn]
+    order = _drawn(range(len(data.pools.test)), size * count, seed, "pictures", size)
+    return [data.pools.test.read(order[start : start + size]) for start in range(0, size * count, size)]
+
+
+def _drawn(samples: Sequence[int], count: int, seed: int, *path: str | int) -> list[int]:
+    if count > len(samples):
+        raise ValueError(f"{count} distinct pictures are more than the {len(samples)} there are.")
+    order = torch.randperm(len(samples), generator=torch_generator(seed, *path))[:count]
+    return [samples[place] for place in order.tolist()]
 
 
 def cases(
-    state: State, pools: Pools, size: int, count: int, seed: int, defense: Defense | None, auxiliary: bool
+    state: State,
+    data: FederatedData,
+    part: Part,
+    size: int,
+    count: int,
+    seed: int,
+    defense: Defense | None,
+    auxiliary: bool,
 ) -> list[Case]:
-    """Return batches of test pictures of one size, and their gradients at one state.
+    """Return batches of pictures of one size, and their gradients at one state.
 
     Args:
         state: the victim.
-        pools: its pictures; batches are drawn from `test`.
+        data: its pictures and who holds them.
+        part: the pool that batches are drawn from, see `batches`.
         size: pictures in a batch.
         count: batches.
         seed: of the batches, and of a defense's noise.
@@ -69,11 +99,12 @@ def cases(
     Raises:
         ValueError: the defense changes the training rather than the gradient; too few pictures.
     """
+    pools = data.pools
     known = pools.auxiliary.read(range(len(pools.auxiliary)))
     blind = Auxiliary(known.images.mean(0), known.labels, len(pools.class_names))
     normalization, weights = models.normalization(state.model), _digest_weights(state.model)
     made = []
-    for number, batch in enumerate(batches(pools.test, size, count, seed)):
+    for number, batch in enumerate(batches(data, part, size, count, seed)):
         gradient = models.gradient_of(state.model, normalization.normalize(batch.images), batch.labels)
         update = Update(1, 0, "gradient", gradient, size)
         if defense is not None:

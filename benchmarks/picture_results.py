@@ -53,6 +53,11 @@ def place(row: Row) -> str:
     return json.dumps([row[key] for key in _PLACE])
 
 
+def pictures_of(row: Row) -> str:
+    """Return the pool that the batch of a row was drawn from; rows that do not state it are of test pictures."""
+    return str(row.get("pictures", "test"))
+
+
 def _plain(params: Any) -> Any:
     return json.loads(json.dumps(params))
 
@@ -132,15 +137,15 @@ def _best(row: Row) -> float:
 
 def table(rows: Iterable[Row]) -> str:
     """Return a Markdown table, one row a cell, in the order in which the cells first occur."""
-    cells: dict[tuple[str, int, str], list[Row]] = {}
+    cells: dict[tuple[str, int, str, str], list[Row]] = {}
     for row in rows:
-        cells.setdefault((row["state"], row["batch_size"], row["label"]), []).append(row)
+        cells.setdefault((row["state"], row["batch_size"], pictures_of(row), row["label"]), []).append(row)
     lines = [
-        "| state | batch | attack | PSNR, dB | SSIM | best control | margin | wrong update over grey | labels | CPU s |",
-        "|" + "---|" * 10,
+        "| state | batch | pictures | attack | PSNR, dB | SSIM | best control | margin | wrong update over grey | labels | CPU s |",
+        "|" + "---|" * 11,
     ]
-    for (state, size, label), found in cells.items():
-        lines.append(f"| {state} | {size} | `{label}` | " + " | ".join(_columns(found)) + " |")
+    for (state, size, pictures, label), found in cells.items():
+        lines.append(f"| {state} | {size} | {pictures} | `{label}` | " + " | ".join(_columns(found)) + " |")
     return "\n".join(lines)
 
 

@@ -4,7 +4,8 @@
     python benchmarks/pictures.py --cifar FOLDER --attack 'gradvit:{"statistics": 0}' gradvit --states fresh --batch-sizes 4
     python benchmarks/pictures.py --check
 
-The victims are those of picture_states.py. Batches are drawn from the test split, no picture twice. The batch size and the
+The victims are those of picture_states.py. Batch k is drawn from the training pictures of client k, which the trained victims
+have seen, as a federation's clients; `--pictures test` takes pictures that no client holds. No picture is drawn twice. The batch size and the
 normalization are granted; labels are recovered, also those that breaching is given. An attack is named with its parameters as
 JSON behind a colon; of `breaching:CONFIG` these are overrides of its configuration (`regularization.total_variation.scale`).
 breaching makes as many iterations as it can in `--seconds` of wall time at its own pace, so that its step sizes run their
@@ -18,6 +19,7 @@ sources made. `--check` shows that breaching is used as it should be.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -77,6 +79,7 @@ class Bench:
             "auxiliary": options.auxiliary,
             "threads": options.threads,
             "budget": None if each.attack else budget,
+            "pictures": options.pictures,
             "digest": case.digest,
         }
 
@@ -131,6 +134,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--attack", nargs="+", default=[], metavar="NAME[:{...}]", help="also breaching:CONFIG[:{...}]")
     parser.add_argument("--states", nargs="+", default=list(STATES), choices=STATES)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument(
+        "--pictures", choices=("train", "test"), default="train", help="those of a client, or those of none"
+    )
     parser.add_argument("--batches", type=int, default=5, help="of every size")
     parser.add_argument(
         "--seconds", type=float, nargs="+", help="of breaching a batch: one number, or one a batch size"
@@ -181,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         defense = plugins.build("defenses", Defense, *named(options.defense), "defense")
     plan = make_plan(options.cifar, options.seed)
     pools = all_in_memory(plan.data.pools)
+    data = dataclasses.replace(plan.data, pools=pools)
     victims = states(plan, pools, options.states, options.cache)
     results = Results(options.output)
     results.note("environment", {"breaching": version(), "torch": torch.__version__})
@@ -192,7 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench, rows = Bench(options, results), []
     for victim in victims:
         for size, budget in zip(options.batch_sizes, budgets, strict=True):
-            given = cases(victim, pools, size, options.batches, options.seed, defense, options.auxiliary)
+            given = cases(
+                victim, data, options.pictures, size, options.batches, options.seed, defense, options.auxiliary
+            )
             rows += bench.run(victim, given, chosen, budget)
     print(f"\n{table(rows)}")
     return 0

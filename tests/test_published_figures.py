@@ -27,7 +27,8 @@ def means():
     """Return every mean with its interval that the stored attempts come to, as text."""
     cells = {}
     for row in rows():
-        cells.setdefault((row["label"], row["state"], row["batch_size"], row["defense"]), []).append(row)
+        place = (row["label"], row["state"], row["batch_size"], row["defense"], row["seed"])
+        cells.setdefault((*place, picture_results.pictures_of(row)), []).append(row)
     found = [summary for cell in cells.values() if (summary := picture_results.summarize(cell))]
     return {
         str(mean) for summary in found for mean in (summary.psnr, summary.margin, summary.wrong) if mean is not None
