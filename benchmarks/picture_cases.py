@@ -17,6 +17,7 @@ from fedsim.exchange import LabeledImages, Observation, Truth, Update
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.scoring import Scores, controls
 from fedsim.seeds import torch_generator
+from fedsim.testing import client_context
 from fedsim.threat import ModelFactory
 
 Part = Literal["train", "test"]
@@ -135,7 +136,7 @@ def protected(defense: Defense, model: nn.Module, update: Update, generator: tor
         if getattr(type(defense), hook) is not getattr(Defense, hook):
             raise ValueError(f"{type(defense).__name__} changes the training; give a defense that protects the update.")
     defense.prepare_model(model)
-    return defense.protect_update(update, generator)
+    return defense.protect_update(update, client_context(num_examples=update.num_examples), generator)
 
 
 def _digest_weights(model: nn.Module) -> bytes:

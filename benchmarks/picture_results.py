@@ -141,7 +141,8 @@ def table(rows: Iterable[Row]) -> str:
     for row in rows:
         cells.setdefault((row["state"], row["batch_size"], pictures_of(row), row["label"]), []).append(row)
     lines = [
-        "| state | batch | pictures | attack | PSNR, dB | SSIM | best control | margin | wrong update over grey | labels | CPU s |",
+        "| state | batch | pictures | attack | PSNR, dB | SSIM | best control | margin | wrong update over grey | labels | "
+        "CPU s |",
         "|" + "---|" * 11,
     ]
     for (state, size, pictures, label), found in cells.items():

@@ -5,15 +5,15 @@
     python benchmarks/pictures.py --check
 
 The victims are those of picture_states.py. Batch k is drawn from the training pictures of client k, which the trained victims
-have seen, as a federation's clients; `--pictures test` takes pictures that no client holds. No picture is drawn twice. The batch size and the
-normalization are granted; labels are recovered, also those that breaching is given. An attack is named with its parameters as
-JSON behind a colon; of `breaching:CONFIG` these are overrides of its configuration (`regularization.total_variation.scale`).
-breaching makes as many iterations as it can in `--seconds` of wall time at its own pace, so that its step sizes run their
-course; ours take the time they take. Scores are means over batches with a 95% bootstrap interval. The best control is the
-highest of grey, each picture's own mean color and the data set's mean; `wrong update` is what the same attack found in the
-next batch's gradient, scored on this batch. Every attempt is one row of the output, and a row that is there already is not
-made again, unless the attack's defaults have changed; `--again` also makes those again that an earlier version of the attacks'
-sources made. `--check` shows that breaching is used as it should be.
+have seen, as a federation's clients; `--pictures test` takes pictures that no client holds. No picture is drawn twice. The
+batch size and the normalization are granted; labels are recovered, also those that breaching is given. An attack is named
+with its parameters as JSON behind a colon; of `breaching:CONFIG` these are overrides of its configuration
+(`regularization.total_variation.scale`). breaching makes as many iterations as it can in `--seconds` of wall time at its own
+pace, so that its step sizes run their course; ours take the time they take. Scores are means over batches with a 95%
+bootstrap interval. The best control is the highest of grey, each picture's own mean color and the data set's mean; `wrong
+update` is what the same attack found in the next batch's gradient, scored on this batch. Every attempt is one row of the
+output, and a row that is there already is not made again, unless the attack's defaults have changed; `--again` also makes
+those again that an earlier version of the attacks' sources made. `--check` shows that breaching is used as it should be.
 """
 
 from __future__ import annotations

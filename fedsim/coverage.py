@@ -89,7 +89,8 @@ def _under_noise(plan: Plan) -> list[Gap]:
     for client in plan.audit_clients:
         carried = plan.defenses_of(client)
         noisy = [planned.info.name for planned in carried if plan.adds_noise(planned)]
-        budget = privacy_budget(carried, plan.scenario.federation.rounds)
+        rounds = plan.scenario.federation.rounds
+        budget = privacy_budget((planned, plan.context_of(client, rounds, rounds)) for planned in carried)
         epsilon = math.inf if budget is None else budget.epsilon
         if noisy and epsilon > MEANINGFUL_EPSILON:
             stated = "no finite epsilon" if budget is None else f"epsilon {epsilon:.3g} after the last round"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedsim.exchange import Images, Labels, Update
+from fedsim.exchange import Images, Labels, TrainingKnowledge, Update
 
 MEANINGFUL_EPSILON = 10.0
 """The largest epsilon that is still a guarantee worth the name: e^10 makes an event 22,000 times as likely."""
@@ -25,6 +25,45 @@ class PrivacyBudget:
     neighbors: str
 
 
+State = MutableMapping[str, Any]
+"""What a defense keeps on one client from round to round: tensors, and values that JSON holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClientContext:
+    """Who trains, in which round, and on what; every hook that runs on a client gets it.
+
+    Args:
+        round: server round, from 1.
+        rounds: rounds of the scenario.
+        client: partition number, from 0.
+        training: the local recipe.
+        batch_size: pictures in a local step.
+        num_examples: pictures that the client holds.
+        steps: local steps in this round.
+        class_counts: of the client's pictures, how many are of each class.
+        participation: in how many rounds the client has taken part, this one included.
+        state: what this defense keeps on this client. What a round that succeeds leaves in it is there in the client's next
+            round, also after the run was killed and resumed. The server and attacks never see it.
+    """
+
+    round: int
+    rounds: int
+    client: int
+    training: TrainingKnowledge
+    batch_size: int
+    num_examples: int
+    steps: int
+    class_counts: tuple[int, ...]
+    participation: int = 1
+    state: State = field(default_factory=dict)
+
+    @property
+    def sampling_rate(self) -> float:
+        """The share of the client's pictures that a local step takes."""
+        return min(1.0, self.batch_size / self.num_examples)
+
+
 @dataclass(frozen=True)
 class LocalStep:
     """One mini-batch on its way through the defenses of a client.
@@ -33,16 +72,12 @@ class LocalStep:
         model: the client's model, in the mode the scenario states; gradients are accumulated in `p.grad`.
         images: normalized model input.
         labels: hard or soft labels.
-        round: server round, from 1.
-        rounds: number of rounds of the scenario.
         progress: share of the whole training that is done when this step starts, in [0, 1).
     """
 
     model: nn.Module
     images: Images
     labels: Labels
-    round: int
-    rounds: int
     progress: float
 
 
@@ -55,9 +90,12 @@ class Defense(ABC):
 
     Class facts:
         citation: the paper, with a link; printed in the report's footer.
+        replaces_gradient: whether `train_step` computes the gradient itself and never calls `proceed`, as DP-SGD does. A
+            scenario that lists another recipe after it for the same client is refused, since that would be skipped.
     """
 
     citation: ClassVar[str]
+    replaces_gradient: ClassVar[bool] = False
 
     def cautions(self, model: nn.Module) -> tuple[str, ...]:
         """Return reasons to doubt this defense on this (prepared) model; they travel with every record."""
@@ -71,23 +109,34 @@ class Defense(ABC):
         drawn from torch's global generator, which the caller has seeded.
         """
 
-    def protect_batch(self, images: Images, labels: Labels, generator: torch.Generator) -> tuple[Images, Labels]:
+    def protect_batch(
+        self, images: Images, labels: Labels, context: ClientContext, generator: torch.Generator
+    ) -> tuple[Images, Labels]:
         """Return the batch to train on, once per local step, before `train_step`."""
         return images, labels
 
-    def train_step(self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]) -> Tensor:
+    def train_step(
+        self,
+        step: LocalStep,
+        context: ClientContext,
+        generator: torch.Generator,
+        proceed: Callable[[LocalStep], Tensor],
+    ) -> Tensor:
         """Accumulate this step's gradient in `p.grad` and return the detached mean loss.
 
         `proceed(step)` runs the next defense's step, the innermost being forward, cross-entropy, backward. A recipe
         changes the step it passes on (adversarial pictures, shuffled patches), adds a term afterwards, or does not call
-        `proceed` at all and computes gradients itself (DP-SGD).
+        `proceed` at all and computes gradients itself (DP-SGD), which `replaces_gradient` then says.
         """
         return proceed(step)
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         """Return the update to send: tensors of the same names, order, shapes and number formats, all finite."""
         return update
 
-    def budget(self, participations: int) -> PrivacyBudget | None:
-        """Return the guarantee after that many rounds of participation, or None where none is accounted."""
+    def budget(self, context: ClientContext) -> PrivacyBudget | None:
+        """Return the guarantee over all of the client's rounds so far, or None where none is accounted.
+
+        Called after the hooks of a round, with what they left in `context.state`; before a run also with an empty state.
+        """
         return None

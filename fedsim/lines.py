@@ -32,7 +32,7 @@ def _measured(value: float) -> float:
 Count = Annotated[int, pydantic.Field(ge=0, le=10**9)]
 Value = Annotated[float, pydantic.AfterValidator(_measured)]
 
-_KEY = re.compile(r"round-(\d{4,9})/(client-|global-?)(\d{3,9})?", re.ASCII)
+_KEY = re.compile(r"round-(\d{4,9})/(client-|global-?|state-client-)(\d{3,9})?", re.ASCII)
 _NUMBER = Annotated[str, pydantic.Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 
 
@@ -44,6 +44,11 @@ def client_key(round: int, client: int) -> str:
 def global_key(round: int, client: int | None = None) -> str:
     """Return the key of the weights that the server sent out in a round, to all clients or to this one alone."""
     return f"round-{round:04d}/global" + ("" if client is None else f"-{client:03d}")
+
+
+def state_key(round: int, client: int) -> str:
+    """Return the key of what a client's defenses keep after a round."""
+    return f"round-{round:04d}/state-client-{client:03d}"
 
 
 class _Line(pydantic.BaseModel):
@@ -69,8 +74,9 @@ class IndexLine(_Line):
         """Return the keys as fedsim writes them for the numbers in this one."""
         if self.round is None:
             return ()
-        own = () if self.client is None else (client_key(self.round, self.client), global_key(self.round, self.client))
-        return own or (global_key(self.round),)
+        if self.client is None:
+            return (global_key(self.round),)
+        return tuple(key(self.round, self.client) for key in (client_key, global_key, state_key))
 
     @property
     def round(self) -> int | None:
@@ -141,6 +147,16 @@ class CaptureHeader(_Line):
     order: list[str]
     metrics: dict[str, Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] | float]
     side: dict[str, dict[str, Any]]
+    run: str | None = None
+
+
+class StateHeader(_Line):
+    """The header of what a client's defenses keep."""
+
+    round: Count
+    client: Count
+    order: list[str]
+    values: dict[str, Any]
     run: str | None = None
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from fedsim import environment, models, observed, plugins
 from fedsim.applicability import Setting
 from fedsim.attack import Attack
+from fedsim.context import client_context
 from fedsim.correspondence import Correspondence, ForeignArraysError, correspond
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
-from fedsim.defense import Defense
+from fedsim.defense import ClientContext, Defense
 from fedsim.errors import FedsimError, PluginError, RunFolderError, ScenarioError, told
 from fedsim.exchange import DefenseKnowledge, Normalization, Update
 from fedsim.faults import shown
@@ -100,6 +101,11 @@ class PlannedDefense:
     clients: frozenset[int]
 
     @property
+    def slug(self) -> str:
+        """What its own state is kept under: position and name, so that one defense may be carried twice."""
+        return f"{self.index:02d}-{self.info.name}"
+
+    @property
     def params(self) -> dict[str, Any]:
         """All parameters, given and default."""
         return dataclasses.asdict(self.defense)
@@ -172,6 +178,10 @@ class Plan:
     def defenses_of(self, client: int) -> tuple[PlannedDefense, ...]:
         """Return the defenses that a client carries, in order of application."""
         return tuple(planned for planned in self.defenses if client in planned.clients)
+
+    def context_of(self, client: int, round: int = 1, participation: int = 1) -> ClientContext:
+        """Return what the hooks of a client's defenses get in a round, with nothing kept from earlier ones."""
+        return client_context(self.scenario, self.data, self._skeleton, client, round, participation)
 
     def setting_of(self, client: int, round: int) -> Setting:
         """Return how the update of a simulated client in a round is made."""
@@ -367,7 +377,9 @@ def foreign(scenario: Scenario, what: str, error: ForeignArraysError) -> str:
 def _plugins(scenario: Scenario, clients: int) -> tuple[tuple[PlannedAttack, ...], tuple[PlannedDefense, ...]]:
     attacks = tuple(_plan_attack(index, scenario) for index in range(len(scenario.attacks)))
     _refuse_equal(attacks)
-    return attacks, tuple(_plan_defense(index, scenario, clients) for index in range(len(scenario.defenses)))
+    defenses = tuple(_plan_defense(index, scenario, clients) for index in range(len(scenario.defenses)))
+    _refuse_skipped(defenses)
+    return attacks, defenses
 
 
 def _model(
@@ -393,12 +405,18 @@ def _is_randomized(plan: Plan, index: int) -> bool:
     Found by trying, so that nobody needs to declare it. A defense that fails on the trial update counts as randomized:
     what it does is unknown, and noise is the kind of defense whose success proves least.
     """
-    defense, update = plan.defenses[index].defense, Update(1, 0, "gradient", plan.initial_weights(), 1)
+    planned, update = plan.defenses[index], Update(1, 0, "gradient", plan.initial_weights(), 1)
+    # Of an observed app nobody knows the clients' data; the scenario's are dealt to a single one.
+    client = min(planned.clients) if plan.captured is None else 0
+    defense, context = planned.defense, plan.context_of(client)
 
     def differ() -> bool:
-        if defense.budget(1) is not None:
+        if defense.budget(replace(context, state={})) is not None:
             return True
-        first, second = (defense.protect_update(update, torch_generator(seed, "trial")).tensors for seed in (0, 1))
+        first, second = (
+            defense.protect_update(update, replace(context, state={}), torch_generator(seed, "trial")).tensors
+            for seed in (0, 1)
+        )
         return any(not torch.equal(tensor, second[name]) for name, tensor in first.items())
 
     try:
@@ -457,6 +475,21 @@ def _plan_defense(index: int, scenario: Scenario, clients: int) -> PlannedDefens
     defense = plugins.build("defenses", Defense, part.name, part.params, where)
     chosen = select_clients(part.clients, clients, scenario.seed, f"{where}.clients")
     return PlannedDefense(index, plugins.find("defenses", part.name, where), defense, frozenset(chosen))
+
+
+def _refuse_skipped(defenses: tuple[PlannedDefense, ...]) -> None:
+    """Refuse a recipe behind one that never calls it: for the clients of both it would be left out without a word."""
+    for first in defenses:
+        if not first.defense.replaces_gradient:
+            continue
+        for later in defenses[first.index + 1 :]:
+            both = sorted(first.clients & later.clients)
+            if both and type(later.defense).train_step is not Defense.train_step:
+                raise ScenarioError(
+                    f"defenses.{later.index}",
+                    f"{later.info.name} would be left out on client {both[0]}: {first.info.name}, listed before it, computes "
+                    f"the gradient itself. List {later.info.name} first, or give them different clients.",
+                )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
@@ -131,7 +131,23 @@ def load(info: PluginInfo, contract: type, where: str) -> type:
         raise PluginError(f"{where}: {info.target} is not a subclass of {contract.__module__}.{contract.__qualname__}.")
     if not _is_plain_dataclass(cls) or inspect.isabstract(cls):
         raise PluginError(f"{where}: {info.target} must be a concrete dataclass(frozen=True, kw_only=True).")
+    for name, method in vars(contract).items():
+        if inspect.isfunction(method) and not name.startswith("_"):
+            _check_parameters(cls, name, method, f"{where}: {info.target}")
     return cls
+
+
+def _check_parameters(cls: type, name: str, method: Callable[..., Any], who: str) -> None:
+    """Check that a method of a plug-in can be called as that of the contract is.
+
+    Raises:
+        PluginError: it takes other arguments, as one of an earlier version of the contract may.
+    """
+    try:
+        inspect.signature(getattr(cls, name)).bind(*inspect.signature(method).parameters)
+    except TypeError:
+        own, expected = (", ".join(inspect.signature(function).parameters) for function in (getattr(cls, name), method))
+        raise PluginError(f"{who}.{name} takes ({own}), this version of fedsim calls it with ({expected}).") from None
 
 
 def _is_plain_dataclass(cls: Any) -> bool:

@@ -5,7 +5,8 @@
     inputs.json              what the captures were made from: settings, digests of the data, and the run's name
     captures/index.jsonl     one line per file or failed client, with a SHA-256; one for the final weights too
     captures/round-0001/     global.safetensors and client-000.safetensors: the wire, verbatim; what the server refused
-                             is in rejected-client-000.safetensors
+                             is in rejected-client-000.safetensors, what a client's defenses keep for its
+                             next round in state-client-000.safetensors
     rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
     artifacts/               findings (safetensors), picture strips and films (PNG)
     records.jsonl            one line per attempt: see `fedsim.audit`
@@ -31,13 +32,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim import environment, files, lines, yaml_loader
+from fedsim.client_state import ClientState
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Update, UpdateKind
 from fedsim.files import DamagedFileError, write_atomically
-from fedsim.lines import SCHEMA, CaptureHeader, GlobalHeader, IndexLine, client_key, global_key
+from fedsim.lines import (
+    SCHEMA,
+    CaptureHeader,
+    GlobalHeader,
+    IndexLine,
+    StateHeader,
+    client_key,
+    global_key,
+    state_key,
+)
 from fedsim.scenario import Scenario, parse
 
-_AnyHeader = TypeVar("_AnyHeader", CaptureHeader, GlobalHeader)
+_AnyHeader = TypeVar("_AnyHeader", CaptureHeader, GlobalHeader, StateHeader)
 # What a process that was killed as it began may leave: its lock, beside what it was writing aside.
 _LOCK = ".lock"
 
@@ -455,6 +466,23 @@ class RunFolder:
             "side": dict(capture.side),
         }
         self._write_tensors(client_key(capture.round, capture.client), capture.arrays, header)
+
+    def write_state(self, round: int, client: int, state: ClientState) -> None:
+        """Store what a client's defenses keep after a round; no attack ever sees it."""
+        header = {"round": round, "client": client, "values": dict(state.values)}
+        self._write_tensors(state_key(round, client), state.tensors, header)
+
+    def read_state(self, round: int, client: int) -> ClientState:
+        """Return what a client's defenses kept after a round; empty where they kept nothing.
+
+        Raises:
+            RunFolderError: damaged, or of another round, client or run.
+        """
+        key = state_key(round, client)
+        if self._sha256(key) is None:
+            return ClientState()
+        tensors, header = self._read_tensors(key, StateHeader, round, client)
+        return ClientState(tensors, header.values)
 
     def write_failure(self, round: int, client: int, message: str) -> None:
         """Store that a client failed in a round."""

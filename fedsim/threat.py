@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from fedsim.context import training_knowledge
 from fedsim.correspondence import Correspondence, ForeignArraysError, correspond, shapes_of
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Observation, Update
 from fedsim.labels import without_order
 from fedsim.plan import Plan, foreign
-from fedsim.training import training_knowledge
 
 
 @dataclass(frozen=True, eq=False)

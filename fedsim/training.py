@@ -7,16 +7,19 @@ generators derived from the seed, so any engine computes the same update.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedsim import client_state
+from fedsim.client_state import ClientState
+from fedsim.context import decay_exempt
 from fedsim.data.batches import Inputs
-from fedsim.defense import LocalStep, PrivacyBudget
-from fedsim.exchange import TrainingKnowledge, Update
+from fedsim.defense import ClientContext, LocalStep, PrivacyBudget
+from fedsim.exchange import Update
 from fedsim.faults import shown
 from fedsim.plan import Plan, PlannedDefense
 from fedsim.scenario import TrainingPart
@@ -49,10 +52,27 @@ class LocalResult:
     Args:
         update: what it sends, defenses applied.
         loss: mean training loss over its samples.
+        budget: the privacy guarantee over all of its rounds so far; None where none is accounted.
+        state: what its defenses keep for its next round.
     """
 
     update: Update
     loss: float
+    budget: PrivacyBudget | None
+    state: ClientState
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What a client brings from its earlier rounds.
+
+    Args:
+        participations: rounds in which it has taken part.
+        state: what its defenses kept.
+    """
+
+    participations: int = 0
+    state: ClientState = field(default_factory=ClientState)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +85,7 @@ class _LocalRun:
         round: server round, from 1.
         model: the client's model, in the mode the scenario states.
         steps: what each local step trains on.
+        contexts: what the hooks of each defense get, by the defense's index.
     """
 
     plan: Plan
@@ -72,6 +93,7 @@ class _LocalRun:
     round: int
     model: nn.Module
     steps: list[Inputs]
+    contexts: Mapping[int, ClientContext]
 
     @property
     def defenses(self) -> tuple[PlannedDefense, ...]:
@@ -82,25 +104,19 @@ class _LocalRun:
         """Return the generator of one call of a defense's hook."""
         return torch_generator(self.plan.scenario.seed, hook, defense.index, self.round, self.client, *path)
 
-
-def training_knowledge(training: TrainingPart, model: nn.Module) -> TrainingKnowledge:
-    """Return the local recipe as the grant `training` tells it."""
-    exempt = _decay_exempt(model) if training.weight_decay else set()
-    steps = None if training.local_epochs else training.local_steps or 1
-    return TrainingKnowledge(
-        training.optimizer,
-        training.learning_rate,
-        training.momentum,
-        training.weight_decay,
-        steps,
-        training.local_epochs,
-        tuple(name for name, _ in model.named_parameters() if name in exempt),
-        training.label_smoothing,
-        training.mixup,
-    )
+    def context(self, defense: PlannedDefense) -> ClientContext:
+        """Return what the hooks of a defense get."""
+        return self.contexts[defense.index]
 
 
-def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal_mu: float = 0.0) -> LocalResult:
+def local_update(
+    plan: Plan,
+    client: int,
+    round: int,
+    weights: Weights,
+    proximal_mu: float = 0.0,
+    past: Past | None = None,
+) -> LocalResult:
     """Train one client on its batches of a round and return what it sends.
 
     Args:
@@ -109,15 +125,18 @@ def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal
         round: server round, from 1.
         weights: the round's global weights.
         proximal_mu: FedProx's coefficient mu, from the server; adds mu/2 * ||w - weights||^2 to the local loss.
+        past: what the client brings from its earlier rounds; None for its first one.
 
     Raises:
         NonFiniteUpdateError: the loss or the update is not finite.
-        DefenseFaultError: a defense returned a batch, a loss or an update that cannot be one: of other names, shapes or
-            number formats than it was given, or no longer finite.
+        DefenseFaultError: a defense returned a batch, a loss or an update that cannot be one (of other names, shapes or
+            number formats than it was given, or no longer finite), or keeps what cannot be stored.
     """
+    past = past or Past()
     scenario, model = plan.scenario, plan.model(weights)
     model.train(scenario.training.mode == "train")
-    run = _LocalRun(plan, client, round, model, plan.data.client_inputs(client, round, scenario.training))
+    contexts = _contexts(plan, client, round, past)
+    run = _LocalRun(plan, client, round, model, plan.data.client_inputs(client, round, scenario.training), contexts)
     with seeded(scenario.seed, "training", round, client):
         if scenario.training.shares == "gradient":
             loss = _accumulate_gradient(run, 0)
@@ -129,12 +148,33 @@ def local_update(plan: Plan, client: int, round: int, weights: Weights, proximal
     update = Update(round, client, scenario.training.shares, {n: t.detach() for n, t in tensors.items()}, count)
     _check_finite(update, loss)
     for planned in run.defenses:
-        protected = planned.defense.protect_update(update, run.generator("protect_update", planned))
+        generator = run.generator("protect_update", planned)
+        protected = planned.defense.protect_update(update, run.context(planned), generator)
         fault = _fault(protected, update, most_examples(plan))
         if fault is not None:
             raise DefenseFaultError(planned, "protect_update", fault)
         update = protected
-    return LocalResult(update, loss)
+    budget = privacy_budget((planned, run.context(planned)) for planned in run.defenses)
+    return LocalResult(update, loss, budget, _kept(run))
+
+
+def _contexts(plan: Plan, client: int, round: int, past: Past) -> dict[int, ClientContext]:
+    """Return the context of each defense of a client, with what it kept."""
+    carried = plan.defenses_of(client)
+    if not carried:
+        return {}
+    shared = plan.context_of(client, round, past.participations + 1)
+    return {planned.index: replace(shared, state=past.state.of(planned.slug)) for planned in carried}
+
+
+def _kept(run: _LocalRun) -> ClientState:
+    """Return what the client's defenses keep for its next round."""
+    for planned in run.defenses:
+        try:
+            client_state.gathered([(planned.slug, run.context(planned).state)])
+        except ValueError as error:
+            raise DefenseFaultError(planned, "what it keeps", str(error)) from None
+    return client_state.gathered((planned.slug, run.context(planned).state) for planned in run.defenses)
 
 
 def most_examples(plan: Plan) -> int:
@@ -147,10 +187,10 @@ def _fault(protected: Any, given: Update, most: int) -> str | None:
     """Return why what a defense made of an update cannot be sent, or None."""
     if not isinstance(protected, Update):
         return f"expected an Update, got {type(protected).__name__}"
-    for field in ("round", "client", "kind"):
-        stated, own = getattr(protected, field), getattr(given, field)
+    for name in ("round", "client", "kind"):
+        stated, own = getattr(protected, name), getattr(given, name)
         if stated != own:
-            return f"{field} is {shown(stated)}, not {shown(own)}"
+            return f"{name} is {shown(stated)}, not {shown(own)}"
     return tensors_fault(protected.tensors, given.tensors) or examples_fault(protected.num_examples, most)
 
 
@@ -191,25 +231,28 @@ def _accumulate_gradient(run: _LocalRun, index: int) -> float:
     progress = (run.round - 1 + index / len(run.steps)) / rounds
     batch = plan.data.read(run.steps[index], plan.scenario.training)
     images = plan.normalization.normalize(batch.images)
-    step = LocalStep(run.model, images, batch.labels, run.round, rounds, progress)
+    step = LocalStep(run.model, images, batch.labels, progress)
     proceed: Callable[[LocalStep], Tensor] = plain_step
     for planned in run.defenses:
         generator = run.generator("protect_batch", planned, index)
-        images, labels = planned.defense.protect_batch(step.images, step.labels, generator)
+        images, labels = planned.defense.protect_batch(step.images, step.labels, run.context(planned), generator)
         fault = _batch_fault(images, labels, step.images)
         if fault is not None:
             raise DefenseFaultError(planned, "protect_batch", fault)
         step = replace(step, images=images, labels=labels)
     for planned in reversed(run.defenses):
-        proceed = _bound(planned, run.generator("train_step", planned, index), proceed)
+        proceed = _bound(planned, run.context(planned), run.generator("train_step", planned, index), proceed)
     return float(proceed(step))
 
 
 def _bound(
-    planned: PlannedDefense, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]
+    planned: PlannedDefense,
+    context: ClientContext,
+    generator: torch.Generator,
+    proceed: Callable[[LocalStep], Tensor],
 ) -> Callable[[LocalStep], Tensor]:
     def bound(step: LocalStep) -> Tensor:
-        loss: Any = planned.defense.train_step(step, generator, proceed)
+        loss: Any = planned.defense.train_step(step, context, generator, proceed)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown_loss = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else shown(loss)
             raise DefenseFaultError(planned, "train_step", f"expected the mean loss as a tensor, got {shown_loss}")
@@ -239,12 +282,8 @@ def plain_step(step: LocalStep) -> Tensor:
     return loss.detach()
 
 
-def _decay_exempt(model: nn.Module) -> set[str]:
-    return set(model.no_weight_decay())  # type: ignore[operator]
-
-
 def _optimizer(training: TrainingPart, model: nn.Module) -> torch.optim.Optimizer:
-    exempt = _decay_exempt(model)
+    exempt = decay_exempt(model)
     groups = [
         {"params": [p for n, p in model.named_parameters() if n not in exempt], "weight_decay": training.weight_decay},
         {"params": [p for n, p in model.named_parameters() if n in exempt], "weight_decay": 0.0},
@@ -254,13 +293,13 @@ def _optimizer(training: TrainingPart, model: nn.Module) -> torch.optim.Optimize
     return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum)
 
 
-def privacy_budget(defenses: tuple[PlannedDefense, ...], participations: int) -> PrivacyBudget | None:
+def privacy_budget(carried: Iterable[tuple[PlannedDefense, ClientContext]]) -> PrivacyBudget | None:
     """Return the strongest guarantee that a client's defenses account for, or None where none is finite.
 
     Each guarantee holds on its own whatever the other defenses do to the update, so the smallest epsilon is the claim;
     its own delta and neighboring relation are stated with it.
     """
-    budgets = [planned.defense.budget(participations) for planned in defenses]
+    budgets = [planned.defense.budget(context) for planned, context in carried]
     finite = [budget for budget in budgets if budget is not None and math.isfinite(budget.epsilon)]
     return min(finite, key=lambda budget: budget.epsilon, default=None)
 

@@ -220,3 +220,19 @@ def test_a_defense_that_breaks_outside_the_client_is_named(tiny_scenario, monkey
     monkeypatch.setattr(Breaks, "hooks", {hook: broken})
     with pytest.raises(PluginError, match=rf"^defenses\.0: {hook} of stand_ins:Breaks .*raised {said}"):
         planning.make(scenario)
+
+
+def test_a_recipe_that_another_one_would_skip_is_refused(tiny_scenario, tiny_plan):
+    skipped = {"name": "stand_ins:Notes", "clients": [1, 2]}
+    said = refusal(tiny_scenario, defenses=[{"name": "stand_ins:Recipe", "clients": [2]}, skipped])
+    assert said.startswith("defenses.1: stand_ins:Notes would be left out on client 2: stand_ins:Recipe")
+    # Listed first it calls the other one, and on other clients they do not meet; a defense of the update is not skipped.
+    tiny_plan(defenses=[skipped, "stand_ins:Recipe"])
+    tiny_plan(defenses=[{"name": "stand_ins:Recipe", "clients": [0]}, skipped])
+    tiny_plan(defenses=["stand_ins:Recipe", "stand_ins:Scales"])
+
+
+def test_a_plug_in_of_an_earlier_version_of_the_contract_is_refused_before_the_run(tiny_scenario):
+    said = refusal(tiny_scenario, defenses=["stand_ins:Outdated"])
+    assert "stand_ins:Outdated.protect_update takes (self, update, generator)" in said
+    assert "calls it with (self, update, context, generator)" in said

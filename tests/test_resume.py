@@ -20,7 +20,7 @@ from fedsim.simulation import Progress
 
 NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.5}}
 RUNS = {
-    "FedAvg": {"federation": {"rounds": 3}, "defenses": [NOISE]},
+    "FedAvg": {"federation": {"rounds": 3}, "defenses": [NOISE, {"name": "stand_ins:Halves", "clients": [0]}]},
     "FedAdam": {
         "federation": {"rounds": 3, "strategy": "FedAdam", "strategy_params": {"eta": 0.01}},
         "training": {"shares": "delta", "batch_size": 2, "local_steps": 2},

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedsim import attempt
+from fedsim.context import training_knowledge
 from fedsim.data.batches import FederatedData
 from fedsim.data.source import Pool, Pools
 from fedsim.errors import RunFolderError
@@ -18,7 +19,7 @@ from fedsim.federation.engine import train
 from fedsim.plan import Plan, PlannedDefense
 from fedsim.scenario import Scenario
 from fedsim.threat import ThreatModel
-from fedsim.training import local_update, training_knowledge
+from fedsim.training import local_update
 
 GRANTS = ("batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data")
 RECIPE = {"batch_size": 4, "shares": "delta", "local_steps": 2, "weight_decay": 0.1}

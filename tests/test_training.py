@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from fedsim import plugins, training
+from fedsim.context import training_knowledge
 from fedsim.defense import Defense
 from fedsim.plan import PlannedDefense
 from fedsim.plugins import PluginInfo
+from fedsim.testing import client_context
 from fedsim.training import DefenseFaultError, NonFiniteUpdateError, local_update
 
 DELTA = {"shares": "delta", "batch_size": 4, "local_steps": 3, "learning_rate": 0.05}
@@ -86,7 +88,7 @@ def test_defenses_get_the_soft_labels_that_the_truth_holds(tiny_plan, monkeypatc
     plan = tiny_plan(training={"batch_size": 2, **SOFT}, defenses=[{"name": "stand_ins:Notes"}])
     truth, seen = plan.data.truth(1, 1, plan.scenario.training), []
 
-    def note(self, images, labels, generator):
+    def note(self, images, labels, context, generator):
         seen.append((images, labels))
         return images, labels
 
@@ -113,9 +115,9 @@ def test_a_defended_client_trains_on_soft_labels(tiny_plan, defense):
 
 def test_the_recipe_that_is_granted_names_smoothing_and_mixup(tiny_plan):
     plan = tiny_plan(training=SOFT)
-    knowledge = training.training_knowledge(plan.scenario.training, plan.model())
+    knowledge = training_knowledge(plan.scenario.training, plan.model())
     assert (knowledge.label_smoothing, knowledge.mixup) == (0.2, 0.4)
-    plain = training.training_knowledge(tiny_plan().scenario.training, plan.model())
+    plain = training_knowledge(tiny_plan().scenario.training, plan.model())
     assert (plain.label_smoothing, plain.mixup) == (0.0, None)
 
 
@@ -182,7 +184,7 @@ def test_weight_decay_leaves_position_and_class_token_alone(tiny_plan):
     decayed = tiny_plan(training={**DELTA, "local_steps": 1, "weight_decay": 0.3})
     with_decay = local_update(decayed, 0, 1, weights).update.tensors
     assert {name for name in weights if torch.equal(without[name], with_decay[name])} == EXEMPT
-    knowledge = training.training_knowledge(decayed.scenario.training, decayed.model())
+    knowledge = training_knowledge(decayed.scenario.training, decayed.model())
     assert set(knowledge.decay_exempt) == EXEMPT
 
 
@@ -306,18 +308,73 @@ def planned(name, **params):
     return PlannedDefense(0, PluginInfo("defenses", name, name, None, "unknown"), defense, frozenset({0}))
 
 
+def after(participations, *defenses):
+    return [(each, client_context(participation=participations)) for each in defenses]
+
+
 def test_the_claimed_budget_is_the_smallest_finite_epsilon(stand_ins):
     defenses = [planned("stand_ins:Budgets", epsilon=e) for e in (3.0, 2.0, 1e308)]
-    budget = training.privacy_budget((*defenses, planned("stand_ins:Scales")), participations=4)
+    budget = training.privacy_budget(after(4, *defenses, planned("stand_ins:Scales")))
     assert budget is not None and budget.epsilon == 8.0
-    assert training.privacy_budget((planned("stand_ins:Scales"), defenses[2]), 2) is None
-    assert training.privacy_budget((), 1) is None
+    assert training.privacy_budget(after(2, planned("stand_ins:Scales"), defenses[2])) is None
+    assert training.privacy_budget(()) is None
 
 
 def test_the_budget_of_noise_grows_with_participation():
-    noise = (planned("dp_noise", clip_norm=1.0, noise_multiplier=1.0),)
-    epsilons = [training.privacy_budget(noise, rounds).epsilon for rounds in (1, 2, 8)]
+    noise = planned("dp_noise", clip_norm=1.0, noise_multiplier=1.0)
+    epsilons = [training.privacy_budget(after(rounds, noise)).epsilon for rounds in (1, 2, 8)]
     assert epsilons == sorted(set(epsilons))
+
+
+# What a defense keeps from round to round
+
+
+def test_what_a_defense_keeps_is_there_in_the_next_round(tiny_plan):
+    plan = tiny_plan(defenses=["stand_ins:Halves", "stand_ins:Halves"])
+    weights = moved(plan)
+    first = local_update(plan, 1, 1, weights)
+    assert first.state.values == {f"{n}-stand_ins:Halves/rounds": [1] for n in ("00", "01")}
+    past = training.Past(1, first.state)
+    second, again = (local_update(plan, 1, 2, weights, past=past) for _ in range(2))
+    assert_same(second.update.tensors, again.update.tensors)
+    assert second.state.values["01-stand_ins:Halves/rounds"] == [1, 2]
+    plain = [local_update(tiny_plan(), 1, round, weights).update.tensors["head.weight"] for round in (1, 2)]
+    # Twice the same defense: what the second sends is half of half, and a quarter of each round is on its way in the next.
+    torch.testing.assert_close(first.update.tensors["head.weight"], plain[0] / 4)
+    torch.testing.assert_close(second.update.tensors["head.weight"], plain[1] / 4 + plain[0] / 4)
+    alone = local_update(plan, 1, 2, weights)
+    torch.testing.assert_close(alone.update.tensors["head.weight"], plain[1] / 4)
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ({1: 2.0}, "has the key 1, expected text"),
+        ({"a": object()}, r"\['a'\] holds <object"),
+        ({"a": math.inf}, "finite numbers"),
+        ({"a": {"b": {2: 3}}}, "expected a tensor, or"),
+        ({"a": torch.eye(2).to_sparse()}, "sparse or nested"),
+        ({"a": "x" * 1_100_000}, "more than 1,000,000 characters"),
+    ],
+)
+def test_what_cannot_be_kept_is_a_fault_of_the_defense(tiny_plan, kept, said):
+    plan = tiny_plan(defenses=["stand_ins:Keeps"])
+    from stand_ins import Keeps
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeps, "kept", kept)
+        with pytest.raises(training.DefenseFaultError, match=f"stand_ins:Keeps: what it keeps.*{said}"):
+            local_update(plan, 0, 1, moved(plan))
+
+
+def test_a_context_tells_who_trains_on_what(tiny_plan):
+    plan = tiny_plan(training={"batch_size": 2, "local_steps": 3, "shares": "delta"})
+    context = plan.context_of(1, round=2, participation=2)
+    labels = plan.data.pools.train.labels[list(plan.data.partition[1])].tolist()
+    assert [labels.count(label) for label in range(len(context.class_counts))] == list(context.class_counts)
+    assert (context.client, context.round, context.participation, context.steps) == (1, 2, 2, 3)
+    assert context.num_examples == len(labels) and context.sampling_rate == 2 / len(labels)
+    assert context.training.local_steps == 3 and context.rounds == plan.scenario.federation.rounds
 
 
 # What a defense returns

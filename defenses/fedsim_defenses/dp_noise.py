@@ -27,7 +27,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from fedsim.defense import MEANINGFUL_EPSILON, Defense, PrivacyBudget
+from fedsim.defense import MEANINGFUL_EPSILON, ClientContext, Defense, PrivacyBudget
 from fedsim.exchange import Update
 from fedsim_defenses._accounting import gaussian_epsilon
 
@@ -72,7 +72,7 @@ class DPNoise(Defense):
         """Return what this setting does not protect from."""
         if self.clip_norm is None:
             return ("clip_norm is not set: updates are sent as they are.",)
-        budget = self.budget(1)
+        budget = self._budget(1)
         if budget is None:
             return ("Clipping without noise scales the update and hides nothing: no guarantee.",)
         found = ["The noise is drawn from the scenario's seed; a deployment needs randomness that nobody can repeat."]
@@ -83,7 +83,7 @@ class DPNoise(Defense):
             )
         return tuple(found)
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         """Return the update clipped and noised: the same names, order, shapes and types.
 
         Raises:
@@ -105,8 +105,11 @@ class DPNoise(Defense):
             tensors[name] = protected.to(tensor.dtype)
         return dataclasses.replace(update, tensors=tensors)
 
-    def budget(self, participations: int) -> PrivacyBudget | None:
-        """Return the guarantee over that many updates of one client; None without noise."""
+    def budget(self, context: ClientContext) -> PrivacyBudget | None:
+        """Return the guarantee over all updates of the client so far; None without noise."""
+        return self._budget(context.participation)
+
+    def _budget(self, participations: int) -> PrivacyBudget | None:
         if self.noise_multiplier == 0:
             return None
         sensitivity = 2.0 if self.neighbors == "replace" else 1.0  # in clipping norms

@@ -30,7 +30,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fedsim.defense import Defense, LocalStep
+from fedsim.defense import ClientContext, Defense, LocalStep
 from fedsim.models import PatchGrid, patch_grid
 from fedsim.seeds import torch_generator
 from fedsim_defenses._jigsaw import block_mask, random_mask, shuffle_patches
@@ -106,7 +106,13 @@ class MJP(Defense):
         """
         add_puzzle(model, self.dal)
 
-    def train_step(self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]) -> Tensor:
+    def train_step(
+        self,
+        step: LocalStep,
+        context: ClientContext,
+        generator: torch.Generator,
+        proceed: Callable[[LocalStep], Tensor],
+    ) -> Tensor:
         """Accumulate the gradient on the shuffled, masked batch and that of DAL; returns the cross-entropy."""
         if self.gamma == 0:
             return proceed(step)

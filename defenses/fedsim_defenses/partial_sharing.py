@@ -25,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fedsim.defense import Defense
+from fedsim.defense import ClientContext, Defense
 from fedsim.errors import ScenarioError, nearest
 from fedsim.exchange import Update
 
@@ -78,7 +78,7 @@ class PartialSharing(Defense):
             found.append("The head is shared, and its gradient tells the labels.")
         return tuple(found)
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         """Return the update with zeros for hidden parameters: the same names, order, shapes and types."""
         tensors = {n: torch.zeros_like(t) if self._is_hidden(n) else t for n, t in update.tensors.items()}
         return dataclasses.replace(update, tensors=tensors)

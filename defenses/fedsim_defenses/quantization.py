@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedsim.defense import Defense
+from fedsim.defense import ClientContext, Defense
 from fedsim.exchange import Update
 
 _INT8_LEVELS = 127
@@ -62,7 +62,7 @@ class Quantization(Defense):
             f"Rounding to {self.format} saves bandwidth and guarantees nothing: attacks lose precision, not access.",
         )
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         """Return the update rounded: the same names, order, shapes and types."""
         tensors = {name: self._rounded(tensor, generator) for name, tensor in update.tensors.items()}
         return dataclasses.replace(update, tensors=tensors)

@@ -12,6 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedsim.client_state import ClientState
 from fedsim.errors import RunFolderError
 from fedsim.exchange import UpdateKind
 from fedsim.federation import records
@@ -99,6 +100,10 @@ class Recorder:
             metrics.update({key: value for key, value in record.items() if not isinstance(value, list)})
         kind: UpdateKind = "gradient" if stated.get("kind") == "gradient" else "delta"
         tensors = records.to_tensors(got)
+        kept: Any = reply.content.config_records.get(records.STATE)
+        if kept is not None:
+            # First: a capture in the index then tells that this is there, too.
+            self._write(self._folder.write_state, round, client, ClientState.from_wire(kept))
         self._write(self._folder.write_capture, Capture(round, client, kind, tensors, metrics, side))
 
     def _store_global(self, round: int, client: int, sent: ArrayRecord) -> None:
@@ -235,14 +240,18 @@ class Replayer:
         self._compared = (round, sent)
 
     def prepare(self, request: Message) -> None:
-        """State the client's earlier participations, for its privacy accounting; the shared record stays untouched.
+        """Give a client back what it had after its earlier rounds; the shared record stays untouched.
 
-        Its own count lacks the replayed ones; lost replies that it made again lie before and among them.
+        That is how often it has taken part, for its privacy accounting, and what its defenses keep. Its node lacks the replayed
+        rounds; lost replies that it made again lie before and among them.
         """
         client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
         if request.metadata.message_type == "train" and round is not None and client in self._replayed:
-            done = sum(client in self._folder.captured(earlier) for earlier in range(1, round))
+            done = [earlier for earlier in range(1, round) if client in self._folder.captured(earlier)]
             config: Any = dict(request.content[records.CONFIG])
             content = RecordDict(dict(request.content))
-            content[records.CONFIG] = ConfigRecord({**config, records.PARTICIPATIONS: done})
+            content[records.CONFIG] = ConfigRecord({**config, records.PARTICIPATIONS: len(done)})
+            kept = self._folder.read_state(done[-1], client) if done else ClientState()
+            if kept:
+                content[records.STATE] = ConfigRecord(kept.to_wire())  # type: ignore[arg-type]
             request.content = content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -10,6 +11,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim import plan as planning
 from fedsim import training
+from fedsim.client_state import ClientState
 from fedsim.federation import records
 from fedsim.federation.limits import contained
 from fedsim.federation.strategy import CLIENT_SIDE_MODS
@@ -42,9 +44,10 @@ class Client:
         client = int(context.node_config[records.PARTITION])
         config: Any = message.content[records.CONFIG]
         weights = records.to_tensors(message.content[records.ARRAYS])  # type: ignore[arg-type]
+        past = self._past(message, context)
         with torch_threads(1):
             result = training.local_update(
-                plan, client, int(config[records.ROUND]), weights, float(config.get("proximal-mu", 0.0))
+                plan, client, int(config[records.ROUND]), weights, float(config.get("proximal-mu", 0.0)), past
             )
         update = result.update
         arrays = update.tensors
@@ -57,22 +60,28 @@ class Client:
                 records.UPDATE: ConfigRecord({"kind": update.kind}),
             }
         )
-        self._account(plan, client, message, context, content)
+        if result.budget is not None:
+            content[records.PRIVACY] = ConfigRecord(asdict(result.budget))
+        context.state["privacy"] = ConfigRecord({"participations": past.participations + 1})
+        context.state.pop(records.STATE, None)
+        if result.state:
+            content[records.STATE] = context.state[records.STATE] = ConfigRecord(result.state.to_wire())  # type: ignore[arg-type]
         return Message(content, reply_to=message)
 
     @staticmethod
-    def _account(plan: planning.Plan, client: int, message: Message, context: Context, content: RecordDict) -> None:
-        """Compose the client's privacy budget over its participations, which live in its own state."""
-        state: Any = context.state.setdefault("privacy", ConfigRecord({"participations": 0}))
+    def _past(message: Message, context: Context) -> training.Past:
+        """Return what the client brings from earlier rounds.
+
+        That is what its node holds; after a restart the node holds nothing, and the server gives back what it has on record.
+        """
+        held: Any = context.state.get("privacy", {})
         config: Any = message.content[records.CONFIG]
-        # After a restart the node's state is empty; the server then states the replies it has on record.
-        earlier = max(int(state["participations"]), int(config.get(records.PARTICIPATIONS, 0)))
-        state["participations"] = earlier + 1
-        budget = training.privacy_budget(plan.defenses_of(client), earlier + 1)
-        if budget is not None:
-            content[records.PRIVACY] = ConfigRecord(
-                {"epsilon": budget.epsilon, "delta": budget.delta, "neighbors": budget.neighbors}
-            )
+        participations = max(int(held.get("participations", 0)), int(config.get(records.PARTICIPATIONS, 0)))
+        if records.PARTICIPATIONS in config:
+            kept: Any = message.content.get(records.STATE)
+        else:
+            kept = context.state.get(records.STATE)
+        return training.Past(participations, ClientState() if kept is None else ClientState.from_wire(kept))
 
     @staticmethod
     def identify(message: Message, context: Context) -> Message:

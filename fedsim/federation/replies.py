@@ -13,6 +13,7 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
+from fedsim.client_state import ClientState
 from fedsim.errors import told
 from fedsim.exchange import UpdateKind
 from fedsim.faults import shown
@@ -49,6 +50,7 @@ class ReplyCheck:
             self._metrics_fault(content.metric_records[records.METRICS])
             or self._kind_fault(content)
             or _privacy_fault(content)
+            or _state_fault(content)
             or self._arrays_fault(exchange.request.content, content)
         )
 
@@ -102,4 +104,14 @@ def _privacy_fault(content: RecordDict) -> str | None:
     fits = all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
     if not fits or not isinstance(stated.get("neighbors"), str):
         return f"it states the privacy budget {shown(dict(stated))}, expected epsilon, delta and neighbors"
+    return None
+
+
+def _state_fault(content: RecordDict) -> str | None:
+    kept = content.config_records.get(records.STATE)
+    try:
+        if kept is not None:
+            ClientState.from_wire(kept)
+    except ValueError as error:
+        return str(error)
     return None

@@ -16,17 +16,18 @@ that an attack works; that takes a positive control, which is three lines (`feds
     finding = MyAttack().run(observation(pictures), generator)
     assert label_recall(finding.labels, pictures.labels) == 1.0
 
-For a defense, `make_update(small_model(), pictures)` is an update to protect, and `observation(pictures, update=...)`
-shows an attack what it leaves.
+For a defense, `make_update(small_model(), pictures)` is an update to protect, `client_context()` is what its hooks get, and
+`observation(pictures, update=...)` shows an attack what it leaves.
 """
 
 from fedsim.testing.attack import check_attack
 from fedsim.testing.defense import check_defense
-from fedsim.testing.material import ALL_GRANTS, make_update, observation, random_pictures, small_model
+from fedsim.testing.material import ALL_GRANTS, client_context, make_update, observation, random_pictures, small_model
 
 __all__ = [
     "check_attack",
     "check_defense",
+    "client_context",
     "observation",
     "random_pictures",
     "make_update",

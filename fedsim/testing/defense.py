@@ -12,6 +12,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import nn
 
+from fedsim.client_state import ClientState, gathered
 from fedsim.defense import Defense, PrivacyBudget
 from fedsim.exchange import Update, UpdateKind
 from fedsim.seeds import seeded, torch_generator
@@ -26,7 +27,7 @@ from fedsim.testing.local_step import (
     same,
     weights,
 )
-from fedsim.testing.material import image_shape, make_update, random_pictures, small_model
+from fedsim.testing.material import client_context, image_shape, make_update, random_pictures, small_model
 from fedsim.testing.preparation import check_preparation
 
 _STEPS = ((1, 0.0, False), (3, 0.75, False), (2, 0.5, True))  # batch size, progress, whether labels are soft
@@ -83,7 +84,11 @@ def _check_batch(defense: Defense, given: Batch) -> Batch:
             no_global_effect(who),
             no_change(who, {"the images": given.images, "the labels": given.labels}),
         ):
-            return Batch(*defense.protect_batch(given.images, given.labels, torch_generator(0, "testing", "batch")))
+            return Batch(
+                *defense.protect_batch(
+                    given.images, given.labels, client_context(), torch_generator(0, "testing", "batch")
+                )
+            )
 
     found, again = protect(0), protect(1)
     images, labels = found
@@ -133,7 +138,7 @@ def _check_update(defense: Defense, update: Update) -> None:
 
     def protect(global_seed: int) -> Update:
         with seeded(global_seed, "testing"), no_global_effect(who), no_change(who, update.tensors):
-            return defense.protect_update(update, torch_generator(0, "testing", "update"))
+            return defense.protect_update(update, client_context(), torch_generator(0, "testing", "update"))
 
     sent, again = protect(0), protect(1)
     expect(list(sent.tensors) == list(update.tensors), f"{who} must keep the names of the tensors and their order.")
@@ -150,6 +155,28 @@ def _check_update(defense: Defense, update: Update) -> None:
         same(sent.tensors, again.tensors),
         f"{who}: same update, same generator state, but another result. Draw from the generator alone.",
     )
+    _check_state(defense, update)
+
+
+def _check_state(defense: Defense, update: Update) -> None:
+    """Check that what a defense keeps can be stored, and is all that it remembers."""
+    who = hook(defense, "protect_update")
+
+    def protect(kept: ClientState) -> tuple[Update, ClientState]:
+        context = client_context(state=kept.of("own"))
+        sent = defense.protect_update(update, context, torch_generator(0, "testing", "update"))
+        try:
+            return sent, gathered([("own", context.state)])
+        except ValueError as error:
+            raise AssertionError(f"{who}: {error}.") from None
+
+    _, kept = protect(ClientState())
+    (first, left), (second, left_again) = protect(kept), protect(kept)
+    remembers = same(first.tensors, second.tensors) and same(left.tensors, left_again.tensors)
+    expect(
+        remembers and left.values == left_again.values,
+        f"{who}: same update, same context.state, but another result. Keep what lasts over rounds in context.state alone.",
+    )
 
 
 # Claims
@@ -157,7 +184,7 @@ def _check_update(defense: Defense, update: Update) -> None:
 
 def _check_budget(defense: Defense) -> None:
     who = hook(defense, "budget")
-    budgets = [defense.budget(count) for count in _PARTICIPATIONS]
+    budgets = [defense.budget(client_context(participation=count)) for count in _PARTICIPATIONS]
     stated = [budget for budget in budgets if isinstance(budget, PrivacyBudget)]
     if not any(budget is not None for budget in budgets):
         return

@@ -13,10 +13,9 @@ from fedsim.exchange import Images, Labels
 from fedsim.labels import distributions, smooth
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.ambience import equal, expect, no_change, no_global_effect
-from fedsim.testing.material import image_shape, random_pictures
+from fedsim.testing.material import client_context, image_shape, random_pictures
 from fedsim.training import plain_step
 
-_ROUNDS = 4
 _SMOOTHING = 0.1
 
 Tensors = Mapping[str, Tensor | None]
@@ -70,7 +69,7 @@ def plain_local_step(model: nn.Module, batch: Batch, training: bool) -> Stepped:
     before = model.training
     model.train(training).zero_grad(set_to_none=True)
     with seeded(0, "testing"):
-        loss = plain_step(LocalStep(model, batch.images, batch.labels, 1, _ROUNDS, 0.0))
+        loss = plain_step(LocalStep(model, batch.images, batch.labels, 0.0))
     gradients = _gradients(model)
     model.train(before).zero_grad(set_to_none=True)
     return Stepped(loss, gradients)
@@ -96,14 +95,25 @@ def protected_local_step(
     who = hook(defense, "train_step")
     if fresh:
         model.zero_grad(set_to_none=True)
-    step = LocalStep(model, batch.images, batch.labels, 1, _ROUNDS, progress)
+    step = LocalStep(model, batch.images, batch.labels, progress)
     training, before = model.training, {name: weight.clone() for name, weight in weights(model).items()}
+    calls = []
+
+    def proceed(passed: LocalStep) -> Tensor:
+        calls.append(passed)
+        return plain_step(passed)
+
     with (
         seeded(global_seed, "testing"),
         no_global_effect(who),
         no_change(who, {"the images": batch.images, "the labels": batch.labels}),
     ):
-        loss = defense.train_step(step, torch_generator(0, "testing", "step"), plain_step)
+        loss = defense.train_step(step, client_context(), torch_generator(0, "testing", "step"), proceed)
+    expect(
+        bool(calls) != defense.replaces_gradient,
+        f"{who} {'calls' if calls else 'never calls'} proceed, and replaces_gradient says that it computes the gradient "
+        f"{'itself' if defense.replaces_gradient else 'by calling it'}.",
+    )
     after = weights(model)
     expect(list(before) == list(after), f"{who} adds or removes parameters; prepare_model is for that.")
     expect(same(before, after), f"{who} changes weights; it may fill p.grad alone, and must restore what it tries.")

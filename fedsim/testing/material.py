@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Collection
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import torch
 from timm.models import VisionTransformer
@@ -13,10 +14,13 @@ from torch import nn
 
 from fedsim import models
 from fedsim.attack import Need
+from fedsim.defense import ClientContext
 from fedsim.exchange import LabeledImages, Labels, Observation, TrainingKnowledge, Update, UpdateKind
 from fedsim.labels import without_order
 from fedsim.scenario import ModelPart
 from fedsim.seeds import torch_generator
+
+_RECIPE = TrainingKnowledge("sgd", 0.01, 0.0, 0.0, 1, None)
 
 ALL_GRANTS: frozenset[Need] = frozenset(get_args(Need))
 
@@ -33,6 +37,18 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
     """Return channels, height and width of the input of a timm ViT."""
     grid = models.patch_grid(model)
     return grid.channels, grid.rows * grid.patch, grid.columns * grid.patch
+
+
+def client_context(**changes: Any) -> ClientContext:
+    """Return what the hooks of a defense get: client 0 in round 1 of 4, one step of SGD on one of its ten pictures.
+
+    Args:
+        changes: fields with other values.
+    """
+    usual = ClientContext(
+        round=1, rounds=4, client=0, training=_RECIPE, batch_size=1, num_examples=10, steps=1, class_counts=(1,) * 10
+    )
+    return replace(usual, **{"state": {}, **changes})
 
 
 def random_pictures(

@@ -30,6 +30,7 @@ from fedsim.errors import AttackRefusedError
 from fedsim.exchange import DefenseKnowledge, Film, Finding, LabeledImages, Observation, TrainingKnowledge, Update
 from fedsim.models import normalization, patch_grid, prefix_rows
 from fedsim.seeds import seeded, torch_generator
+from fedsim.testing import client_context
 from fedsim.training import plain_step
 
 ONE, OTHER = pictures(0), pictures(50)
@@ -51,7 +52,7 @@ def pruned(update: Update, share: float) -> Update:
 
 
 def protected(defense: Defense, update: Update) -> Update:
-    return defense.protect_update(update, torch_generator(0, "test"))
+    return defense.protect_update(update, client_context(), torch_generator(0, "test"))
 
 
 def jigsaw(defense: MJP, batch: LabeledImages, seed: int = 0) -> tuple[torch.nn.Module, Update, LabeledImages]:
@@ -64,8 +65,8 @@ def jigsaw(defense: MJP, batch: LabeledImages, seed: int = 0) -> tuple[torch.nn.
         caught.append(step.images)
         return plain_step(step)
 
-    step = LocalStep(model, normalization(model).normalize(batch.images), batch.labels, 1, 4, 0.0)
-    defense.train_step(step, torch_generator(seed, "jigsaw"), caught_step)
+    step = LocalStep(model, normalization(model).normalize(batch.images), batch.labels, 0.0)
+    defense.train_step(step, client_context(), torch_generator(seed, "jigsaw"), caught_step)
     tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     model.zero_grad()
     seen = normalization(model).denormalize(caught[0])

@@ -20,6 +20,7 @@ from fedsim.errors import AttackRefusedError
 from fedsim.exchange import DefenseKnowledge, TrainingKnowledge, Update
 from fedsim.models import normalization, patch_grid
 from fedsim.seeds import seeded, torch_generator
+from fedsim.testing import client_context
 from fedsim.training import plain_step
 
 POOL = photos()
@@ -33,7 +34,9 @@ def run(observation):
 
 
 def rounded(update, format, rounding="nearest"):
-    return Quantization(format=format, rounding=rounding).protect_update(update, torch_generator(0, "test"))
+    return Quantization(format=format, rounding=rounding).protect_update(
+        update, client_context(), torch_generator(0, "test")
+    )
 
 
 def jigsaw(defense, batch, seed=0, model_seed=0):
@@ -41,8 +44,8 @@ def jigsaw(defense, batch, seed=0, model_seed=0):
     model = build(seed=model_seed)
     with seeded(0, "test"):
         defense.prepare_model(model)
-    step = LocalStep(model, normalization(model).normalize(batch.images), batch.labels, 1, 4, 0.0)
-    defense.train_step(step, torch_generator(seed, "jigsaw"), plain_step)
+    step = LocalStep(model, normalization(model).normalize(batch.images), batch.labels, 0.0)
+    defense.train_step(step, client_context(), torch_generator(seed, "jigsaw"), plain_step)
     tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     return model, Update(1, 0, "gradient", tensors, len(batch))
 
@@ -154,7 +157,7 @@ def test_small_steps_of_sgd_cost_less_when_the_rounding_of_the_weights_is_weighe
 def test_clipping_is_a_common_factor_and_hides_nothing(clip_norm):
     model, batch = build("vit_micro"), POOL.read([9])
     update = gradient(model, batch)
-    clipped = DPNoise(clip_norm=clip_norm).protect_update(update, torch.Generator())
+    clipped = DPNoise(clip_norm=clip_norm).protect_update(update, client_context(), torch.Generator())
     assert decibels(run(observe(model, clipped)).images, batch) >= 60
 
 

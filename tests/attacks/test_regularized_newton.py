@@ -21,6 +21,7 @@ from vit_cases import gradient
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import DefenseKnowledge, TrainingKnowledge, Update
+from fedsim.testing import client_context
 
 
 def brief(**params: Any) -> RegularizedNewton:
@@ -94,7 +95,7 @@ def test_it_goes_no_further_than_known_noise_allows() -> None:
     update = gradient(model, batch)
     size = sum(float(tensor.square().sum()) for tensor in update.tensors.values()) ** 0.5
     noise = DPNoise(clip_norm=2 * size, noise_multiplier=5e-4)
-    sent = noise.protect_update(update, torch.Generator().manual_seed(0))
+    sent = noise.protect_update(update, client_context(), torch.Generator().manual_seed(0))
     told = (DefenseKnowledge("dp_noise", dataclasses.asdict(noise)),)
     attack = RegularizedNewton(trials=1, steps=10, polish_steps=3)
     aware, blind = (attacked(attack, observed(model, batch, sent, **granted)) for granted in ({"defenses": told}, {}))

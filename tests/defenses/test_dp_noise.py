@@ -15,6 +15,7 @@ from fedsim.errors import ScenarioError
 from fedsim.exchange import Update
 from fedsim.plugins import configure
 from fedsim.seeds import torch_generator
+from fedsim.testing import client_context
 
 MODEL = nn.Linear(2, 2)
 
@@ -26,7 +27,7 @@ def update_of(*shapes: tuple[int, ...], scale: float = 1.0, seed: int = 0) -> Up
 
 
 def protect(defense: DPNoise, update: Update, seed: int = 0) -> Update:
-    return defense.protect_update(update, torch_generator(seed, "noise"))
+    return defense.protect_update(update, client_context(), torch_generator(seed, "noise"))
 
 
 def loop_norm(update: Update) -> float:
@@ -115,7 +116,9 @@ def test_the_same_generator_state_gives_the_same_noise_and_another_gives_other_n
     ("multiplier", "rounds", "epsilon"), [(1, 1, 4.73), (1, 2, 7.08), (1, 20, 30.1), (4, 20, 5.38), (10, 20, 1.91)]
 )
 def test_epsilon_has_the_known_value_for_sensitivity_equal_to_the_clip_norm(multiplier, rounds, epsilon):
-    budget = DPNoise(clip_norm=0.3, noise_multiplier=float(multiplier), neighbors="add_remove").budget(rounds)
+    budget = DPNoise(clip_norm=0.3, noise_multiplier=float(multiplier), neighbors="add_remove").budget(
+        client_context(participation=rounds)
+    )
     assert budget is not None
     assert float(f"{budget.epsilon:.3g}") == epsilon
     assert (budget.delta, budget.neighbors) == (1e-5, "add_remove")
@@ -143,7 +146,7 @@ def test_epsilon_is_never_below_the_exact_one_of_the_gaussian_mechanism(ratio, r
 @given(multiplier=st.floats(0.01, 100), rounds=st.integers(1, 200))
 def test_epsilon_grows_with_rounds_and_shrinks_with_noise(multiplier, rounds):
     def epsilon(z: float, participations: int) -> float:
-        budget = DPNoise(clip_norm=1.0, noise_multiplier=z).budget(participations)
+        budget = DPNoise(clip_norm=1.0, noise_multiplier=z).budget(client_context(participation=participations))
         assert budget is not None
         return budget.epsilon
 
@@ -152,8 +155,10 @@ def test_epsilon_grows_with_rounds_and_shrinks_with_noise(multiplier, rounds):
 
 
 def test_replacing_a_client_costs_as_much_as_half_the_noise():
-    replace = DPNoise(clip_norm=1.0, noise_multiplier=2.0, neighbors="replace").budget(5)
-    add_remove = DPNoise(clip_norm=1.0, noise_multiplier=1.0, neighbors="add_remove").budget(5)
+    replace = DPNoise(clip_norm=1.0, noise_multiplier=2.0, neighbors="replace").budget(client_context(participation=5))
+    add_remove = DPNoise(clip_norm=1.0, noise_multiplier=1.0, neighbors="add_remove").budget(
+        client_context(participation=5)
+    )
     assert replace is not None and add_remove is not None
     assert replace.epsilon == add_remove.epsilon
 
@@ -171,8 +176,8 @@ def test_accounting_refuses_what_has_no_meaning(ratio, releases, delta):
 
 
 def test_clipping_alone_claims_no_budget_and_warns():
-    assert DPNoise(clip_norm=1.0).budget(3) is None
-    assert DPNoise().budget(3) is None
+    assert DPNoise(clip_norm=1.0).budget(client_context(participation=3)) is None
+    assert DPNoise().budget(client_context(participation=3)) is None
     assert "hides nothing" in DPNoise(clip_norm=1.0).cautions(MODEL)[0]
 
 

@@ -22,6 +22,7 @@ from fedsim.models import PatchGrid, build, gradient_of, patch_grid, unfused_att
 from fedsim.plugins import configure
 from fedsim.scenario import ModelPart
 from fedsim.seeds import seeded, torch_generator
+from fedsim.testing import client_context
 
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 VARIANTS = {
@@ -68,8 +69,8 @@ def train(
     progress: float = 0.0,
     proceed: Callable[[LocalStep], Tensor] = plain_step,
 ) -> Tensor:
-    step = LocalStep(model, images, labels, 1, 4, progress)
-    return defense.train_step(step, torch_generator(seed, "train_step"), proceed)
+    step = LocalStep(model, images, labels, progress)
+    return defense.train_step(step, client_context(), torch_generator(seed, "train_step"), proceed)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -107,7 +108,7 @@ def test_gamma_zero_is_the_plain_model_bit_for_bit_over_three_steps():
         images, labels = batch(seed=index)
         for optimizer in optimizers:
             optimizer.zero_grad()
-        plain_loss = plain_step(LocalStep(plain, images, labels, 1, 4, index / 4))
+        plain_loss = plain_step(LocalStep(plain, images, labels, index / 4))
         assert torch.equal(train(defense, defended, images, labels, index, index / 4), plain_loss)
         assert same(gradients(plain), gradients(defended))
         for optimizer in optimizers:
@@ -177,7 +178,7 @@ def test_a_step_equals_the_plain_model_on_an_edited_table_and_an_edited_picture(
     with torch.no_grad():
         edited.pos_embed[0, prefix:][mask] = model.mjp.unknown[0, 0]
     loss = train(defense, model, images, labels)
-    assert torch.equal(loss, plain_step(LocalStep(edited, shuffled, labels, 1, 4, 0.0)))
+    assert torch.equal(loss, plain_step(LocalStep(edited, shuffled, labels, 0.0)))
     rows, plain_rows = model.pos_embed.grad[0], edited.pos_embed.grad[0]
     assert not rows[prefix:][mask].any()
     assert torch.equal(rows[:prefix], plain_rows[:prefix])
@@ -321,7 +322,7 @@ def test_fewer_than_two_patches_leave_the_batch_alone(gamma):
     images, labels = batch()
     plain, model = plain_model(), prepared_model()
     train(MJP(gamma=gamma, dal="none"), model, images, labels)
-    plain_step(LocalStep(plain, images, labels, 1, 4, 0.0))
+    plain_step(LocalStep(plain, images, labels, 0.0))
     assert same(gradients(plain), gradients(model))
 
 

@@ -14,13 +14,14 @@ from fedsim.errors import AttackRefusedError, ScenarioError
 from fedsim.exchange import Update
 from fedsim.plugins import configure
 from fedsim.simulation import Progress, simulate
+from fedsim.testing import client_context
 
 MODEL = build("vit_nano", depth=1)
 NAMES = [name for name, _ in MODEL.named_parameters()]
 
 
 def hide(update: Update, *patterns: str) -> Update:
-    return PartialSharing(hidden=patterns).protect_update(update, torch.Generator())
+    return PartialSharing(hidden=patterns).protect_update(update, client_context(), torch.Generator())
 
 
 @given(

@@ -11,6 +11,7 @@ from fedsim.errors import ScenarioError
 from fedsim.exchange import Update
 from fedsim.plugins import configure
 from fedsim.seeds import torch_generator
+from fedsim.testing import client_context
 
 MODEL = nn.Linear(2, 2)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -18,7 +19,9 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 def sent(tensor: torch.Tensor, format: str, rounding: str = "nearest", seed: int = 0) -> torch.Tensor:
     update = Update(3, 1, "delta", {"w": tensor}, 4)
-    found = Quantization(format=format, rounding=rounding).protect_update(update, torch_generator(seed, "q"))
+    found = Quantization(format=format, rounding=rounding).protect_update(
+        update, client_context(), torch_generator(seed, "q")
+    )
     assert (found.round, found.client, found.kind, found.num_examples) == (3, 1, "delta", 4)
     return found.tensors["w"]
 
@@ -78,13 +81,13 @@ def test_rounding_twice_changes_nothing(format):
 
 def test_scales_are_per_tensor():
     update = Update(1, 0, "gradient", {"a": torch.tensor([1.0, 0.3]), "b": torch.tensor([1e-6, 3e-7])}, 1)
-    found = Quantization(format="int8").protect_update(update, torch.Generator()).tensors
+    found = Quantization(format="int8").protect_update(update, client_context(), torch.Generator()).tensors
     torch.testing.assert_close(found["b"] * 1e6, found["a"])
 
 
 def test_it_claims_no_guarantee():
     defense = Quantization()
-    assert defense.budget(3) is None
+    assert defense.budget(client_context(participation=3)) is None
     assert any("guarantees nothing" in caution for caution in defense.cautions(MODEL))
     assert dataclasses.asdict(defense) == {"format": "int8", "rounding": "nearest"}
 

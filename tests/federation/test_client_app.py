@@ -75,10 +75,16 @@ def test_every_node_says_which_partition_it_holds(tiny_plan):
     assert answers == [0, 1, 2]
 
 
+def epsilon_after(plan, participations):
+    return privacy_budget(
+        (planned, plan.context_of(1, participation=participations)) for planned in plan.defenses_of(1)
+    ).epsilon
+
+
 def test_epsilon_composes_over_the_participations_of_a_client(tiny_plan):
     plan = tiny_plan(defenses=[NOISE])
     server = Server(plan)
-    expected = [privacy_budget(plan.defenses_of(1), n).epsilon for n in (1, 2, 3)]
+    expected = [epsilon_after(plan, n) for n in (1, 2, 3)]
     assert [server.ask(1, round=r).content["privacy"]["epsilon"] for r in (1, 4, 5)] == expected
     stated = server.ask(1).content["privacy"]
     assert stated["delta"] == 1e-5 and stated["neighbors"] == "replace"
@@ -88,7 +94,7 @@ def test_epsilon_composes_over_the_participations_of_a_client(tiny_plan):
 def test_after_a_restart_the_server_states_the_participations_on_record(tiny_plan):
     plan = tiny_plan(defenses=[NOISE])
     server = Server(plan)
-    expected = [privacy_budget(plan.defenses_of(1), n).epsilon for n in (5, 6, 7)]
+    expected = [epsilon_after(plan, n) for n in (5, 6, 7)]
     found = [server.ask(1, round=5, participations=4), server.ask(1, round=6), server.ask(1, round=7, participations=4)]
     assert [reply.content["privacy"]["epsilon"] for reply in found] == expected
 
@@ -98,7 +104,7 @@ def test_a_client_that_fails_spends_no_budget(tiny_plan):
     server = Server(plan)
     assert server.ask(1, round=2).has_error()
     epsilon = server.ask(1, round=3).content["privacy"]["epsilon"]
-    assert epsilon == privacy_budget(plan.defenses_of(1), 1).epsilon
+    assert epsilon == epsilon_after(plan, 1)
 
 
 def test_a_client_that_raises_sends_its_message(tiny_plan):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim import progress
 from fedsim.attack import Attack
-from fedsim.defense import Defense, LocalStep, PrivacyBudget
+from fedsim.defense import ClientContext, Defense, LocalStep, PrivacyBudget
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Film, Finding, Images, Labels, Observation, Update
 
@@ -149,7 +149,7 @@ class FailsIn(Defense):
     round: int = 0
     message: str = "out of battery"
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         if self.round in (0, update.round):
             raise RuntimeError(self.message)
         return update
@@ -163,7 +163,7 @@ class EndsClient(Defense):
 
     how: Literal["exits", "waits"] = "exits"
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         if self.how == "exits":
             sys.exit(0)
         threading.Event().wait()
@@ -186,13 +186,19 @@ class Breaks(Defense):
     def cautions(self, model: torch.nn.Module) -> tuple[str, ...]:
         return self._call("cautions", ())
 
-    def protect_batch(self, images: Images, labels: Labels, generator: torch.Generator) -> Any:
+    def protect_batch(self, images: Images, labels: Labels, context: ClientContext, generator: torch.Generator) -> Any:
         return self._call("protect_batch", (images, labels), images, labels)
 
-    def train_step(self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]) -> Any:
+    def train_step(
+        self,
+        step: LocalStep,
+        context: ClientContext,
+        generator: torch.Generator,
+        proceed: Callable[[LocalStep], Tensor],
+    ) -> Any:
         return self._call("train_step", None) if "train_step" in self.hooks else proceed(step)
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Any:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Any:
         return self._call("protect_update", update, update)
 
 
@@ -204,8 +210,68 @@ class Scales(Defense):
 
     factor: float = 0.5
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         return replace(update, tensors={name: self.factor * t for name, t in update.tensors.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves(Defense):
+    """Sends half of the update and of what it kept back in earlier rounds, and keeps the other half."""
+
+    citation: ClassVar[str] = "none"
+
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
+        """Return half of all that is to be sent."""
+        context.state["rounds"] = [*context.state.get("rounds", []), context.round]
+        sent = {}
+        for name, tensor in update.tensors.items():
+            sent[name] = (tensor + context.state.get(name, torch.zeros(()))) / 2
+            context.state[name] = sent[name]
+        return replace(update, tensors=sent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Defense):
+    """Computes the gradient itself."""
+
+    citation: ClassVar[str] = "none"
+    replaces_gradient: ClassVar[bool] = True
+
+    def train_step(
+        self,
+        step: LocalStep,
+        context: ClientContext,
+        generator: torch.Generator,
+        proceed: Callable[[LocalStep], Tensor],
+    ) -> Tensor:
+        """Take the gradient of the mean loss over the labels in reverse order."""
+        loss = torch.nn.functional.cross_entropy(step.model(step.images), step.labels.flip(0))
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeps(Defense):
+    """Keeps what the test wants it to keep."""
+
+    citation: ClassVar[str] = "none"
+    kept: ClassVar[dict[Any, Any]] = {}
+
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
+        """Return the update as it is."""
+        context.state.update(self.kept)
+        return update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outdated(Defense):
+    """Takes the arguments of an earlier version of the contract."""
+
+    citation: ClassVar[str] = "none"
+
+    def protect_update(self, update: Update, generator: torch.Generator) -> Update:  # type: ignore[override]
+        """Return the update as it is."""
+        return update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +280,7 @@ class Shaken(Defense):
 
     citation: ClassVar[str] = "none"
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         """Return the update with noise."""
         noisy = {
             n: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for n, tensor in update.tensors.items()
@@ -230,8 +296,8 @@ class Budgets(Defense):
 
     epsilon: float = 1.0
 
-    def budget(self, participations: int) -> PrivacyBudget:
-        return PrivacyBudget(self.epsilon * participations, 1e-5, "replace")
+    def budget(self, context: ClientContext) -> PrivacyBudget:
+        return PrivacyBudget(self.epsilon * context.participation, 1e-5, "replace")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,16 +309,24 @@ class Notes(Defense):
 
     tag: str = "a"
 
-    def protect_batch(self, images: Images, labels: Labels, generator: torch.Generator) -> tuple[Images, Labels]:
+    def protect_batch(
+        self, images: Images, labels: Labels, context: ClientContext, generator: torch.Generator
+    ) -> tuple[Images, Labels]:
         self.calls.append((self.tag, "batch", len(images)))
         return images, labels
 
-    def train_step(self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]) -> Tensor:
+    def train_step(
+        self,
+        step: LocalStep,
+        context: ClientContext,
+        generator: torch.Generator,
+        proceed: Callable[[LocalStep], Tensor],
+    ) -> Tensor:
         self.calls.append((self.tag, "in", step.progress))
         loss = proceed(step)
         self.calls.append((self.tag, "out", step.progress))
         return loss
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         self.calls.append((self.tag, "update", update.round))
         return update

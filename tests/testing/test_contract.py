@@ -218,7 +218,7 @@ class WrongInEveryWay(Defense):
     def cautions(self, model: Any) -> tuple[str, ...]:
         return ("no stop",)
 
-    def protect_update(self, update: Any, generator: torch.Generator) -> Any:
+    def protect_update(self, update: Any, context: Any, generator: torch.Generator) -> Any:
         return dataclasses.replace(update, tensors=dict(reversed(update.tensors.items())))
 
 

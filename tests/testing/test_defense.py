@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim.defense import Defense, LocalStep, PrivacyBudget
+from fedsim.defense import ClientContext, Defense, LocalStep, PrivacyBudget
 from fedsim.exchange import Images, Labels, Update
 from fedsim.labels import distributions, smooth
 from fedsim.models import build
@@ -42,22 +42,30 @@ class Sound(Defense):
         if not hasattr(model, "prompt"):
             model.register_parameter("prompt", nn.Parameter(torch.randn(4)))
 
-    def protect_batch(self, images: Images, labels: Labels, generator: torch.Generator) -> tuple[Images, Labels]:
+    def protect_batch(
+        self, images: Images, labels: Labels, context: ClientContext, generator: torch.Generator
+    ) -> tuple[Images, Labels]:
         noisy = images + 0.1 * torch.randn(images.shape, generator=generator)
         return noisy, smooth(distributions(labels, 10), 0.1)
 
-    def train_step(self, step: LocalStep, generator: torch.Generator, proceed: Callable[[LocalStep], Tensor]) -> Tensor:
+    def train_step(
+        self,
+        step: LocalStep,
+        context: ClientContext,
+        generator: torch.Generator,
+        proceed: Callable[[LocalStep], Tensor],
+    ) -> Tensor:
         noisy = step.images + torch.randn(step.images.shape, generator=generator)
         loss = proceed(dataclasses.replace(step, images=noisy))
         torch.autograd.backward(step.progress * step.model.prompt.square().sum())
         return loss
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         noisy = {n: self.scale * t + torch.randn(t.shape, generator=generator) for n, t in update.tensors.items()}
         return dataclasses.replace(update, tensors=noisy)
 
-    def budget(self, participations: int) -> PrivacyBudget | None:
-        return PrivacyBudget(participations * self.scale, 1e-5, "replace")
+    def budget(self, context: ClientContext) -> PrivacyBudget | None:
+        return PrivacyBudget(context.participation * self.scale, 1e-5, "replace")
 
 
 HOOKS = {name: getattr(Sound, name) for name in vars(Defense) if callable(getattr(Defense, name)) and name[0] != "_"}
@@ -118,7 +126,7 @@ def with_tensors(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> An
     return returning("protect_update", lambda u: dataclasses.replace(u, tensors=change(dict(u.tensors))))
 
 
-def unit_norm(self: Defense, update: Update, generator: torch.Generator) -> Update:
+def unit_norm(self: Defense, update: Update, *rest: Any) -> Update:
     norm = update.norm()
     return dataclasses.replace(update, tensors={n: t / torch.tensor(norm) for n, t in update.tensors.items()})
 
@@ -132,7 +140,7 @@ FINE, LESS = PrivacyBudget(2.0, 1e-5, "replace"), PrivacyBudget(1.0, 1e-5, "repl
 BROKEN = {
     # protect_batch
     "pictures overwritten": ("protect_batch", before("protect_batch", lambda i, *r: i.zero_()), "the images in place"),
-    "labels overwritten": ("protect_batch", after("protect_batch", lambda i, y, g: y.zero_()), "the labels in place"),
+    "labels overwritten": ("protect_batch", after("protect_batch", lambda i, y, *r: y.zero_()), "the labels in place"),
     "batch by mood": ("protect_batch", returning("protect_batch", lambda b: (b[0] + next(calls), b[1])), "same batch"),
     "pictures cropped": (
         "protect_batch",
@@ -183,10 +191,10 @@ BROKEN = {
     ),
     "update overwritten": (
         "protect_update",
-        after("protect_update", lambda u, g: u.tensors["head.bias"].zero_()),
+        after("protect_update", lambda u, *r: u.tensors["head.bias"].zero_()),
         r"changes head\.bias in place",
     ),
-    "update emptied": ("protect_update", after("protect_update", lambda u, g: u.tensors.clear()), "changes the names"),
+    "update emptied": ("protect_update", after("protect_update", lambda u, *r: u.tensors.clear()), "changes the names"),
     "client changed": (
         "protect_update",
         returning("protect_update", lambda u: dataclasses.replace(u, client=5)),

@@ -84,7 +84,7 @@ def test_several_steps_are_those_of_torchs_sgd():
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        plain_step(LocalStep(trained, 2 * pictures.images - 1, pictures.labels, 1, 1, 0.0))
+        plain_step(LocalStep(trained, 2 * pictures.images - 1, pictures.labels, 0.0))
         optimizer.step()
     found = make_update(model, pictures, "delta", learning_rate=0.1, local_steps=3)
     before = dict(model.named_parameters())

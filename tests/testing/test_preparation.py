@@ -128,7 +128,9 @@ def remember(model: nn.Module) -> None:
     first_models.append(model)
 
 
-def step_on_the_first_model(self: Defense, step: LocalStep, generator: torch.Generator, proceed: Any) -> Tensor:
+def step_on_the_first_model(
+    self: Defense, step: LocalStep, context: Any, generator: torch.Generator, proceed: Any
+) -> Tensor:
     remembered = next(m for m in first_models if hasattr(m, "prompt"))
     return proceed(replace(step, model=remembered))
 

@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from fedsim.defense import Defense
+from fedsim.defense import ClientContext, Defense
 from fedsim.exchange import Update
 
 
@@ -48,7 +48,7 @@ class TopK(Defense):
         """Return what pruning cannot vouch for."""
         return ("Pruning is a heuristic: an attack may work with the entries that are left.",)
 
-    def protect_update(self, update: Update, generator: torch.Generator) -> Update:
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         """Return the update with all but the largest entries set to zero."""
         sizes = [tensor.numel() for tensor in update.tensors.values()]
         entries = torch.cat([tensor.flatten() for tensor in update.tensors.values()])

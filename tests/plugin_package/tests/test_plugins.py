@@ -1,11 +1,22 @@
+import dataclasses
+
 import pytest
 import torch
+from fedsim_example_plugins.error_feedback import ErrorFeedback
 from fedsim_example_plugins.sign_of_bias import SignOfBias
 from fedsim_example_plugins.top_k import TopK
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Update
-from fedsim.testing import check_attack, check_defense, make_update, observation, random_pictures, small_model
+from fedsim.testing import (
+    check_attack,
+    check_defense,
+    client_context,
+    make_update,
+    observation,
+    random_pictures,
+    small_model,
+)
 
 
 def generator() -> torch.Generator:
@@ -50,12 +61,32 @@ def test_top_k_keeps_the_contract(keep: float) -> None:
 @pytest.mark.parametrize("keep", [1e-9, 0.01, 0.5, 1.0])
 def test_top_k_agrees_with_sorting_all_entries(keep: float) -> None:
     update = make_update(small_model(), random_pictures(generator()))
-    sent = flat(TopK(keep=keep).protect_update(update, generator()))
+    sent = flat(TopK(keep=keep).protect_update(update, client_context(), generator()))
     entries = flat(update)
     order = entries.abs().argsort(descending=True)
     count = max(1, round(keep * len(entries)))
     assert torch.equal(sent[order[:count]], entries[order[:count]])
     assert not sent[order[count:]].any()
+
+
+@pytest.mark.parametrize("keep", [0.001, 0.3, 1.0])
+def test_error_feedback_keeps_the_contract(keep: float) -> None:
+    check_defense(ErrorFeedback, keep=keep)
+
+
+def test_error_feedback_sends_everything_over_the_rounds() -> None:
+    update, context, defense = (
+        make_update(small_model(), random_pictures(generator())),
+        client_context(),
+        ErrorFeedback(),
+    )
+    nothing = dataclasses.replace(update, tensors={n: torch.zeros_like(t) for n, t in update.tensors.items()})
+    sent = flat(defense.protect_update(update, context, generator()))
+    assert 0 < int((sent != 0).sum()) <= len(sent) // 9
+    for _ in range(10):
+        sent += flat(defense.protect_update(nothing, context, generator()))
+    assert torch.equal(sent, flat(update))
+    assert not context.state["kept"].any()
 
 
 def flat(update: Update) -> torch.Tensor:
