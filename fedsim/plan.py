@@ -439,7 +439,8 @@ def _check_mixup(scenario: Scenario, data: FederatedData) -> None:
 
 def _plan_attack(index: int, scenario: Scenario) -> PlannedAttack:
     part, where = scenario.attacks[index], f"attacks.{index}"
-    attack = plugins.build("attacks", Attack, part.name, part.params, where)
+    info = plugins.find("attacks", part.name, f"{where}.name")
+    attack = plugins.configure(plugins.load(info, Attack, f"{where}.name"), part.params, f"{where}.params")
     missing = sorted(attack.needs - set(scenario.threat.grants))
     if missing:
         granted = ", ".join(scenario.threat.grants) or "none"
@@ -448,7 +449,7 @@ def _plan_attack(index: int, scenario: Scenario) -> PlannedAttack:
             f"{part.name} needs the grant {', '.join(missing)}; threat.grants has {granted}. "
             "Grant it, or leave the attack out.",
         )
-    return PlannedAttack(index, plugins.find("attacks", part.name, where), attack, part.label)
+    return PlannedAttack(index, info, attack, part.label)
 
 
 def _refuse_equal(attacks: tuple[PlannedAttack, ...]) -> None:
@@ -472,9 +473,10 @@ def _refuse_equal(attacks: tuple[PlannedAttack, ...]) -> None:
 
 def _plan_defense(index: int, scenario: Scenario, clients: int) -> PlannedDefense:
     part, where = scenario.defenses[index], f"defenses.{index}"
-    defense = plugins.build("defenses", Defense, part.name, part.params, where)
+    info = plugins.find("defenses", part.name, f"{where}.name")
+    defense = plugins.configure(plugins.load(info, Defense, f"{where}.name"), part.params, f"{where}.params")
     chosen = select_clients(part.clients, clients, scenario.seed, f"{where}.clients")
-    return PlannedDefense(index, plugins.find("defenses", part.name, where), defense, frozenset(chosen))
+    return PlannedDefense(index, info, defense, frozenset(chosen))
 
 
 def _refuse_skipped(defenses: tuple[PlannedDefense, ...]) -> None:

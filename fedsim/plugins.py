@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fedsim.coercion import coerce
 from fedsim.errors import PluginError, ScenarioError, nearest, printable
@@ -57,9 +57,13 @@ class Parameter:
     required: bool = False
 
 
-def _info(kind: Kind, point: EntryPoint) -> PluginInfo:
-    dist = point.dist
-    return PluginInfo(kind, point.name, point.value, dist.name if dist else None, dist.version if dist else "unknown")
+class _Origin(NamedTuple):
+    distribution: str | None
+    version: str
+
+
+def _origin(point: EntryPoint) -> _Origin:
+    return _Origin(point.dist.name, point.dist.version) if point.dist else _Origin(None, "unknown")
 
 
 def installed(kind: Kind) -> dict[str, PluginInfo]:
@@ -69,8 +73,11 @@ def installed(kind: Kind) -> dict[str, PluginInfo]:
         PluginError: two distributions offer the same name.
     """
     found: dict[str, PluginInfo] = {}
+    # Each look at a distribution's name or version parses its metadata, with a whole README in it.
+    origins: dict[int, _Origin] = {}
     for point in sorted(entry_points(group=f"fedsim.{kind}"), key=lambda p: p.name):
-        info = _info(kind, point)
+        origin = origins.get(id(point.dist)) or origins.setdefault(id(point.dist), _origin(point))
+        info = PluginInfo(kind, point.name, point.value, *origin)
         other = found.setdefault(info.name, info)
         if (other.target, other.distribution) != (info.target, info.distribution):
             raise PluginError(

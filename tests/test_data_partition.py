@@ -1,13 +1,18 @@
 """Dealing samples to clients."""
 
+import warnings
+
+import datasets
 import numpy as np
 import pytest
+from flwr_datasets import partitioner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data.partition import deal
 from fedsim.errors import ScenarioError
 from fedsim.scenario import PartitionPart
+from fedsim.seeds import numpy_generator
 
 LABELS = [number % 10 for number in range(400)]
 PARTS = [
@@ -57,6 +62,23 @@ def test_a_partition_is_disjoint_and_leaves_no_client_empty(labels, clients, see
     if name == "pathological":
         dealt_classes = {labels[sample] for sample in together}
         assert missing == sum(label not in dealt_classes for label in labels)
+
+
+@pytest.mark.parametrize("clients,samples", [(7, 100), (4, 400), (5, 5), (1, 3)])
+def test_equal_and_given_sizes_are_cut_as_flwr_datasets_cuts_them(clients, samples):
+    order = numpy_generator(3, "partition").permutation(samples)
+    sizes = [1 + client % 2 for client in range(clients)] if clients < samples else [1] * clients
+    theirs = {
+        "iid": partitioner.IidPartitioner(clients),
+        "sizes": partitioner.SizePartitioner(sizes),
+    }
+    for name, cut in theirs.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cut.dataset = datasets.Dataset.from_dict({"sample": order})
+            expected = [tuple(cut.load_partition(client)["sample"][:]) for client in range(clients)]
+        part = _part(name, sizes=sizes) if name == "sizes" else _part(name)
+        assert list(deal([0] * samples, part, clients, 3)) == expected
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)

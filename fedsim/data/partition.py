@@ -1,4 +1,4 @@
-"""How training samples are dealt to clients, by the partitioners of flwr-datasets."""
+"""How training samples are dealt to clients: runs of the shuffled samples, or by the partitioners of flwr-datasets."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ def deal(labels: Sequence[int], part: PartitionPart, clients: int, seed: int) ->
         ScenarioError: the samples cannot be dealt so that every client gets one.
     """
     _check(labels, part, clients)
-    import datasets
-
     order = numpy_generator(seed, "partition").permutation(len(labels))
+    if part.name in ("iid", "sizes"):
+        return _in_runs(order, part, clients)
+    import datasets  # takes a second to import
+
     index = datasets.Dataset.from_dict({"sample": order, "label": np.asarray(labels)[order]})
     partitioner = _partitioner(part, clients, derive(seed, "partition", part.name))
     # They warn of every draw they repeat, of samples left over, and of pyarrow's deprecations; failures raise.
@@ -47,6 +49,12 @@ def deal(labels: Sequence[int], part: PartitionPart, clients: int, seed: int) ->
         except ValueError:
             raise _refusal(labels, part, clients) from None
     return tuple(tuple(int(sample) for sample in samples) for samples in dealt)
+
+
+def _in_runs(order: np.ndarray, part: PartitionPart, clients: int) -> tuple[tuple[int, ...], ...]:
+    """Return one run of the order per client, as flwr-datasets cuts them, whose import takes two seconds."""
+    runs = np.array_split(order, clients) if part.sizes is None else np.split(order, np.cumsum(part.sizes))[:clients]
+    return tuple(tuple(run.tolist()) for run in runs)
 
 
 def _check(labels: Sequence[int], part: PartitionPart, clients: int) -> None:
@@ -82,11 +90,7 @@ def _partitioner(part: PartitionPart, clients: int, seed: int) -> Any:
         return partitioner.DirichletPartitioner(clients, "label", alpha, min_partition_size=1, seed=seed)
     if part.name == "shards":
         return partitioner.ShardPartitioner(clients, "label", part.shards_per_client or DEFAULT_SHARDS, seed=seed)
-    if part.name == "pathological":
-        return partitioner.PathologicalPartitioner(clients, "label", part.classes_per_client, seed=seed)
-    if part.name == "sizes":
-        return partitioner.SizePartitioner(part.sizes)
-    return partitioner.IidPartitioner(clients)
+    return partitioner.PathologicalPartitioner(clients, "label", part.classes_per_client, seed=seed)
 
 
 def _refusal(labels: Sequence[int], part: PartitionPart, clients: int) -> ScenarioError:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.stats import binom
 from torch import Tensor
 
 from fedsim.exchange import HardLabels, Images, Labels, SoftLabels
@@ -88,6 +87,8 @@ def expected_recall(size: int, prior: Mapping[int, float]) -> float:
 
 def _chances(size: int, prior: Mapping[int, float]) -> NDArray[np.float64]:
     """Return P(n_c > j) for each class c and each j below `size`."""
+    from scipy.stats import binom  # takes a second to import
+
     return np.asarray(binom.sf(np.arange(size), size, np.array(list(prior.values()))[:, None]))
 
 

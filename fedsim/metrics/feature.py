@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from fedsim.metrics.matching import assign
@@ -23,6 +22,8 @@ def feature_errors(found: FoundFeatures, true: Features) -> tuple[float, ...]:
     Raises:
         MetricUnavailableError: the rows are of another length, or a true one is zero.
     """
+    from scipy.spatial.distance import cdist
+
     if found.shape[1] != true.shape[1]:
         raise MetricUnavailableError(
             f"found features have {found.shape[1]} entries, the model's head inputs {true.shape[1]}"

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from fedsim.metrics.unavailable import MetricUnavailableError
@@ -74,6 +73,8 @@ def ssim(found: Image, true: Image, data_range: float) -> float:
 
     Source: Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment", IEEE Transactions on Image Processing, 2004.
     """
+    from skimage.metrics import structural_similarity
+
     if not data_range > 0:
         raise ValueError(f"data_range: expected a positive number, got {data_range}.")
     side = min(true.shape[1:])

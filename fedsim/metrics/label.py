@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from fedsim.exchange import Labels
@@ -89,6 +88,8 @@ def soft_label_errors(found: FoundDistributions, true: Labels) -> tuple[float, .
     Source: Wang, Liang, He, "Towards Eliminating Hard Label Constraints in Gradient Inversion Attacks", ICLR 2024, who call
     a label recovered below 1e-3.
     """
+    from scipy.spatial.distance import cdist
+
     classes = found.shape[1]
     rows, originals = (tensor.detach().cpu().double().numpy() for tensor in (found, distributions(true, classes)))
     errors = cdist(rows, originals, "chebyshev")

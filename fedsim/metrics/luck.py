@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy.stats import binom, t
-
 SIGNIFICANCE = 0.05
 """Family-wise error rate: the probability that luck alone makes a client look leaky."""
 
@@ -29,6 +27,8 @@ def binomial(hits: float, examples: int, chance: float) -> float:
         examples: number of guesses.
         chance: probability that a blind guess is right, in [0, 1].
     """
+    from scipy.stats import binom  # takes a second to import
+
     return float(binom.sf(math.floor(hits + 1e-9) - 1, examples, min(max(chance, 0.0), 1.0)))
 
 
@@ -44,6 +44,8 @@ def exceedance(skill: float, blind_skills: Sequence[float], scale: float) -> flo
         blind_skills: skills of the same attack on other clients' updates.
         scale: standard deviation assumed before any blind attempt is seen.
     """
+    from scipy.stats import t  # takes a second to import
+
     freedom = _PRIOR_ATTEMPTS + len(blind_skills) / 2
     squares = _PRIOR_ATTEMPTS * scale**2 + sum(max(0.0, blind) ** 2 for blind in blind_skills)
     return float(t.sf(skill / max(scale, math.sqrt(squares / freedom)), freedom))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 Found = Float[Tensor, "found channel height width"]
@@ -16,6 +15,8 @@ def assign(cost: Shaped[np.ndarray, "found batch"]) -> tuple[int | None, ...]:
 
     No found item is used twice. With fewer found than true items, those that are left over get None.
     """
+    from scipy.optimize import linear_sum_assignment
+
     assigned: list[int | None] = [None] * cost.shape[1]
     for candidate, original in zip(*linear_sum_assignment(cost), strict=True):
         assigned[int(original)] = int(candidate)
