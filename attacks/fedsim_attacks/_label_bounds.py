@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import nnls
 from torch import Tensor
 
 from fedsim_attacks._head import ClassVector, HeadGradient
@@ -54,6 +53,8 @@ def separable(rows: ClassRows, count: int, classes: list[int]) -> ClassVector:
 
 def _distance(generators: np.ndarray, point: np.ndarray) -> float:
     """Return the distance of a point from the cone of the generators' rows; its own length where that is not found."""
+    from scipy.optimize import nnls  # half a second to import, which few attacks need
+
     try:
         return float(nnls(generators.T, point)[1])
     except RuntimeError:  # scipy's, after three iterations a row
