@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 from breaching_labels import STRATEGIES, strategy, version
-from fedsim_attacks._head import read_head, reference_pictures
-from fedsim_attacks._label_rules import RULES, evidence
+from fedsim_attacks.head.classifier import read_head, reference_pictures
+from fedsim_attacks.head.label_rules import RULES, evidence
 from fedsim_attacks.label_recovery import LabelRecovery
 from label_states import MODEL, SIZE, auxiliary, batches, head_gradient, trained, untrained
 from torch import Tensor, nn

@@ -121,8 +121,9 @@ def sources() -> str:
     """Return a digest of the attacks' sources, so that rows of an earlier version show."""
     spec = find_spec("fedsim_attacks")
     assert spec is not None and spec.origin is not None
-    digest = hashlib.sha256()
-    for file in sorted(Path(spec.origin).parent.glob("*.py")):
+    digest, folder = hashlib.sha256(), Path(spec.origin).parent
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 

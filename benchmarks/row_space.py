@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from fedsim_attacks._row_space import RowSpace
+from fedsim_attacks.closed_form.row_space import RowSpace
 
 from fedsim import models, plugins
 from fedsim.data.source import Pool, Source

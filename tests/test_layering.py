@@ -1,4 +1,5 @@
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ SEALED_MODULES += (
     "fedsim.training",
     "fedsim.scenario",
 )
+# Packages of the attacks, floor by floor: what stands on one imports from lower ones alone. The attacks stand on top.
+ATTACKS = ROOT / "attacks" / "fedsim_attacks"
+FLOORS = ({"update", "priors", "solvers"}, {"head", "closed_form", "newton"}, {"matching"})
+FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 LOADERS = {"__import__", "import_module", "eval", "exec"}
 
 
@@ -63,7 +68,7 @@ def identified(path):
 
 def test_the_files_are_found():
     assert len(CORE) > 40 and ROOT / "fedsim" / "threat.py" in CORE
-    assert {path.parent.name for path in THEIRS} == set(PLUGINS)
+    assert {path.relative_to(ROOT).parts[1] for path in THEIRS} == set(PLUGINS)
 
 
 @pytest.mark.parametrize("path", CORE, ids=identified)
@@ -101,3 +106,39 @@ def test_the_check_sees_every_way_to_write_an_import(source):
 )
 def test_the_check_sees_every_way_to_name_the_truth(source):
     assert "Truth" in set(names(source))
+
+
+def attack_modules():
+    """Return the modules of the attacks by their parts below `fedsim_attacks`, packages included."""
+    paths = {path.relative_to(ATTACKS).with_suffix("").parts: path for path in ATTACKS.rglob("*.py")}
+    return {parts[:-1] if parts[-1] == "__init__" else parts: path for parts, path in paths.items()}
+
+
+def imported_attack_modules(path):
+    """Return the modules of the attacks that a file imports."""
+    known, found = attack_modules(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and is_under(node.module, ["fedsim_attacks"]):
+            package = tuple(node.module.split(".")[1:])
+            inside = {(*package, alias.name) for alias in node.names}
+            found |= (inside & known.keys()) or {package}
+    return found
+
+
+def test_every_package_of_the_attacks_has_its_floor():
+    assert {parts[0] for parts, path in attack_modules().items() if path.name == "__init__.py" and parts} == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", sorted(ATTACKS.rglob("*.py")), ids=identified)
+def test_imports_between_packages_of_the_attacks_go_down_and_through_the_package(path):
+    own, *inside = path.relative_to(ATTACKS).parts
+    floor = FLOOR[own] if inside else len(FLOORS)
+    others = {parts for parts in imported_attack_modules(path) if not inside or parts[0] != own}
+    assert all(len(parts) == 1 and FLOOR.get(parts[0], len(FLOORS)) < floor for parts in others), others
+
+
+def test_no_circle_of_imports_in_the_attacks():
+    modules = attack_modules()
+    graph = {parts: imported_attack_modules(path) - {parts[:1]} for parts, path in modules.items() if len(parts) > 1}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    assert order.index(("matching", "descent")) > order.index(("newton",))

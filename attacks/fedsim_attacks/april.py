@@ -30,12 +30,16 @@ import torch
 from fedsim.applicability import Applicability
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
-from fedsim_attacks import _april_system
-from fedsim_attacks._april_system import AprilSystem
-from fedsim_attacks._bilinear import Bilinear, complete_bilinear
-from fedsim_attacks._closed_form import Weights
-from fedsim_attacks._filling import SmoothInversion, fill
-from fedsim_attacks._gradient import local_steps
+from fedsim_attacks.closed_form import (
+    AprilSystem,
+    Bilinear,
+    SmoothInversion,
+    Weights,
+    complete_bilinear,
+    fill,
+    read_april_system,
+)
+from fedsim_attacks.update import local_steps
 
 _RANK = 1e-12
 _ROUNDING = 1e-5  # relative error of an identity that float32 arithmetic can explain
@@ -94,7 +98,7 @@ class April(SmoothInversion):
         normalization = observation.normalization
         if normalization is None:
             raise AttackRefusedError("normalization is not granted; the patches are found in normalized units.")
-        found = _april_system.read(observation, normalization, generator)
+        found = read_april_system(observation, normalization, generator)
         system = found.decompose()
         weights = self._weights(found, system)
         filling = fill(

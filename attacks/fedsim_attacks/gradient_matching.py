@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsim_attacks._descent import Descent
+from fedsim_attacks.matching import Descent
 
 
 @dataclass(frozen=True, kw_only=True)

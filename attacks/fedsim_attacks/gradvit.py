@@ -23,9 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsim_attacks._descent import Descent
-from fedsim_attacks._parameters import Distance
-from fedsim_attacks._steps import Optimizer, Schedule
+from fedsim_attacks.matching import Descent, Distance, Optimizer, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,7 @@ import torch
 from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.exchange import Finding, Observation
-from fedsim_attacks._features import RecoveredFeatures, recover_features
-from fedsim_attacks._labels import count_labels
+from fedsim_attacks.head import RecoveredFeatures, count_labels, recover_features
 
 _NOTABLE = 0.05  # estimated relative error
 

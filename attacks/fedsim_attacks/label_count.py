@@ -5,7 +5,7 @@ Paper: Ma, Sun, Cui, Huang, Chen, Zhao. "Instance-wise Batch Label Restoration v
 
 Idea: the bias gradient is mean(p) - n / B, predicted probabilities minus class counts over batch size. So n = B (mean(p) -
 G_b), as soon as the batch's mean softmax is known to 1 / (2 B). It follows from the batch's mean logits, which the weight
-gradient gives as a least-squares estimate over classes, with a prior from pictures of no client (`_labels`). The counts
+gradient gives as a least-squares estimate over classes, with a prior from pictures of no client (`head.counts`). The counts
 are the whole numbers nearest to that in the covariance of the estimate; how much nearer than the second nearest is the
 confidence.
 
@@ -28,7 +28,7 @@ import torch
 from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.exchange import Finding, Observation
-from fedsim_attacks._labels import count_labels
+from fedsim_attacks.head import count_labels
 
 
 @dataclass(frozen=True, kw_only=True)

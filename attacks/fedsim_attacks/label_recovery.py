@@ -1,7 +1,7 @@
 """Hard labels of any batch, repeats included, by one of the published rules or by the one that the evidence calls for.
 
 Paper: Ma, Sun, Cui, Huang, Chen, Zhao. "Instance-wise Batch Label Restoration via Gradients in Federated Learning". ICLR
-2023. https://openreview.net/forum?id=FIrQfNSOoTr (rule `ilrg`). The others, with formulas in `_label_rules`:
+2023. https://openreview.net/forum?id=FIrQfNSOoTr (rule `ilrg`). The others, with formulas in `head.label_rules`:
 
 - `idlg`, `idlg_bias`: Zhao, Mopuri, Bilen. "iDLG: Improved Deep Leakage from Gradients". 2020.
   https://arxiv.org/abs/2001.02610
@@ -21,7 +21,7 @@ inputs are signed, so row sums say nothing); `llg` where G is missing, the model
 
 Differs from the paper: sums over rows of G, which need inputs of one sign, are replaced by the bias gradient in `llg` and
 `llg_star`; where the bias is not shared, the constant functional of reference head inputs stands in. `rlg` asks non-negative
-least squares instead of a linear program. Deltas are first undone to a mean gradient (`_gradient`).
+least squares instead of a linear program. Deltas are first undone to a mean gradient (`update.gradient`).
 
 Needs: grant `batch_size`; the classifier's weight or bias gradient, as the rule says; hard labels. `bias_count_auxiliary` needs
 `auxiliary_data`. Cost: at most one forward pass over the reference pictures, and for few pictures of many classes one
@@ -41,20 +41,27 @@ from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
-from fedsim_attacks._head import HeadGradient, References, read_head, reference_pictures
-from fedsim_attacks._label_bounds import FEW, side_by_side
-from fedsim_attacks._label_rules import RULES, Counts, PublishedRule, evidence
-from fedsim_attacks._labels import (
+from fedsim_attacks.head import (
     BLUNT,
     DOUBTFUL,
+    FEW,
+    RULES,
     UNSCALED,
+    Counts,
+    HeadGradient,
+    PublishedRule,
+    References,
     count_cautions,
     counted,
+    evidence,
     fitting_references,
     is_single_step,
     picture_count,
+    read_head,
+    reference_pictures,
     rescaled,
     sharpness,
+    side_by_side,
     soft_label_cautions,
 )
 

@@ -36,11 +36,7 @@ import torch
 from fedsim.applicability import Applicability
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
-from fedsim_attacks import _patch_system
-from fedsim_attacks._filling import SmoothInversion
-from fedsim_attacks._patch_inversion import excess, invert
-from fedsim_attacks._patch_system import ROUNDING, PatchSystem
-from fedsim_attacks._row_space import assess
+from fedsim_attacks.closed_form import ROUNDING, PatchSystem, SmoothInversion, assess, excess, invert, read_patch_system
 
 _NOTABLE_NOISE = 1e-3
 _NOTABLE_BIAS_ERROR = 1e-3
@@ -105,7 +101,7 @@ class PatchEmbedding(SmoothInversion):
         normalization = observation.normalization
         if normalization is None:
             raise AttackRefusedError("normalization is not granted; the patches are found in normalized units.")
-        found = _patch_system.read(observation)
+        found = read_patch_system(observation)
         inversion = invert(found, normalization, self.smoothness, self.refinements)
         system = inversion.conditioned.system
         cutoff = max(inversion.weight**0.5, 0.0 if found.rounding else found.noise_edge)

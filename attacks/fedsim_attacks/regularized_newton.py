@@ -6,9 +6,9 @@ Paper: no publication of this attack is known to us. The method, of Bakushinskii
 Idea: a trained model's loss surface is full of narrow, curved valleys, in which a descent stalls on the first slope. Here
 every step solves for the whole picture: the one that best explains the gradient as linearized at the last, among pictures with
 the spectrum of photographs. How far the gradient is trusted beside the spectrum follows what is left of it. Of a plain ViT,
-what the last block has seen of each picture is worked out first (`_last_block`): pictures are fitted to that to start from, and
-it stays beside the gradient in what is solved for. Further starts are near grey, and smooth pictures whose head input is
-nearest to the one that the classifier's gradient shows. Each is followed for a few steps until one is promising, and the best
+what the last block has seen of each picture is worked out first (`newton.last_block`): pictures are fitted to that to start
+from, and it stays beside the gradient in what is solved for. Further starts are near grey, and smooth pictures whose head input
+is nearest to the one that the classifier's gradient shows. Each is followed for a few steps until one is promising, and the best
 to the end. Levenberg-Marquardt, the second stage of `token_matching`, goes on from there.
 
 Differs from the paper: the book has no neural network in mind, and regularization falls there by a fixed sequence, here with
@@ -34,23 +34,25 @@ from fedsim import progress
 from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Film, Finding, Labels, Normalization, Observation
+from fedsim.exchange import Film, Finding, Images, Labels, Normalization, Observation
 from fedsim.models import patch_grid
-from fedsim_attacks._defended import Defended, read_defenses
-from fedsim_attacks._last_block import separate
-from fedsim_attacks._polish import gauss_newton
-from fedsim_attacks._regularized import Tried, regularized
-from fedsim_attacks._reordering import rearranged
-from fedsim_attacks._residual import Polished, Residual, obstacle
-from fedsim_attacks._response import Response
-from fedsim_attacks._row_space import assess
-from fedsim_attacks._search import frames
-from fedsim_attacks._separated import Separated
-from fedsim_attacks._spectrum import Spectrum, Waves
-from fedsim_attacks._starts import Box
-from fedsim_attacks._target import known_labels, open_device, read_target, respond
-from fedsim_attacks._terms import read_head_inputs
-from fedsim_attacks._wave_starts import Seen, WaveStarts
+from fedsim_attacks.closed_form import assess
+from fedsim_attacks.head import NearestStarts, known_labels, read_head_inputs
+from fedsim_attacks.matching import Box, frames
+from fedsim_attacks.newton import (
+    Polished,
+    Residual,
+    Seen,
+    Separated,
+    Tried,
+    WaveStarts,
+    gauss_newton,
+    obstacle,
+    regularized,
+    separate,
+)
+from fedsim_attacks.priors import Spectrum, Waves
+from fedsim_attacks.update import Defended, Response, open_device, read_defenses, read_target, rearranged, respond
 
 
 class _Chosen(NamedTuple):
@@ -129,7 +131,7 @@ class RegularizedNewton(Attack):
         if seen.block is not None:
             residual = Separated(response, {}, defended.target, self.positions, defended.sent, block=seen.block)
         spectrum = Spectrum.of(observation.image_shape, normalization, device)
-        starts = WaveStarts(seen, defended.target.model, spectrum, normalization, self.fit_steps, generator)
+        starts = WaveStarts(seen, spectrum, self.fit_steps, generator)
         chosen = self._choose(residual, starts)
         box = Box.of(observation.image_shape[0], normalization, device)
         followed = list(self._followed(residual, spectrum, chosen, box, residual.level(defended.deviation)))
@@ -163,14 +165,21 @@ class RegularizedNewton(Attack):
         except AttackRefusedError as error:
             doubt = f"Starts are drawn blindly, because the classifier's gradient does not show where to: {error}"
             return Seen(len(labels), None, None, doubt)
+        normalization = observation.normalization
+        assert normalization is not None
+        found = NearestStarts(target.model, wanted, normalization, observation.image_shape, lambda images: images)
+
+        def nearest(generator: torch.Generator) -> Images:
+            return found.draw(1, generator)[0]
+
         if not self.fit_steps or defended.deviation:  # noise is multiplied on the way to the last block
-            return Seen(len(labels), wanted, None, None)
+            return Seen(len(labels), nearest, None, None)
         try:
             gradients = dict(zip(target.names, target.gradients, strict=True))
             block = separate(target.model, gradients, response.labels, wanted)
         except AttackRefusedError as error:
-            return Seen(len(labels), wanted, None, f"No start is fitted to what the last block has seen: {error}")
-        return Seen(len(labels), wanted, block, None)
+            return Seen(len(labels), nearest, None, f"No start is fitted to what the last block has seen: {error}")
+        return Seen(len(labels), nearest, block, None)
 
     def _choose(self, residual: Residual, starts: WaveStarts) -> _Chosen:
         """Return the first trial that is promising, or the best of all."""

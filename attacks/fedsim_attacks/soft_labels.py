@@ -34,11 +34,22 @@ from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
-from fedsim_attacks._gradient import local_steps
-from fedsim_attacks._label_search import Candidate, Family, applicable, judge, search
-from fedsim_attacks._labels import picture_count
-from fedsim_attacks._rounding import onto_simplex
-from fedsim_attacks._shared_head import ClassVector, Direction, FeatureNorm, RankOne, SharedHead, read_shared_head
+from fedsim_attacks.head import (
+    Candidate,
+    ClassVector,
+    Direction,
+    Family,
+    FeatureNorm,
+    RankOne,
+    SharedHead,
+    applicable,
+    judge,
+    picture_count,
+    read_shared_head,
+    search,
+)
+from fedsim_attacks.solvers import onto_simplex
+from fedsim_attacks.update import local_steps
 
 _ROUNDING = 1e-5  # relative second singular value that float32 explains
 _NOISE = 2.0  # second singular value that noise explains, in units of what sums over classes show

@@ -2,10 +2,10 @@ import functools
 
 import pytest
 import torch
-from fedsim_attacks._april_system import read
-from fedsim_attacks._bilinear import complete_bilinear, decompose_bilinear
-from fedsim_attacks._first_attention import first_attention
 from fedsim_attacks.april import April
+from fedsim_attacks.closed_form.april_system import read_april_system
+from fedsim_attacks.closed_form.bilinear import complete_bilinear, decompose_bilinear
+from fedsim_attacks.closed_form.first_attention import first_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vit_cases import best_control, build, decibels, delta, gradient, noisy, observe
@@ -153,7 +153,7 @@ def test_what_rounding_and_width_hide_is_filled_smoothly_and_said(kwargs):
 def test_a_smooth_filling_beats_the_paper_s_pseudo_inverse():
     model, batch = build_april(num_heads=4), photos().read([369])
     seen = observe(model, gradient(model, batch))
-    system = read(seen, seen.normalization, torch.Generator().manual_seed(0))
+    system = read_april_system(seen, seen.normalization, torch.Generator().manual_seed(0))
     inverted = torch.linalg.pinv(system.tokens.T) @ (system.products - system.known)
     patches = inverted @ torch.linalg.pinv(system.attention.projection).T
     plain = (system.attention.grid.join(patches[None]) + 0.5).clamp(0, 1).float()
@@ -209,7 +209,7 @@ def test_noise_is_measured(kwargs):
     model, batch = build_april(**kwargs), photos().read([0])
     update = gradient(model, batch)
     seen = observe(model, noisy(update, 1e-4))
-    level = read(seen, seen.normalization, torch.Generator().manual_seed(0)).noise.level
+    level = read_april_system(seen, seen.normalization, torch.Generator().manual_seed(0)).noise.level
     assert level == pytest.approx(1e-4 * update.norm(), rel=0.25)
 
 

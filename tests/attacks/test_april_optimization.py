@@ -1,11 +1,11 @@
 import pytest
 import torch
 from descent_cases import FOUR_PATCHES, attacked, observed, pictures, tiny
-from fedsim_attacks._objective import GradientTerm
-from fedsim_attacks._target import Target, read_target
-from fedsim_attacks._terms import Parts
 from fedsim_attacks.april_optimization import AprilOptimization
 from fedsim_attacks.gradient_matching import GradientMatching
+from fedsim_attacks.matching.objective import GradientTerm
+from fedsim_attacks.matching.terms import Parts
+from fedsim_attacks.update.target import Target, read_target
 from hypothesis import given
 from hypothesis import strategies as st
 from vit_cases import best_control, decibels

@@ -31,7 +31,7 @@ def test_statistics_are_those_of_a_network_trained_on_the_auxiliary_data(
         used.append(network)
         return lambda pixels: pixels.square().mean()
 
-    monkeypatch.setattr("fedsim_attacks._terms.load_prior", load)
+    monkeypatch.setattr("fedsim_attacks.matching.terms.load_prior", load)
     own = pictures(0)
     labeled = LabeledImages(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8))
     told = attacked(GradInversion(steps=1, restarts=2), observed(tiny(), own, auxiliary_data=labeled))
@@ -42,6 +42,6 @@ def test_statistics_are_those_of_a_network_trained_on_the_auxiliary_data(
 
 
 def test_no_network_is_a_caution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim_attacks._terms.has_efficientnet_lite0", lambda: False)
+    monkeypatch.setattr("fedsim_attacks.matching.terms.has_efficientnet_lite0", lambda: False)
     finding = attacked(GradInversion(steps=1, restarts=2), observed(tiny(), pictures(0)))
     assert any("no network whose statistics" in caution for caution in finding.cautions)

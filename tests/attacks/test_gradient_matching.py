@@ -1,7 +1,7 @@
 import pytest
 from descent_cases import ONE_PATCH, attacked, grey, mean_color, mean_decibels, observed, pictures, tiny
-from fedsim_attacks._matching import DISTANCES
 from fedsim_attacks.gradient_matching import GradientMatching
+from fedsim_attacks.matching.distances import DISTANCES
 
 from fedsim import models
 

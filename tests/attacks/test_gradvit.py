@@ -1,9 +1,9 @@
 import pytest
 import torch
 from descent_cases import ONE_PATCH, against_own_and_other, attacked, grey, mean_color, observed, pictures, tiny
-from fedsim_attacks._target import read_target
-from fedsim_attacks._terms import Parts
 from fedsim_attacks.gradvit import GradViT
+from fedsim_attacks.matching.terms import Parts
+from fedsim_attacks.update.target import read_target
 
 
 @pytest.mark.slow
@@ -15,7 +15,7 @@ def test_one_patch_is_found_without_a_network_and_another_update_does_not_show_i
 
 
 def test_weights_switch_at_half_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim_attacks._terms.load_prior", lambda *_: lambda pixels: pixels.mean())
+    monkeypatch.setattr("fedsim_attacks.matching.terms.load_prior", lambda *_: lambda pixels: pixels.mean())
     attack, seen = GradViT(positions=2.0, prior_network="efficientnet_lite0"), observed(tiny(), pictures(0))
     assert seen.normalization is not None
     target = read_target(seen, (), torch.device("cpu"))
@@ -31,7 +31,7 @@ def test_weights_switch_at_half_of_the_steps(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_the_prior_did_not_see_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim_attacks._terms.load_prior", lambda *_: lambda pixels: 1e6 + pixels.mean())
+    monkeypatch.setattr("fedsim_attacks.matching.terms.load_prior", lambda *_: lambda pixels: 1e6 + pixels.mean())
     attack = GradViT(steps=8, prior_network="efficientnet_lite0")
     trace = attacked(attack, observed(tiny(), pictures(0))).trace
     assert trace["step"] >= 4
@@ -39,7 +39,7 @@ def test_what_the_prior_did_not_see_is_forgotten(monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_network_is_a_caution_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim_attacks._terms.has_efficientnet_lite0", lambda: False)
+    monkeypatch.setattr("fedsim_attacks.matching.terms.has_efficientnet_lite0", lambda: False)
     finding = attacked(GradViT(steps=2), observed(tiny(), pictures(0)))
     assert any("no network whose statistics" in caution for caution in finding.cautions)
     without = attacked(GradViT(steps=2, statistics=0.0), observed(tiny(), pictures(0)))

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from fedsim_attacks._features import recover_features
-from fedsim_attacks._head_system import HeadSystem, Penalty
-from fedsim_attacks._shared_head import FeatureNorm, SharedHead
+from fedsim_attacks.head.features import recover_features
+from fedsim_attacks.head.shared_head import FeatureNorm, SharedHead
+from fedsim_attacks.head.system import HeadSystem, Penalty
 from fedsim_attacks.head_features import HeadFeatures
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from fedsim_attacks._labels import picture_count
+from fedsim_attacks.head.counts import picture_count
 from fedsim_attacks.label_count import LabelCount
 from vit_cases import CLASSES, build, delta, gradient, observe, photos
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import timm
 import torch
-from fedsim_attacks._label_rules import RULES
+from fedsim_attacks.head.label_rules import RULES
 from fedsim_attacks.label_recovery import LabelRecovery
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from fedsim_attacks._aware_jigsaw import restore
-from fedsim_attacks._aware_rounding import recognize
-from fedsim_attacks._fitted_prior import ColorEdges
 from fedsim_attacks.patch_embedding import PatchEmbedding
+from fedsim_attacks.priors.color_edges import ColorEdges
+from fedsim_attacks.update.jigsaw import restore
+from fedsim_attacks.update.rounding import recognize
 from fedsim_defenses.dp_noise import DPNoise
 from fedsim_defenses.mjp import MJP
 from fedsim_defenses.quantization import Quantization

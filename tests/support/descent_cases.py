@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fedsim_attacks._matching import DISTANCES, Gradients, Scalar, row_cosine
-from fedsim_attacks._objective import Candidate, GradientTerm, Objective, PictureTerm, constant
-from fedsim_attacks._response import OneGradient, Response
-from fedsim_attacks._slopes import Slope
 from fedsim_attacks.gradient_matching import GradientMatching
+from fedsim_attacks.matching.distances import DISTANCES, row_cosine
+from fedsim_attacks.matching.input_gradients import Slope
+from fedsim_attacks.matching.objective import Candidate, GradientTerm, Objective, PictureTerm, constant
+from fedsim_attacks.update.client_gradient import OneGradient, Response
+from fedsim_attacks.update.tensors import Gradients, Scalar
 from vit_cases import build, gradient, observe, photos
 
 from fedsim import models

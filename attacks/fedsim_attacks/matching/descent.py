@@ -1,0 +1,260 @@
+"""Descent on pictures until their gradient is the observed one: what every gradient-matching attack is a composition of.
+
+An attack of this kind is a set of parameters: how gradients are compared, which priors hold the pictures, how the pictures
+move, from how many starts. The presets named after papers are other defaults of the same parameters (`parameters`). Here a
+run is put together: `update.target` reads the update, `update.client_gradient` says what the client computed, `terms` makes
+the objective, `input_gradients` differentiates, `multi_start` chooses the start, `optimizers` moves, `search` is the loop, and
+`refinement` polishes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Film, Finding, Images, Observation
+from fedsim.models import patch_grid
+from fedsim.seeds import seeded
+from fedsim_attacks.closed_form import assess
+from fedsim_attacks.head import KnownLabels, known_labels
+from fedsim_attacks.matching import consensus
+from fedsim_attacks.matching.discrepancy import Discrepancy
+from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, Slopes, choose
+from fedsim_attacks.matching.multi_start import OtherStarts, Start, choose_start
+from fedsim_attacks.matching.objective import Objective
+from fedsim_attacks.matching.optimizers import LBFGS, Adam, Mover
+from fedsim_attacks.matching.parameters import Parameters
+from fedsim_attacks.matching.refinement import Polishing, SecondStage, unpolished
+from fedsim_attacks.matching.search import Course, Trail, Variables, search
+from fedsim_attacks.matching.starts import PICTURES, Box, enlarged
+from fedsim_attacks.matching.terms import Parts
+from fedsim_attacks.update import (
+    HALFWAY,
+    LABELS,
+    PATH,
+    Defended,
+    OneGradient,
+    Response,
+    Surrogate,
+    open_device,
+    read_defenses,
+    read_target,
+    rearranged,
+    respond,
+)
+
+_CURVE_POINTS = 50
+_PATH_RATE = 1e-3  # Zhu et al., SME: learning rate of the place between the weights
+_LABEL_RATE = 0.1
+_TRIAL = 0.2  # of the steps; after as many, a start in a wrong basin has stopped to improve
+_NO_PRIOR = (
+    "There is no network whose statistics would hold the pictures: grant `auxiliary_data`, install fedsim's extra `priors`, or "
+    "name a prior_network and its prior_weights."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent(Parameters):
+    """An attack that descends on pictures; the parameters are those of `Parameters`."""
+
+    stream: ClassVar[str] = "descent"  # of random numbers that the model draws
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        """Match the gradient; draws the labels' reference pictures, the starts, and dropout in training mode."""
+        normalization = observation.normalization
+        if normalization is None:
+            raise AttackRefusedError("normalization is not granted; pictures are optimized in normalized units.")
+        device = open_device(self.device)
+        target = read_target(observation, self.layers, device)
+        defended = read_defenses(observation, target) if self.aware else Defended(target)
+        target = defended.target
+        known = known_labels(observation, generator, self.optimize_labels)
+        labels = known.labels.to(device)
+        response, doubt = respond(observation, target, labels, self.local)
+        response = replace(response, used=defended.used)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with seeded(seed, self.stream):
+            parts = Parts(self, observation, target, labels, normalization, generator, defended.deviation)
+            box = Box.of(observation.image_shape[0], normalization, device)
+            terms, priors = parts.gradient_terms(), parts.picture_terms()
+            starts = self._starts(observation, response, box, generator)
+            discrepancy = None
+            if defended.deviation:
+                discrepancy = Discrepancy.of(defended, parts, bool(priors) and self.optimizer != "lbfgs")
+                terms = discrepancy.terms()
+            objective = Objective(response, self._images(), normalization, terms, priors, defended.sent)
+            slopes = self._slopes(objective, starts)
+            noise = functools.partial(self._starts, observation, response, box, generator)
+            others = OtherStarts(parts, noise, functools.partial(enlarged, factor=self.resolution), generator)
+            follow = functools.partial(self._followed, slopes, box)
+            enough = self.promising * (self.matching + self.positions)
+            chosen = choose_start(Start(starts), others, follow, self.trials, enough)
+            trails = self._search(slopes, chosen.start, box, generator, discrepancy)
+            best = min(trails, key=lambda trail: trail.loss)
+            if not math.isfinite(best.loss):
+                raise AttackRefusedError("the objective was never a number: the gradient of the pictures overflows.")
+            bare = unpolished(response, defended, self) if self.polish != "none" else ""
+            stage = SecondStage(self, slopes, self._agree, defended, box.confine, self._total)
+            polishing = stage.run(best) if bare is None else Polishing()
+        lacks = _NO_PRIOR if self.statistics and not parts.network() else None
+        cautions = (
+            *known.cautions,
+            *defended.cautions,
+            *(caution for caution in (doubt, others.doubt, lacks, bare) if caution),
+        )
+        trace = {
+            "loss": best.loss,
+            "step": best.step,
+            "restart": trails.index(best),
+            "slopes": "forward_difference" if isinstance(slopes, ForwardDifference) else "double_backward",
+            "curves": [trail.losses[:: max(1, len(trail.losses) // _CURVE_POINTS)] for trail in trails],
+            "trials": list(chosen.reached),
+            "start": chosen.start.kind,
+            "polish": list(polishing.left),
+            "products": polishing.products,
+            "aware": list(defended.active),
+            "trust": discrepancy.factors if discrepancy else None,
+        }
+        finding = self._finding(slopes.objective, best, known._replace(cautions=cautions), trace)
+        if defended.hidden is not None:
+            finding = rearranged(finding, defended.hidden.cpu(), patch_grid(target.model), generator)
+        return assess(finding, observation)
+
+    def _slopes(self, objective: Objective, starts: Variables) -> Slopes:
+        if self.precision == "bfloat16":
+            objective = replace(objective, response=replace(objective.response, is_bfloat16=True))
+        if self.slopes == "double_backward":
+            return DoubleBackward(objective)
+        if self.slopes == "forward_difference":
+            if not isinstance(objective.response, OneGradient):
+                raise AttackRefusedError("slopes: forward_difference reads one gradient, and this delta holds several.")
+            return ForwardDifference(objective)
+        return choose(objective, starts)
+
+    def _starts(self, observation: Observation, response: Response, box: Box, generator: torch.Generator) -> Variables:
+        """Return the variables of every restart at their starts."""
+        channels, *sides = observation.image_shape
+        if any(side % self.resolution for side in sides):
+            raise AttackRefusedError(f"resolution: {self.resolution} does not divide pictures of {sides[0]} pixels.")
+        count, height, width = len(response.labels), *(side // self.resolution for side in sides)
+        shape = (self.restarts, count, channels, height, width)
+        drawn = torch.randn(shape, generator=generator)
+        if self.initial == "tiles":
+            tile = patch_grid(response.model).patch // self.resolution or 1
+            rows, columns = (torch.arange(side) % tile for side in (height, width))
+            drawn = drawn[..., rows, :][..., columns]
+        device = box.low.device
+        images = (box.low + box.high) / 2 + self.initial_scale * drawn.to(device)
+        variables = {PICTURES: images}
+        if self.optimizer != "lbfgs":
+            variables[PICTURES] = box.confine(images)
+        if self.optimize_labels and observation.labels is None:
+            variables[LABELS] = torch.randn(self.restarts, count, observation.num_classes, generator=generator).to(
+                device
+            )
+        if isinstance(response, Surrogate):
+            variables[PATH] = torch.full((self.restarts,), HALFWAY, device=device)
+        return variables
+
+    def _followed(self, slopes: Slopes, box: Box, start: Start, number: int) -> float:
+        """Return which objective the trial of a start reaches, after `number` others."""
+        noise = torch.Generator().manual_seed(number)  # so that one trial leaves the run's own as none does
+        own: Variables = {n: nn.Parameter(tensor.clone()) for n, tensor in start.variables.items()}
+        before = number * self._trial
+        course = Course(self.steps, self.schedule, self.warm_up, 0, 0.0, before, self._total, self._trial)
+        mover = self._mover(own, noise, start.pace)
+        return min(trail.loss for trail in search(slopes, own, mover, course, self._confine(box), self._agree))
+
+    @property
+    def _trial(self) -> int:
+        return math.ceil(_TRIAL * self.steps)
+
+    @property
+    def _trials_steps(self) -> int:
+        return self.trials * self._trial if self.trials > 1 else 0
+
+    def _search(
+        self,
+        slopes: Slopes,
+        start: Start,
+        box: Box,
+        generator: torch.Generator,
+        discrepancy: Discrepancy | None,
+    ) -> list[Trail]:
+        """Return one trail a restart; L-BFGS takes them one by one."""
+        at_once = 1 if self.optimizer == "lbfgs" else self.restarts
+        runs = self.restarts // at_once
+        grows_at = self.prior_from if self.statistics else 0.0
+        trails: list[Trail] = []
+        for run in range(runs):
+            span = slice(run * at_once, (run + 1) * at_once)
+            own: Variables = {n: nn.Parameter(tensor[span].clone()) for n, tensor in start.variables.items()}
+            course = Course(
+                self.steps,
+                self.schedule,
+                self.warm_up,
+                self.patience,
+                grows_at,
+                self._trials_steps + run * self.steps,
+                self._total,
+            )
+            mover = self._mover(own, generator, start.pace)
+            trails += search(slopes, own, mover, course, self._confine(box), self._agree, discrepancy)
+        return trails
+
+    @property
+    def _total(self) -> int:
+        """Steps of all trials, all runs and the polish, for the display."""
+        runs = self.restarts if self.optimizer == "lbfgs" else 1
+        return self._trials_steps + runs * self.steps + (self.polish_steps if self.polish != "none" else 0)
+
+    def _mover(self, variables: Variables, generator: torch.Generator, factor: float) -> Mover:
+        if self.optimizer == "lbfgs":
+            return LBFGS(self.learning_rate)
+        rates = {PICTURES: factor * self.learning_rate, LABELS: _LABEL_RATE, PATH: _PATH_RATE}
+        present = {name: rates[name] for name in variables}
+        return Adam(present, self.optimizer == "signed_adam", PICTURES, self.noise, generator)
+
+    def _confine(self, box: Box) -> Callable[[Variables], None]:
+        def confine(variables: Variables) -> None:
+            if self.optimizer != "lbfgs":  # whose curvature pairs a clamp would falsify
+                with torch.no_grad():
+                    variables[PICTURES].clamp_(box.low, box.high)
+            if PATH in variables:
+                with torch.no_grad():
+                    variables[PATH].clamp_(0, 1)
+
+        return confine
+
+    def _agree(self, variables: Mapping[str, Tensor]) -> Images | None:
+        if not self.group:
+            return None
+        pictures = variables[PICTURES].detach()
+        return enlarged(
+            consensus.registered(pictures) if self.registered else consensus.lazy(pictures), self.resolution
+        )
+
+    def _images(self) -> Callable[[Mapping[str, Tensor]], Images]:
+        return lambda variables: enlarged(variables[PICTURES], self.resolution)
+
+    def _finding(self, objective: Objective, best: Trail, known: KnownLabels, trace: dict[str, Any]) -> Finding:
+        denormalize = objective.normalization.denormalize
+        found = denormalize(objective.to_images(best.variables).detach().cpu()).clamp(0, 1)
+        labels = known.labels
+        if LABELS in best.variables:
+            labels = best.variables[LABELS].argmax(1).cpu()
+        if PATH in best.variables:
+            trace = {**trace, "path": float(best.variables[PATH])}
+        film = Film(
+            tuple(step for step, _ in best.frames),
+            torch.stack([denormalize(images).clamp(0, 1) for _, images in best.frames]),
+            tuple(best.losses[step] for step, _ in best.frames),
+        )
+        return Finding(images=found, labels=labels, trace=trace, cautions=known.cautions, film=film)

@@ -1,0 +1,126 @@
+"""How variables move down a slope: optimizers, their rate over time, and noise."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedsim_attacks.matching.input_gradients import Slope
+
+Optimizer = Literal["adam", "signed_adam", "lbfgs"]
+Schedule = Literal["constant", "cosine", "step"]
+Evaluate = Callable[[Mapping[str, Tensor]], Slope]
+
+_DROPS = (3 / 8, 5 / 8, 7 / 8)  # Geiping et al., appendix: learning rate times 0.1 at each
+_HISTORY = 20  # steps whose curvature L-BFGS keeps, and trials of a line search; torch keeps 100 unless told
+
+
+def rate(schedule: Schedule, warm_up: float, progress: float) -> float:
+    """Return the factor of the learning rate.
+
+    Args:
+        schedule: `constant`; `cosine`, down to zero; `step`, a tenth after 3/8, 5/8 and 7/8 of the steps.
+        warm_up: share of the steps in which it rises linearly from zero.
+        progress: share of the steps that is done.
+    """
+    rise = min(1.0, progress / warm_up) if warm_up else 1.0
+    if schedule == "cosine":
+        return rise * (1 + math.cos(math.pi * progress)) / 2
+    if schedule == "step":
+        return rise * 0.1 ** sum(progress >= drop for drop in _DROPS)
+    return rise
+
+
+class Mover(ABC):
+    """Moves variables in place, step by step."""
+
+    @abstractmethod
+    def step(self, variables: Mapping[str, Tensor], evaluate: Evaluate, factor: float) -> Slope:
+        """Move the variables once, and return value and slope where they were.
+
+        Args:
+            variables: leaf tensors, changed in place.
+            evaluate: value and slope of the objective at given variables.
+            factor: of every learning rate.
+        """
+
+
+class Adam(Mover):
+    """Adam (Kingma, Ba, ICLR 2015), on the slope or on its sign, all restarts in one.
+
+    Args:
+        rates: learning rate of each variable.
+        is_signed: whether Adam sees the sign of the slope of the pictures alone.
+        signed: the variables that this concerns.
+        noise: standard deviation of the noise that every move adds to these, in units of their learning rate (Langevin).
+        generator: draws the noise.
+    """
+
+    def __init__(
+        self, rates: Mapping[str, float], is_signed: bool, signed: str, noise: float, generator: torch.Generator
+    ) -> None:
+        self.rates, self.is_signed, self.signed, self.noise = rates, is_signed, signed, noise
+        self.generator = generator
+        self.optimizer: torch.optim.Adam | None = None
+
+    def step(self, variables: Mapping[str, Tensor], evaluate: Evaluate, factor: float) -> Slope:
+        """Move by one step of Adam."""
+        if self.optimizer is None:
+            groups = [{"params": [variables[name]], "lr": rate, "name": name} for name, rate in self.rates.items()]
+            self.optimizer = torch.optim.Adam(groups)
+        found = evaluate(variables)
+        for group in self.optimizer.param_groups:
+            name = group["name"]
+            slope = found.slopes[name].nan_to_num(0, 0, 0)
+            variables[name].grad = slope.sign() if self.is_signed and name == self.signed else slope
+            group["lr"] = factor * self.rates[name]
+        self.optimizer.step()
+        if self.noise:
+            moved = variables[self.signed]
+            drawn = torch.randn(moved.shape, generator=self.generator).to(moved)
+            with torch.no_grad():
+                moved.add_(drawn, alpha=factor * self.rates[self.signed] * self.noise)
+        return found
+
+
+class LBFGS(Mover):
+    """L-BFGS with a strong Wolfe line search; for one restart at a time, whose curvature is its own.
+
+    Args:
+        learning_rate: first length that the line search tries.
+    """
+
+    def __init__(self, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
+        self.optimizer: torch.optim.LBFGS | None = None
+
+    def step(self, variables: Mapping[str, Tensor], evaluate: Evaluate, factor: float) -> Slope:
+        """Move by one iteration of L-BFGS."""
+        if self.optimizer is None:
+            self.optimizer = torch.optim.LBFGS(
+                list(variables.values()),
+                lr=self.learning_rate,
+                max_iter=1,
+                max_eval=_HISTORY,
+                history_size=_HISTORY,
+                tolerance_grad=0,
+                tolerance_change=0,
+                line_search_fn="strong_wolfe",
+            )
+        seen: list[Slope] = []
+
+        def closure() -> Tensor:
+            found = evaluate(variables)
+            seen.append(found)
+            for name, tensor in variables.items():
+                tensor.grad = found.slopes[name].nan_to_num(0, 0, 0)
+            return found.values.sum()
+
+        self.optimizer.param_groups[0]["lr"] = factor * self.learning_rate
+        self.optimizer.step(closure)  # type: ignore[no-untyped-call]
+        return seen[0]

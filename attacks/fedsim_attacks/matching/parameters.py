@@ -1,0 +1,172 @@
+"""The parameters of an attack that descends on pictures: distances, priors, steps, starts, readings of a delta."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from fedsim.applicability import Applicability
+from fedsim.attack import Attack, Need, Recovers
+from fedsim_attacks.matching.optimizers import Optimizer, Schedule
+from fedsim_attacks.newton import Polish, Products
+from fedsim_attacks.update import Reading
+
+Distance = Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"]
+
+_WEIGHTS = (
+    "matching positions total_variation seams norm statistics matching_after group features row_space noise initial_scale "
+    "hold prior_from warm_up"
+).split()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(Attack):
+    """What an attack that descends on pictures is composed of.
+
+    Args:
+        distance: of the gradients: `cosine`, `tensor_cosine` (mean over tensors), `l2` (squared), `layer_l2` (sum over
+            tensors), `sign`.
+        matching: weight of that distance.
+        largest: share of each tensor's entries, those of largest magnitude, that it compares.
+        layers: patterns of the parameters that the attack looks at; all where empty.
+        positions: weight of the direction of the position embedding's gradient.
+        per_token: whether that is the mean over tokens, or taken of all tokens as one vector.
+        total_variation: weight of the mean absolute difference of neighboring pixels in [0, 1].
+        total_variation_end: what that weight falls to, geometrically; as it began where it is None.
+        hold: share of the steps before it falls.
+        seams: weight of the difference across the seams of patches.
+        norm: weight of the root mean square of the pictures, in normalized units.
+        statistics: weight of the distance to the statistics of a network's BatchNorm layers.
+        prior_network: that network: `auxiliary` (a small one, trained on the auxiliary data), `efficientnet_lite0`, the name
+            of a timm CNN; `auto` is the first of these that there is, or none, with a caution.
+        prior_weights: file of the weights of a timm CNN; None for its published ones.
+        prior_from: share of the steps before `statistics` counts.
+        matching_after: factor of `matching` and `positions` from there on.
+        group: weight of the distance of every restart from what all agree on.
+        registered: whether restarts are shifted onto each other for that.
+        features: weight of the distance of head inputs from those recovered of the classifier's gradient.
+        row_space: weight of the mean square of what lies outside the span of the client's patches.
+        steps: of the optimizer, each restart.
+        optimizer: `adam`, `signed_adam` (the sign of the slope alone), `lbfgs`.
+        learning_rate: in normalized units.
+        schedule: `constant`; `step`, a tenth after 3/8, 5/8 and 7/8 of the steps; `cosine`, down to zero.
+        warm_up: share of the steps in which the learning rate rises.
+        noise: standard deviation of the noise of every step, in units of the learning rate.
+        patience: steps without progress after which a run ends; 0 for never.
+        restarts: independent starts, all in one batch; the one of least objective wins.
+        trials: starts; each is followed for a fifth of the steps, until one is promising, and the best is then followed to
+            the end. The first is as described below. Others are pictures like photographs, near grey, chosen by the head
+            inputs that the classifier's gradient shows, and move at a third of the rate; where it shows none, they are
+            other draws of the first kind.
+        promising: objective that is, as a share of `matching` and `positions`, which a gradient at right angles has.
+        initial: `noise` around grey, or `tiles`, one patch of noise repeated.
+        initial_scale: standard deviation of the start around grey, in normalized units.
+        resolution: the pictures' side is `image_size / resolution`, and enlarged.
+        optimize_labels: whether labels that are not granted are optimized beside the pictures, instead of recovered.
+        polish: what follows: `gauss_newton`, steps of Levenberg-Marquardt on the whole gradient; `closed_form`, alternation
+            between token gradients and the pictures that solve the patch projection's, for one picture of a trained model.
+        polish_steps: how many of them, each of the first as long as 80 steps, each of the second as long as one; the one that
+            leaves least of the gradient, or of the patch projection's, wins.
+        polish_products: of `gauss_newton` with the Jacobian: `differences` of two passes; `exact`, several times as long, which
+            lead further on trained models; `auto`, the first where they are adjoint to a hundredth.
+        local: how a delta is read: as `one_gradient`, by a `surrogate` point between the weights, by `unrolled` local steps;
+            `auto` takes what fits the recipe.
+        slopes: `double_backward`, `forward_difference` of two passes, or `auto`, the latter where the two agree.
+        precision: of the forward pass.
+        device: `auto` takes an accelerator where there is one.
+        aware: whether the client's defenses are modeled, as far as grants and the update tell of them.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"batch_size", "normalization"})
+    recovers: ClassVar[frozenset[Recovers]] = frozenset({"images", "labels"})
+    applies: ClassVar[Applicability] = Applicability()
+
+    distance: Distance = "cosine"
+    matching: float = 1.0
+    largest: float = 1.0
+    layers: tuple[str, ...] = ()
+    positions: float = 0.0
+    per_token: bool = True
+    total_variation: float = 0.1
+    total_variation_end: float | None = None
+    hold: float = 0.3
+    seams: float = 0.0
+    norm: float = 0.0
+    statistics: float = 0.0
+    prior_network: str = "auto"
+    prior_weights: str | None = None
+    prior_from: float = 0.0
+    matching_after: float = 1.0
+    group: float = 0.0
+    registered: bool = False
+    features: float = 0.0
+    row_space: float = 0.0
+    steps: int = 400
+    optimizer: Optimizer = "signed_adam"
+    learning_rate: float = 0.1
+    schedule: Schedule = "step"
+    warm_up: float = 0.0
+    noise: float = 0.0
+    patience: int = 0
+    restarts: int = 1
+    trials: int = 1
+    promising: float = 0.1
+    initial: Literal["noise", "tiles"] = "noise"
+    initial_scale: float = 0.5
+    resolution: int = 1
+    optimize_labels: bool = False
+    polish: Polish = "none"
+    polish_steps: int = 10
+    polish_products: Products = "auto"
+    local: Reading = "auto"
+    slopes: Literal["auto", "double_backward", "forward_difference"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    aware: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("steps", 0),
+            ("restarts", 1),
+            ("trials", 1),
+            ("patience", 0),
+            ("resolution", 1),
+            ("polish_steps", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}.")
+        for name in ("learning_rate", "largest", "promising"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}.")
+        for name in _WEIGHTS:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}.")
+        for name in ("largest", "hold", "prior_from", "warm_up"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}.")
+        self._check_together()
+
+    @property
+    def applicability(self) -> Applicability:
+        """See `Attack.applicability`; a term of the position embedding needs one."""
+        return replace(self.applies, model=("learned position embedding",)) if self.positions else self.applies
+
+    def _check_together(self) -> None:
+        if not self.matching and not self.positions:
+            raise ValueError(
+                "matching: expected a weight above 0, here or for positions; nothing else sees the update."
+            )
+        end = self.total_variation_end
+        if end is not None and not 0 < end <= self.total_variation:
+            raise ValueError(
+                f"total_variation_end: expected above 0 and at most total_variation {self.total_variation}, got {end}."
+            )
+        if self.polish != "none" and self.resolution > 1:
+            raise ValueError("polish: expected none with a resolution above 1, which it would leave.")
+        if self.group and self.restarts < 2:
+            raise ValueError("group: expected 0 with one restart, which has nobody to agree with.")
+        if self.trials > 1 and self.optimizer == "lbfgs":
+            raise ValueError("trials: expected 1 with lbfgs, which ends when it has nowhere to go; use restarts.")
+        if self.group and self.optimizer == "lbfgs":
+            raise ValueError("group: expected 0 with lbfgs, which runs one restart after the other.")

@@ -1,0 +1,21 @@
+"""What natural pictures look like before an update is seen."""
+
+from fedsim_attacks.priors.batch_norm import load_prior
+from fedsim_attacks.priors.color_edges import ColorEdges
+from fedsim_attacks.priors.natural import GREY, Roughness, length, natural_noise, seams, total_variation
+from fedsim_attacks.priors.networks import has_efficientnet_lite0
+from fedsim_attacks.priors.spectrum import Spectrum, Waves
+
+__all__ = [
+    "ColorEdges",
+    "GREY",
+    "Roughness",
+    "Spectrum",
+    "Waves",
+    "has_efficientnet_lite0",
+    "length",
+    "load_prior",
+    "natural_noise",
+    "seams",
+    "total_variation",
+]

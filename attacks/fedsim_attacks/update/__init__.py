@@ -1,0 +1,51 @@
+"""What an update says of the gradient behind it: local SGD undone, defenses modeled, and what pictures would have caused."""
+
+from fedsim_attacks.update.client_gradient import (
+    HALFWAY,
+    LABELS,
+    PATH,
+    OneGradient,
+    Reading,
+    Response,
+    Surrogate,
+    respond,
+)
+from fedsim_attacks.update.defended import Defended, read_defenses, signal_share
+from fedsim_attacks.update.gradient import MeanGradient, is_taken_for_one_step, local_steps, mean_gradient
+from fedsim_attacks.update.jigsaw import Occlusion, puzzle_names, restore
+from fedsim_attacks.update.reordering import rearranged
+from fedsim_attacks.update.rounding import recognize
+from fedsim_attacks.update.target import Target, open_device, read_target
+from fedsim_attacks.update.tensors import POSITIONS, PROJECTION, PROJECTION_BIAS, Gradients, Scalar, TokenGradient
+
+__all__ = [
+    "Defended",
+    "Gradients",
+    "HALFWAY",
+    "LABELS",
+    "MeanGradient",
+    "Occlusion",
+    "OneGradient",
+    "PATH",
+    "POSITIONS",
+    "PROJECTION",
+    "PROJECTION_BIAS",
+    "Reading",
+    "Response",
+    "Scalar",
+    "Surrogate",
+    "Target",
+    "TokenGradient",
+    "is_taken_for_one_step",
+    "local_steps",
+    "mean_gradient",
+    "open_device",
+    "puzzle_names",
+    "read_defenses",
+    "read_target",
+    "rearranged",
+    "recognize",
+    "respond",
+    "restore",
+    "signal_share",
+]

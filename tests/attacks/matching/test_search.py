@@ -1,0 +1,177 @@
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+import torch
+from descent_cases import objective, one_gradient, pictures, tiny
+from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, Slope, Slopes
+from fedsim_attacks.matching.objective import Objective
+from fedsim_attacks.matching.optimizers import Adam, Mover
+from fedsim_attacks.matching.search import FRAMES, Course, Trail, search
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim.exchange import Images
+from fedsim.progress import Step, listening
+
+SHAPE = (1, 1, 1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Script(Slopes):
+    """Slopes whose values are written down: step -> one a restart. The pictures' only pixel counts the steps."""
+
+    lines: tuple[tuple[float, ...], ...] = ()
+
+    def __call__(self, variables: Mapping[str, torch.Tensor], consensus: Images | None, progress: float) -> Slope:
+        step = int(variables["pictures"].flatten()[0])
+        return Slope(torch.tensor(self.lines[step], dtype=torch.float64), dict(variables))
+
+    def one(self, *_: object) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        raise NotImplementedError
+
+    many = one
+
+
+class Count(Mover):
+    """Adds one, and remembers the factors."""
+
+    def __init__(self) -> None:
+        self.factors: list[float] = []
+
+    def step(self, variables: Mapping[str, torch.Tensor], evaluate: object, factor: float) -> Slope:
+        self.factors.append(factor)
+        found: Slope = evaluate(variables)  # type: ignore[operator]
+        with torch.no_grad():
+            variables["pictures"].add_(1)
+        return found
+
+
+@functools.cache
+def goal() -> Objective:
+    return objective(*one_gradient(tiny(), pictures(0)), positions=True)
+
+
+def course(
+    steps: int, patience: int = 0, grows_at: float = 0.0, schedule: str = "constant", warm_up: float = 0.0
+) -> Course:
+    return Course(steps, schedule, warm_up, patience, grows_at, 0, steps)  # type: ignore[arg-type]
+
+
+def told(lines: list[tuple[float, ...]], **how: float) -> list[Trail]:
+    variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(torch.zeros(len(lines[0]), *SHAPE))}
+    laps = course(len(lines) - 1, **how)  # type: ignore[arg-type]
+    return search(Script(goal(), tuple(lines)), variables, Count(), laps, lambda _: None, lambda _: None)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
+def test_each_restart_keeps_its_iterate_of_least_objective(lines: list[tuple[float, float]]) -> None:
+    for index, trail in enumerate(told(lines)):
+        own = [line[index] for line in lines]
+        assert trail.losses == own
+        assert trail.loss == min(own) == own[trail.step]
+        assert trail.step == own.index(min(own))
+        assert float(trail.variables["pictures"]) == trail.step
+
+
+@settings(max_examples=30)
+@given(
+    before=st.lists(st.just(math.nan) | st.just(math.inf) | st.floats(0, 1), min_size=1, max_size=8),
+    last=st.floats(0, 1),
+)
+def test_an_objective_that_is_no_number_is_never_the_best(before: list[float], last: float) -> None:
+    (trail,) = told([(value,) for value in [*before, last]])
+    assert trail.loss == min(value for value in [*before, last] if math.isfinite(value))
+
+
+def test_a_run_whose_objective_is_never_a_number_keeps_its_start_and_loses_to_every_other() -> None:
+    first, second = told([(math.nan, 5.0)] * 4)
+    assert first.loss == math.inf > second.loss
+    assert first.step == 0 and float(first.variables["pictures"]) == 0
+
+
+def test_a_run_ends_after_its_patience_without_progress() -> None:
+    lines = [(float(value),) for value in (9, 8, 7, 7, 7, 7, 7, 1)]
+    assert len(told(lines, patience=3)[0].losses) == 6
+    assert len(told(lines, patience=4)[0].losses) == 7
+    assert told(lines, patience=5)[0].loss == 1
+    assert told(lines)[0].loss == 1
+
+
+def test_restarts_wait_for_the_last_of_them_that_makes_progress() -> None:
+    lines = [(5.0, float(value)) for value in (9, 8, 7, 6, 5, 5, 5, 5)]
+    assert len(told(lines, patience=2)[0].losses) == 7
+
+
+@pytest.mark.parametrize(("grows_at", "kept"), [(0.0, 1), (0.5, 5), (0.45, 5), (1.0, 8)])
+def test_what_came_before_the_objective_grew_a_term_is_forgotten(grows_at: float, kept: int) -> None:
+    lines = [(float(value),) for value in (3, 0, 2, 2, 20, 10, 11, 12, 13)]
+    assert told(lines, grows_at=grows_at)[0].step == kept
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, FRAMES - 1, FRAMES, 100])
+def test_frames_of_the_film_are_spread_from_the_start_to_the_end(steps: int) -> None:
+    (trail,) = told([(float(steps - step),) for step in range(steps + 1)])
+    shown = [step for step, _ in trail.frames]
+    assert shown[0] == 0 and shown[-1] == steps
+    assert len(shown) == min(FRAMES, steps + 1)
+    assert all(before < after for before, after in pairwise(shown))
+    assert [float(images) for _, images in trail.frames] == shown
+    assert len(trail.losses) == steps + 1
+
+
+def test_the_rate_follows_the_schedule_and_the_last_step_does_not_move() -> None:
+    variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(torch.zeros(1, *SHAPE))}
+    mover = Count()
+    laps = course(4, schedule="cosine", warm_up=0.5)
+    search(Script(goal(), ((1.0,),) * 5), variables, mover, laps, lambda _: None, lambda _: None)
+    halves = [0.0, 0.5, 1.0, 1.0]
+    assert mover.factors == pytest.approx([h * (1 + math.cos(math.pi * s / 4)) / 2 for s, h in enumerate(halves)])
+    assert float(variables["pictures"].detach()) == 4
+
+
+def test_what_is_kept_is_confined_and_the_restarts_agree_on_what_they_are() -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def confine(variables: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            variables["pictures"].clamp_(max=2)
+
+    def agree(variables: dict[str, torch.Tensor]) -> Images:
+        seen.append({name: tensor.detach().clone() for name, tensor in variables.items()})
+        return variables["pictures"].detach().mean(0)
+
+    variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(torch.zeros(2, *SHAPE))}
+    script = Script(goal(), ((3.0, 3.0), (2.0, 2.0), (1.0, 1.0)))
+    trails = search(script, variables, Count(), course(5), confine, agree)
+    assert [float(trail.variables["pictures"]) for trail in trails] == [2, 2]
+    assert [float(at["pictures"].max()) for at in seen] == [0, 1, 2, 2, 2, 2]
+
+
+def test_whoever_listens_hears_of_every_step_and_of_the_best_restart() -> None:
+    steps: list[Step] = []
+    with listening(steps.append, interval=0.0):
+        told([(3.0, 4.0), (5.0, 2.0), (1.0, 9.0)])
+    assert [(step.done, step.total, step.loss) for step in steps] == [(0, 2, 3.0), (1, 2, 2.0), (2, 2, 1.0)]
+
+
+@pytest.mark.parametrize("slopes", [DoubleBackward, ForwardDifference])
+def test_restarts_in_one_batch_go_the_way_that_they_go_alone(slopes: type[Slopes]) -> None:
+    found = slopes(goal())
+    starts = 0.5 * torch.randn(3, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def run(own: torch.Tensor) -> list[Trail]:
+        variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(own.clone())}
+        mover = Adam({"pictures": 0.01}, False, "pictures", 0.0, torch.Generator())
+        return search(found, variables, mover, course(6), lambda _: None, lambda _: None)
+
+    together = run(starts)
+    for index, trail in enumerate(together):
+        (alone,) = run(starts[index : index + 1])
+        assert trail.losses == pytest.approx(alone.losses, rel=1e-2)
+        assert trail.losses[-1] < trail.losses[0]
+        torch.testing.assert_close(trail.variables["pictures"], alone.variables["pictures"], atol=0.02, rtol=0)

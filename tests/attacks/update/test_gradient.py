@@ -1,0 +1,111 @@
+import pytest
+import torch
+from fedsim_attacks.update.gradient import is_taken_for_one_step, local_steps, mean_gradient, response
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fedsim.errors import AttackRefusedError
+from fedsim.exchange import Observation, TrainingKnowledge, Update
+
+
+def knowledge(
+    steps: int | None = 1,
+    epochs: int | None = None,
+    rate: float = 0.1,
+    momentum: float = 0.0,
+    decay: float = 0.0,
+    optimizer: str = "sgd",
+    exempt: tuple[str, ...] = (),
+) -> TrainingKnowledge:
+    return TrainingKnowledge(optimizer, rate, momentum, decay, steps, epochs, exempt)
+
+
+def observation(tensors: dict[str, torch.Tensor], examples: int = 4, **grants: object) -> Observation:
+    update = Update(1, 0, "delta", tensors, examples)
+    return Observation(update, lambda: nn.Linear(2, 1), (3, 4, 4), 5, **grants)  # type: ignore[arg-type]
+
+
+@given(
+    steps=st.integers(1, 12),
+    rate=st.floats(1e-3, 0.5),
+    momentum=st.floats(0, 0.95),
+    decay=st.floats(0, 0.1),
+    start=st.floats(-3, 3),
+    gradient=st.floats(-3, 3),
+)
+def test_the_response_of_sgd_is_that_of_the_optimizer(
+    steps: int, rate: float, momentum: float, decay: float, start: float, gradient: float
+) -> None:
+    weight = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=rate, momentum=momentum, weight_decay=decay)
+    for _ in range(steps):
+        weight.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+    kept, gain = response(knowledge(rate=rate, momentum=momentum), steps, decay)
+    assert float(weight.detach()) == pytest.approx(kept * start - gain * gradient, abs=1e-9)
+
+
+def test_a_delta_becomes_the_mean_gradient_and_loses_its_weight_decay() -> None:
+    model = nn.Linear(2, 1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    groups = [{"params": [model.weight], "weight_decay": 0.3}, {"params": [model.bias], "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+    for _ in range(6):
+        model.weight.grad, model.bias.grad = torch.tensor([[1.0, -2.0]]), torch.tensor([3.0])
+        optimizer.step()
+    delta = {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
+    told = knowledge(steps=6, rate=0.05, momentum=0.9, decay=0.3, exempt=("bias",))
+    start = nn.Linear(2, 1)
+    start.load_state_dict(before)
+    seen = Observation(Update(1, 0, "delta", delta, 6), lambda: start, (3, 4, 4), 5, training=told)
+    found = mean_gradient(seen, ["weight", "bias"])
+    assert found.is_scaled and found.is_decay_known
+    torch.testing.assert_close(found.tensors["weight"].float(), torch.tensor([[1.0, -2.0]]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.tensors["bias"].float(), torch.tensor([3.0]), atol=1e-4, rtol=1e-4)
+
+
+def test_without_the_recipe_a_delta_is_a_gradient_up_to_a_factor() -> None:
+    found = mean_gradient(observation({"weight": torch.tensor([[2.0, -1.0]])}), ["weight", "bias"])
+    assert not found.is_scaled and not found.is_decay_known
+    assert list(found.tensors) == ["weight"]
+    assert found.tensors["weight"].tolist() == [[-2.0, 1.0]]
+
+
+def test_adaptive_optimizers_are_refused() -> None:
+    seen = observation({"weight": torch.ones(1, 2)}, training=knowledge(optimizer="adamw"))
+    with pytest.raises(AttackRefusedError, match="adamw"):
+        mean_gradient(seen, ["weight"])
+
+
+@pytest.mark.parametrize(
+    ("training", "examples", "batch_size", "expected"),
+    [
+        (None, 4, 4, None),
+        (knowledge(steps=5), 20, 4, 5),
+        (knowledge(steps=None, epochs=3), 10, 4, 9),
+        (knowledge(steps=None, epochs=3), 1, None, 3),
+        (knowledge(steps=None, epochs=3), 0, 4, None),
+        (knowledge(steps=None, epochs=3), 30, None, None),
+    ],
+)
+def test_local_steps_follow_from_the_grants(
+    training: TrainingKnowledge | None, examples: int, batch_size: int | None, expected: int | None
+) -> None:
+    assert local_steps(observation({}, examples, training=training, batch_size=batch_size)) == expected
+
+
+@pytest.mark.parametrize(
+    ("training", "examples", "expected"),
+    [
+        (None, 4, True),  # as many pictures as a batch has: one step, or epochs that nothing tells of
+        (None, 5, False),
+        (knowledge(steps=None, epochs=1), 4, True),
+        (knowledge(steps=None, epochs=2), 4, False),
+        (knowledge(steps=2), 4, False),
+    ],
+)
+def test_an_update_is_taken_for_one_step_unless_the_grants_tell_otherwise(
+    training: TrainingKnowledge | None, examples: int, expected: bool
+) -> None:
+    assert is_taken_for_one_step(observation({}, examples, training=training, batch_size=4)) == expected
