@@ -33,7 +33,10 @@ from fedsim.scenario import Scenario
 from fedsim.seeds import seeded
 
 # Settings younger than the first stored runs: left out at their default, so that a run keeps its identity.
-_YOUNGER = (("model", "first_block", "standard"), ("training", "label_smoothing", 0.0))
+_YOUNGER = (
+    ("model", "first_block", "standard"),
+    ("training", "label_smoothing", 0.0),
+)
 
 # Auxiliary pictures behind the mean head input, whose error they leave at an eighth of a picture's spread.
 _MEAN_OF = 64

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedsim.models import trained
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
@@ -26,8 +28,8 @@ class Correspondence:
     """The captured array of each tensor of a model.
 
     Args:
-        captured: parameter -> name of its captured array, in the model's order.
-        buffers: buffer -> name of its captured array; buffers that were not captured are left out.
+        captured: trained parameter -> name of its captured array, in the model's order.
+        buffers: buffer or frozen parameter -> name of its captured array; those that were not captured are left out.
         how: `by the prefix 'net.'` or `by order and shapes`; None where the names are the model's own.
         foreign: captured arrays that the model does not have.
     """
@@ -62,13 +64,13 @@ def correspond(captured: Shapes, model: nn.Module, resized: Sequence[str] = ()) 
 
     Args:
         captured: name -> shape, in the order of sending.
-        model: whose parameters must all be among the arrays; its buffers may.
+        model: whose trained parameters must all be among the arrays; its frozen ones and its buffers may.
         resized: parameters whose first axis may have another length: a classifier of another number of classes.
 
     Raises:
         ForeignArraysError: the arrays are not those of the model, or those of two such models.
     """
-    wanted = shapes_of(dict(model.named_parameters()))
+    wanted = shapes_of(trained(model))
     tensors = shapes_of(model.state_dict())
 
     def fits(name: str, shape: Shape | None) -> bool:

@@ -33,6 +33,7 @@ class Update:
         tensors: name of the parameter -> its gradient or difference, in the model's order, float32.
         num_examples: what the client reported to the server as `num-examples`, the number of distinct pictures that it
             trained on, however often it used each; 0 when it reported none.
+        buffers: name of the buffer -> its new value on the client, such as BatchNorm's running statistics.
     """
 
     round: int
@@ -40,14 +41,15 @@ class Update:
     kind: UpdateKind
     tensors: Mapping[str, Tensor]
     num_examples: int
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def norm(self) -> float:
-        """Return the l2 norm over all tensors."""
+        """Return the l2 norm over all tensors; buffers do not count."""
         return math.sqrt(sum(float(t.double().square().sum()) for t in self.tensors.values()))
 
     def is_finite(self) -> bool:
-        """Return whether every entry of every tensor is finite."""
-        return all(bool(torch.isfinite(t).all()) for t in self.tensors.values())
+        """Return whether every entry of every tensor and buffer is finite."""
+        return all(bool(torch.isfinite(t).all()) for t in (*self.tensors.values(), *self.buffers.values()))
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,14 @@ class CaptureHeader(_Line):
     order: list[str]
     metrics: dict[str, Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] | float]
     side: dict[str, dict[str, Any]]
+    buffers: list[str] = []
     run: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _has_its_buffers(self) -> CaptureHeader:
+        if not set(self.buffers) <= set(self.order):
+            raise ValueError("buffers: expected names of arrays that it holds")
+        return self
 
 
 class StateHeader(_Line):

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from fedsim import environment, models, observed, plugins
@@ -137,6 +136,8 @@ class Plan:
         captured: what was captured of an observed app, whose data, clients and rounds the scenario does not know; None where
             fedsim trains itself.
         matched: how the app's arrays became the model's parameters; None where fedsim trains itself.
+        num_classes: outputs of the head.
+        image_shape: channels, height, width of the model's input.
     """
 
     scenario: Scenario
@@ -147,33 +148,28 @@ class Plan:
     audit_rounds: tuple[int, ...]
     audit_clients: tuple[int, ...]
     notes: tuple[str, ...]
-    _skeleton: VisionTransformer
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    _skeleton: nn.Module
     captured: Captured | None = None
     matched: Correspondence | None = None
 
     @property
-    def num_classes(self) -> int:
-        """Outputs of the head."""
-        return int(self._skeleton.num_classes)
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the model's buffers that travel."""
+        return models.shared_buffers(self._skeleton)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of the model's input."""
-        grid = models.patch_grid(self._skeleton)
-        return grid.channels, grid.rows * grid.patch, grid.columns * grid.patch
-
-    def model(self, weights: Mapping[str, Tensor] | None = None) -> VisionTransformer:
+    def model(self, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
         """Return a fresh model in evaluation mode, with these weights, else with the scenario's initial ones."""
         model = copy.deepcopy(self._skeleton)
         if weights is not None:
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(weights[name])
+            for name, tensor in models.shared_state(model).items():
+                tensor.copy_(weights[name])
         return model
 
     def initial_weights(self) -> dict[str, Tensor]:
-        """Return the parameters that the server starts from, in the model's order."""
-        return {name: parameter.detach().clone() for name, parameter in self._skeleton.named_parameters()}
+        """Return what of the model travels, as the server starts from it, in the model's order."""
+        return {name: tensor.clone() for name, tensor in models.shared_state(self._skeleton).items()}
 
     def defenses_of(self, client: int) -> tuple[PlannedDefense, ...]:
         """Return the defenses that a client carries, in order of application."""
@@ -267,7 +263,19 @@ def make(scenario: Scenario) -> Plan:
     _check_mixup(scenario, data)
     skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
     normalization = models.normalization(skeleton)
-    return Plan(scenario, attacks, defenses, data, normalization, audit_rounds, audit_clients, notes, skeleton)
+    return Plan(
+        scenario,
+        attacks,
+        defenses,
+        data,
+        normalization,
+        audit_rounds,
+        audit_clients,
+        notes,
+        len(data.pools.class_names),
+        data.image_shape,
+        skeleton,
+    )
 
 
 def make_observed(scenario: Scenario, captured: Captured) -> Plan:
@@ -306,6 +314,8 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
         audit_rounds,
         audit_clients,
         notes,
+        outputs,
+        data.image_shape,
         skeleton,
         captured,
         matched,
@@ -345,7 +355,7 @@ def _with_stated_grants(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update={"threat": ThreatPart(grants=kept)})
 
 
-def _matched(scenario: Scenario, captured: Captured, model: VisionTransformer) -> tuple[int, Correspondence]:
+def _matched(scenario: Scenario, captured: Captured, model: nn.Module) -> tuple[int, Correspondence]:
     """Return the rows of the classifier that was captured, and which captured array is which parameter of the model.
 
     Raises:
@@ -370,7 +380,7 @@ def foreign(scenario: Scenario, what: str, error: ForeignArraysError) -> str:
     """Return the message that captured arrays are not those of the scenario's model."""
     return (
         f"{what} not of model {scenario.model.name}: {error}. Name the model of the observed app in the scenario (model.name, "
-        "model.kwargs); fedsim attacks timm's Vision Transformers alone."
+        "model.kwargs), a model of timm or a 'module:factory'."
     )
 
 
@@ -384,18 +394,33 @@ def _plugins(scenario: Scenario, clients: int) -> tuple[tuple[PlannedAttack, ...
 
 def _model(
     scenario: Scenario, data: FederatedData, classes: int, defenses: tuple[PlannedDefense, ...]
-) -> tuple[VisionTransformer, tuple[str, ...]]:
-    channels, height, _ = data.pools.train.read([0]).images.shape[1:]
-    skeleton, notes = models.build_with_notes(scenario.model, classes, height, scenario.seed)
-    if len(models.normalization(skeleton).mean) != channels:
-        raise ScenarioError("data", f"pictures of {channels} channels do not fit {scenario.model.name}.")
+) -> tuple[nn.Module, tuple[str, ...]]:
+    channels, *size = data.image_shape
+    skeleton, notes = models.build_with_notes(scenario.model, classes, (size[0], size[1]), scenario.seed, channels)
     with seeded(scenario.seed, "defenses"):
         for planned in defenses:
             with _blaming(planned, "prepare_model"):
                 planned.defense.prepare_model(skeleton)
     for planned in defenses:
         _cautions(planned, skeleton)
+        _check_coverage(planned, skeleton, scenario, data)
     return skeleton.eval(), notes
+
+
+def _check_coverage(planned: PlannedDefense, model: nn.Module, scenario: Scenario, data: FederatedData) -> None:
+    """Refuse a guarantee on a model whose buffers travel: it is one for the parameters alone."""
+    buffers = models.shared_buffers(model)
+    if not buffers:
+        return
+    with _blaming(planned, "budget"):
+        budget = planned.defense.budget(client_context(scenario, data, model, 0, 1))
+    if budget is not None:
+        raise ScenarioError(
+            f"defenses.{planned.index}",
+            f"{planned.info.name} guarantees privacy for the parameters, and {scenario.model.name} also sends "
+            f"{len(buffers)} buffers, {buffers[0]} the first, which hold statistics of the pictures. Choose a model without "
+            "BatchNorm.",
+        )
 
 
 @functools.lru_cache(maxsize=32)

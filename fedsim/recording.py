@@ -135,6 +135,7 @@ class Capture:
         arrays: the reply's arrays, verbatim.
         metrics: the reply's metrics, `num-examples` among them.
         side: what the client stated beside it, such as its privacy budget; never shown to an attack.
+        buffers: which arrays are the new values of buffers, whatever the kind.
     """
 
     round: int
@@ -143,6 +144,7 @@ class Capture:
     arrays: Mapping[str, Tensor]
     metrics: Mapping[str, int | float]
     side: Mapping[str, Any]
+    buffers: tuple[str, ...] = ()
 
 
 class RunFolder:
@@ -464,6 +466,7 @@ class RunFolder:
             "kind": capture.kind,
             "metrics": dict(capture.metrics),
             "side": dict(capture.side),
+            **({"buffers": list(capture.buffers)} if capture.buffers else {}),
         }
         self._write_tensors(client_key(capture.round, capture.client), capture.arrays, header)
 
@@ -501,7 +504,7 @@ class RunFolder:
             RunFolderError: missing, truncated, changed since it was written, or of another round, client or run.
         """
         tensors, header = self._read_tensors(client_key(round, client), CaptureHeader, round, client)
-        return Capture(round, client, header.kind, tensors, header.metrics, header.side)
+        return Capture(round, client, header.kind, tensors, header.metrics, header.side, tuple(header.buffers))
 
     def read_header(self, round: int, client: int) -> dict[str, Any]:
         """Return what is stored beside the arrays of a reply: kind, metrics and what the client stated.
@@ -556,14 +559,19 @@ class RunFolder:
             if _is_bare_list(tensors, weights):
                 tensors = dict(zip(weights, tensors.values(), strict=True))
             self.check_arrays(replace(capture, arrays=tensors), weights)
-            tensors = {name: _difference(array, weights[name]) for name, array in tensors.items()}
+            tensors = {
+                name: array if name in capture.buffers else _difference(array, weights[name])
+                for name, array in tensors.items()
+            }
         try:
             examples = self.reported_examples({"metrics": capture.metrics})
         except (OverflowError, ValueError):
             raise DamagedFileError(
                 f"{self.capture_path(round, client)}: expected a number of examples, got {dict(capture.metrics)!r:.80}."
             ) from None
-        return Update(round, client, capture.kind, tensors, examples)
+        buffers = {name: tensors[name] for name in capture.buffers}
+        kept = {name: tensor for name, tensor in tensors.items() if name not in buffers}
+        return Update(round, client, capture.kind, kept, examples, buffers)
 
     @staticmethod
     def reported_examples(header: Mapping[str, Any]) -> int:

@@ -115,8 +115,18 @@ class DataPart(pydantic.BaseModel):
         return dict(self.model_extra or {})
 
 
+class NormalizationPart(_Part):
+    """What turns pixels in [0, 1] into the model's input: (pixel - mean) / std, a value a channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+
+
 class ModelPart(_Part):
-    """A timm Vision Transformer, or one of fedsim's presets, by name.
+    """A model of timm, one of fedsim's presets, or a "module:factory" of one's own that returns a torch module.
+
+    A factory is told `num_classes`, `in_chans` and `img_size` as far as it takes them. `normalization` replaces the one that
+    timm states for the model; a model of one's own has mean and std 0.5 unless it says otherwise.
 
     `first_block: april` removes the layer norm before the first attention and both residual connections of its block: the
     model of the APRIL paper, which no stock ViT is.
@@ -126,6 +136,7 @@ class ModelPart(_Part):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     first_block: Literal["standard", "april"] = "standard"
     pretrained: Annotated[Switch | str, worded("true, false or the path of a weights file")] = False
+    normalization: NormalizationPart | None = None
 
 
 class FederationPart(_Part):

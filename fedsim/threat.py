@@ -59,10 +59,12 @@ class ThreatModel:
             labels = without_order(truth.labels)
         auxiliary, original = plan.data.pools.auxiliary, plan.model()
         self._matched(update, weights, original).load(original, weights)
-        tensors = self._matched(update, update.tensors, original).parameters_of(update.tensors)
+        sent = {**update.tensors, **update.buffers}
+        matched = self._matched(update, sent, original)
+        buffers = {name: sent[theirs] for name, theirs in matched.buffers.items() if theirs in update.buffers}
         model = _without_normalization(original)
         return Observation(
-            update=replace(update, tensors=tensors),
+            update=replace(update, tensors=matched.parameters_of(sent), buffers=buffers),
             model=model,
             image_shape=plan.image_shape,
             num_classes=plan.num_classes,

@@ -21,6 +21,7 @@ from fedsim.data.batches import Inputs
 from fedsim.defense import ClientContext, LocalStep, PrivacyBudget
 from fedsim.exchange import Update
 from fedsim.faults import shown
+from fedsim.models import shared_state, trained
 from fedsim.plan import Plan, PlannedDefense
 from fedsim.scenario import TrainingPart
 from fedsim.seeds import seeded, torch_generator
@@ -140,12 +141,16 @@ def local_update(
     with seeded(scenario.seed, "training", round, client):
         if scenario.training.shares == "gradient":
             loss = _accumulate_gradient(run, 0)
-            tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+            tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trained(model).items()}
         else:
             loss = _train(run, _proximal_pull(weights, proximal_mu))
-            tensors = {name: parameter.detach() - weights[name] for name, parameter in model.named_parameters()}
+            tensors = {name: parameter.detach() - weights[name] for name, parameter in trained(model).items()}
     count = plan.data.client_examples(client, round, scenario.training)
-    update = Update(round, client, scenario.training.shares, {n: t.detach() for n, t in tensors.items()}, count)
+    state = shared_state(model)
+    buffers = {name: state[name].clone() for name in plan.buffers}
+    update = Update(
+        round, client, scenario.training.shares, {n: t.detach() for n, t in tensors.items()}, count, buffers
+    )
     _check_finite(update, loss)
     for planned in run.defenses:
         generator = run.generator("protect_update", planned)
@@ -191,7 +196,11 @@ def _fault(protected: Any, given: Update, most: int) -> str | None:
         stated, own = getattr(protected, name), getattr(given, name)
         if stated != own:
             return f"{name} is {shown(stated)}, not {shown(own)}"
-    return tensors_fault(protected.tensors, given.tensors) or examples_fault(protected.num_examples, most)
+    return (
+        tensors_fault(protected.tensors, given.tensors)
+        or tensors_fault(protected.buffers, given.buffers)
+        or examples_fault(protected.num_examples, most)
+    )
 
 
 def _check_finite(update: Update, loss: float) -> None:
@@ -218,7 +227,7 @@ def _proximal_pull(weights: Weights, mu: float) -> Callable[[nn.Module], None]:
 
     def pull(model: nn.Module) -> None:
         if mu:
-            for name, parameter in model.named_parameters():
+            for name, parameter in trained(model).items():
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter.detach() - weights[name], alpha=mu)
 
@@ -285,8 +294,8 @@ def plain_step(step: LocalStep) -> Tensor:
 def _optimizer(training: TrainingPart, model: nn.Module) -> torch.optim.Optimizer:
     exempt = decay_exempt(model)
     groups = [
-        {"params": [p for n, p in model.named_parameters() if n not in exempt], "weight_decay": training.weight_decay},
-        {"params": [p for n, p in model.named_parameters() if n in exempt], "weight_decay": 0.0},
+        {"params": [p for n, p in trained(model).items() if n not in exempt], "weight_decay": training.weight_decay},
+        {"params": [p for n, p in trained(model).items() if n in exempt], "weight_decay": 0.0},
     ]
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=training.learning_rate)

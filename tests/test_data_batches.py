@@ -270,11 +270,6 @@ _GIVEN = []
             "data.image_size",
             "auxiliary pictures have shape",
         ),
-        (
-            Pools(Pool.of_arrays(np.zeros((4, 3, 5, 3), np.uint8), [0, 1, 0, 1]), _pool(9), _pool(9), ("a", "b", "c")),
-            "data.image_size",
-            "5x3",
-        ),
     ],
 )
 def test_load_refuses_pools_that_cannot_be_used(pools, where, message, monkeypatch):

@@ -193,7 +193,7 @@ def test_pictures_of_other_channels_than_the_models_are_refused(tiny_scenario, m
         return batches.FederatedData(Pools(pool, pool, pool, ("a", "b")), ((0,), (1,)), seed)
 
     monkeypatch.setattr(planning, "load_data", grey)
-    assert refusal(tiny_scenario) == "data: pictures of 1 channels do not fit vit_nano."
+    assert refusal(tiny_scenario) == "data: pictures of 1 channels do not fit vit_nano, whose input has 3."
 
 
 # Hooks of defenses outside the client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -40,6 +41,12 @@ class FederatedData:
     pools: Pools
     partition: tuple[tuple[int, ...], ...]
     seed: int
+
+    @functools.cached_property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every picture."""
+        channels, height, width = self.pools.train.read([0]).images.shape[1:]
+        return channels, height, width
 
     def client_steps(
         self, client: int, round: int, batch_size: int, local_steps: int | None = None, local_epochs: int | None = None
@@ -200,8 +207,6 @@ def _check(pools: Pools) -> None:
             raise ScenarioError("data", f"the {name} pool has labels outside 0 to {classes - 1}.")
         shapes[name] = tuple(pool.fetch([0]).shape[1:])
     channels, height, width = shapes["training"]
-    if height != width:
-        raise ScenarioError("data.image_size", f"pictures of {width}x{height} pixels; give the side of a square.")
     for name, shape in shapes.items():
         if shape != (channels, height, width):
             raise ScenarioError(

@@ -99,12 +99,13 @@ class Recorder:
         for record in reply.content.metric_records.values():
             metrics.update({key: value for key, value in record.items() if not isinstance(value, list)})
         kind: UpdateKind = "gradient" if stated.get("kind") == "gradient" else "delta"
+        buffers = tuple(stated.get("buffers", ()))
         tensors = records.to_tensors(got)
         kept: Any = reply.content.config_records.get(records.STATE)
         if kept is not None:
             # First: a capture in the index then tells that this is there, too.
             self._write(self._folder.write_state, round, client, ClientState.from_wire(kept))
-        self._write(self._folder.write_capture, Capture(round, client, kind, tensors, metrics, side))
+        self._write(self._folder.write_capture, Capture(round, client, kind, tensors, metrics, side, buffers))
 
     def _store_global(self, round: int, client: int, sent: ArrayRecord) -> None:
         # Strategies put one shared record into all messages of a round: the identity check spares the comparison.
@@ -206,7 +207,9 @@ class Replayer:
             {
                 records.ARRAYS: ArrayRecord({name: Array(tensor.numpy()) for name, tensor in capture.arrays.items()}),
                 records.METRICS: MetricRecord(dict(capture.metrics)),
-                records.UPDATE: ConfigRecord({"kind": capture.kind}),
+                records.UPDATE: ConfigRecord(
+                    {"kind": capture.kind, **({"buffers": list(capture.buffers)} if capture.buffers else {})}
+                ),
             }
         )
         reply = Message(content, reply_to=request)

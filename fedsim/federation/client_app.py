@@ -50,14 +50,16 @@ class Client:
                 plan, client, int(config[records.ROUND]), weights, float(config.get("proximal-mu", 0.0)), past
             )
         update = result.update
-        arrays = update.tensors
+        arrays = dict(update.tensors)
         if update.kind == "delta":
             arrays = {name: weights[name] + tensor for name, tensor in arrays.items()}
+        arrays |= update.buffers
+        stated = {"kind": update.kind, **({"buffers": list(update.buffers)} if update.buffers else {})}
         content = RecordDict(
             {
-                records.ARRAYS: records.to_arrays(arrays),
+                records.ARRAYS: records.to_arrays({name: arrays[name] for name in weights}),
                 records.METRICS: MetricRecord({records.NUM_EXAMPLES: update.num_examples, records.LOSS: result.loss}),
-                records.UPDATE: ConfigRecord({"kind": update.kind}),
+                records.UPDATE: ConfigRecord(stated),
             }
         )
         if result.budget is not None:

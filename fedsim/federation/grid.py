@@ -320,7 +320,8 @@ class ReplayingGrid(GridProxy):
 class AppliedGradientsGrid(GridProxy):
     """FedSGD for any strategy: replaces a shared gradient g by the weights W - learning_rate * g of one SGD step.
 
-    Clients send gradients over the wire; Flower's strategies aggregate weights. The step happens here, at the server.
+    Clients send gradients over the wire; Flower's strategies aggregate weights. The step happens here, at the server. Buffers
+    have no gradient: their new values pass as they are.
     """
 
     def __init__(self, inner: Grid, learning_rate: float) -> None:
@@ -340,7 +341,12 @@ class AppliedGradientsGrid(GridProxy):
     def _apply(self, request: Message, reply: Message) -> None:
         weights = records.to_tensors(request.content[records.ARRAYS])  # type: ignore[arg-type]
         gradients = records.to_tensors(reply.content[records.ARRAYS])  # type: ignore[arg-type]
-        stepped = {name: weight - self._learning_rate * gradients[name] for name, weight in weights.items()}
+        stated: Any = reply.content[records.UPDATE]
+        buffers = stated.get("buffers", ())
+        stepped = {
+            name: gradients[name] if name in buffers else weight - self._learning_rate * gradients[name]
+            for name, weight in weights.items()
+        }
         reply.content[records.ARRAYS] = records.to_arrays(stepped)
 
 

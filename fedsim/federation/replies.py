@@ -32,7 +32,8 @@ class ReplyCheck:
         training = plan.scenario.training
         self._kind: UpdateKind = training.shares
         self._rate = training.learning_rate
-        self._parameters = plan.initial_weights()
+        self._initial = plan.initial_weights()
+        self._buffers = plan.buffers
         self._strategy = plan.scenario.federation.strategy
         self._metrics = client_metrics(self._strategy)
         self._most_examples = most_examples(plan)
@@ -65,7 +66,12 @@ class ReplyCheck:
     def _kind_fault(self, content: RecordDict) -> str | None:
         record = content.config_records.get(records.UPDATE)
         stated = None if record is None else record.get("kind")
-        return None if stated == self._kind else f"it states to hold {shown(stated)}, expected a {self._kind}"
+        if stated != self._kind:
+            return f"it states to hold {shown(stated)}, expected a {self._kind}"
+        buffers = [] if record is None else record.get("buffers", [])
+        if buffers != list(self._buffers):
+            return f"it states to hold the buffers {shown(buffers)}, expected {shown(list(self._buffers))}"
+        return None
 
     def _arrays_fault(self, request: RecordDict, reply: RecordDict) -> str | None:
         weights = self._weights(request.array_records[records.ARRAYS])
@@ -74,14 +80,15 @@ class ReplyCheck:
         except Exception as error:  # noqa: BLE001  (boundary: whatever its bytes make a decoder raise is the client's fault)
             return f"its arrays cannot be read: {told(error)}"
         # A gradient is in the parameters' own format, also where a strategy sends out weights in another.
-        fault = tensors_fault(arrays, self._parameters if self._kind == "gradient" else weights)
+        fault = tensors_fault(arrays, self._initial if self._kind == "gradient" else weights)
         return fault or self._step_fault(weights, arrays)
 
     def _step_fault(self, weights: Mapping[str, Tensor], arrays: Mapping[str, Tensor]) -> str | None:
         """Return why the strategy cannot aggregate the weights that the update leads to, or None."""
         has_moved = False
         for name, weight in weights.items():
-            new = weight - self._rate * arrays[name] if self._kind == "gradient" else arrays[name]
+            is_step = self._kind == "gradient" and name not in self._buffers
+            new = weight - self._rate * arrays[name] if is_step else arrays[name]
             if not bool(torch.isfinite(new).all()):
                 return f"{name} overflows in a step on its gradient; {NonFiniteUpdateError.advice}"
             has_moved = has_moved or not torch.equal(new, weight)

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsim.exchange import Images
-from fedsim.models import unfused_attention
+from fedsim.models import patch_grid, unfused_attention
 from fedsim_attacks.update import POSITIONS, PROJECTION, Gradients, OneGradient, Response, Target
 
 _AHEAD, _ASIDE = 1e-2, 1e-4  # lengths of the differences: share of the pictures' norm, of the weights'
@@ -234,8 +234,13 @@ def adjoint_error(place: Place, step: Images) -> float:
 
 
 def token_gradients(residual: Residual, images: Images) -> Float[Tensor, "batch token embed"]:
-    """Return the loss's slope at what the patch projection puts out, picture by picture."""
+    """Return the loss's slope at what the patch projection puts out, picture by picture.
+
+    Raises:
+        AttackRefusedError: the model has no patch projection.
+    """
     caught: list[Tensor] = []
+    patch_grid(residual.response.model)  # raises where there are no patches
     embed: nn.Module = residual.response.model.patch_embed  # type: ignore[assignment]
     handle = embed.register_forward_hook(lambda module, inputs, output: caught.append(output))
     try:

@@ -17,8 +17,8 @@ from torch import nn
 from fedsim.errors import AttackRefusedError, nearest
 from fedsim.exchange import Normalization
 from fedsim.models import normalization
+from fedsim.models.weights import in_one_line
 from fedsim.seeds import seeded
-from fedsim.weights import in_one_line
 
 # Below it, blurred and noisy 32 px pictures come as near to the statistics as clean ones; above it, only the cost grows.
 # Measured on EfficientNet-Lite0 and CIFAR-10 at 32, 48, 64, 96, 128, 160 and 224 px.

@@ -7,8 +7,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from fedsim import hub_weights
 from fedsim.errors import ScenarioError
+from fedsim.models import hub_weights
 
 REPOSITORY = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 

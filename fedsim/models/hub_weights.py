@@ -10,7 +10,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from fedsim.errors import ScenarioError
-from fedsim.weights import in_one_line
+from fedsim.models.weights import in_one_line
 
 _WHERE = "model.pretrained"
 _FILES = ("model.safetensors", "pytorch_model.bin")

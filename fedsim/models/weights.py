@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError
 from timm.models import VisionTransformer, load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.errors import ScenarioError
+from fedsim.models.interface import head_names
 
 Tensors = Mapping[str, Tensor]
 
@@ -30,12 +31,13 @@ _ADVICE = "Set model.name and model.kwargs as for the model that it was saved fr
 _LISTED = 4
 
 
-def load(model: VisionTransformer, path: Path, called: str | None = None) -> tuple[str, ...]:
-    """Load weights in timm's naming, in place; position tables and patches of another size are resampled as timm does.
+def load(model: nn.Module, path: Path, called: str | None = None) -> tuple[str, ...]:
+    """Load weights in the model's own naming, in place.
 
-    They may lie inside a checkpoint (`model`, `state_dict`, `teacher`) and have a prefix (`module.`, `backbone.`). The
-    backbone has to be whole. A head that is not in the file, or is there for another number of classes, keeps its fresh
-    weights. Tensors of other networks, such as a decoder, are left out. The file is data: nothing in it is executed.
+    Position tables and patches of a Vision Transformer of another size are resampled as timm does, and its weights may lie
+    inside a checkpoint (`model`, `state_dict`, `teacher`) and have a prefix (`module.`, `backbone.`), as those of any model
+    may. The backbone has to be whole. A head that is not in the file, or is there for another number of classes, keeps its
+    fresh weights. Tensors of other networks, such as a decoder, are left out. The file is data: nothing in it is executed.
 
     Args:
         model: of the architecture that the weights belong to.
@@ -53,6 +55,8 @@ def load(model: VisionTransformer, path: Path, called: str | None = None) -> tup
     source = called or str(path)
     try:
         content = dict(_flat(load_state_dict(str(path))))
+        if not isinstance(model, VisionTransformer):
+            return tuple(f"{_WHERE}: {called or path.name}: {note}." for note in _load_plain(model, content, source))
         place = _place(content, model.embed_dim)
         found = {name.removeprefix(place): tensor for name, tensor in content.items() if name.startswith(place)}
         # A copy: timm's converters take tensors out of what they are given.
@@ -67,11 +71,46 @@ def load(model: VisionTransformer, path: Path, called: str | None = None) -> tup
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         reason = f"{source} does not hold the weights of this model: {in_one_line(error)}."
         raise ScenarioError(_WHERE, reason) from None
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
-        raise ScenarioError(_WHERE, f"{source} holds weights that are not finite.")
+    _check_finite(model, source)
     left_out += _converted_away(found, stored) + [name for name in content if not name.startswith(place)]
     notes = [*_told_heads(fresh), *_told_sizes(model, found), *_told_rest(place, left_out)]
     return tuple(f"{_WHERE}: {called or path.name}: {note}." for note in notes)
+
+
+def _check_finite(model: nn.Module, source: str) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
+        raise ScenarioError(_WHERE, f"{source} holds weights that are not finite.")
+
+
+def _load_plain(model: nn.Module, content: Tensors, source: str) -> list[str]:
+    """Load the weights of a model that is no Vision Transformer: by name, all but a head of another size.
+
+    Raises:
+        _ForeignError: the file lacks a tensor, or holds one of another shape.
+    """
+    own = model.state_dict()
+    first = next(iter(own))
+    prefixes = sorted({name.removesuffix(first) for name in content if name.endswith(first)}, key=len)
+    place = prefixes[0] if len(prefixes) == 1 else ""
+    stored = {name.removeprefix(place): tensor for name, tensor in content.items() if name.startswith(place)}
+    head = [name for names in head_names(model) for name in names if name is not None]
+    fresh = [name for name in head if name not in stored or stored[name].shape != own[name].shape]
+    kept = [name for name in own if name not in head or not fresh]
+    # torch counts batches for a momentum that timm's models do not use; older files lack the count.
+    lacking = [name for name in kept if name not in stored and not name.endswith("num_batches_tracked")]
+    if lacking:
+        raise _ForeignError(f"it lacks {_listed(lacking)}. {_ADVICE}")
+    for name in kept:
+        if name in stored and stored[name].shape != own[name].shape:
+            sizes = f"{name} is {_size(stored[name])} in the file, {_size(own[name])} in the model"
+            raise _ForeignError(f"{sizes}. {_ADVICE}")
+    model.load_state_dict({name: stored[name] for name in kept if name in stored}, strict=False)
+    _check_finite(model, source)
+    left_out = [name for name in content if name.removeprefix(place) not in own]
+    told = (
+        [f"the backbone is loaded, the head is fresh (the file holds no {_listed(fresh)} of its size)"] if fresh else []
+    )
+    return told + _told_rest(place, left_out)
 
 
 class _ForeignError(Exception):

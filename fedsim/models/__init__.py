@@ -1,0 +1,45 @@
+"""Models by name, any torch module among them, and what attacks, defenses and the simulator ask of one."""
+
+from fedsim.models.build import PRESETS, Built, Preset, build, build_with_notes
+from fedsim.models.interface import (
+    Features,
+    HeadNames,
+    ModelInterfaceError,
+    Patches,
+    PatchGrid,
+    facts,
+    gradient_of,
+    head_inputs,
+    head_names,
+    normalization,
+    patch_grid,
+    prefix_rows,
+    shared_buffers,
+    shared_state,
+    trained,
+    unfused_attention,
+)
+
+__all__ = [
+    "PRESETS",
+    "Built",
+    "Features",
+    "HeadNames",
+    "ModelInterfaceError",
+    "PatchGrid",
+    "Patches",
+    "Preset",
+    "build",
+    "build_with_notes",
+    "facts",
+    "gradient_of",
+    "head_inputs",
+    "head_names",
+    "normalization",
+    "patch_grid",
+    "prefix_rows",
+    "shared_buffers",
+    "shared_state",
+    "trained",
+    "unfused_attention",
+]

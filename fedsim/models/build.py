@@ -1,0 +1,176 @@
+"""The scenario's model: a preset, a model of timm by name, or a "module:factory"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import timm
+from torch import nn
+
+from fedsim.errors import ScenarioError, nearest
+from fedsim.faults import shown
+from fedsim.models import custom, hub_weights, trial, vit, weights
+from fedsim.models.weights import in_one_line
+from fedsim.scenario import ModelPart, NormalizationPart
+from fedsim.seeds import seeded
+
+
+class Preset(NamedTuple):
+    """A model with kwargs that make it train on two CPU cores.
+
+    Args:
+        target: timm's name, or a "module:factory".
+        kwargs: of that.
+        summary: one line for people.
+    """
+
+    target: str
+    kwargs: Mapping[str, Any]
+    summary: str
+
+
+_STOCK = "vit_tiny_patch16_224"
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "vit_nano": Preset(
+            _STOCK,
+            {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 2},
+            "0.2 M parameters, 32 px",
+        ),
+        "vit_micro": Preset(
+            _STOCK,
+            {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
+            "0.5 M parameters, 32 px",
+        ),
+        "vit_mini": Preset(
+            _STOCK,
+            {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 4, "num_heads": 3},
+            "1.8 M parameters, 32 px",
+        ),
+        "convnet": Preset(
+            "fedsim.models.convnet:ConvNet", {}, "LeNet of the first gradient inversions, any size of pictures"
+        ),
+    }
+)
+
+
+class Built(NamedTuple):
+    """A model in evaluation mode, and what its user should know of it, one sentence each."""
+
+    model: nn.Module
+    notes: tuple[str, ...]
+
+
+def build(
+    part: ModelPart, num_classes: int, image_size: int | tuple[int, int], seed: int, channels: int = 3
+) -> nn.Module:
+    """Build the scenario's model with weights that depend on the seed alone; see `build_with_notes`."""
+    return build_with_notes(part, num_classes, image_size, seed, channels).model
+
+
+def build_with_notes(
+    part: ModelPart, num_classes: int, image_size: int | tuple[int, int], seed: int, channels: int = 3
+) -> Built:
+    """Build the scenario's model with weights that depend on the seed alone, and try it out on random pictures.
+
+    Args:
+        part: what the scenario says of it.
+        num_classes: outputs.
+        image_size: side of the pictures, or their height and width.
+        seed: of the weights.
+        channels: of the pictures.
+
+    Raises:
+        ScenarioError: no such model, kwargs it does not take or cannot train with, sizes that do not fit, weights not to be
+            had, a first block that cannot be altered.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    target, given = part.name, dict(part.kwargs)
+    if target in PRESETS:
+        target, given = PRESETS[target].target, {**PRESETS[target].kwargs, **given}
+        if part.pretrained is True:
+            raise _no_weights(part.name)
+    if ":" in target:
+        if part.pretrained is True:
+            raise _no_weights(part.name)
+        called, file = None, Path(part.pretrained) if isinstance(part.pretrained, str) else None
+        _check_first_block(part)
+        with seeded(seed, "model"):
+            model = custom.create(target, given, num_classes, channels, size)
+    else:
+        _check_known(target, part)
+        is_vit = vit.is_vit(target)
+        if is_vit:
+            given = vit.checked_kwargs(given, size)
+        else:
+            _check_first_block(part)
+        called = hub_weights.repository(target) if part.pretrained is True else None
+        given_file = Path(part.pretrained) if isinstance(part.pretrained, str) else None
+        file = hub_weights.fetch(called) if called else given_file
+        with seeded(seed, "model"):
+            if is_vit:
+                model = vit.create(part, target, given, num_classes, size)
+            else:
+                model = _create(part, given, num_classes, size)
+    notes = weights.load(model, file, called) if file is not None else ()
+    _set_normalization(model, part.name, part.normalization, channels)
+    return Built(model.eval(), (*notes, *trial.run(model, part, num_classes, (channels, *size), seed)))
+
+
+def _no_weights(name: str) -> ScenarioError:
+    return ScenarioError(
+        "model.pretrained", f"there are no published weights for {name}. Give the path of a weights file."
+    )
+
+
+def _check_known(name: str, part: ModelPart) -> None:
+    if not timm.is_model(name):
+        known = [*PRESETS, *timm.list_models()]
+        raise ScenarioError(
+            "model.name",
+            f"no model {name!r}.{nearest(name, known)} Presets: {', '.join(PRESETS)}; or any model of timm; or a "
+            "'module:factory' of your own.",
+        )
+    if "." in name and name not in (tagged := timm.list_pretrained()):
+        raise ScenarioError("model.name", f"no published weights {name!r}.{nearest(name, tagged)}")
+
+
+def _check_first_block(part: ModelPart) -> None:
+    if part.first_block != "standard":
+        raise ScenarioError(
+            "model.first_block", f"{part.name} has no blocks as timm's Vision Transformers do. Leave it out."
+        )
+
+
+def _create(part: ModelPart, kwargs: dict[str, Any], num_classes: int, size: tuple[int, int]) -> nn.Module:
+    """Build a model of timm that is no Vision Transformer, at the size of the pictures where it is made for one size."""
+    if following := [key for key in ("num_classes", "in_chans") if key in kwargs]:
+        raise ScenarioError(f"model.kwargs.{following[0]}", "follows from the data; leave it out.")
+    stated = timm.get_pretrained_cfg(part.name)
+    if stated is not None and stated.fixed_input_size:
+        kwargs.setdefault("img_size", size)
+    try:
+        model: nn.Module = timm.create_model(part.name, num_classes=num_classes, **kwargs)
+    except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = f"{part.name} cannot be built: {in_one_line(error)}"
+        raise ScenarioError("model.kwargs", f"{reason} (with {shown(part.kwargs)}).") from None
+    return model
+
+
+def _set_normalization(model: nn.Module, name: str, stated: NormalizationPart | None, channels: int) -> None:
+    """Give the model the normalization that the scenario states, else its own, else pixels from -1 to 1."""
+    own: Any = getattr(model, "pretrained_cfg", None)
+    config = dict(own) if isinstance(own, Mapping) else {}
+    if stated is not None:
+        config |= {"mean": stated.mean, "std": stated.std}
+    elif "mean" not in config or "std" not in config:
+        config |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+    if len(config["mean"]) != channels or len(config["std"]) != channels:
+        where = "data" if stated is None else "model.normalization"
+        raise ScenarioError(
+            where, f"pictures of {channels} channels do not fit {name}, whose input has {len(config['mean'])}."
+        )
+    model.pretrained_cfg = config  # type: ignore[assignment]
