@@ -34,7 +34,7 @@ from fedsim import models, plugins
 from fedsim.attack import Attack
 from fedsim.data.source import Source
 from fedsim.exchange import Observation, Update
-from fedsim.recording import write_atomically
+from fedsim.files import write_atomically
 from fedsim.scenario import ModelPart
 from fedsim.seeds import numpy_generator, torch_generator
 from fedsim.threat import ModelFactory

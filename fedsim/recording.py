@@ -19,23 +19,23 @@ a newline; a half-written last line is cut off. So a kill at any moment leaves a
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim import environment, files, lines, yaml_loader
+from fedsim.capture_index import CaptureIndex, digest
 from fedsim.client_state import ClientState
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Update, UpdateKind
 from fedsim.files import DamagedFileError, write_atomically
+from fedsim.folder_lock import LOCK, FolderLock
+from fedsim.json_lines import JsonLines
 from fedsim.lines import (
     SCHEMA,
     CaptureHeader,
@@ -49,79 +49,6 @@ from fedsim.lines import (
 from fedsim.scenario import Scenario, parse
 
 _AnyHeader = TypeVar("_AnyHeader", CaptureHeader, GlobalHeader, StateHeader)
-# What a process that was killed as it began may leave: its lock, beside what it was writing aside.
-_LOCK = ".lock"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_lines(path: Path, root: Path | None = None) -> list[dict[str, Any]]:
-    """Return the complete lines of a JSON Lines file; a half-written last line does not count.
-
-    Args:
-        path: the file.
-        root: the run folder that no link leads out of; the file's own folder otherwise.
-
-    Raises:
-        RunFolderError: a complete line is not a JSON object, so the file was damaged by something else than a kill.
-    """
-    content = files.read(path, root or path.parent)
-    found = []
-    for number, line in enumerate((content or b"").split(b"\n")[:-1], 1):
-        try:
-            found.append(dict(files.parse_json(line)))
-        except (TypeError, ValueError) as error:
-            reason = f" ({error})" if isinstance(error, ValueError) else ""
-            raise RunFolderError(
-                f"{path}: line {number} is not a JSON object{reason}. Delete the file to redo it."
-            ) from None
-    return found
-
-
-class JsonLines:
-    """An append-only JSON Lines file, safe against a kill in the middle of a line.
-
-    Args:
-        path: the file.
-        root: the run folder that no link leads out of; the file's own folder otherwise.
-    """
-
-    def __init__(self, path: Path, root: Path | None = None) -> None:
-        self.path, self._root = path, root or path.parent
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the complete lines."""
-        return read_lines(self.path, self._root)
-
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Add one line and flush it to disk; a half-written line before it is cut off first."""
-        files.make_folders(self.path, self._root)
-        content = json.dumps(line, allow_nan=False).encode() + b"\n"
-        with open(files.open_file(self.path, self._root, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab+") as file:
-            self._cut_half_line(file)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-
-    @staticmethod
-    def _cut_half_line(file: Any) -> None:
-        end = file.seek(0, os.SEEK_END)
-        if end == 0:
-            return
-        file.seek(end - 1)
-        if file.read(1) == b"\n":
-            return
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.seek(0, os.SEEK_END)
-
-    def rewrite(self, lines: list[dict[str, Any]]) -> None:
-        """Replace the whole file atomically."""
-        content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        write_atomically(self.path, content, self._root)
 
 
 @dataclass(frozen=True)
@@ -155,10 +82,8 @@ class RunFolder:
         self.rounds = JsonLines(path / "rounds.jsonl")
         self.records = JsonLines(path / "records.jsonl")
         self.calibrations = JsonLines(path / "calibrations.jsonl", path)
-        self._index = JsonLines(path / "captures" / "index.jsonl", path)
-        self._entries: dict[str, dict[str, Any]] | None = None
-        self._verified: set[str] = set()
-        self._is_locked = False
+        self._index = CaptureIndex(path)
+        self._lock = FolderLock(path)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -283,27 +208,16 @@ class RunFolder:
         Raises:
             RunFolderError: a line is damaged.
         """
-        return lines.check(self._index.path, self._index.read(), IndexLine)
+        return self._index.read()
 
     @property
     def index_path(self) -> Path:
         """Where the index of the captures is."""
         return self._index.path
 
-    def _load_index(self) -> dict[str, dict[str, Any]]:
-        if self._entries is None:
-            self._entries = {line.key: line.model_dump(exclude_none=True) for line in self.index()}
-        return self._entries
-
     def refresh(self) -> None:
         """Read the capture index again, after another process has written to the folder."""
-        self._entries = None
-
-    def _add(self, key: str, entry: dict[str, Any]) -> None:
-        # Reading the index before the first write also finds what an earlier, killed run has captured.
-        entries = self._load_index()
-        self._index.append({"key": key, **entry})
-        entries[key] = {"key": key, **entry}
+        self._index.refresh()
 
     def _write_tensors(self, key: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None) -> None:
         contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -312,24 +226,18 @@ class RunFolder:
             run = self.run
             named = {} if run is None else {"run": run}
             stated = files.header({"schema": SCHEMA, "order": list(tensors), **named, **header})
-        file = self._file(key)
-        is_lost = self._sha256(key) is not None and not files.is_file(file, self.path)
+        file, expected = self._index.file(key), self._index.sha256(key)
+        is_lost = expected is not None and not self._index.is_stored(key)
         # Straight to the file: captures are large, and the training waits for the processor.
         with files.aside(file, self.path) as aside:
             save_file(contiguous, aside, stated)
-            digest = _digest(aside)
-            if is_lost and digest != self._sha256(key):
+            sha256 = digest(aside)
+            if is_lost and sha256 != expected:
                 raise RunFolderError(
                     f"{file}: was missing and has been made again, but differs from what captures/index.jsonl lists. "
                     "Restore the file, or what made it (environment.json names the versions), or start another run."
                 )
-        self._add(key, {"sha256": digest})
-
-    def _file(self, key: str) -> Path:
-        return (self.path if key == lines.MODEL else self.path / "captures") / f"{key}.safetensors"
-
-    def _sha256(self, key: str) -> str | None:
-        return self._load_index().get(key, {}).get("sha256")
+        self._index.add(IndexLine(key=key, sha256=sha256))
 
     def check_is_there(self, key: str) -> None:
         """Refuse a file that the index lists and that is gone.
@@ -337,34 +245,12 @@ class RunFolder:
         Raises:
             RunFolderError: it is missing.
         """
-        if self._sha256(key) is not None and not files.is_file(self._file(key), self.path):
-            raise RunFolderError(
-                f"{self._file(key)}: missing, though captures/index.jsonl lists it. Restore it; a simulated run "
-                "makes it again with fedsim run --resume."
-            )
-
-    def _verify(self, key: str) -> None:
-        """Compare a stored file with its checksum in the index, once.
-
-        Raises:
-            RunFolderError: not in the index, missing, or changed since it was written.
-        """
-        file = self._file(key)
-        expected = self._sha256(key)
-        if expected is None:
-            raise RunFolderError(f"{file}: not in captures/index.jsonl.")
-        self.check_is_there(key)
-        if key not in self._verified and _digest(file) != expected:
-            raise RunFolderError(
-                f"{file}: corrupted, its checksum differs from captures/index.jsonl. Restore the file, or delete "
-                "it and its line in the index and use --resume."
-            )
-        self._verified.add(key)
+        self._index.check_is_there(key)
 
     def _read_header(
         self, key: str, kind: type[_AnyHeader], with_tensors: bool = True
     ) -> tuple[dict[str, Tensor], _AnyHeader]:
-        file = self._file(key)
+        file = self._index.file(key)
         read = files.read_tensors(file, self.path, "a capture", with_tensors)
         if read is None:
             raise RunFolderError(f"{file}: missing, though captures/index.jsonl lists it.")
@@ -376,9 +262,9 @@ class RunFolder:
     def _read_tensors(
         self, key: str, kind: type[_AnyHeader], round: int, client: int | None
     ) -> tuple[dict[str, Tensor], _AnyHeader]:
-        self._verify(key)
+        self._index.verify(key)
         tensors, header = self._read_header(key, kind)
-        self.check_place(self._file(key), (header.round, header.client, header.run), (round, client))
+        self.check_place(self._index.file(key), (header.round, header.client, header.run), (round, client))
         return tensors, header
 
     def check_place(
@@ -408,40 +294,27 @@ class RunFolder:
 
     def has_capture(self, round: int, client: int) -> bool:
         """Return whether the client's reply of the round is stored: in the index, and on disk."""
-        return self._is_stored(client_key(round, client))
+        return self._index.is_stored(client_key(round, client))
 
     def has_global(self, round: int) -> bool:
         """Return whether the round's global weights are stored: in the index, and on disk."""
-        return self._is_stored(global_key(round))
-
-    def _is_stored(self, key: str) -> bool:
-        return self._sha256(key) is not None and files.is_file(self._file(key), self.path)
+        return self._index.is_stored(global_key(round))
 
     def captured(self, round: int) -> tuple[int, ...]:
         """Return the clients whose replies of the round are stored, ascending."""
-        prefix = f"round-{round:04d}/client-"
-        found = self._load_index().items()
-        return tuple(sorted(int(k.removeprefix(prefix)) for k, e in found if k.startswith(prefix) and "sha256" in e))
+        return self._index.captured(round)
 
     def captured_rounds(self) -> tuple[int, ...]:
         """Return the rounds of which a client's reply is stored, ascending."""
-        found = {
-            int(key.partition("/")[0].removeprefix("round-"))
-            for key, entry in self._load_index().items()
-            if "/client-" in key and "sha256" in entry
-        }
-        return tuple(sorted(found))
+        return self._index.captured_rounds()
 
     def failures(self, round: int) -> dict[int, str]:
         """Return the clients that failed in the round, with their messages."""
-        prefix = f"round-{round:04d}/client-"
-        found = self._load_index().items()
-        return {int(k.removeprefix(prefix)): e["failed"] for k, e in found if k.startswith(prefix) and "failed" in e}
+        return self._index.failures(round)
 
     def failed_rounds(self) -> tuple[int, ...]:
         """Return the rounds in which a client failed, ascending."""
-        found = {key.partition("/")[0] for key, entry in self._load_index().items() if "failed" in entry}
-        return tuple(sorted(int(name.removeprefix("round-")) for name in found))
+        return self._index.failed_rounds()
 
     def write_global(self, round: int, weights: Mapping[str, Tensor], client: int | None = None) -> None:
         """Store the weights that the server sent out in a round, to all clients or to this one alone."""
@@ -454,7 +327,7 @@ class RunFolder:
         Raises:
             RunFolderError: missing, truncated, changed since it was written, or of another round or run.
         """
-        is_own = global_key(round, client) in self._load_index()
+        is_own = global_key(round, client) in self._index
         own = client if is_own else None
         return self._read_tensors(global_key(round, own), GlobalHeader, round, own)[0]
 
@@ -482,18 +355,18 @@ class RunFolder:
             RunFolderError: damaged, or of another round, client or run.
         """
         key = state_key(round, client)
-        if self._sha256(key) is None:
+        if self._index.sha256(key) is None:
             return ClientState()
         tensors, header = self._read_tensors(key, StateHeader, round, client)
         return ClientState(tensors, header.values)
 
     def write_failure(self, round: int, client: int, message: str) -> None:
         """Store that a client failed in a round."""
-        self._add(client_key(round, client), {"failed": message})
+        self._index.add(IndexLine(key=client_key(round, client), failed=message))
 
     def write_refused(self, round: int, client: int, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
         """Store what a client sent and the server refused; beside the captures, of which it is none."""
-        file = self._file(f"round-{round:04d}/rejected-client-{client:03d}")
+        file = self._index.file(f"round-{round:04d}/rejected-client-{client:03d}")
         with files.aside(file, self.path) as aside:
             save_file(dict(tensors), aside, files.header({"schema": SCHEMA, "round": round, **header}))
 
@@ -529,7 +402,7 @@ class RunFolder:
 
     def capture_path(self, round: int, client: int | None) -> Path:
         """Return where a client's reply is stored; without a client, the weights that the server sent to all."""
-        return self._file(global_key(round) if client is None else client_key(round, client))
+        return self._index.file(global_key(round) if client is None else client_key(round, client))
 
     def write_model(self, weights: Mapping[str, Tensor]) -> None:
         """Store the final global weights."""
@@ -541,9 +414,9 @@ class RunFolder:
         Raises:
             RunFolderError: the final weights have changed since they were written.
         """
-        if not self._is_stored(lines.MODEL):
+        if not self._index.is_stored(lines.MODEL):
             return False
-        self._verify(lines.MODEL)
+        self._index.verify(lines.MODEL)
         return True
 
     def read_update(self, round: int, client: int) -> Update:
@@ -604,49 +477,15 @@ class RunFolder:
 
     # Exclusion
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Hold the folder against a second fedsim process; the lock ends with this process, however it ends.
 
         What a killed process was writing aside is removed. Whoever holds the lock may take it again.
 
         Raises:
-            RunFolderError: another process holds it.
+            RunFolderError: another process holds it; see `FolderLock.held`.
         """
-        import fcntl
-
-        if self._is_locked:
-            yield
-            return
-        # Appending, so that nothing is cut off; the file stays empty.
-        with open(files.open_file(self.path / _LOCK, self.path, os.O_RDWR | os.O_CREAT), "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunFolderError(f"{self.path}: another fedsim process is working on this run.") from None
-            for leftover in filter(files.is_partial, self.path.rglob(".*.partial")):
-                leftover.unlink(missing_ok=True)
-            self._is_locked = True
-            _HELD.add(file)
-            try:
-                yield
-            finally:
-                _HELD.discard(file)
-                self._is_locked = False
-
-
-_HELD: set[BinaryIO] = set()
-"""The lock files that this process holds."""
-
-
-def _close_locks() -> None:
-    """Close the lock files in a forked process: with them it would hold the locks of a process that was killed."""
-    while _HELD:
-        _HELD.pop().close()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_close_locks)
+        return self._lock.held()
 
 
 def _is_bare_list(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
@@ -664,7 +503,7 @@ def _difference(new: Tensor, old: Tensor) -> Tensor:
 
 def _is_empty(path: Path) -> bool:
     """Return whether a folder holds nothing, or only what a process leaves that was killed as it began."""
-    return all(file.name == _LOCK or files.is_partial(file) for file in path.iterdir())
+    return all(file.name == LOCK or files.is_partial(file) for file in path.iterdir())
 
 
 def _place(round: int, client: int | None) -> str:

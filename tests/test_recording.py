@@ -1,16 +1,13 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fedsim.errors import RunFolderError
-from fedsim.recording import Capture, JsonLines, RunFolder, read_lines, write_atomically
+from fedsim.files import write_atomically
+from fedsim.recording import Capture, RunFolder
 
 WEIGHTS = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
 
@@ -36,58 +33,6 @@ def filled(folder):
 
 def reopened(folder):
     return RunFolder.open(folder.path)
-
-
-# Lines
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
-LINES = st.lists(st.dictionaries(st.text(max_size=5), JSON, max_size=3), max_size=4)
-
-
-@settings(max_examples=25, deadline=None)
-@given(lines=LINES)
-def test_lines_come_back_as_they_were_appended(tmp_path_factory, lines):
-    file = JsonLines(tmp_path_factory.mktemp("lines") / "new" / "lines.jsonl")
-    assert file.read() == []
-    for line in lines:
-        file.append(line)
-    assert file.read() == lines
-    file.rewrite(lines[::-1])
-    assert file.read() == lines[::-1]
-
-
-@settings(max_examples=25, deadline=None)
-@given(lines=LINES.filter(bool), data=st.data())
-def test_a_line_cut_anywhere_does_not_count_and_is_gone_with_the_next(tmp_path_factory, lines, data):
-    file = JsonLines(tmp_path_factory.mktemp("lines") / "lines.jsonl")
-    file.rewrite(lines)
-    content = file.path.read_bytes()
-    last = len(content) - content.rstrip(b"\n").rfind(b"\n") - 1
-    file.path.write_bytes(content[: len(content) - data.draw(st.integers(1, last))])
-    assert file.read() == lines[:-1]
-    file.append({"new": 1})
-    assert file.read() == [*lines[:-1], {"new": 1}]
-
-
-@pytest.mark.parametrize("damage", [b"{oops}\n", b"3\n", b"\n", b"\xff\xfe\n"])
-@pytest.mark.parametrize("after", [b"", b'{"b": 1}\n'])
-def test_a_complete_line_that_is_no_object_is_damage_and_not_skipped(tmp_path, damage, after):
-    path = tmp_path / "lines.jsonl"
-    path.write_bytes(b'{"a": 1}\n' + damage + after)
-    with pytest.raises(RunFolderError, match=r"lines\.jsonl: line 2 is not a JSON object"):
-        read_lines(path)
-
-
-def test_what_json_cannot_hold_is_not_written(tmp_path):
-    file = JsonLines(tmp_path / "lines.jsonl")
-    with pytest.raises(ValueError):
-        file.append({"a": float("nan")})
-    assert file.read() == []
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -329,60 +274,3 @@ def test_the_side_of_a_damaged_capture_is_not_read(filled):
     file_of(filled).write_bytes(b"x")
     with pytest.raises(RunFolderError, match=r"client-002\.safetensors: not a capture of fedsim"):
         reopened(filled).read_side(1, 2)
-
-
-def test_who_holds_the_folder_may_take_it_again_and_others_not_before_the_end(folder):
-    with folder.locked():
-        with folder.locked():
-            pass
-        with pytest.raises(RunFolderError, match="another fedsim process"), reopened(folder).locked():
-            pass
-    with reopened(folder).locked():
-        pass
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_process_that_lives_on_does_not_hold_the_folder(folder):
-    ready, started = os.pipe()
-    held, end = os.pipe()
-    with folder.locked():
-        child = os.fork()
-        if child == 0:
-            os.close(end)
-            os.write(started, b"1")
-            os.read(held, 1)
-            os._exit(0)
-        assert os.read(ready, 1) == b"1"
-        with pytest.raises(RunFolderError, match="another fedsim process"), reopened(folder).locked():
-            pass
-    with reopened(folder).locked():
-        pass
-    os.close(end)
-    assert os.waitpid(child, 0)[1] == 0
-    for descriptor in (ready, started, held):
-        os.close(descriptor)
-
-
-HOLD = """
-import sys
-from pathlib import Path
-from fedsim.recording import RunFolder
-with RunFolder.open(Path(sys.argv[1])).locked():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_second_process_is_kept_out_until_the_first_ends_however_it_ends(folder):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(RunFolderError, match="another fedsim process"), folder.locked():
-            pass
-    finally:
-        holder.kill()
-        holder.communicate()
-    with folder.locked():
-        pass
