@@ -17,6 +17,7 @@ PACKAGES = {
     "fedsim_attacks": Path("attacks/fedsim_attacks"),
     "fedsim_defenses": Path("defenses/fedsim_defenses"),
 }
+SCENARIOS = "fedsim/scenarios"  # where those of the checkout are in the wheel
 
 
 def call(*command: str | Path, cwd: Path) -> None:
@@ -28,8 +29,8 @@ def call(*command: str | Path, cwd: Path) -> None:
 
 
 def shipped(root: Path) -> set[str]:
-    """Return the names that the wheel must hold: every file of the three packages."""
-    found = set()
+    """Return the names that the wheel must hold: every file of the three packages, and the scenarios."""
+    found = {f"{SCENARIOS}/{path.name}" for path in (root / "scenarios").iterdir()}
     for name, folder in PACKAGES.items():
         for path in (root / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
@@ -52,12 +53,12 @@ def check_installed(python: Path, root: Path, work: Path) -> None:
     """Run the installed product from an empty folder and from the checkout, inline and on Ray."""
     empty = work / "empty"
     empty.mkdir(exist_ok=True)
-    scenario, script = root / "scenarios" / "smoke.yaml", python.parent / "fedsim"
+    script = python.parent / "fedsim"
     for number, (cwd, command) in enumerate([(empty, [script]), (root, [script]), (root, [python, "-m", "fedsim"])]):
         call(*command, "list", "attacks", cwd=cwd)
-        call(*command, "run", scenario, "--out", work / f"{python.parent.parent.name}-{number}", cwd=cwd)
+        call(*command, "run", "smoke", "--out", work / f"{python.parent.parent.name}-{number}", cwd=cwd)
     out = work / f"{python.parent.parent.name}-ray"
-    call(script, "run", scenario, "--engine", "ray", "--out", out, cwd=root)
+    call(script, "run", root / "scenarios" / "smoke.yaml", "--engine", "ray", "--out", out, cwd=root)
     assert '"status": "found"' in (out / "records.jsonl").read_text()
 
 

@@ -31,6 +31,9 @@ __all__ = ["observe", "__version__"]
 def __getattr__(name: str) -> Any:
     # Importing Flower takes a second, which `fedsim --help` should not.
     if name == "observe":
+        from fedsim import installation
+
+        installation.check()
         from fedsim.federation.server_app import observe
 
         return observe

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from fedsim import files, lines
+from fedsim import files, installation, lines
 from fedsim.errors import AttackRefusedError, RunFolderError
 from fedsim.exchange import FRAMES, Film, Finding, Update
 from fedsim.pictures import spread
@@ -70,7 +70,7 @@ def identity(planned: PlannedAttack) -> dict[str, Any]:
         "name": planned.info.name,
         "params": planned.params,
         "version": planned.info.version,
-        "distribution": planned.info.distribution,
+        "distribution": installation.recorded(planned.info.distribution),
     }
 
 

@@ -10,11 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from fedsim import files
+from fedsim import __version__, files
 from fedsim.errors import RunFolderError
 
 _PACKAGES = (
-    "fedsim",
     "flwr",
     "ray",
     "torch",
@@ -56,7 +55,7 @@ def describe(origin: Origin) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
-        "packages": {package: _version(package) for package in _PACKAGES},
+        "packages": {"fedsim": __version__, **{package: _version(package) for package in _PACKAGES}},
         "imported_from": imported_from(),
     }
 

@@ -56,13 +56,14 @@ Switch = Annotated[bool, Field(strict=True)]
 
 
 class _Part(pydantic.BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class FractionOfClients(_Part):
     """A share of the clients, drawn once from the seed."""
 
     fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NO_BOOLEAN]
+    """Share of the clients, above 0 and at most 1."""
 
 
 Selector = Annotated[
@@ -79,10 +80,15 @@ class PartitionPart(_Part):
     """
 
     name: Literal["iid", "dirichlet", "shards", "pathological", "sizes"] = "iid"
+    """How the training samples are dealt."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
+    """Of `dirichlet`, 0.5 by default: the smaller, the less alike the clients are."""
     shards_per_client: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] | None = None
+    """Of `shards`, 2 by default: runs of samples sorted by class."""
     classes_per_client: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] | None = None
+    """Of `pathological`, which needs it."""
     sizes: list[Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN]] | None = None
+    """Of `sizes`, which needs it: samples of each client."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> PartitionPart:
@@ -104,10 +110,12 @@ class PartitionPart(_Part):
 class DataPart(pydantic.BaseModel):
     """Where the pictures come from; keys beside `name` and `partition` are parameters of that source."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     name: str = "photos"
+    """A data source (`fedsim list data`); its parameters stand beside the name."""
     partition: PartitionPart = PartitionPart()
+    """How the training samples are dealt to the clients."""
 
     @property
     def params(self) -> dict[str, Any]:
@@ -133,10 +141,15 @@ class ModelPart(_Part):
     """
 
     name: str = "vit_mini"
+    """A preset, a model of timm (`fedsim list models`), or a "module:factory"."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the model."""
     first_block: Literal["standard", "april"] = "standard"
+    """`april` alters the first block as in the APRIL paper."""
     pretrained: Annotated[Switch | str, worded("true, false or the path of a weights file")] = False
+    """true for published weights, from the Hugging Face hub or its cache; or the path of a weights file."""
     normalization: NormalizationPart | None = None
+    """In the place of the model's own."""
 
 
 class FederationPart(_Part):
@@ -146,12 +159,18 @@ class FederationPart(_Part):
     """
 
     clients: Annotated[int, Field(ge=1, le=MOST_CLIENTS), _NO_BOOLEAN] = 4
+    """How many clients there are."""
     rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS), _NO_BOOLEAN] = 3
+    """How many rounds they train."""
     fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NO_BOOLEAN] = 1.0
+    """Share of the clients that take part in a round."""
     strategy: str = "FedAvg"
+    """A strategy of Flower (`fedsim list strategies`)."""
     strategy_params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters."""
     # Flower's messages live for half a day.
     client_timeout: Annotated[float, Field(gt=0, le=43_200, allow_inf_nan=False), _NO_BOOLEAN] = 3600.0
+    """Seconds after which a client has failed in a round."""
 
 
 class TrainingPart(_Part):
@@ -164,16 +183,27 @@ class TrainingPart(_Part):
     """
 
     batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] = 1
+    """Pictures in a local step."""
     local_steps: Annotated[int, Field(ge=1, le=MOST_STEPS), _NO_BOOLEAN] | None = None
+    """Steps in a round, with `shares: delta`; 1 by default."""
     local_epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS), _NO_BOOLEAN] | None = None
+    """Passes over the client's data in a round, with `shares: delta`, in the place of `local_steps`."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.01
+    """The client's; with `shares: gradient` the server applies it."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`adamw` only with `shares: delta`."""
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
+    """Of `sgd`, with `shares: delta`."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
+    """With `shares: delta`."""
     shares: Literal["gradient", "delta"] = "gradient"
+    """`gradient`, of one batch (FedSGD), or `delta`, new weights after local training."""
     mode: Literal["train", "eval"] = "train"
+    """Whether dropout and the like are active."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
+    """a: trains on labels (1 - a) onehot + a / C."""
     mixup: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
+    """alpha: blends each picture with another of the client's, in a share from Beta(alpha, alpha)."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> TrainingPart:
@@ -195,6 +225,7 @@ class ThreatPart(_Part):
     """What the honest-but-curious server knows beside the update and the global model."""
 
     grants: list[Grant] = ["batch_size", "normalization"]
+    """What the server knows beside the update and the model."""
 
     @pydantic.field_validator("grants")
     @classmethod
@@ -208,16 +239,22 @@ class DefensePart(_Part):
     """One defense and the clients that carry it: `all`, `[0, 2]`, `"0-3"` or `{fraction: 0.5}`."""
 
     name: str
+    """A defense (`fedsim list defenses`)."""
     clients: Selector = "all"
+    """Who carries it: all, [0, 2], "0-3" or {fraction: 0.5}."""
     params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters (`fedsim list defenses NAME`)."""
 
 
 class AttackPart(_Part):
     """One attack; `label` is what reports call it, its name where there is none."""
 
     name: str
+    """An attack (`fedsim list attacks`)."""
     params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters (`fedsim list attacks NAME`)."""
     label: Annotated[str, Field(pattern=r"^\S.{0,38}\S$|^\S$"), worded("a line of 1 to 40 characters")] | None = None
+    """What reports call it."""
 
 
 class AuditPart(_Part):
@@ -233,12 +270,18 @@ class AuditPart(_Part):
     rounds: Annotated[
         Literal["all"] | list[Integer | Literal["last"]], worded("all, or a list of round numbers such as [1, last]")
     ] = "all"
+    """Rounds whose updates are attacked: all, or a list such as [1, last]."""
     clients: Selector = "all"
+    """Clients whose updates are attacked: all, [0, 2], "0-3" or {fraction: 0.5}."""
     metrics: list[Metric] = ["psnr", "ssim", "label_recall"]
+    """How findings are scored (`fedsim list metrics`)."""
     processes: Annotated[int, Field(ge=0, le=MOST_PROCESSES), _NO_BOOLEAN] = 1
+    """Worker processes that audit beside the training; 0 audits once it is over."""
     calibrate: Literal["auto", "all", "none"] = "auto"
+    """When an expensive attack is tried on unprotected updates too: `auto`, where a verdict hangs on it; `all`; `none`."""
     # The slowest attempt of a published scenario takes about 10 minutes on one thread; a poll takes 24 days at most.
     attack_timeout: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), _NO_BOOLEAN] | None = 3600.0
+    """Seconds that an attack may take on one update; null for no limit."""
 
     @pydantic.field_validator("rounds", "clients", "metrics")
     @classmethod
@@ -263,21 +306,33 @@ class Scenario(_Part):
         Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
         worded("letters, digits, dots, dashes and underscores, a letter or digit first"),
     ] = "run"
+    """Names the run and its folder."""
     version: Literal[1] = 1
+    """Of this format."""
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), _NO_BOOLEAN] = 0
+    """Decides data, weights, batches, noise and attacks."""
     engine: Literal["inline", "ray"] = "ray"
+    """`inline`, in this process; `ray`, Flower's simulation runtime."""
     data: Annotated[DataPart, BeforeValidator(_named, str | DataPart)] = DataPart()
+    """Where the pictures come from."""
     model: Annotated[ModelPart, BeforeValidator(_named, str | ModelPart)] = ModelPart()
+    """What the clients train."""
     federation: FederationPart = FederationPart()
+    """Who takes part, and how the server aggregates."""
     training: TrainingPart = TrainingPart()
+    """One client's local work in a round, and what it sends."""
     threat: ThreatPart = ThreatPart()
+    """What the server knows."""
     defenses: list[Annotated[DefensePart, BeforeValidator(_named, str | DefensePart)]] = Field(
         default_factory=list, max_length=MOST_PLUGINS
     )
+    """In the order of application."""
     attacks: list[Annotated[AttackPart, BeforeValidator(_named, str | AttackPart)]] = Field(
         default_factory=lambda: [AttackPart(name="patch_embedding")], max_length=MOST_PLUGINS
     )
+    """Each runs on every audited update."""
     audit: AuditPart = AuditPart()
+    """Which updates are attacked, and how attempts are scored."""
 
     def resolved(self) -> dict[str, Any]:
         """Return the scenario with every default filled in, as plain data that `load` reads again."""
@@ -353,7 +408,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> tuple[Scenario, list[str]]
         )
     raw = yaml_loader.read(path)
     if raw is None:
-        raise ScenarioError(str(path), "the file is empty; five lines suffice, see scenarios/quickstart.yaml.")
+        raise ScenarioError(str(path), 'the file is empty; "fedsim init" writes one to start from.')
     if not isinstance(raw, dict):
         raise ScenarioError(str(path), f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
     raw.setdefault("name", _name_of(path))

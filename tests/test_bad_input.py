@@ -362,8 +362,13 @@ def test_a_bad_option_is_refused(options, starts, fedsim, scenario_file, tmp_pat
 
 
 def test_run_wants_a_scenario_or_a_folder_to_resume(fedsim, scenario_file, tmp_path):
-    refused(fedsim("run"), "run: give a scenario file, or --resume with a run folder, and not both.")
-    refused(fedsim("run", scenario_file, "--resume", tmp_path), "run: give a scenario file, or --resume")
+    refused(
+        fedsim("run"), "run: give a scenario, as in fedsim run quickstart, or --resume with a run folder, and not both."
+    )
+    refused(
+        fedsim("run", scenario_file, "--resume", tmp_path),
+        "run: give a scenario, as in fedsim run quickstart, or --resume",
+    )
     for option in (["--set", "seed=1"], ["--engine", "inline"], ["--out", tmp_path / "run"]):
         refused(fedsim("run", "--resume", tmp_path, *option), "run --resume: goes on exactly as the run began")
     assert list(tmp_path.iterdir()) == [scenario_file]

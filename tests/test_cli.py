@@ -1,5 +1,6 @@
 """The command line: what each command writes, prints and returns."""
 
+import inspect
 import json
 import os
 import re
@@ -14,11 +15,15 @@ import jsonschema
 import pytest
 import torch
 import yaml
+from fedsim_attacks import patch_embedding
+from fedsim_attacks.patch_embedding import PatchEmbedding
 from PIL import Image
 
-from fedsim import catalogue, models, yaml_loader
+from fedsim import catalogue, models, shipped, yaml_loader
+from fedsim import schema as schemas
+from fedsim.cli import app
 from fedsim.metrics.scoring import METRICS
-from fedsim.plugins import installed
+from fedsim.plugins import installed, parameters
 from fedsim.recording import RunFolder
 from fedsim.scenario import ModelPart, Scenario
 
@@ -222,9 +227,9 @@ def test_check_shows_the_first_class_names_the_splits_and_what_is_converted(feds
 
 @pytest.mark.parametrize("kind", ["attacks", "defenses", "data"])
 def test_list_names_every_plug_in_with_a_line_and_its_parameters(kind, fedsim):
-    rows = {row.name: row for row in catalogue.sections()[kind]()}
+    rows = {row.name: row for row in catalogue.find(kind).entries()}
     assert set(rows) == set(installed(kind))
-    assert all(row.summary.endswith(".") and row.parameters for row in rows.values())
+    assert all(row.summary.endswith(".") and row.listed for row in rows.values())
     outcome = fedsim("list", kind)
     assert outcome.code == 0
     assert all(name in outcome.output for name in rows)
@@ -233,8 +238,97 @@ def test_list_names_every_plug_in_with_a_line_and_its_parameters(kind, fedsim):
 def test_list_without_a_kind_shows_all_of_them(fedsim):
     outcome = fedsim("list")
     assert outcome.code == 0
-    for text in ("shapes", "vit_nano", "FedAdam", "dp_noise", "patch_embedding", *METRICS):
+    for text in ("shapes", "vit_nano", "FedAdam", "dp_noise", "patch_embedding", *METRICS, "quickstart"):
         assert text in outcome.output
+
+
+def test_list_of_a_name_prints_its_documentation_parameters_and_facts(fedsim):
+    printed = " ".join(fedsim("list", "attacks", "patch_embedding").output.split())
+    module, cls = inspect.getdoc(patch_embedding), PatchEmbedding
+    assert " ".join(module.split()) in printed
+    for parameter in parameters(cls):
+        assert f"{parameter.name} " in printed and repr(parameter.default) in printed
+    assert f"citation: {cls.citation}" in printed
+    assert "needs the grants: normalization" in printed
+    assert "1 picture in an update; a model with a learned position embedding" in printed
+    assert "recovers: images" in printed
+    assert "made for: a gradient or a delta, local sgd; at most 1 picture in an update" in printed
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        ("models", "vit_nano", "patch_size: 8"),
+        ("models", "vit_tiny_patch16_224", "global_pool"),
+        ("strategies", "FedAdam", "beta_1"),
+        ("defenses", "dp_noise", "a number or nothing"),
+        ("data", "folder", "required"),
+        ("metrics", "psnr", "Hore and Ziou"),
+    ],
+)
+def test_every_kind_has_pages(kind, name, says, fedsim):
+    outcome = fedsim("list", kind, name)
+    assert outcome.code == 0 and outcome.output.startswith(f"{name}\n")
+    assert says in outcome.output
+
+
+@pytest.mark.parametrize("kind", ["models", "strategies", "defenses", "attacks", "data", "metrics", "scenarios"])
+def test_a_page_of_an_unknown_name_names_the_nearest(kind, fedsim):
+    known = catalogue.find(kind).names()[0]
+    outcome = fedsim("list", kind, f"{known}x")
+    assert (
+        outcome.code == 2
+        and outcome.message.startswith("fedsim: list ")
+        and f"Did you mean {known!r}?" in outcome.message
+    )
+
+
+def test_the_page_of_a_scenario_is_its_file(fedsim):
+    assert fedsim("list", "scenarios", "quickstart").output == shipped.path("quickstart").read_text()
+
+
+def test_list_as_json_holds_every_parameter_with_its_default(fedsim):
+    listed = {entry["name"]: entry for entry in json.loads(fedsim("list", "defenses", "--json").output)}
+    assert set(listed) == set(installed("defenses"))
+    by_name = {one["name"]: one for one in listed["dp_noise"]["parameters"]}
+    assert by_name["noise_multiplier"] == {
+        "name": "noise_multiplier", "type": "a number", "required": False, "default": 0.0
+    }  # fmt: skip
+    page = json.loads(fedsim("list", "attacks", "label_count", "--json").output)
+    assert page["name"] == "label_count" and page["recovers"] == ["labels"] and "Idea:" in page["text"]
+    everything = json.loads(fedsim("list", "--json").output)
+    assert list(everything) == list(catalogue.sections())
+
+
+def test_check_as_json_says_what_the_table_says(fedsim, file):
+    file.write_text(
+        yaml.safe_dump(SMALL | {"defenses": [{"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0}}]})
+    )
+    outcome = fedsim("check", file, "--json", "--set", "data.name=photos")
+    found = json.loads(outcome.output)
+    assert found["data"]["samples"] == [4, 4, 4] and found["data"]["training"] == 12
+    assert found["model"] == {"name": "vit_nano", "parameters": found["model"]["parameters"], "input": [3, 32, 32]}
+    assert found["federation"] == {"clients": 3, "rounds": 1, "strategy": "FedAvg"}
+    assert found["defenses"][0]["clients"] == [1] and found["defenses"][0]["params"]["clip_norm"] == 1.0
+    assert found["attacks"] == [{"name": "stand_ins:Guess", "label": None, "params": {"pictures": 1}}]
+    assert any("Clipping without noise" in caution["text"] for caution in found["cautions"])
+    assert [gap["attack"] for gap in found["inconclusive"]] == ["stand_ins:Guess"]
+    assert found["notes"][0].startswith("data.name is now 'photos'")
+
+
+def test_records_are_printed_as_a_table_as_json_and_as_csv(fedsim, finished, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert json.loads(fedsim("records", finished, "--json").output) == records(finished)
+    assert fedsim("records", finished, "--csv").output == (finished / "tables" / "records.csv").read_text()
+    printed = fedsim("records", finished).output.splitlines()
+    assert printed[0].split()[:5] == ["round", "client", "attack", "defenses", "status"]
+    assert len(printed) == 1 + len((finished / "tables" / "records.csv").read_text().splitlines()[1:])
+    refused = fedsim("records", finished, "--json", "--csv")
+    assert (refused.code, refused.message) == (2, "fedsim: records: give --json or --csv, and not both.\n")
+    (finished / "records.jsonl").write_text("")
+    assert json.loads(fedsim("records", finished, "--json").output) == []
+    assert fedsim("records", finished, "--csv").output == ""
+    assert fedsim("records", finished).output == "No records yet.\n"
 
 
 def test_list_of_an_unknown_kind_names_the_nearest(fedsim):
@@ -247,6 +341,7 @@ def test_the_schema_is_a_schema_and_accepts_every_scenario_of_the_gallery(fedsim
     outcome = fedsim("schema")
     assert outcome.code == 0
     schema = json.loads(outcome.output)
+    assert schema == schemas.of()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     assert GALLERY
@@ -276,6 +371,34 @@ def test_the_schema_refuses_what_the_loader_refuses(bad):
 
 
 # The edge
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["list"]])
+def test_help_has_a_short_form(arguments, fedsim):
+    outcome = fedsim(*arguments, "-h")
+    assert outcome.code == 0 and outcome.output == fedsim(*arguments, "--help").output
+    assert "Usage: " in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("fedsim run quick", ["quickstart"]),
+        ("fedsim check vit", ["vit_base_224"]),
+        ("fedsim list def", ["defenses"]),
+        ("fedsim list defenses dp", ["dp_noise"]),
+        ("fedsim list nonsense x", []),
+    ],
+)
+def test_a_shell_completes_scenarios_kinds_and_names(words, offered, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["fedsim"])
+    for name, value in {
+        "_FEDSIM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        app(prog_name="fedsim")
+    assert capsys.readouterr().out.split() == offered
 
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["run", "--frobnicate"], ["check"]])
@@ -371,14 +494,9 @@ def test_control_c_ends_a_run_and_its_workers_at_once_and_quietly(processes, fil
         pass
 
 
-def test_help_and_schema_need_not_wait_for_torch():
-    code = "import sys, fedsim.cli; print([name for name in ('torch', 'flwr', 'ray', 'timm') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
 def test_the_module_is_the_command():
     found = subprocess.run([sys.executable, "-m", "fedsim", "--help"], capture_output=True, text=True, check=True)
-    for command in ("run", "audit", "report", "check", "list", "schema"):
+    for command in ("run", "audit", "report", "records", "check", "init", "list", "schema"):
         assert f" {command} " in found.stdout
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from fedsim import models
+from fedsim import installation, models
 from fedsim import plan as planning
 from fedsim.data import batches
 from fedsim.data.source import Pool, Pools
@@ -53,7 +53,7 @@ def test_a_plan_holds_configured_attacks_and_defenses_in_the_order_of_the_scenar
     ]
     scales, noise = plan.defenses
     assert scales.params == {"factor": 0.5}
-    assert (scales.info.distribution, noise.info.distribution) == (None, "fedsim")
+    assert (scales.info.distribution, installation.recorded(noise.info.distribution)) == (None, "fedsim")
     assert noise.knowledge == DefenseKnowledge("dp_noise", dataclasses.asdict(noise.defense))
     assert scales.clients == {2}
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedsim import plugins
+from fedsim import installation, plugins
 from fedsim.attack import Attack
 from fedsim.data.source import Source
 from fedsim.defense import Defense
@@ -41,7 +41,7 @@ def test_every_installed_plug_in_keeps_the_contract(kind):
     for name, info in found.items():
         assert (info.kind, info.name) == (kind, name)
         assert issubclass(plugins.load(info, CONTRACTS[kind], name), CONTRACTS[kind])
-    own = [info for info in found.values() if info.distribution == "fedsim"]
+    own = [info for info in found.values() if installation.recorded(info.distribution) == "fedsim"]
     assert own
     assert {info.version for info in own} == {plugins.installed("data")["shapes"].version}
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import Mod
-from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.coercion import coerce
@@ -16,21 +15,8 @@ from fedsim.errors import ScenarioError, nearest
 from fedsim.federation import records
 from fedsim.federation.constraints import clients_fault, range_fault
 from fedsim.federation.quiet import quiet_flower
+from fedsim.federation.strategies import STRATEGIES, strategy_parameters
 from fedsim.scenario import FederationPart, Scenario
-
-# XGBoost strategies aggregate trees, not tensors.
-STRATEGIES: dict[str, type[Strategy]] = {
-    name: cls
-    for name, cls in sorted(vars(flower).items())
-    if inspect.isclass(cls) and issubclass(cls, Strategy) and cls is not Strategy and "Xgb" not in name
-}
-# The scenario's own keys decide these; callables and record names are not the user's.
-_OWN = ("fraction_train", "fraction_evaluate", "min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
-_HIDDEN = {
-    *_OWN, "weighted_by_key", "arrayrecord_key", "configrecord_key", "train_metrics_aggr_fn",
-    "evaluate_metrics_aggr_fn", "accountant", "selection_rule", "train_loss_key", "self", "kwargs",
-}  # fmt: skip
-
 
 # Flower clips in these on the client, by a mod without which their noise would be calibrated to updates that nobody has
 # clipped.
@@ -60,12 +46,6 @@ def check_strategy(scenario: Scenario) -> None:
             f"{name} clips the difference of new and old weights on the client, which a gradient is not. "
             "Use shares: delta, or the server-side wrapper.",
         )
-
-
-def strategy_parameters(name: str) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a strategy that `federation.strategy_params` may set."""
-    signature = inspect.signature(STRATEGIES[name])
-    return {key: value for key, value in signature.parameters.items() if key not in _HIDDEN}
 
 
 def all_parameters(part: FederationPart) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Models by name, any torch module among them, and what attacks, defenses and the simulator ask of one."""
 
-from fedsim.models.build import PRESETS, Built, Preset, build, build_with_notes
+from fedsim.models.build import Built, build, build_with_notes
 from fedsim.models.interface import (
     Features,
     HeadNames,
@@ -19,22 +19,23 @@ from fedsim.models.interface import (
     trained,
     unfused_attention,
 )
+from fedsim.models.vit import KWARGS, is_vit
 
 __all__ = [
-    "PRESETS",
+    "KWARGS",
     "Built",
     "Features",
     "HeadNames",
     "ModelInterfaceError",
     "PatchGrid",
     "Patches",
-    "Preset",
     "build",
     "build_with_notes",
     "facts",
     "gradient_of",
     "head_inputs",
     "head_names",
+    "is_vit",
     "normalization",
     "patch_grid",
     "prefix_rows",

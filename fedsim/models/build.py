@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import timm
@@ -14,47 +13,9 @@ from fedsim.errors import ScenarioError, nearest
 from fedsim.faults import shown
 from fedsim.models import custom, hub_weights, trial, vit, weights
 from fedsim.models.weights import in_one_line
+from fedsim.presets import PRESETS
 from fedsim.scenario import ModelPart, NormalizationPart
 from fedsim.seeds import seeded
-
-
-class Preset(NamedTuple):
-    """A model with kwargs that make it train on two CPU cores.
-
-    Args:
-        target: timm's name, or a "module:factory".
-        kwargs: of that.
-        summary: one line for people.
-    """
-
-    target: str
-    kwargs: Mapping[str, Any]
-    summary: str
-
-
-_STOCK = "vit_tiny_patch16_224"
-PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {
-        "vit_nano": Preset(
-            _STOCK,
-            {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 2},
-            "0.2 M parameters, 32 px",
-        ),
-        "vit_micro": Preset(
-            _STOCK,
-            {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
-            "0.5 M parameters, 32 px",
-        ),
-        "vit_mini": Preset(
-            _STOCK,
-            {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 4, "num_heads": 3},
-            "1.8 M parameters, 32 px",
-        ),
-        "convnet": Preset(
-            "fedsim.models.convnet:ConvNet", {}, "LeNet of the first gradient inversions, any size of pictures"
-        ),
-    }
-)
 
 
 class Built(NamedTuple):

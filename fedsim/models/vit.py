@@ -26,8 +26,8 @@ _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
 _MOST_BLOCKS = 500
 _MOST_PARAMETERS = 4e9  # 16 GB; the largest ViT of timm has 1.8e9
 _FOLLOWING = ("num_classes", "in_chans")
-# Layers go by name; classes, devices and number types are no YAML values.
-_KWARGS: Mapping[str, Any] = MappingProxyType(
+# Of every Vision Transformer, with their types. Layers go by name; classes, devices and number types are no YAML values.
+KWARGS: Mapping[str, Any] = MappingProxyType(
     {
         name: str | None if name.endswith("_layer") else parameter.annotation
         for name, parameter in inspect.signature(VisionTransformer).parameters.items()
@@ -38,7 +38,7 @@ _KWARGS: Mapping[str, Any] = MappingProxyType(
 
 def is_vit(name: str) -> bool:
     """Return whether a timm name is that of a Vision Transformer with the parameter names of timm's plain one."""
-    return bool(is_model_in_modules(name, _MODULES))
+    return bool(timm.is_model(name)) and bool(is_model_in_modules(name, _MODULES))
 
 
 def checked_kwargs(given: Mapping[str, Any], size: Size) -> dict[str, Any]:
@@ -56,9 +56,9 @@ def checked_kwargs(given: Mapping[str, Any], size: Size) -> dict[str, Any]:
         where = f"model.kwargs.{key}"
         if key in _FOLLOWING:
             raise ScenarioError(where, "follows from the data; leave it out.")
-        if key not in _KWARGS:
-            raise ScenarioError(where, f"unknown kwarg.{nearest(key, _KWARGS)} Allowed: {', '.join(_KWARGS)}.")
-        kwargs[key] = value if key in _SIZES else coerce(value, _KWARGS[key], where)
+        if key not in KWARGS:
+            raise ScenarioError(where, f"unknown kwarg.{nearest(key, KWARGS)} Allowed: {', '.join(KWARGS)}.")
+        kwargs[key] = value if key in _SIZES else coerce(value, KWARGS[key], where)
         if key.endswith("_rate") and kwargs[key] < 0:
             raise ScenarioError(where, f"expected at least 0, got {shown(value)}.")
     if kwargs.get("weight_init") == "skip":

@@ -144,10 +144,13 @@ def csv_files(evidence: Evidence) -> dict[str, str]:
         "privacy.csv": budget_rows(evidence.rounds),
         "films.csv": film_rows(evidence.records),
     }
-    return {name: _as_csv(rows) for name, rows in tables.items() if rows}
+    return {name: as_csv(rows) for name, rows in tables.items() if rows}
 
 
-def _as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of the same columns as CSV; nothing where there are none."""
+    if not rows:
+        return ""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
     writer.writeheader()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from fedsim import models, plugins
+from fedsim import installation, models, plugins
 from fedsim import plan as planning
 from fedsim.attack import Attack, Need
 from fedsim.data.source import Pool, Source
@@ -57,7 +57,12 @@ def on_a_tiny_model(needs: frozenset[Need]) -> list[Observation]:
 
 
 attacks, defenses = plugins.installed("attacks"), plugins.installed("defenses")
-own = [(kind, name) for kind in FOLDERS for name, info in plugins.installed(kind).items() if info.distribution == OWN]
+own = [
+    (kind, name)
+    for kind in FOLDERS
+    for name, info in plugins.installed(kind).items()
+    if installation.recorded(info.distribution) == OWN
+]
 
 
 def attack_class(name: str) -> type[Attack]:

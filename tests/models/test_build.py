@@ -12,7 +12,8 @@ from timm.models import VisionTransformer
 
 from fedsim import models
 from fedsim.errors import ScenarioError
-from fedsim.models import PRESETS, PatchGrid, gradient_of, hub_weights, patch_grid, unfused_attention
+from fedsim.models import PatchGrid, gradient_of, hub_weights, patch_grid, unfused_attention
+from fedsim.presets import PRESETS
 from fedsim.scenario import ModelPart
 from fedsim.seeds import seeded, torch_generator
 

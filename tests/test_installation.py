@@ -1,0 +1,67 @@
+"""Which distribution this is, and what is said where another project's of the same package is installed."""
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+import fedsim
+from fedsim import environment, installation
+from fedsim.errors import FedsimError
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture
+def beside(monkeypatch):
+    """Return a function that makes a distribution `fedsim` with these groups of entry points installed, or none."""
+
+    def install(*groups, version="0.9.0"):
+        found = SimpleNamespace(version=version, entry_points=[SimpleNamespace(group=group) for group in groups])
+
+        def distribution(name):
+            assert name == "fedsim"
+            if not groups:
+                raise metadata.PackageNotFoundError(name)
+            return found
+
+        monkeypatch.setattr(installation, "distribution", distribution)
+
+    return install
+
+
+def test_the_other_project_of_that_name_is_refused_by_every_command_and_by_observe(beside, fedsim):
+    beside("console_scripts")
+    outcome = fedsim("list", "metrics")
+    assert outcome.code == 2
+    assert "the distribution fedsim 0.9.0, an unrelated project, is installed too" in outcome.message
+    assert "pip uninstall fedsim fedsim-audit" in outcome.message
+    with pytest.raises(FedsimError, match=r"fedsim 0\.9\.0"):
+        __import__("fedsim").observe  # noqa: B018  (looked up when asked for)
+
+
+@pytest.mark.parametrize("groups", [(), ("console_scripts", "fedsim.attacks")])
+def test_alone_or_under_its_earlier_name_it_works(groups, beside, fedsim):
+    beside(*groups, version="0.1.0")
+    installation.check()
+    assert fedsim("--version").output == "fedsim 0.1.0\n"
+
+
+def test_records_keep_the_name_that_users_know():
+    assert installation.recorded("fedsim-audit") == "fedsim"
+    assert installation.recorded("somebody-elses") == "somebody-elses"
+    assert installation.recorded(None) is None
+    assert environment.describe("simulated")["packages"]["fedsim"] == fedsim.__version__
+
+
+def test_one_name_and_one_version_everywhere():
+    assert PROJECT["name"] == installation.NAME
+    assert PROJECT["version"] == fedsim.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == fedsim.__version__
+    extras = {extra for text in PROJECT["optional-dependencies"]["dev"] for extra in re.findall(r"^([\w-]+)\[", text)}
+    assert extras == {installation.NAME}
