@@ -7,8 +7,8 @@ Idea: a trained model's loss surface is full of narrow, curved valleys, in which
 every step solves for the whole picture: the one that best explains the gradient as linearized at the last, among pictures with
 the spectrum of photographs. How far the gradient is trusted beside the spectrum follows what is left of it. Of a plain ViT,
 what the last block has seen of each picture is worked out first (`newton.last_block`): pictures are fitted to that to start
-from, and it stays beside the gradient in what is solved for. Further starts are near grey, and smooth pictures whose head input
-is nearest to the one that the classifier's gradient shows. Each is followed for a few steps until one is promising, and the best
+from, and it stays beside the gradient in what is solved for. Further starts are near grey, and smooth pictures whose head
+input is nearest to that of the client's. Each is followed for a few steps until one is promising, and the best
 to the end. Levenberg-Marquardt, the second stage of `token_matching`, goes on from there.
 
 Differs from the paper: the book has no neural network in mind, and regularization falls there by a fixed sequence, here with
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fedsim import progress
 from fedsim.applicability import Applicability
@@ -40,25 +41,25 @@ from fedsim_attacks.closed_form import assess
 from fedsim_attacks.head import NearestStarts, known_labels, read_head_inputs
 from fedsim_attacks.matching import Box, frames
 from fedsim_attacks.newton import (
-    Polished,
+    Iterate,
+    IterativeRegularization,
+    LevenbergMarquardt,
     Residual,
     Seen,
     Separated,
-    Tried,
     WaveStarts,
     gauss_newton,
     obstacle,
-    regularized,
     separate,
 )
-from fedsim_attacks.priors import Spectrum, Waves
+from fedsim_attacks.priors import Spectrum
 from fedsim_attacks.update import Defended, Response, open_device, read_defenses, read_target, rearranged, respond
 
 
 class _Chosen(NamedTuple):
     """The trial to follow, and what the pictures of all trials left, in their order."""
 
-    tried: Tried
+    tried: Iterate
     reached: tuple[float, ...]
 
 
@@ -183,18 +184,18 @@ class RegularizedNewton(Attack):
 
     def _choose(self, residual: Residual, starts: WaveStarts) -> _Chosen:
         """Return the first trial that is promising, or the best of all."""
-        tried: list[Tried] = []
+        tried: list[Iterate] = []
         for start in starts.draw(lambda error: progress.advance(len(tried) * self.trial_steps, self._total, error)):
             for step, here in enumerate(self._solve(residual, starts.spectrum, start, self.trial_steps)):
-                progress.advance(len(tried) * self.trial_steps + step, self._total, here.polished.residual)
+                progress.advance(len(tried) * self.trial_steps + step, self._total, here.residual)
             tried.append(here)
-            if len(tried) == self.trials or here.polished.residual <= self.promising:
+            if len(tried) == self.trials or here.residual <= self.promising:
                 break
-        reached = tuple(each.polished.residual for each in tried)
+        reached = tuple(each.residual for each in tried)
         return _Chosen(tried[reached.index(min(reached))], reached)
 
-    def _solve(self, residual: Residual, spectrum: Spectrum, start: Waves, count: int) -> Iterator[Tried]:
-        return regularized(residual, spectrum, start, count, self.solver_iterations)
+    def _solve(self, residual: Residual, spectrum: Spectrum, start: Tensor, count: int) -> Iterator[Iterate]:
+        return gauss_newton(residual, start, IterativeRegularization(spectrum, self.solver_iterations), count)
 
     @property
     def _total(self) -> int:
@@ -202,18 +203,18 @@ class RegularizedNewton(Attack):
 
     def _followed(
         self, residual: Residual, spectrum: Spectrum, chosen: _Chosen, box: Box, level: float
-    ) -> Iterator[Polished]:
+    ) -> Iterator[Iterate]:
         """Yield the pictures of the chosen trial and of every step after it, while more is left than noise would leave."""
-        before, best = self.trials * self.trial_steps, chosen.tried.polished
-        for step, here in enumerate(self._solve(residual, spectrum, chosen.tried.waves, self.steps)):
-            progress.advance(before + step, self._total, here.polished.residual)
-            if step and here.polished.residual < level:
+        before, best = self.trials * self.trial_steps, chosen.tried
+        for step, here in enumerate(self._solve(residual, spectrum, chosen.tried.coordinates, self.steps)):
+            progress.advance(before + step, self._total, here.residual)
+            if step and here.residual < level:
                 return
-            best = min(best, here.polished, key=lambda polished: polished.residual)
-            yield here.polished
+            best = min(best, here, key=lambda polished: polished.residual)
+            yield here
         inside = box.confine(best.images)
-        most = 2 * self.solver_iterations
-        for step, polished in enumerate(gauss_newton(residual, inside, box.confine, self.polish_steps, "exact", most)):
+        damping = LevenbergMarquardt(box.confine, "exact", 2 * self.solver_iterations)
+        for step, polished in enumerate(gauss_newton(residual, inside, damping, self.polish_steps)):
             progress.advance(before + self.steps + step, self._total, polished.residual)
             if polished.residual < level:
                 return
@@ -221,11 +222,11 @@ class RegularizedNewton(Attack):
                 yield polished
 
 
-def _pixels(polished: Polished, normalization: Normalization) -> torch.Tensor:
+def _pixels(polished: Iterate, normalization: Normalization) -> torch.Tensor:
     return normalization.denormalize(polished.images.detach().cpu()).clamp(0, 1)
 
 
-def _film(followed: list[Polished], normalization: Normalization) -> Film:
+def _film(followed: list[Iterate], normalization: Normalization) -> Film:
     shown = sorted(frames(len(followed) - 1))
     kept = [followed[step] for step in shown]
     images = torch.stack([_pixels(polished, normalization) for polished in kept])

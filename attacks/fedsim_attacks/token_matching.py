@@ -29,8 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsim_attacks.matching import Descent, Distance, Schedule
-from fedsim_attacks.newton import Polish
+from fedsim_attacks.matching import Descent, Distance, Polish, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsim_attacks.closed_form.linear import Completion, Patches, conjugate_gradients
+from fedsim_attacks.closed_form.linear import Completion, Patches, settle
 from fedsim_attacks.update import TokenGradient
 
 Projection = Float[Tensor, "embed value"]
@@ -99,5 +99,5 @@ def complete_bilinear(
     stiffness = torch.where(is_exact, 0, system.gains.square() / weights)
     target = torch.where(is_exact, 0, system.gains * system.data / weights) - pull(fixed)
     guess = torch.zeros_like(target) if start is None else torch.where(is_exact, 0, left.T @ start @ right.T)
-    unknown, steps = conjugate_gradients(lambda y: stiffness * y + pull(y), target, 1 / (stiffness + 1), guess)
+    unknown, steps = settle(lambda y: stiffness * y + pull(y), target, stiffness, guess)
     return Completion(left @ (fixed + unknown) @ right, int((~is_exact).sum()), steps)

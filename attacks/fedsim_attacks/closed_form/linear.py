@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsim_attacks.solvers import conjugate_gradients
 from fedsim_attacks.update import TokenGradient
 
 ProjectionGradient = Float[Tensor, "embed value"]
@@ -152,38 +153,24 @@ def complete(
     stiffness = values.square() / weights
     target = values * system.data[exact:] / weights - filled.T @ prior(fixed)
     guess = torch.zeros_like(target) if start is None else filled.T @ start
-    unknown, steps = conjugate_gradients(
-        lambda y: stiffness * y + filled.T @ prior(filled @ y), target, 1 / (stiffness + 1), guess
-    )
+    unknown, steps = settle(lambda y: stiffness * y + filled.T @ prior(filled @ y), target, stiffness, guess)
     return Completion(fixed + filled @ unknown, filled.shape[1], steps)
 
 
-def conjugate_gradients(
-    operator: Callable[[Tensor], Tensor], target: Tensor, preconditioner: Tensor, start: Tensor
-) -> tuple[Tensor, int]:
-    """Return the solution of a linear system with a symmetric positive operator, and the steps it took.
+def settle(
+    operator: Callable[[Patches], Patches], target: Patches, stiffness: Patches, start: Patches
+) -> tuple[Patches, int]:
+    """Return the solution of a system of patches, to a fraction of a pixel, and the steps it took.
 
     Args:
         operator: the linear map.
         target: its value at the solution.
-        preconditioner: an entrywise inverse of roughly its diagonal.
+        stiffness: what the data adds to the map's diagonal, beside about one of the prior.
         start: first guess.
     """
-    solution, residual = start.clone(), target - operator(start)
-    scaled = preconditioner * residual
-    direction, energy, quiet = scaled.clone(), float((residual * scaled).sum()), 0
-    for step in range(_MOST_STEPS):
-        if energy == 0 or quiet == 3:
-            return solution, step
-        image = operator(direction)
-        length = energy / float((direction * image).sum())
-        solution += length * direction
-        residual -= length * image
-        quiet = quiet + 1 if abs(length) * float(direction.abs().max()) < _SETTLED else 0
-        scaled = preconditioner * residual
-        before, energy = energy, float((residual * scaled).sum())
-        direction = scaled + energy / before * direction
-    return solution, _MOST_STEPS
+    inverse = 1 / (stiffness + 1)
+    found = conjugate_gradients(operator, target, lambda left: inverse * left, _MOST_STEPS, 0.0, _SETTLED, start)
+    return found.value, found.steps
 
 
 def _root_mean_square(values: Tensor) -> float:

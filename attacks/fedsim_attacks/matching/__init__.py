@@ -2,8 +2,8 @@
 
 from fedsim_attacks.matching.descent import Descent
 from fedsim_attacks.matching.optimizers import Optimizer, Schedule
-from fedsim_attacks.matching.parameters import Distance
+from fedsim_attacks.matching.parameters import Distance, Polish
 from fedsim_attacks.matching.search import frames
 from fedsim_attacks.matching.starts import Box
 
-__all__ = ["Box", "Descent", "Distance", "Optimizer", "Schedule", "frames"]
+__all__ = ["Box", "Descent", "Distance", "Optimizer", "Polish", "Schedule", "frames"]

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim_attacks.matching.optimizers import Optimizer, Schedule
-from fedsim_attacks.newton import Polish, Products
+from fedsim_attacks.newton import Products
 from fedsim_attacks.update import Reading
 
 Distance = Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"]
@@ -18,6 +18,9 @@ _WEIGHTS = (
     "matching positions total_variation seams norm statistics matching_after group features row_space noise initial_scale "
     "hold prior_from warm_up"
 ).split()
+
+
+Polish = Literal["none", "gauss_newton", "closed_form"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,16 @@ from fedsim_attacks.matching.input_gradients import Slopes
 from fedsim_attacks.matching.parameters import Parameters
 from fedsim_attacks.matching.search import Trail, Variables, frames
 from fedsim_attacks.matching.starts import PICTURES
-from fedsim_attacks.newton import Polished, Products, Residual, chosen_products, closed_form, gauss_newton, obstacle
+from fedsim_attacks.newton import (
+    ChosenProducts,
+    Iterate,
+    LevenbergMarquardt,
+    Residual,
+    chosen_products,
+    closed_form,
+    gauss_newton,
+    obstacle,
+)
 from fedsim_attacks.update import Defended, Response
 
 
@@ -27,7 +35,7 @@ class Polishing(NamedTuple):
     """
 
     left: tuple[float, ...] = ()
-    products: Products | None = None
+    products: ChosenProducts | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,19 +63,18 @@ class SecondStage:
         beside = {name: tensor for name, tensor in trail.variables.items() if name != PICTURES}
         start, response = trail.variables[PICTURES], self.slopes.objective.response
         residual = Residual(response, beside, self.defended.target, self.attack.positions, self.defended.sent)
+        count = self.attack.polish_steps
         if self.attack.polish == "closed_form":
-            return Polishing(tuple(self._followed(closed_form, residual, start, trail)))
+            return Polishing(tuple(self._followed(closed_form(residual, start, self.confine, count), residual, trail)))
         products = chosen_products(residual, start, self.attack.polish_products)
-        steps = functools.partial(gauss_newton, products=products)
-        return Polishing(tuple(self._followed(steps, residual, start, trail)), products)
+        steps = gauss_newton(residual, start, LevenbergMarquardt(self.confine, products), count)
+        return Polishing(tuple(self._followed(steps, residual, trail)), products)
 
-    def _followed(
-        self, polish: Callable[..., Iterator[Polished]], residual: Residual, start: Images, trail: Trail
-    ) -> Iterator[float]:
+    def _followed(self, steps: Iterator[Iterate], residual: Residual, trail: Trail) -> Iterator[float]:
         """Yield what is left; a polish ends where less is left than true pictures leave of a gradient with known noise."""
         count = self.attack.polish_steps
         level, least, shown = residual.level(self.defended.deviation), math.inf, frames(count)
-        for number, polished in enumerate(polish(residual, start, self.confine, count)):
+        for number, polished in enumerate(steps):
             if number:
                 if polished.residual < level:
                     return

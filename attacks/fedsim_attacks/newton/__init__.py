@@ -2,25 +2,26 @@
 
 from fedsim_attacks.newton.alternation import closed_form
 from fedsim_attacks.newton.dct_starts import Seen, WaveStarts
-from fedsim_attacks.newton.iterative_regularization import Tried, regularized
+from fedsim_attacks.newton.iteration import gauss_newton
+from fedsim_attacks.newton.iterative_regularization import IterativeRegularization
 from fedsim_attacks.newton.last_block import separate
 from fedsim_attacks.newton.last_block_residual import Separated
-from fedsim_attacks.newton.levenberg_marquardt import Polish, Products, chosen_products, gauss_newton
-from fedsim_attacks.newton.residual import Polished, Residual, obstacle
+from fedsim_attacks.newton.levenberg_marquardt import ChosenProducts, LevenbergMarquardt, Products, chosen_products
+from fedsim_attacks.newton.residual import Iterate, Residual, obstacle
 
 __all__ = [
-    "Polish",
-    "Polished",
+    "ChosenProducts",
+    "Iterate",
+    "IterativeRegularization",
+    "LevenbergMarquardt",
     "Products",
     "Residual",
     "Seen",
     "Separated",
-    "Tried",
     "WaveStarts",
     "chosen_products",
     "closed_form",
     "gauss_newton",
     "obstacle",
-    "regularized",
     "separate",
 ]

@@ -13,7 +13,7 @@ import torch
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images
 from fedsim.models import patch_grid, prefix_rows
-from fedsim_attacks.newton.residual import Polished, Residual, token_gradients
+from fedsim_attacks.newton.residual import Iterate, Residual, token_gradients
 from fedsim_attacks.update import POSITIONS, PROJECTION
 
 _DAMPING = 1e-2  # of the largest squared singular value
@@ -21,7 +21,7 @@ _DAMPING = 1e-2  # of the largest squared singular value
 
 def closed_form(
     residual: Residual, start: Images, confine: Callable[[Images], Images], count: int
-) -> Iterator[Polished]:
+) -> Iterator[Iterate]:
     """Yield the pictures before and after every alternation of token gradients and pictures, and what is left of G_pe.
 
     Of one picture the token gradients are known exactly, so that this converges to the solution of `patch_embedding`, slowly
@@ -48,7 +48,7 @@ def closed_form(
         tokens = tokens + (observed - tokens.sum(0)) / len(tokens)
         rows, patches = tokens.flatten(0, 1), grid.cut(images).flatten(0, 1).double()
         left = goal - rows.T @ patches
-        yield Polished(images, float(left.norm() / goal.norm()))
+        yield Iterate(images, float(left.norm() / goal.norm()), images)
         if number == count:
             return
         gram = rows @ rows.T

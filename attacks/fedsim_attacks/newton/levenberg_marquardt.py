@@ -1,43 +1,32 @@
-"""Polish: a few large, solved steps from where a descent has ended, instead of many small ones.
+"""Levenberg-Marquardt on pictures: refinement of second order, from where a descent has ended.
 
-`gauss_newton` is Levenberg-Marquardt on the residual of the whole gradient, every tensor in units of its own norm and every
-row of the position embedding in units of its own. The Jacobian J is never formed: the step solves
-(J^T J + damping + smoothness) v = -J^T residual by conjugate gradients, on products of `residual`; smoothness, total variation
-in its reweighted quadratic form, falls with every step that helps. The gradient of the patch projection, G_pe = A^T X with A
-the token gradients, is nearly linear in the pictures X and badly conditioned, so it weighs more than other tensors, and
+The residual is that of the whole gradient, every tensor in units of its own norm and every row of the position embedding in
+units of its own. A step solves (J^T J + damping + smoothness) v = -(J^T r + smoothness x); smoothness, total variation in its
+reweighted quadratic form, falls with every step that helps. The gradient of the patch projection, G_pe = A^T X with A the token
+gradients, is nearly linear in the pictures X and badly conditioned, so it weighs more than other tensors, and
 (A A^T + damping)^-1 preconditions.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fedsim.exchange import Images
 from fedsim.models import patch_grid
-from fedsim_attacks.newton.residual import (
-    Differences,
-    Exact,
-    Place,
-    Polished,
-    Residual,
-    adjoint_error,
-    norm,
-    token_gradients,
-)
+from fedsim_attacks.newton.iteration import Damping
+from fedsim_attacks.newton.residual import Differences, Exact, Place, Residual, adjoint_error, token_gradients
 from fedsim_attacks.priors import Roughness
-from fedsim_attacks.solvers import conjugate_gradients
+from fedsim_attacks.solvers import Solution
 from fedsim_attacks.update import PROJECTION
 
-Polish = Literal["none", "gauss_newton", "closed_form"]
-Products = Literal["auto", "differences", "exact"]
+ChosenProducts = Literal["differences", "exact"]
+Products = Literal["auto", ChosenProducts]
 
-_SOLVED = 1e-5  # of the squared norm of the right side
 _SMOOTHNESS = 1e-3  # at first
-_PATIENCE = 6  # steps that do not help, one after the other, before it gives up; damping grows by 10^6 in these
 _EASE, _STIFFEN = 0.5, 10.0  # factors of the damping after a step that helped, and after one that did not
 _SHARPEN = 0.7  # factor of the smoothness after a step that helped; 0.5 leaves flat directions where they are too soon
 _MOST_ROWS = 4096  # of A, above which its eigenvectors would cost more than they save
@@ -63,13 +52,13 @@ class _Kind(NamedTuple):
 
 
 # More products by differences do not solve a step better, since they err, and the gain of a step says little of the damping.
-_KINDS: dict[Products, _Kind] = {
+_KINDS: dict[ChosenProducts, _Kind] = {
     "differences": _Kind(Differences, 40, 1e-4, False),
     "exact": _Kind(Exact, 80, 1e-2, True),
 }
 
 
-def chosen_products(residual: Residual, start: Images, products: Products) -> Products:
+def chosen_products(residual: Residual, start: Images, products: Products) -> ChosenProducts:
     """Return which products solve the steps from a start: `auto` takes differences where these are adjoint enough.
 
     They are where a picture's gradient bends little along their length, as of untrained models. Of trained ones conjugate
@@ -81,49 +70,64 @@ def chosen_products(residual: Residual, start: Images, products: Products) -> Pr
     return "differences" if adjoint_error(place, place.backward(place.left)) < _ADJOINT else "exact"
 
 
-def gauss_newton(
-    residual: Residual,
-    start: Images,
-    confine: Callable[[Images], Images],
-    count: int,
-    products: Products = "auto",
-    most: int | None = None,
-) -> Iterator[Polished]:
-    """Yield the pictures before and after every step; after one that does not lower the damped objective, those before it.
-
-    It ends early where six steps in a row do not.
+class LevenbergMarquardt(Damping):
+    """Damping that follows how the steps go; six steps in a row that do not help end it, while it grows by 10^6.
 
     Args:
-        residual: to bring to zero.
-        start: normalized pictures.
         confine: brings pictures back into the range of pixels.
-        count: steps.
-        products: with the Jacobian; `auto` chooses at the start.
+        products: with the Jacobian, `differences` or `exact`.
         most: products in a step; by default what their kind needs.
     """
-    kind = _KINDS[chosen_products(residual, start, products)]
-    here, damping, smoothness = kind.place(residual, start), kind.damping, _SMOOTHNESS
-    whole, failures = norm(residual.goal), 0
-    yield Polished(here.images, norm(here.left) / whole)
-    for _ in range(count):
-        rough = Roughness.around_edges(here.images, _EDGE)
-        curve = functools.partial(_curvature, here, rough, damping, smoothness)
-        downhill = -here.backward(here.left) - smoothness * rough.gradient(here.images)
-        step, left = conjugate_gradients(curve, downhill, _preconditioner(here, damping), most or kind.most, _SOLVED)
-        there = kind.place(residual, confine(here.images + step))
-        before, after = (
-            norm(place.left) ** 2 + smoothness * float((place.images * rough.gradient(place.images)).sum())
-            for place in (here, there)
-        )
-        if after < before:
-            predicted = float((step * (downhill + left + damping * step)).sum())
-            ease = _eased((before - after) / predicted) if kind.follows else _EASE
-            here, damping, smoothness, failures = there, ease * damping, _SHARPEN * smoothness, 0
-        else:
-            damping, failures = _STIFFEN * damping, failures + 1
-        yield Polished(here.images, norm(here.left) / whole)
-        if failures == _PATIENCE:
-            return
+
+    solved: ClassVar[float] = 1e-5
+
+    def __init__(self, confine: Callable[[Images], Images], products: ChosenProducts, most: int | None = None) -> None:
+        kind = _KINDS[products]
+        super().__init__(most or kind.most)
+        self.kind, self.box = kind, confine
+        self.damping, self.smoothness = kind.damping, _SMOOTHNESS
+        self.rough: Roughness
+        self.inverse: Callable[[Images], Images]
+
+    def place(self, residual: Residual, images: Images) -> Place:
+        """Return the pictures with products of the chosen kind."""
+        return self.kind.place(residual, images)
+
+    def settle(self, here: Place, coordinates: Tensor) -> None:
+        """Take smoothness anew around the edges of the pictures."""
+        self.rough = Roughness.around_edges(here.images, _EDGE)
+        self.inverse = _preconditioner(here, self.damping)
+
+    def energy(self, coordinates: Tensor) -> float:
+        """Return how rough the pictures are."""
+        return self.smoothness * float((coordinates * self.rough.gradient(coordinates)).sum())
+
+    def gradient(self, coordinates: Tensor) -> Tensor:
+        """Return half the gradient of that."""
+        return self.smoothness * self.rough.gradient(coordinates)
+
+    def curved(self, product: Tensor, step: Tensor) -> Tensor:
+        """Return (J^T J + damping + smoothness) v."""
+        return product + self.damping * step + self.smoothness * self.rough.gradient(step)
+
+    def succeed(self, gain: float, solution: Solution, downhill: Tensor) -> None:
+        """Ease the damping, and smooth less."""
+        step = solution.value
+        predicted = float((step * (downhill + solution.left + self.damping * step)).sum())
+        ease = _eased(gain / predicted) if self.kind.follows else _EASE
+        self.damping, self.smoothness, self.failures = ease * self.damping, _SHARPEN * self.smoothness, 0
+
+    def fail(self) -> None:
+        """Damp more."""
+        self.damping, self.failures = _STIFFEN * self.damping, self.failures + 1
+
+    def confine(self, coordinates: Tensor) -> Tensor:
+        """Return the pictures in the range of pixels."""
+        return self.box(coordinates)
+
+    def precondition(self, left: Tensor) -> Tensor:
+        """Apply the inverse of what the patch projection's gradient contributes."""
+        return self.inverse(left)
 
 
 def _eased(ratio: float) -> float:
@@ -132,10 +136,6 @@ def _eased(ratio: float) -> float:
     Source: Nielsen, "Damping parameter in Marquardt's method", Technical University of Denmark, 1999.
     """
     return min(2.0, max(1 / 3, 1 - (2 * ratio - 1) ** 3))
-
-
-def _curvature(here: Place, rough: Roughness, damping: float, smoothness: float, step: Images) -> Images:
-    return here.backward(here.forward(step)) + damping * step + smoothness * rough.gradient(step)
 
 
 def _preconditioner(here: Place, damping: float) -> Callable[[Images], Images]:

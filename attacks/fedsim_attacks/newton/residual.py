@@ -30,11 +30,18 @@ _LINEAR = 17.0  # weight of the patch projection's gradient beside that of all t
 _TINY = torch.finfo(torch.float32).tiny
 
 
-class Polished(NamedTuple):
-    """Pictures, and what is left: norm of what they do not explain, beside that of what they should."""
+class Iterate(NamedTuple):
+    """Where an iteration has come.
+
+    Args:
+        images: normalized; they may leave the range of pixels.
+        residual: norm of what they do not explain, beside that of what they should.
+        coordinates: in which the iteration moves.
+    """
 
     images: Images
     residual: float
+    coordinates: Tensor
 
 
 @dataclass(frozen=True, eq=False)

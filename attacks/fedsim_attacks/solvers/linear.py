@@ -1,51 +1,69 @@
-"""Linear systems in pictures that are known by their products alone."""
+"""Linear systems that are known by their products alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-Field = Tensor  # pictures, or coordinates of pictures
+_QUIET = 3  # steps that change little, one after the other, after which a solution has settled
 
 
 class Solution(NamedTuple):
-    """Of a linear system, about, and what it leaves of the right side."""
+    """Of a linear system, about.
 
-    step: Field
-    left: Field
+    Args:
+        value: the solution.
+        left: what it leaves of the right side.
+        steps: that it took.
+    """
+
+    value: Tensor
+    left: Tensor
+    steps: int
 
 
 def conjugate_gradients(
-    curve: Callable[[Field], Field],
-    right: Field,
-    precondition: Callable[[Field], Field],
-    products: int,
-    solved: float,
+    operator: Callable[[Tensor], Tensor],
+    right: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    most: int,
+    solved: float = 0.0,
+    settled: float = 0.0,
+    start: Tensor | None = None,
 ) -> Solution:
-    """Return about what `curve` takes to `right`; inexact products end it where they mislead.
+    """Return about what `operator` takes to `right`; inexact products end it where they mislead.
 
     Args:
-        curve: a symmetric, positive definite map.
+        operator: a symmetric, positive definite map.
         right: side of the system.
-        precondition: about the inverse of `curve`.
-        products: at most.
+        precondition: about the inverse of `operator`.
+        most: steps, each of one product.
         solved: share of the squared norm of the right side, in the preconditioner's metric, that may be left.
+        settled: largest change of an entry that counts as none; three steps of such end it.
+        start: first guess; zero unless given.
     """
-    solution, left = torch.zeros_like(right), right.clone()
+    if start is None:
+        value, left = right.new_zeros(right.shape), right.clone()
+    else:
+        value, left = start.clone(), right - operator(start)
     eased = precondition(left)
-    direction, square = eased, float((left * eased).sum())
-    enough = solved * square
-    for _ in range(products):
-        bent = curve(direction)
+    direction, energy, quiet = eased, float((left * eased).sum()), 0
+    enough = solved * energy
+    for step in range(most):
+        if energy <= enough or quiet == _QUIET:
+            return Solution(value, left, step)
+        bent = operator(direction)
         along = float((direction * bent).sum())
-        if along <= 0 or square <= enough:
-            break
-        solution += square / along * direction
-        left -= square / along * bent
+        if along <= 0:
+            return Solution(value, left, step)
+        length = energy / along
+        value += length * direction
+        left -= length * bent
+        if settled:
+            quiet = quiet + 1 if abs(length) * float(direction.abs().max()) < settled else 0
         eased = precondition(left)
-        square, before = float((left * eased).sum()), square
-        direction = eased + square / before * direction
-    return Solution(solution, left)
+        energy, before = float((left * eased).sum()), energy
+        direction = eased + energy / before * direction
+    return Solution(value, left, most)

@@ -2,7 +2,8 @@ import pytest
 import torch
 from descent_cases import mean_decibels, observed, one_gradient, pictures, tiny
 from fedsim_attacks.newton.alternation import closed_form
-from fedsim_attacks.newton.levenberg_marquardt import Products, chosen_products, gauss_newton
+from fedsim_attacks.newton.iteration import gauss_newton
+from fedsim_attacks.newton.levenberg_marquardt import ChosenProducts, LevenbergMarquardt, chosen_products
 from fedsim_attacks.newton.residual import Differences, Exact, Place, Residual, adjoint_error
 from fedsim_attacks.token_matching import TokenMatching
 from fedsim_attacks.update.target import Target, read_target
@@ -39,7 +40,7 @@ def test_true_pictures_leave_nothing_and_others_do() -> None:
     left = residual(batch)
 
     def share(images: Images) -> float:
-        (only,) = gauss_newton(left, images, confined, 0)
+        (only,) = gauss_newton(left, images, LevenbergMarquardt(confined, "exact"), 0)
         assert torch.equal(only.images, images)
         return only.residual
 
@@ -129,10 +130,10 @@ def test_at_the_true_pictures_differences_are_enough() -> None:
 
 
 @pytest.mark.parametrize("products", ["differences", "exact"])
-def test_levenberg_marquardt_finds_two_pictures_from_near_by_and_never_leaves_more(products: Products) -> None:
+def test_levenberg_marquardt_finds_two_pictures_from_near_by_and_never_leaves_more(products: ChosenProducts) -> None:
     batch = pictures(0, 50)
     left, start = residual(batch), near(batch, 0.15)
-    found = list(gauss_newton(left, start, confined, 5, products))
+    found = list(gauss_newton(left, start, LevenbergMarquardt(confined, products), 5))
     assert decibels(found[-1].images, batch) >= decibels(start, batch) + 6
     assert torch.equal(found[0].images, start)
     assert found[-1].residual < 0.2 * found[0].residual
@@ -141,7 +142,7 @@ def test_levenberg_marquardt_finds_two_pictures_from_near_by_and_never_leaves_mo
 def test_it_does_not_leave_true_pictures() -> None:
     batch = pictures(0)
     left, true = residual(batch), models.normalization(tiny()).normalize(pictures(0).images)
-    *_, last = gauss_newton(left, true, confined, 1)
+    *_, last = gauss_newton(left, true, LevenbergMarquardt(confined, "differences"), 1)
     assert decibels(last.images, batch) >= 40
 
 
