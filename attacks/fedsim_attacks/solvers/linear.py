@@ -49,7 +49,8 @@ def conjugate_gradients(
     else:
         value, left = start.clone(), right - operator(start)
     eased = precondition(left)
-    direction, energy, quiet = eased, float((left * eased).sum()), 0
+    # A preconditioner may return what it is given, which changes in place.
+    direction, energy, quiet = eased.clone(), float((left * eased).sum()), 0
     enough = solved * energy
     for step in range(most):
         if energy <= enough or quiet == _QUIET:

@@ -35,3 +35,11 @@ def test_a_start_is_gone_on_from_and_quiet_steps_end_it() -> None:
 def test_where_nothing_is_left_no_step_is_taken() -> None:
     found = conjugate_gradients(lambda v: v, torch.zeros(3), lambda v: v, 5)
     assert found.steps == 0 and not found.value.any()
+
+
+def test_a_preconditioner_that_returns_its_argument_changes_nothing() -> None:
+    matrix = torch.diag(torch.linspace(1, 9, 12, dtype=torch.float64))
+    right = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    same, copied = (conjugate_gradients(lambda v: matrix @ v, right, f, 12) for f in (lambda v: v, lambda v: 1.0 * v))
+    assert torch.equal(same.value, copied.value)
+    torch.testing.assert_close(matrix @ same.value, right, rtol=0, atol=1e-9)
