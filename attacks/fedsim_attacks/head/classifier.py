@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,11 +42,28 @@ class References(NamedTuple):
 
 
 class LinearHead(NamedTuple):
-    """One linear classifier and its gradient; `weight_gradient` is None where it was not shared."""
+    """One linear classifier and its gradient, in float64; a gradient is None where it was not shared.
 
+    Args:
+        names: of its parameters.
+        weight: as at the start of the round.
+        bias: the same; zero where there is none.
+        weight_gradient: mean of (p - y) h^T.
+        bias_gradient: mean of p - y.
+    """
+
+    names: HeadNames
     weight: Float[Tensor, "class embed"]
     bias: ClassVector
     weight_gradient: Float[Tensor, "class embed"] | None
+    bias_gradient: ClassVector | None
+
+
+class Classifier(NamedTuple):
+    """The linear classifiers of a model, whose mean gives its logits, and whether the factor of their gradient is one."""
+
+    heads: tuple[LinearHead, ...]
+    is_scaled: bool
 
 
 @dataclass(frozen=True)
@@ -112,8 +129,24 @@ def reference_pictures(
     return References(logits, shares / shares.sum(0), inputs, True)
 
 
+def read_classifier(observation: Observation) -> Classifier:
+    """Return a model's classifiers with their gradient, as far as it was shared.
+
+    Raises:
+        AttackRefusedError: an entry is not finite, or the client's optimizer is not linear; or the model has no linear
+            classifier, or one of one class.
+    """
+    model = observation.model()
+    check_classifier(model)
+    names = head_names(model)
+    gradient = mean_gradient(observation, [name for head in names for name in head if name is not None])
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors.values()):
+        raise AttackRefusedError("the gradient of the classifier is not finite.")
+    return Classifier(tuple(_linear_head(model, head, gradient.tensors) for head in names), gradient.is_scaled)
+
+
 def read_head(observation: Observation, references: Callable[[], References]) -> HeadGradient:
-    """Return the gradient at the classifier.
+    """Return the gradient at the classifier as sums over pictures.
 
     Without a bias gradient, the residual is read off the weight gradient by the linear functional that is as close to
     one as can be on every reference head input, as the constant input of a bias is.
@@ -126,15 +159,9 @@ def read_head(observation: Observation, references: Callable[[], References]) ->
         AttackRefusedError: it was not shared, is zero or not finite, or the client's optimizer is not linear; or the model
             has no linear classifier, or one of one class.
     """
-    model = observation.model()
-    check_classifier(model)
-    names = head_names(model)
-    gradient = mean_gradient(observation, [name for head in names for name in head if name is not None])
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in gradient.tensors.values()):
-        raise AttackRefusedError("the gradient of the classifier is not finite.")
-    heads = tuple(_linear_head(model, head, gradient.tensors.get(head.weight)) for head in names)
-    biases = [gradient.tensors[head.bias] for head in names if head.bias and head.bias in gradient.tensors]
-    is_derived = len(biases) < len(names) or not any(bias.any() for bias in biases)
+    heads, is_scaled = read_classifier(observation)
+    biases = [head.bias_gradient for head in heads if head.bias_gradient is not None]
+    is_derived = len(biases) < len(heads) or not any(bias.any() for bias in biases)
     if not is_derived:
         residual = torch.stack(biases).sum(0)
     else:
@@ -143,7 +170,7 @@ def read_head(observation: Observation, references: Callable[[], References]) ->
             if head.weight_gradient is None or not head.weight_gradient.any():
                 raise AttackRefusedError("the gradient of the classifier is zero or missing: it was not shared.")
             residual += head.weight_gradient @ _constant_functional(inputs)
-    return HeadGradient(residual, heads, _noise(residual, heads), gradient.is_scaled, is_derived)
+    return HeadGradient(residual, heads, _noise(residual, heads), is_scaled, is_derived)
 
 
 def check_classifier(model: nn.Module) -> None:
@@ -152,10 +179,12 @@ def check_classifier(model: nn.Module) -> None:
         raise AttackRefusedError("the classifier has one class, so its loss is zero whatever the picture.")
 
 
-def _linear_head(model: nn.Module, names: HeadNames, weight_gradient: Tensor | None) -> LinearHead:
+def _linear_head(model: nn.Module, names: HeadNames, gradients: Mapping[str, Tensor]) -> LinearHead:
     weight = model.get_parameter(names.weight).detach().double()
-    bias = weight.new_zeros(len(weight)) if names.bias is None else model.get_parameter(names.bias).detach().double()
-    return LinearHead(weight, bias, weight_gradient)
+    if names.bias is None:
+        return LinearHead(names, weight, weight.new_zeros(len(weight)), gradients.get(names.weight), None)
+    bias = model.get_parameter(names.bias).detach().double()
+    return LinearHead(names, weight, bias, gradients.get(names.weight), gradients.get(names.bias))
 
 
 def _constant_functional(inputs: Features) -> Float[Tensor, " embed"]:
@@ -187,6 +216,6 @@ def _step(model: nn.Module, observation: Observation) -> None:
 
 def _forward(model: nn.Module, images: Images) -> tuple[Logits, tuple[Features, ...]]:
     inputs = tuple(rows.double() for rows in head_inputs(model, images))
-    heads = [_linear_head(model, names, None) for names in head_names(model)]
+    heads = [_linear_head(model, names, {}) for names in head_names(model)]
     logits = [rows @ head.weight.T + head.bias for rows, head in zip(inputs, heads, strict=True)]
     return torch.stack(logits).mean(0), inputs

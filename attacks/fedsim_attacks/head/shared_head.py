@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Observation
-from fedsim.models import head_names
-from fedsim_attacks.head.classifier import check_classifier
-from fedsim_attacks.update import MeanGradient, mean_gradient
+from fedsim_attacks.head.classifier import read_classifier
 
 ClassVector = Float[Tensor, " class"]
 Features = Float[Tensor, "picture embed"]
@@ -134,39 +132,28 @@ def read_shared_head(observation: Observation) -> SharedHead:
         AttackRefusedError: it is missing, was not shared, is zero or not finite, or has one class; or the client's optimizer
             is not linear.
     """
-    model = observation.model()
-    check_classifier(model)
-    names = head_names(model)
-    gradient = mean_gradient(observation, [name for head in names for name in head if name is not None])
-    missing = [head.weight for head in names if head.weight not in gradient.tensors]
+    heads, is_scaled = read_classifier(observation)
+    missing = [head.names.weight for head in heads if head.weight_gradient is None]
     if missing:
         raise AttackRefusedError(f"the gradient of {', '.join(missing)} was not shared.")
-    start, count = dict(model.named_parameters()), len(names)
-    weights = [start[head.weight].detach().double() / count for head in names]
-    biases = [torch.zeros(len(weights[0])) if h.bias is None else start[h.bias].detach() / count for h in names]
-    head = SharedHead(
-        weight=torch.cat(weights, 1),
-        bias=torch.stack(biases).double().sum(0),
-        weight_gradient=torch.cat([gradient.tensors[head.weight] * count for head in names], 1),
-        bias_gradient=_bias_gradient(gradient, [head.bias for head in names]),
-        norm=_feature_norm(model, count),
-        is_scaled=gradient.is_scaled,
+    count, gradients = len(heads), [head.weight_gradient for head in heads if head.weight_gradient is not None]
+    shared = SharedHead(
+        weight=torch.cat([head.weight / count for head in heads], 1),
+        bias=torch.stack([head.bias / count for head in heads]).sum(0),
+        weight_gradient=torch.cat([gradient * count for gradient in gradients], 1),
+        bias_gradient=_bias_gradient([head.bias_gradient for head in heads]),
+        norm=_feature_norm(observation.model(), count),
+        is_scaled=is_scaled,
     )
-    _check(head)
-    return head
-
-
-def _bias_gradient(gradient: MeanGradient, names: list[str | None]) -> ClassVector | None:
-    shared = [gradient.tensors[name] for name in names if name is not None and name in gradient.tensors]
-    # All zeros stand for what was held back: p - y is not zero where the weight gradient is not.
-    return torch.stack(shared).sum(0) if len(shared) == len(names) and any(t.any() for t in shared) else None
-
-
-def _check(head: SharedHead) -> None:
-    if not bool(torch.isfinite(head.joined).all()):
-        raise AttackRefusedError("the gradient of the classifier is not finite.")
-    if not head.weight_gradient.any():
+    if not shared.weight_gradient.any():
         raise AttackRefusedError("the gradient of the classifier is zero: it was not shared, or fell below float32.")
+    return shared
+
+
+def _bias_gradient(gradients: list[ClassVector | None]) -> ClassVector | None:
+    shared = [gradient for gradient in gradients if gradient is not None]
+    # All zeros stand for what was held back: p - y is not zero where the weight gradient is not.
+    return torch.stack(shared).sum(0) if len(shared) == len(gradients) and any(t.any() for t in shared) else None
 
 
 def _feature_norm(model: nn.Module, heads: int) -> FeatureNorm | None:
