@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,11 +35,9 @@ from fedsim import progress
 from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Film, Finding, Images, Labels, Normalization, Observation
-from fedsim.models import patch_grid
-from fedsim_attacks.closed_form import assess
-from fedsim_attacks.head import NearestStarts, known_labels, read_head_inputs
-from fedsim_attacks.matching import Box, frames
+from fedsim.exchange import Finding, Images, Observation
+from fedsim_attacks.head import NearestStarts, read_head_inputs
+from fedsim_attacks.matching import BLIND, Attempt, Box, Reached, Trial, accept, shown_steps, trajectory
 from fedsim_attacks.newton import (
     Iterate,
     IterativeRegularization,
@@ -48,19 +46,12 @@ from fedsim_attacks.newton import (
     Seen,
     Separated,
     WaveStarts,
+    above_noise,
     gauss_newton,
     obstacle,
     separate,
 )
 from fedsim_attacks.priors import Spectrum
-from fedsim_attacks.update import Defended, Response, open_device, read_defenses, read_target, rearranged, respond
-
-
-class _Chosen(NamedTuple):
-    """The trial to follow, and what the pictures of all trials left, in their order."""
-
-    tried: Iterate
-    reached: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,82 +108,57 @@ class RegularizedNewton(Attack):
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Solve for the pictures; draws the labels' reference pictures and the starts."""
-        normalization = observation.normalization
-        if normalization is None:
-            raise AttackRefusedError("normalization is not granted; pictures are solved for in normalized units.")
-        device = open_device(self.device)
-        target = read_target(observation, (), device)
-        defended = read_defenses(observation, target) if self.aware else Defended(target)
-        known = known_labels(observation, generator, False)
-        response, doubt = respond(observation, defended.target, known.labels.to(device), "auto")
+        attempt = Attempt.of(observation, generator, self.device, self.aware)
+        defended, response = attempt.defended, attempt.response
         if reason := obstacle(response, defended.target):
             raise AttackRefusedError(f"{reason}, and this attack solves for one gradient. Use token_matching.")
-        seen = self._seen(observation, known.labels, response, defended, generator)
+        seen = self._seen(attempt)
         residual = Residual(response, {}, defended.target, self.positions, defended.sent)
         if seen.block is not None:
             residual = Separated(response, {}, defended.target, self.positions, defended.sent, block=seen.block)
-        spectrum = Spectrum.of(observation.image_shape, normalization, device)
+        spectrum = Spectrum.of(observation.image_shape, attempt.normalization, attempt.device)
         starts = WaveStarts(seen, spectrum, self.fit_steps, generator)
-        chosen = self._choose(residual, starts)
-        box = Box.of(observation.image_shape[0], normalization, device)
-        followed = list(self._followed(residual, spectrum, chosen, box, residual.level(defended.deviation)))
-        finding = Finding(
-            images=_pixels(min(followed, key=lambda polished: polished.residual), normalization),
-            labels=known.labels,
-            trace={
-                "left": [polished.residual for polished in followed],
-                "trials": list(chosen.reached),
-                "aware": list(defended.active),
-            },
-            cautions=tuple(c for c in (*known.cautions, *defended.cautions, doubt, seen.doubt) if c),
-            film=_film(followed, normalization),
-        )
-        if defended.hidden is not None:
-            finding = rearranged(finding, defended.hidden.cpu(), patch_grid(target.model), generator)
-        return assess(finding, observation)
+        chosen = accept(self._trials(residual, starts), self.trials, self.promising)
+        level = residual.level(defended.deviation)
+        followed = list(above_noise(self._iterates(residual, spectrum, chosen.end, attempt.box), level))
+        left = [iterate.residual for iterate in followed]
+        trace = {"left": left, "trials": list(chosen.reached), "aware": list(defended.active)}
+        shown = sorted(shown_steps(len(followed) - 1))
+        film = trajectory(shown, lambda place: followed[shown[place]].images, left, attempt.normalization)
+        best = min(followed, key=lambda iterate: iterate.residual)
+        return attempt.finding(Reached(best.images, attempt.known.labels, trace, (attempt.doubt, seen.doubt), film))
 
-    def _seen(
-        self,
-        observation: Observation,
-        labels: Labels,
-        response: Response,
-        defended: Defended,
-        generator: torch.Generator,
-    ) -> Seen:
+    def _seen(self, attempt: Attempt) -> Seen:
         """Return what the classifier and the last block have seen of the pictures."""
-        target = defended.target
+        defended, target, labels = attempt.defended, attempt.defended.target, attempt.known.labels
         try:
-            wanted = read_head_inputs(observation, target.model, labels, generator)
+            wanted = read_head_inputs(attempt.observation, target.model, labels, attempt.generator)
         except AttackRefusedError as error:
-            doubt = f"Starts are drawn blindly, because the classifier's gradient does not show where to: {error}"
-            return Seen(len(labels), None, None, doubt)
-        normalization = observation.normalization
-        assert normalization is not None
-        found = NearestStarts(target.model, wanted, normalization, observation.image_shape, lambda images: images)
+            return Seen(len(labels), None, None, f"{BLIND}{error}")
+        shape = attempt.observation.image_shape
+        found = NearestStarts(target.model, wanted, attempt.normalization, shape, lambda images: images)
 
         def nearest(generator: torch.Generator) -> Images:
             return found.draw(1, generator)[0]
 
-        if not self.fit_steps or defended.deviation:  # noise is multiplied on the way to the last block
+        # Noise is multiplied on the way to the last block, and masked positions change what it sees.
+        if not self.fit_steps or defended.deviation or defended.hidden is not None:
             return Seen(len(labels), nearest, None, None)
         try:
             gradients = dict(zip(target.names, target.gradients, strict=True))
-            block = separate(target.model, gradients, response.labels, wanted)
+            block = separate(target.model, gradients, attempt.response.labels, wanted)
         except AttackRefusedError as error:
             return Seen(len(labels), nearest, None, f"No start is fitted to what the last block has seen: {error}")
         return Seen(len(labels), nearest, block, None)
 
-    def _choose(self, residual: Residual, starts: WaveStarts) -> _Chosen:
-        """Return the first trial that is promising, or the best of all."""
-        tried: list[Iterate] = []
-        for start in starts.draw(lambda error: progress.advance(len(tried) * self.trial_steps, self._total, error)):
+    def _trials(self, residual: Residual, starts: WaveStarts) -> Iterator[Trial[Iterate]]:
+        """Follow one start after the other for a few steps."""
+        done = 0
+        for start in starts.draw(lambda error: progress.advance(done, self._total, error)):
             for step, here in enumerate(self._solve(residual, starts.spectrum, start, self.trial_steps)):
-                progress.advance(len(tried) * self.trial_steps + step, self._total, here.residual)
-            tried.append(here)
-            if len(tried) == self.trials or here.residual <= self.promising:
-                break
-        reached = tuple(each.residual for each in tried)
-        return _Chosen(tried[reached.index(min(reached))], reached)
+                progress.advance(done + step, self._total, here.residual)
+            done += self.trial_steps
+            yield Trial(here, here.residual)
 
     def _solve(self, residual: Residual, spectrum: Spectrum, start: Tensor, count: int) -> Iterator[Iterate]:
         return gauss_newton(residual, start, IterativeRegularization(spectrum, self.solver_iterations), count)
@@ -201,33 +167,16 @@ class RegularizedNewton(Attack):
     def _total(self) -> int:
         return self.trials * self.trial_steps + self.steps + self.polish_steps
 
-    def _followed(
-        self, residual: Residual, spectrum: Spectrum, chosen: _Chosen, box: Box, level: float
-    ) -> Iterator[Iterate]:
-        """Yield the pictures of the chosen trial and of every step after it, while more is left than noise would leave."""
-        before, best = self.trials * self.trial_steps, chosen.tried
-        for step, here in enumerate(self._solve(residual, spectrum, chosen.tried.coordinates, self.steps)):
+    def _iterates(self, residual: Residual, spectrum: Spectrum, start: Iterate, box: Box) -> Iterator[Iterate]:
+        """Yield the accepted trial, every step from there, and every one of Levenberg-Marquardt from the best of these."""
+        before, best = self.trials * self.trial_steps, start
+        for step, here in enumerate(self._solve(residual, spectrum, start.coordinates, self.steps)):
             progress.advance(before + step, self._total, here.residual)
-            if step and here.residual < level:
-                return
-            best = min(best, here, key=lambda polished: polished.residual)
+            best = min(best, here, key=lambda iterate: iterate.residual)
             yield here
-        inside = box.confine(best.images)
         damping = LevenbergMarquardt(box.confine, "exact", 2 * self.solver_iterations)
-        for step, polished in enumerate(gauss_newton(residual, inside, damping, self.polish_steps)):
-            progress.advance(before + self.steps + step, self._total, polished.residual)
-            if polished.residual < level:
-                return
+        steps = gauss_newton(residual, box.confine(best.images), damping, self.polish_steps)
+        for step, here in enumerate(steps):
+            progress.advance(before + self.steps + step, self._total, here.residual)
             if step:
-                yield polished
-
-
-def _pixels(polished: Iterate, normalization: Normalization) -> torch.Tensor:
-    return normalization.denormalize(polished.images.detach().cpu()).clamp(0, 1)
-
-
-def _film(followed: list[Iterate], normalization: Normalization) -> Film:
-    shown = sorted(frames(len(followed) - 1))
-    kept = [followed[step] for step in shown]
-    images = torch.stack([_pixels(polished, normalization) for polished in kept])
-    return Film(tuple(shown), images, tuple(polished.residual for polished in kept))
+                yield here

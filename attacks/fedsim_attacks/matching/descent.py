@@ -13,18 +13,17 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Film, Finding, Images, Observation
+from fedsim.exchange import Finding, Images, Observation
 from fedsim.models import patch_grid
 from fedsim.seeds import seeded
-from fedsim_attacks.closed_form import assess
-from fedsim_attacks.head import KnownLabels, known_labels
 from fedsim_attacks.matching import consensus
+from fedsim_attacks.matching.attempt import Attempt, Reached, trajectory
 from fedsim_attacks.matching.discrepancy import Discrepancy
 from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, Slopes, choose
 from fedsim_attacks.matching.multi_start import OtherStarts, Start, choose_start
@@ -35,20 +34,7 @@ from fedsim_attacks.matching.refinement import Polishing, SecondStage, unpolishe
 from fedsim_attacks.matching.search import Course, Trail, Variables, search
 from fedsim_attacks.matching.starts import PICTURES, Box, enlarged
 from fedsim_attacks.matching.terms import Parts
-from fedsim_attacks.update import (
-    HALFWAY,
-    LABELS,
-    PATH,
-    Defended,
-    OneGradient,
-    Response,
-    Surrogate,
-    open_device,
-    read_defenses,
-    read_target,
-    rearranged,
-    respond,
-)
+from fedsim_attacks.update import HALFWAY, LABELS, PATH, OneGradient, Response, Surrogate
 
 _CURVE_POINTS = 50
 _PATH_RATE = 1e-3  # Zhu et al., SME: learning rate of the place between the weights
@@ -68,21 +54,14 @@ class Descent(Parameters):
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Match the gradient; draws the labels' reference pictures, the starts, and dropout in training mode."""
-        normalization = observation.normalization
-        if normalization is None:
-            raise AttackRefusedError("normalization is not granted; pictures are optimized in normalized units.")
-        device = open_device(self.device)
-        target = read_target(observation, self.layers, device)
-        defended = read_defenses(observation, target) if self.aware else Defended(target)
-        target = defended.target
-        known = known_labels(observation, generator, self.optimize_labels)
-        labels = known.labels.to(device)
-        response, doubt = respond(observation, target, labels, self.local)
-        response = replace(response, used=defended.used)
+        attempt = Attempt.of(
+            observation, generator, self.device, self.aware, self.layers, self.optimize_labels, self.local
+        )
+        defended, response, box = attempt.defended, attempt.response, attempt.box
+        target, labels, normalization = defended.target, attempt.known.labels.to(attempt.device), attempt.normalization
         seed = int(torch.randint(2**62, (), generator=generator))
         with seeded(seed, self.stream):
             parts = Parts(self, observation, target, labels, normalization, generator, defended.deviation)
-            box = Box.of(observation.image_shape[0], normalization, device)
             terms, priors = parts.gradient_terms(), parts.picture_terms()
             starts = self._starts(observation, response, box, generator)
             discrepancy = None
@@ -96,7 +75,7 @@ class Descent(Parameters):
             follow = functools.partial(self._followed, slopes, box)
             enough = self.promising * (self.matching + self.positions)
             chosen = choose_start(Start(starts), others, follow, self.trials, enough)
-            trails = self._search(slopes, chosen.start, box, generator, discrepancy)
+            trails = self._search(slopes, chosen.end, box, generator, discrepancy)
             best = min(trails, key=lambda trail: trail.loss)
             if not math.isfinite(best.loss):
                 raise AttackRefusedError("the objective was never a number: the gradient of the pictures overflows.")
@@ -104,11 +83,6 @@ class Descent(Parameters):
             stage = SecondStage(self, slopes, self._agree, defended, box.confine, self._total)
             polishing = stage.run(best) if bare is None else Polishing()
         lacks = _NO_PRIOR if self.statistics and not parts.network() else None
-        cautions = (
-            *known.cautions,
-            *defended.cautions,
-            *(caution for caution in (doubt, others.doubt, lacks, bare) if caution),
-        )
         trace = {
             "loss": best.loss,
             "step": best.step,
@@ -116,16 +90,21 @@ class Descent(Parameters):
             "slopes": "forward_difference" if isinstance(slopes, ForwardDifference) else "double_backward",
             "curves": [trail.losses[:: max(1, len(trail.losses) // _CURVE_POINTS)] for trail in trails],
             "trials": list(chosen.reached),
-            "start": chosen.start.kind,
+            "start": chosen.end.kind,
             "polish": list(polishing.left),
             "products": polishing.products,
             "aware": list(defended.active),
             "trust": discrepancy.factors if discrepancy else None,
         }
-        finding = self._finding(slopes.objective, best, known._replace(cautions=cautions), trace)
-        if defended.hidden is not None:
-            finding = rearranged(finding, defended.hidden.cpu(), patch_grid(target.model), generator)
-        return assess(finding, observation)
+        if PATH in best.variables:
+            trace["path"] = float(best.variables[PATH])
+        labels = attempt.known.labels
+        if LABELS in best.variables:
+            labels = best.variables[LABELS].argmax(1).cpu()
+        steps, frames = zip(*best.frames, strict=True)
+        shown = trajectory(steps, frames.__getitem__, best.losses, normalization)
+        images = slopes.objective.to_images(best.variables)
+        return attempt.finding(Reached(images, labels, trace, (attempt.doubt, others.doubt, lacks, bare), shown))
 
     def _slopes(self, objective: Objective, starts: Variables) -> Slopes:
         if self.precision == "bfloat16":
@@ -243,18 +222,3 @@ class Descent(Parameters):
 
     def _images(self) -> Callable[[Mapping[str, Tensor]], Images]:
         return lambda variables: enlarged(variables[PICTURES], self.resolution)
-
-    def _finding(self, objective: Objective, best: Trail, known: KnownLabels, trace: dict[str, Any]) -> Finding:
-        denormalize = objective.normalization.denormalize
-        found = denormalize(objective.to_images(best.variables).detach().cpu()).clamp(0, 1)
-        labels = known.labels
-        if LABELS in best.variables:
-            labels = best.variables[LABELS].argmax(1).cpu()
-        if PATH in best.variables:
-            trace = {**trace, "path": float(best.variables[PATH])}
-        film = Film(
-            tuple(step for step, _ in best.frames),
-            torch.stack([denormalize(images).clamp(0, 1) for _, images in best.frames]),
-            tuple(best.losses[step] for step, _ in best.frames),
-        )
-        return Finding(images=found, labels=labels, trace=trace, cautions=known.cautions, film=film)

@@ -6,12 +6,13 @@ pictures that the classifier's gradient speaks for (`starts`), where it shows th
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -22,7 +23,10 @@ from fedsim_attacks.matching.starts import PICTURES, Latents, with_picture
 from fedsim_attacks.matching.terms import Parts
 from fedsim_attacks.update import LABELS, PATH
 
+End = TypeVar("End")
 Kind = Literal["noise", "nearest"]
+
+BLIND = "Starts are drawn blindly, because the classifier's gradient does not show where to: "
 
 _OBJECTIVE = operator.attrgetter("objective")
 _PACES: dict[Kind, float] = {"noise": 1.0, "nearest": 1 / 3}  # the full rate throws the nearest ones out of their basin
@@ -47,11 +51,41 @@ class Start(NamedTuple):
         return _PACES[self.kind]
 
 
-class Chosen(NamedTuple):
-    """The start to follow, and the objectives that all trials reached, in their order."""
+@dataclass(frozen=True)
+class Trial(Generic[End]):
+    """A start that was tried.
 
-    start: Start
+    Args:
+        end: from where it is followed.
+        reached: objective after the trial.
+    """
+
+    end: End
+    reached: float
+
+
+@dataclass(frozen=True)
+class Chosen(Generic[End]):
+    """What to follow, and the objectives that all trials reached, in their order."""
+
+    end: End
     reached: tuple[float, ...]
+
+
+def accept(trials: Iterator[Trial[End]], limit: int, threshold: float) -> Chosen[End]:
+    """Return the first trial whose objective is at most the threshold, or the best of all.
+
+    Args:
+        trials: made as they are asked for.
+        limit: of trials.
+        threshold: of acceptance.
+    """
+    tried: list[Trial[End]] = []
+    for trial in trials:
+        tried.append(trial)
+        if len(tried) == limit or trial.reached <= threshold:
+            break
+    return Chosen(min(tried, key=lambda trial: trial.reached).end, tuple(trial.reached for trial in tried))
 
 
 @dataclass(eq=False)
@@ -92,13 +126,13 @@ class OtherStarts(Iterator[Start]):
         try:
             return self.parts.head_inputs
         except AttackRefusedError as error:
-            self.doubt = f"Starts are drawn blindly, because the classifier's gradient does not show where to: {error}"
+            self.doubt = f"{BLIND}{error}"
             return None
 
 
 def choose_start(
     first: Start, others: Iterator[Start], follow: Callable[[Start, int], float], limit: int, enough: float
-) -> Chosen:
+) -> Chosen[Start]:
     """Return the first start that is promising, or the best of all.
 
     A trial of a kind that was tried redraws one picture of the best start of that kind, in turn: a picture in the right
@@ -113,16 +147,17 @@ def choose_start(
     """
     if limit == 1:
         return Chosen(first, ())
-    reached: list[float] = []
+    return accept(_trials(first, others, follow), limit, enough)
+
+
+def _trials(first: Start, others: Iterator[Start], follow: Callable[[Start, int], float]) -> Iterator[Trial[Start]]:
     leaders: dict[Kind, Start] = {}
     here = first
-    while True:
-        here = here._replace(objective=follow(here, len(reached)))
-        reached.append(here.objective)
+    for count in itertools.count(1):
+        here = here._replace(objective=follow(here, count - 1))
+        yield Trial(here, here.objective)
         leaders[here.kind] = min(leaders.get(here.kind, here), here, key=_OBJECTIVE)
-        if here.objective <= enough or len(reached) == limit:
-            return Chosen(min(leaders.values(), key=_OBJECTIVE), tuple(reached))
         here = next(others)
         if leader := leaders.get(here.kind):
-            place = len(reached) % here.variables[PICTURES].shape[1]
+            place = count % here.variables[PICTURES].shape[1]
             here = here._replace(variables=with_picture(leader.variables, here.variables, place))

@@ -9,15 +9,17 @@ from typing import NamedTuple
 
 from fedsim import progress
 from fedsim.exchange import Images
+from fedsim_attacks.matching.attempt import shown_steps
 from fedsim_attacks.matching.input_gradients import Slopes
 from fedsim_attacks.matching.parameters import Parameters
-from fedsim_attacks.matching.search import Trail, Variables, frames
+from fedsim_attacks.matching.search import Trail, Variables
 from fedsim_attacks.matching.starts import PICTURES
 from fedsim_attacks.newton import (
     ChosenProducts,
     Iterate,
     LevenbergMarquardt,
     Residual,
+    above_noise,
     chosen_products,
     closed_form,
     gauss_newton,
@@ -73,11 +75,9 @@ class SecondStage:
     def _followed(self, steps: Iterator[Iterate], residual: Residual, trail: Trail) -> Iterator[float]:
         """Yield what is left; a polish ends where less is left than true pictures leave of a gradient with known noise."""
         count = self.attack.polish_steps
-        level, least, shown = residual.level(self.defended.deviation), math.inf, frames(count)
-        for number, polished in enumerate(steps):
+        level, least, shown = residual.level(self.defended.deviation), math.inf, shown_steps(count)
+        for number, polished in enumerate(above_noise(steps, level)):
             if number:
-                if polished.residual < level:
-                    return
                 progress.advance(self.total - count + number, self.total, polished.residual)
                 variables = {**residual.variables, PICTURES: polished.images}
                 alone = {name: tensor[None] for name, tensor in variables.items()}

@@ -7,16 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fedsim import progress
 from fedsim.exchange import Images
+from fedsim_attacks.matching.attempt import shown_steps
 from fedsim_attacks.matching.discrepancy import CHECKS, Discrepancy
 from fedsim_attacks.matching.input_gradients import Slope, Slopes
 from fedsim_attacks.matching.optimizers import Mover, Schedule, rate
-
-FRAMES = 24  # of a film
 
 Variables = dict[str, Tensor]  # (restart, ...) each
 
@@ -88,7 +86,7 @@ def search(
         discrepancy: of an update of known noise: changes the objective on the way, or ends the run.
     """
     trails = [Trail() for _ in next(iter(variables.values()))]
-    shown = frames(course.steps)
+    shown = shown_steps(course.steps)
     for step in range(course.steps + 1):
         share = step / course.steps if course.steps else 0.0
 
@@ -122,11 +120,6 @@ def search(
 def trail_at(variables: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     """Return the variables of one restart."""
     return {name: tensor[index] for name, tensor in variables.items()}
-
-
-def frames(steps: int) -> frozenset[int]:
-    """Return the steps of which a film shows a frame."""
-    return frozenset(round(step) for step in torch.linspace(0, steps, min(FRAMES, steps + 1)).tolist())
 
 
 def _note(trail: Trail, step: int, loss: float, here: dict[str, Tensor], renew: bool) -> None:

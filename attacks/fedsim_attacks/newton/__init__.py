@@ -2,7 +2,7 @@
 
 from fedsim_attacks.newton.alternation import closed_form
 from fedsim_attacks.newton.dct_starts import Seen, WaveStarts
-from fedsim_attacks.newton.iteration import gauss_newton
+from fedsim_attacks.newton.iteration import above_noise, gauss_newton
 from fedsim_attacks.newton.iterative_regularization import IterativeRegularization
 from fedsim_attacks.newton.last_block import separate
 from fedsim_attacks.newton.last_block_residual import Separated
@@ -19,6 +19,7 @@ __all__ = [
     "Seen",
     "Separated",
     "WaveStarts",
+    "above_noise",
     "chosen_products",
     "closed_form",
     "gauss_newton",

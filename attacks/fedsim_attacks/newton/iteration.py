@@ -9,7 +9,7 @@ prior, and how strongly both hold after a step that helped, and after one that d
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 from torch import Tensor
@@ -119,6 +119,19 @@ def gauss_newton(residual: Residual, start: Tensor, damping: Damping, count: int
         yield Iterate(here.images, norm(here.left) / whole, coordinates)
         if damping.failures == _PATIENCE:
             return
+
+
+def above_noise(steps: Iterable[Iterate], level: float) -> Iterator[Iterate]:
+    """Yield the start, and iterates until one leaves less than the true images leave of a gradient with known noise.
+
+    Args:
+        steps: iterates, the start first.
+        level: what noise leaves.
+    """
+    for number, iterate in enumerate(steps):
+        if number and iterate.residual < level:
+            return
+        yield iterate
 
 
 def _solve(here: Place, damping: Damping, downhill: Tensor) -> Solution:

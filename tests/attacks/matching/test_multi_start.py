@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from fedsim_attacks.matching.multi_start import Chosen, Kind, Start, choose_start
+from fedsim_attacks.matching.multi_start import Chosen, Kind, Start, Trial, accept, choose_start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,7 @@ def values(found: Start) -> list[float]:
     return found.variables["pictures"][0, :, 0, 0, 0].tolist()
 
 
-def chosen(objectives: list[float], kinds: list[Kind], enough: float) -> tuple[Chosen, list[list[float]]]:
+def chosen(objectives: list[float], kinds: list[Kind], enough: float) -> tuple[Chosen[Start], list[list[float]]]:
     seen: list[list[float]] = []
 
     def follow(here: Start, number: int) -> float:
@@ -48,8 +48,8 @@ def test_trials_end_at_the_first_promising_one_and_the_best_is_chosen(
     first = next((place for place, objective in enumerate(objectives) if objective <= enough), len(objectives) - 1)
     assert found.reached == tuple(objectives[: first + 1])
     best = min(found.reached)
-    assert found.start.objective == best
-    assert values(found.start) == seen[found.reached.index(best)] or found.reached.count(best) > 1
+    assert found.end.objective == best
+    assert values(found.end) == seen[found.reached.index(best)] or found.reached.count(best) > 1
 
 
 def test_one_trial_follows_nothing() -> None:
@@ -69,8 +69,26 @@ def test_the_first_trial_of_a_kind_redraws_every_picture() -> None:
 
 def test_a_trial_that_overflows_is_not_chosen() -> None:
     found, _ = chosen([math.inf, 7.0, math.inf], ["noise"], 0.0)
-    assert found.start.objective == 7.0
+    assert found.end.objective == 7.0
 
 
 def test_starts_near_to_the_pictures_are_followed_calmly() -> None:
     assert (start(0.0).pace, start(0.0, "nearest").pace) == (1.0, pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("objectives", "limit", "end", "count"),
+    [([3.0, 1.0, 0.5], 3, 1, 2), ([3.0, 2.0, 2.5], 3, 1, 3), ([2.0, 1.5], 1, 0, 1)],
+)
+def test_the_first_accepted_trial_is_followed_or_the_best_and_no_more_are_made(
+    objectives: list[float], limit: int, end: int, count: int
+) -> None:
+    made: list[int] = []
+
+    def trials() -> Iterator[Trial[int]]:
+        for number, objective in enumerate(objectives):
+            made.append(number)
+            yield Trial(number, objective)
+
+    found = accept(trials(), limit, 1.0)
+    assert (found.end, len(found.reached), len(made)) == (end, count, count)

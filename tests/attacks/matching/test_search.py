@@ -7,10 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 from descent_cases import objective, one_gradient, pictures, tiny
+from fedsim_attacks.matching.attempt import FRAMES
 from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, Slope, Slopes
 from fedsim_attacks.matching.objective import Objective
 from fedsim_attacks.matching.optimizers import Adam, Mover
-from fedsim_attacks.matching.search import FRAMES, Course, Trail, search
+from fedsim_attacks.matching.search import Course, Trail, search
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

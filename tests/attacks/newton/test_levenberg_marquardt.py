@@ -2,9 +2,9 @@ import pytest
 import torch
 from descent_cases import mean_decibels, observed, one_gradient, pictures, tiny
 from fedsim_attacks.newton.alternation import closed_form
-from fedsim_attacks.newton.iteration import gauss_newton
+from fedsim_attacks.newton.iteration import above_noise, gauss_newton
 from fedsim_attacks.newton.levenberg_marquardt import ChosenProducts, LevenbergMarquardt, chosen_products
-from fedsim_attacks.newton.residual import Differences, Exact, Place, Residual, adjoint_error
+from fedsim_attacks.newton.residual import Differences, Exact, Iterate, Place, Residual, adjoint_error
 from fedsim_attacks.token_matching import TokenMatching
 from fedsim_attacks.update.target import Target, read_target
 
@@ -200,3 +200,10 @@ def test_the_step_that_leaves_least_is_kept_and_filmed() -> None:
     best = min(range(4), key=left.__getitem__)
     assert finding.trace["step"] == 4 + best
     assert torch.equal(finding.film.images[finding.film.steps.index(4 + best)], finding.images)
+
+
+def test_iterates_end_before_the_first_that_leaves_less_than_noise_but_the_start_counts() -> None:
+    images = torch.zeros(1, 3, 2, 2)
+    iterates = [Iterate(images, left, images) for left in (0.1, 0.5, 0.3, 0.19, 0.4)]
+    assert [iterate.residual for iterate in above_noise(iterates, 0.2)] == [0.1, 0.5, 0.3]
+    assert len(list(above_noise(iterates, 0.0))) == 5
