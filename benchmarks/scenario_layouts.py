@@ -1,0 +1,294 @@
+"""What the tables of scenarios show: rows, columns, and the text of their cells (see scenario_figures.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scenario_figures import ANY, Pick
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row or a column.
+
+    Args:
+        heading: of the line; a format string as cells are.
+        pick: what narrows the table's pick.
+        cell: text of its cells; of a row one for each column, too. Where both have one, the row's counts.
+    """
+
+    heading: str
+    pick: Pick = ANY
+    cell: str | tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of figures of a run.
+
+    Args:
+        pick: what all cells are of.
+        corner: heading of the column of headings.
+        columns: from the left.
+        rows: from the top.
+    """
+
+    pick: Pick
+    corner: str
+    columns: Sequence[Line]
+    rows: Sequence[Line]
+
+    @property
+    def runs(self) -> list[str]:
+        """Return the runs that the figures are of."""
+        found = [self.cell(row, column)[1].run for row in self.rows for column in self.columns]
+        return list(dict.fromkeys(run for run in found if run))
+
+    def cell(self, row: Line, column: Line) -> tuple[str, Pick]:
+        """Return the text of a cell, and what it is of."""
+        text = row.cell[self.columns.index(column)] if isinstance(row.cell, tuple) else row.cell or column.cell
+        assert isinstance(text, str)
+        return text, self.pick.narrowed(column.pick).narrowed(row.pick)
+
+
+def _clients(*headings: str) -> tuple[Line, ...]:
+    """Return a column for each client, in their order."""
+    return tuple(Line(heading, Pick(clients=(number,))) for number, heading in enumerate(headings))
+
+
+PSNR = Line("PSNR, dB", cell="{psnr.mean:.1f}")
+INTERVAL = Line("PSNR, dB", cell="{psnr.interval:.1f}")
+SSIM = Line("SSIM", cell="{ssim.mean:.2f}")
+_FLOOR = ("{own_mean.psnr.mean:.1f}", "{own_mean.ssim.mean:.2f}")
+_PSNR_AND_SSIM = "{psnr.mean:.1f} ({ssim.mean:.2f})"
+
+
+def _control(attack: str, cell: str | tuple[str, ...] = _FLOOR) -> Line:
+    return Line("own mean color (control)", Pick(attack=attack), cell)
+
+
+def _attack(name: str, heading: str | None = None) -> Line:
+    return Line(heading or f"`{name}`", Pick(attack=name))
+
+
+def _rule(name: str, heading: str | None = None) -> Line:
+    return _attack(f"label_recovery rule={name}", heading or f"`{name}`")
+
+
+_NOISE = Table(
+    Pick(run="dp_noise_sweep"),
+    "noise multiplier",
+    _clients("0", "1e-5", "1e-4", "1e-3", "1e-2", "1"),
+    (
+        Line("PSNR, dB, mean of 20 pictures", cell="{psnr.mean:.1f}"),
+        Line("beyond the own mean color, dB", cell="{beyond_own_mean.psnr.mean:+.1f}"),
+    ),
+)
+
+TABLES = {
+    "quickstart": Table(
+        Pick(run="quickstart", attack="patch_embedding"),
+        "client",
+        (
+            Line("defense", cell="{defenses}"),
+            Line("pictures: `patch_embedding`", cell="{psnr.each:.1f} dB"),
+            Line("own mean color", cell="{own_mean.psnr.each:.1f} dB"),
+            Line("verdict", cell="{verdict[pictures]}"),
+            Line(
+                "labels: `label_count`", Pick(attack="label_count"), "recall {label_recall.mean:.2f}: {verdict[labels]}"
+            ),
+        ),
+        (
+            Line("0, 1, 2", Pick(clients=(0, 1, 2))),
+            Line("3", Pick(clients=(3,))),
+            Line("4", Pick(clients=(4,))),
+            Line("5", Pick(clients=(5,))),
+        ),
+    ),
+    "mjp_gamma": Table(
+        Pick(run="mjp_gamma"),
+        "gamma",
+        _clients("0", "0.1", "0.27", "0.5"),
+        (
+            Line("PSNR of `patch_embedding`, dB, mean of 24 pictures", cell="{psnr.mean:.1f}"),
+            Line("own mean color (control)", cell="{own_mean.psnr.mean:.1f}"),
+        ),
+    ),
+    "dp_noise_sweep": _NOISE,
+    "dp_noise_epsilon": Table(
+        _NOISE.pick,
+        "noise_multiplier",
+        _NOISE.columns,
+        (
+            Line("PSNR, dB", cell="{psnr.mean:.1f}"),
+            # Of the accountant alone (fedsim_defenses.dp_noise), whatever the pictures.
+            Line("epsilon of one round, `replace`", cell=("none", "2.0e10", "2.0e8", "2.0e6", "2.1e4", "10.7")),
+        ),
+    ),
+    "quantized_updates": Table(
+        Pick(run="quantized_updates"),
+        "format of the update",
+        _clients("float32", "fp16", "bf16", "int8"),
+        (
+            Line("PSNR, dB, mean of 16 pictures", cell="{psnr.mean:.1f}"),
+            Line("SSIM", cell="{ssim.mean:.2f}"),
+            Line("own mean color (control), dB", cell="{own_mean.psnr.mean:.1f}"),
+            Line(
+                "PSNR on a model without a class token, dB",
+                Pick(run="quantized_updates_no_class_token"),
+                "{psnr.mean:.1f}",
+            ),
+        ),
+    ),
+    "soft_labels": Table(
+        Pick(run="soft_labels", attack="soft_labels"),
+        "clients",
+        (
+            Line("soft label: largest error of 12", cell="{soft_label_error.most:.0e}"),
+            Line("uniform guess (control)", cell="{uniform.soft_label_error.mean:.2f}"),
+            Line("head input: largest error of 12", cell="{feature_error.most:.0e}"),
+            Line("data set's mean (control)", cell="{dataset_mean.feature_error.mean:.2f}"),
+        ),
+        (
+            Line("0 to 3, nothing hidden", Pick(clients=(0, 1, 2, 3))),
+            Line("4 to 7, `head.bias` hidden", Pick(clients=(4, 5, 6, 7))),
+        ),
+    ),
+    "pictures_from_batches": Table(
+        Pick(run="pictures_from_batches"),
+        "PSNR, dB, mean of four pictures (SSIM)",
+        _clients("client 0", "client 1"),
+        (
+            Line("`token_matching`", Pick(attack="token_matching"), _PSNR_AND_SSIM),
+            Line("`gradvit`, 2,000 steps", Pick(attack="gradvit"), _PSNR_AND_SSIM),
+            Line("`inverting_gradients`, 2,400 steps", Pick(attack="inverting_gradients"), _PSNR_AND_SSIM),
+            _control("token_matching", "{own_mean.psnr.mean:.1f} ({own_mean.ssim.mean:.2f})"),
+            Line(
+                "`token_matching` on the other client's gradient (control)",
+                Pick(attack="token_matching"),
+                "{wrong_update.psnr.mean:.1f}",
+            ),
+        ),
+    ),
+    "pictures_from_batches_224": Table(
+        Pick(run="pictures_from_batches_224"),
+        "",
+        (Line("PSNR, dB", cell="{psnr.over_pictures:.1f}"), SSIM),
+        (_attack("token_matching"), _attack("gradvit"), _control("token_matching")),
+    ),
+    "gradvit_ablation": Table(
+        Pick(run="gradvit_ablation"),
+        "",
+        (INTERVAL, SSIM),
+        (
+            _attack("matching", "gradient matching"),
+            _attack("+ patch prior", "+ patch prior"),
+            _attack("+ total variation and norm", "+ total variation and norm"),
+            _attack("+ statistics from the first step", "+ BatchNorm statistics from the first step"),
+            _attack("+ scheduler: all of GradViT", "+ scheduler: all of GradViT"),
+            _attack("matching and positions", "gradient matching and position gradients"),
+            _attack("all of GradViT and positions", "all of GradViT and position gradients"),
+            _control("matching"),
+        ),
+    ),
+    "defense_aware": Table(
+        Pick(run="defense_aware"),
+        "PSNR of `token_matching`, dB",
+        (
+            Line("aware", Pick(attack="aware"), "{psnr.mean:.1f}"),
+            Line("not aware", Pick(attack="not aware"), "{psnr.mean:.1f}"),
+            Line("own mean color (control)", Pick(attack="aware"), "{own_mean.psnr.mean:.1f}"),
+        ),
+        _clients(
+            "no defense",
+            "`dp_noise`: clipping to 2.0, no noise",
+            "`dp_noise`, multiplier 1e-5",
+            "`dp_noise`, multiplier 1e-4",
+            "`mjp`, gamma 0.1",
+            "`quantization` to int8",
+        ),
+    ),
+    "local_steps": Table(
+        Pick(run="local_steps"),
+        "",
+        (INTERVAL, SSIM),
+        (
+            _attack("as one gradient", "as one gradient"),
+            _attack("surrogate (SME)", "as the gradient at a learned point on the way (SME)"),
+            _attack("unrolled steps", "as five simulated steps"),
+            _control("as one gradient"),
+        ),
+    ),
+    "label_rules": Table(
+        Pick(run="label_rules"),
+        "mean recall of 6 clients, 32 pictures each",
+        (
+            Line("round 1, untrained", Pick(round=1), "{label_recall.mean:.2f}"),
+            Line("round 60, accuracy {accuracy[60]:.2f}", Pick(round=60), "{label_recall.mean:.2f}"),
+        ),
+        (
+            _attack("label_recovery", "`auto`"),
+            _rule("bias_count"),
+            _rule("bias_count_uniform"),
+            _rule("ilrg"),
+            _rule("llg"),
+            _rule("idlg_bias", "`idlg_bias`, no repeats"),
+            _rule("grad_inversion", "`grad_inversion`, no repeats"),
+            _rule("rlg", "`rlg`, no repeats"),
+            _attack("blind_guess", "every class equally often (control)"),
+        ),
+    ),
+    "vit_base_224": Table(
+        Pick(run="vit_base_224"),
+        "four pictures",
+        (
+            Line("PSNR, dB", cell="{psnr.least:.0f} to {psnr.most:.0f}"),
+            Line("own mean color (control)", cell="{own_mean.psnr.mean:.1f}"),
+        ),
+        (
+            Line("`photos`"),
+            Line(
+                "ImageNet: `--set data.name=folder --set data.path=FOLDER`",
+                Pick(run="vit_base_224_imagenet"),
+            ),
+        ),
+    ),
+    "april": Table(
+        Pick(run="april"),
+        "PSNR, dB",
+        tuple(
+            Line(column.heading, column.pick, "{psnr.mean:.1f}")
+            for column in _clients("client 0", "client 1", "client 2", "client 3")
+        ),
+        (
+            _attack("april"),
+            _attack("patch_embedding"),
+            _attack("april_optimization", "`april_optimization`, 150 steps"),
+            _control("april", "{own_mean.psnr.mean:.1f}"),
+        ),
+    ),
+    "cifar10_accuracy": Table(
+        Pick(run="cifar10_fedavg"),
+        "round",
+        tuple(Line(str(number), cell=f"{{accuracy[{number}]:.3f}}") for number in (0, 1, 2, 5, 10, 15, 20, 25, 30)),
+        (Line("accuracy, 10,000 pictures of CIFAR-10"),),
+    ),
+    "cifar10_fedavg": Table(
+        Pick(run="cifar10_fedavg"),
+        "mean over 10 clients",
+        (Line("round 1", Pick(round=1)), Line("round 30", Pick(round=30)), Line("blind guess")),
+        (
+            Line(
+                "`label_count`, recall",
+                Pick(attack="label_count"),
+                ("{label_recall.mean:.2f}", "{label_recall.mean:.2f}", "{chance.label_recall.mean:.2f}"),
+            ),
+            Line(
+                "`patch_embedding`, dB",
+                Pick(attack="patch_embedding"),
+                ("{psnr.mean:.1f}", "{psnr.mean:.1f}", "{own_mean.psnr.mean:.1f} (own mean color)"),
+            ),
+        ),
+    ),
+}
