@@ -63,6 +63,7 @@ def run_id(scenario: Scenario) -> str:
     """Return the run's identity: the same scenario and seed give the same, whatever the engine or the processes."""
     content = scenario.resolved()
     del content["engine"], content["attacks"], content["federation"]["client_timeout"]
+    content.pop("evaluators", None)
     for setting in ("processes", "calibrate", "attack_timeout"):
         del content["audit"][setting]
     for part, setting, default in _YOUNGER:

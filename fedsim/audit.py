@@ -24,15 +24,17 @@ from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
-from fedsim import attempt, calibration, workers
+from fedsim import attempt, calibration, evaluation, workers
 from fedsim.assessment import Record, Task
 from fedsim.errors import FedsimError, RunFolderError
+from fedsim.evaluation import Question
+from fedsim.lines import EvaluationLine
 from fedsim.plan import Plan, PlannedAttack
 from fedsim.progress import Step
 from fedsim.recording import RunFolder
 from fedsim.workers import AttackDiedError, InThisProcess, StepPipe, Workers
 
-_Kind = Literal["attempt", "assess", "calibrate"]
+_Kind = Literal["attempt", "assess", "calibrate", "evaluate"]
 
 
 class Running(NamedTuple):
@@ -52,9 +54,9 @@ class _Place(NamedTuple):
 
 
 class _Event(NamedTuple):
-    kind: Literal["rounds", "attempt", "assess", "calibrate", "step", "closed", "abandoned"]
+    kind: Literal["rounds", "attempt", "assess", "calibrate", "evaluate", "step", "closed", "abandoned"]
     rounds: tuple[int, ...] = ()
-    task: Task | None = None
+    task: Task | Question | None = None
     future: Future[Any] | None = None
     step: Step | None = None
 
@@ -91,6 +93,13 @@ class Auditor:
         self._error: BaseException | None = None
         self._records = {_task_of(plan, record): record for record in self._folder.records.read()}
         self._calibrations = {_place_of(plan, line): line for line in self._folder.calibrations.read()}
+        self._evaluations = {
+            question: line
+            for line in self._folder.read_evaluations()
+            if (question := evaluation.of_line(plan, line)) is not None
+        }
+        self._unevaluated: deque[Question] = deque()
+        self._asked = set(self._evaluations)
         self._unrecorded: dict[_Place, set[Task]] = {}
         self._uncalibrated: deque[Task] = deque()
         self._partners: dict[Task, int | None] = {}
@@ -98,7 +107,7 @@ class Auditor:
         self._attempted: set[Task] = set()
         self._unassessed: set[Task] = set()
         self._ready: deque[Task] = deque()
-        self._suspects: deque[tuple[_Kind, Task]] = deque()
+        self._suspects: deque[tuple[_Kind, Task | Question]] = deque()
         self._is_broken = False
         self._is_trial = False
         self._fatal: set[Task] = set()
@@ -156,6 +165,12 @@ class Auditor:
             del self._calibrations[place]
         if unsound:
             self._folder.calibrations.rewrite(self._calibrations_in_order())
+        unanswered = [question for question, line in self._evaluations.items() if line.status == "failed"]
+        for question in unanswered:
+            del self._evaluations[question]
+            self._asked.discard(question)
+        if unanswered:
+            self._folder.evaluations.rewrite(self._evaluations_in_order())
 
     @staticmethod
     def _is_edited(planned: PlannedAttack, record: Record) -> bool:
@@ -169,6 +184,9 @@ class Auditor:
 
     def _calibrations_in_order(self) -> list[Record]:
         return [line for _, line in sorted(self._calibrations.items())]
+
+    def _evaluations_in_order(self) -> list[dict[str, Any]]:
+        return [line.as_json() for _, line in sorted(self._evaluations.items())]
 
     def start(self) -> None:
         """Audit on worker processes, beside whatever this process does, until `finish`."""
@@ -194,6 +212,9 @@ class Auditor:
         calibrations = self._calibrations_in_order()
         if calibrations != self._folder.calibrations.read():
             self._folder.calibrations.rewrite(calibrations)
+        evaluations = self._evaluations_in_order()
+        if evaluations != self._folder.evaluations.read():
+            self._folder.evaluations.rewrite(evaluations)
         return records
 
     # The loop: one thread, one queue of events
@@ -240,20 +261,36 @@ class Auditor:
             event = self._events.get()
             if event.kind == "closed":
                 closed = True
+                self._ask(range(self._plan.scenario.federation.rounds + 1))
             elif event.kind == "abandoned":
                 executor.shutdown(wait=False, cancel_futures=True)
                 return
             elif event.kind == "rounds":
                 self._plan_rounds(event.rounds)
+                # What a round sends out is the global model after the one before.
+                self._ask([round - 1 for round in event.rounds])
             elif event.kind == "step":
-                assert event.task is not None and event.step is not None
+                assert isinstance(event.task, Task) and event.step is not None
                 self._hear(event.task, event.step)
             else:
                 self._take(event)
             self._submit(executor)
 
     def _waiting(self) -> bool:
-        return bool(self._todo or self._ready or self._suspects or self._uncalibrated)
+        return bool(self._todo or self._ready or self._suspects or self._uncalibrated or self._unevaluated)
+
+    def _ask(self, rounds: Iterable[int]) -> None:
+        """Plan the evaluations after these rounds whose weights are there."""
+        if not self._plan.evaluators:
+            return
+        self._folder.refresh()
+        for round in rounds:
+            for planned in self._plan.evaluators:
+                question = Question(round, planned.index)
+                is_due = round in planned.rounds and question not in self._asked
+                if is_due and evaluation.has_weights(self._plan, self._folder, round):
+                    self._asked.add(question)
+                    self._unevaluated.append(question)
 
     def _plan_rounds(self, rounds: Iterable[int]) -> None:
         self._folder.refresh()
@@ -320,20 +357,22 @@ class Auditor:
     def _take(self, event: _Event) -> None:
         assert event.task is not None and event.future is not None
         self._running -= 1
-        if event.kind == "attempt" and self._attacking.pop(event.task) is not None:
+        if event.kind == "attempt" and isinstance(event.task, Task) and self._attacking.pop(event.task) is not None:
             self._tell_running()
         is_trial, self._is_trial = self._is_trial, False
         error = event.future.exception()
         if isinstance(error, BrokenProcessPool | AttackDiedError):
             self._is_broken = self._is_broken or isinstance(error, BrokenProcessPool)
-            kind: _Kind = event.kind if event.kind in ("assess", "calibrate") else "attempt"
+            kind: _Kind = event.kind if event.kind in ("assess", "calibrate", "evaluate") else "attempt"
             if is_trial:
                 self._blame(kind, event.task)
             else:
                 self._suspects.append((kind, event.task))
             return
         result = event.future.result()
-        if event.kind == "assess":
+        if isinstance(event.task, Question):
+            self._store_evaluation(event.task, result)
+        elif event.kind == "assess":
             self._records[event.task] = result
             self._folder.records.append(result)
             if self._on_record:
@@ -350,14 +389,21 @@ class Auditor:
         self._calibrations[_Place(task.round, task.attack)] = line
         self._folder.calibrations.append(line)
 
+    def _store_evaluation(self, question: Question, line: EvaluationLine) -> None:
+        self._evaluations[question] = line
+        self._folder.evaluations.append(line.as_json())
+
     def _found(self, task: Task) -> None:
         self._attempted.add(task)
         ready = sorted(task for task in self._unassessed if self._attempted.issuperset(self._needed(task)))
         self._unassessed.difference_update(ready)
         self._ready.extend(ready)
 
-    def _blame(self, kind: _Kind, task: Task) -> None:
+    def _blame(self, kind: _Kind, task: Task | Question) -> None:
         """Store that an attempt failed because its process died, alone in the pool; its assessment may be what kills."""
+        if isinstance(task, Question):
+            self._store_evaluation(task, evaluation.failure(self._plan, self._folder, task, "its process died"))
+            return
         planned = self._plan.attacks[task.attack]
         if kind == "calibrate":
             self._store_calibration(
@@ -392,9 +438,11 @@ class Auditor:
     def _fill(self, executor: Executor) -> None:
         # Two per process keep every process busy; more would only wait in memory. In this process they come one by one.
         room = max(1, 2 * self._plan.scenario.audit.processes)
-        while self._running < room and (self._ready or self._todo or self._uncalibrated):
+        while self._running < room and (self._ready or self._todo or self._uncalibrated or self._unevaluated):
             if self._ready:
                 self._start(executor, "assess", self._ready.popleft())
+            elif self._unevaluated:
+                self._start(executor, "evaluate", self._unevaluated.popleft())
             elif self._uncalibrated:
                 self._start(executor, "calibrate", self._uncalibrated.popleft())
             else:
@@ -402,10 +450,12 @@ class Auditor:
                 del self._todo[task]
                 self._start(executor, "attempt", task)
 
-    def _start(self, executor: Executor, kind: _Kind, task: Task) -> None:
+    def _start(self, executor: Executor, kind: _Kind, task: Task | Question) -> None:
         self._running += 1
-        if kind == "assess":
-            future: Future[Any] = executor.submit(workers.assess, task, self._partners[task])
+        if isinstance(task, Question):
+            future: Future[Any] = executor.submit(workers.evaluate, task)
+        elif kind == "assess":
+            future = executor.submit(workers.assess, task, self._partners[task])
         elif kind == "calibrate":
             future = executor.submit(workers.calibrate, task)
         else:
@@ -413,7 +463,7 @@ class Auditor:
             future = executor.submit(workers.attack, task)
         future.add_done_callback(functools.partial(self._done, kind, task))
 
-    def _done(self, kind: _Kind, task: Task, future: Future[Any]) -> None:
+    def _done(self, kind: _Kind, task: Task | Question, future: Future[Any]) -> None:
         self._events.put(_Event(kind, task=task, future=future))
 
 

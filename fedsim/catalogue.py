@@ -81,6 +81,7 @@ def sections() -> dict[str, Section]:
         "strategies": Section(_strategy_names, _strategy),
         "defenses": _section("defenses"),
         "attacks": _section("attacks"),
+        "evaluators": _section("evaluators"),
         "metrics": Section(_metric_names, _metric),
         "scenarios": Section(shipped.names, _scenario),
     }
@@ -106,8 +107,9 @@ def _contract(kind: Kind) -> type:
     from fedsim.attack import Attack
     from fedsim.data.source import Source
     from fedsim.defense import Defense
+    from fedsim.evaluator import Evaluator
 
-    return {"attacks": Attack, "defenses": Defense, "data": Source}[kind]
+    return {"attacks": Attack, "defenses": Defense, "evaluators": Evaluator, "data": Source}[kind]
 
 
 def _plugin(kind: Kind, name: str) -> Entry:

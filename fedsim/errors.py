@@ -50,6 +50,10 @@ class AttackRefusedError(FedsimError):
     """
 
 
+class EvaluationRefusedError(FedsimError):
+    """Raised by an evaluator that cannot be asked of this model; recorded with `status: refused` and this message."""
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest allowed word, whatever its case, or nothing when none is close."""
     by_lower = {word.lower(): word for word in allowed}

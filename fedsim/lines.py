@@ -15,7 +15,7 @@ import pydantic
 from fedsim.errors import RunFolderError
 from fedsim.files import DamagedFileError
 
-SCHEMA = 1  # of every file of a run folder; README documents the records
+SCHEMA: Literal[1] = 1  # of every file of a run folder; README documents the records
 MODEL = "model"
 """The key of the final global weights."""
 
@@ -196,6 +196,54 @@ class CalibrationLine(_Line):
     round: int = pydantic.Field(ge=1)
     attack: Use
     status: Literal["found", "failed", "refused"]
+
+
+class Asked(_Line):
+    """The evaluator of an evaluation."""
+
+    name: str
+    params: dict[str, Any]
+    version: str | None = None
+    distribution: str | None = None
+    citation: str | None = None
+    label: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What people read: the label, else the name."""
+        return self.label or self.name
+
+
+class EvaluationLine(_Line):
+    """One line of evaluations.jsonl: what an evaluator found of the global model after a round.
+
+    Args:
+        schema_version: of the run folder, `schema` in the file.
+        run: the run's name.
+        round: server round, 0 for the initial model.
+        evaluator: which one.
+        status: `found`, `refused` where it cannot be asked of the model, else `failed`.
+        message: why it was refused or failed.
+        scores: name -> number.
+        cautions: reasons to doubt them.
+        seconds: wall time.
+        seed: of its generator.
+    """
+
+    schema_version: Literal[1] = pydantic.Field(SCHEMA, alias="schema")
+    run: str | None = None
+    round: Count
+    evaluator: Asked
+    status: Literal["found", "failed", "refused"]
+    message: str | None = None
+    scores: dict[str, Value]
+    cautions: list[str] = []
+    seconds: float
+    seed: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the line as it is written."""
+        return self.model_dump(mode="json", by_alias=True)
 
 
 _AnyLine = TypeVar("_AnyLine", bound=_Line)

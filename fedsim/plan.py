@@ -27,6 +27,7 @@ from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
 from fedsim.defense import ClientContext, Defense
 from fedsim.errors import FedsimError, PluginError, RunFolderError, ScenarioError, told
+from fedsim.evaluator import Evaluator
 from fedsim.exchange import DefenseKnowledge, Normalization, Update
 from fedsim.faults import shown
 from fedsim.federation.limits import contained
@@ -120,6 +121,30 @@ class PlannedDefense:
         return DefenseKnowledge(self.info.name, self.params)
 
 
+@dataclass(frozen=True)
+class PlannedEvaluator:
+    """One evaluator of the scenario.
+
+    Args:
+        index: position in the scenario.
+        info: where the class comes from.
+        evaluator: the configured instance.
+        rounds: after which it is asked.
+        label: what reports call it; None for its name.
+    """
+
+    index: int
+    info: PluginInfo
+    evaluator: Evaluator
+    rounds: tuple[int, ...]
+    label: str | None = None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """All parameters, given and default."""
+        return dataclasses.asdict(self.evaluator)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Everything that a run needs, checked.
@@ -138,6 +163,7 @@ class Plan:
         matched: how the app's arrays became the model's parameters; None where fedsim trains itself.
         num_classes: outputs of the head.
         image_shape: channels, height, width of the model's input.
+        evaluators: in the scenario's order.
     """
 
     scenario: Scenario
@@ -153,6 +179,7 @@ class Plan:
     _skeleton: nn.Module
     captured: Captured | None = None
     matched: Correspondence | None = None
+    evaluators: tuple[PlannedEvaluator, ...] = ()
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -275,6 +302,7 @@ def make(scenario: Scenario) -> Plan:
         len(data.pools.class_names),
         data.image_shape,
         skeleton,
+        evaluators=_evaluators(scenario, scenario.federation.rounds),
     )
 
 
@@ -288,6 +316,11 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
         RunFolderError: what was captured is not the scenario's model.
     """
     scenario = _with_stated_grants(scenario)
+    if scenario.evaluators:
+        raise ScenarioError(
+            "evaluators",
+            "an observed app's test pictures are its own, and the scenario's are other ones. Leave evaluators out.",
+        )
     rounds, clients = captured.rounds[-1], captured.clients[-1] + 1
     attacks, defenses = _plugins(scenario, clients)
     audit_rounds = select_rounds(scenario.audit.rounds, rounds, "the last captured round is")
@@ -475,6 +508,21 @@ def _plan_attack(index: int, scenario: Scenario) -> PlannedAttack:
             "Grant it, or leave the attack out.",
         )
     return PlannedAttack(index, info, attack, part.label)
+
+
+def _evaluators(scenario: Scenario, rounds: int) -> tuple[PlannedEvaluator, ...]:
+    planned: list[PlannedEvaluator] = []
+    for index, part in enumerate(scenario.evaluators):
+        where = f"evaluators.{index}"
+        info = plugins.find("evaluators", part.name, f"{where}.name")
+        evaluator = plugins.configure(plugins.load(info, Evaluator, f"{where}.name"), part.params, f"{where}.params")
+        chosen = select_rounds(part.rounds, rounds, where=f"{where}.rounds")
+        one = PlannedEvaluator(index, info, evaluator, chosen, part.label)
+        for other in planned:
+            if (other.info.name, other.params) == (one.info.name, one.params):
+                raise ScenarioError(where, f"{part.name} is listed before, as evaluators.{other.index}. Leave one out.")
+        planned.append(one)
+    return tuple(planned)
 
 
 def _refuse_equal(attacks: tuple[PlannedAttack, ...]) -> None:

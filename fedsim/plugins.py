@@ -21,8 +21,8 @@ from fedsim.coercion import coerce
 from fedsim.errors import PluginError, ScenarioError, nearest, printable
 from fedsim.faults import shown
 
-Kind = Literal["attacks", "defenses", "data"]
-_NOUN = {"attacks": "attack", "defenses": "defense", "data": "data source"}
+Kind = Literal["attacks", "defenses", "evaluators", "data"]
+_NOUN = {"attacks": "attack", "defenses": "defense", "evaluators": "evaluator", "data": "data source"}
 _LONGEST_TARGET = 200  # characters of a "module:Class"
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 

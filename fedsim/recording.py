@@ -11,6 +11,7 @@
     artifacts/               findings (safetensors), picture strips and films (PNG)
     records.jsonl            one line per attempt: see `fedsim.audit`
     calibrations.jsonl       one line per round and attack: see `fedsim.calibration`
+    evaluations.jsonl        one line per round and evaluator: see `fedsim.evaluation`
 
 Files appear under their name only when complete (written aside, flushed, renamed). A line counts only when it ends with
 a newline; a half-written last line is cut off. So a kill at any moment leaves a folder that resumes.
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedsim import environment, files, lines, yaml_loader
@@ -39,6 +40,7 @@ from fedsim.json_lines import JsonLines
 from fedsim.lines import (
     SCHEMA,
     CaptureHeader,
+    EvaluationLine,
     GlobalHeader,
     IndexLine,
     StateHeader,
@@ -82,6 +84,7 @@ class RunFolder:
         self.rounds = JsonLines(path / "rounds.jsonl")
         self.records = JsonLines(path / "records.jsonl")
         self.calibrations = JsonLines(path / "calibrations.jsonl", path)
+        self.evaluations = JsonLines(path / "evaluations.jsonl", path)
         self._index = CaptureIndex(path)
         self._lock = FolderLock(path)
 
@@ -114,6 +117,7 @@ class RunFolder:
         lines.check(self.rounds.path, self.rounds.read(), lines.RoundLine)
         lines.check(self.records.path, self.records.read(), lines.RecordLine)
         lines.check(self.calibrations.path, self.calibrations.read(), lines.CalibrationLine)
+        self.read_evaluations()
         self.index()
 
     @classmethod
@@ -407,6 +411,24 @@ class RunFolder:
     def write_model(self, weights: Mapping[str, Tensor]) -> None:
         """Store the final global weights."""
         self._write_tensors(lines.MODEL, weights, None)
+
+    def read_model(self) -> dict[str, Tensor]:
+        """Return the final global weights.
+
+        Raises:
+            RunFolderError: missing, truncated, or changed since they were written.
+        """
+        self._index.verify(lines.MODEL)
+        weights: dict[str, Tensor] = load_file(self._index.file(lines.MODEL))
+        return weights
+
+    def read_evaluations(self) -> list[EvaluationLine]:
+        """Return the lines of evaluations.jsonl.
+
+        Raises:
+            RunFolderError: a line is damaged.
+        """
+        return lines.check(self.evaluations.path, self.evaluations.read(), EvaluationLine)
 
     def has_model(self) -> bool:
         """Return whether the training came to its end.

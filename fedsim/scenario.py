@@ -257,6 +257,24 @@ class AttackPart(_Part):
     """What reports call it."""
 
 
+Rounds = Annotated[
+    Literal["all"] | list[Integer | Literal["last"]], worded("all, or a list of round numbers such as [1, last]")
+]
+
+
+class EvaluatorPart(_Part):
+    """One evaluator, asked of the global model after each of `rounds`; `label` is what reports call it."""
+
+    name: str
+    """An evaluator (`fedsim list evaluators`)."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters (`fedsim list evaluators NAME`)."""
+    label: Annotated[str, Field(pattern=r"^\S.{0,38}\S$|^\S$"), worded("a line of 1 to 40 characters")] | None = None
+    """What reports call it."""
+    rounds: Rounds = ["last"]
+    """Rounds after which it is asked: all, or a list such as [1, last]."""
+
+
 class AuditPart(_Part):
     """Which updates are attacked, how attempts are scored, on how many processes, and how long an attempt may take.
 
@@ -267,9 +285,7 @@ class AuditPart(_Part):
     where a verdict hangs on it; `all`; `none`.
     """
 
-    rounds: Annotated[
-        Literal["all"] | list[Integer | Literal["last"]], worded("all, or a list of round numbers such as [1, last]")
-    ] = "all"
+    rounds: Rounds = "all"
     """Rounds whose updates are attacked: all, or a list such as [1, last]."""
     clients: Selector = "all"
     """Clients whose updates are attacked: all, [0, 2], "0-3" or {fraction: 0.5}."""
@@ -331,6 +347,10 @@ class Scenario(_Part):
         default_factory=lambda: [AttackPart(name="patch_embedding")], max_length=MOST_PLUGINS
     )
     """Each runs on every audited update."""
+    evaluators: list[Annotated[EvaluatorPart, BeforeValidator(_named, str | EvaluatorPart)]] = Field(
+        default_factory=list, max_length=MOST_PLUGINS
+    )
+    """What is asked of the global model."""
     audit: AuditPart = AuditPart()
     """Which updates are attacked, and how attempts are scored."""
 
@@ -340,6 +360,8 @@ class Scenario(_Part):
         # Null is a value for a source, and for a limit: `image_size: null` keeps the size of the files.
         content["data"].update(self.data.params)
         content["audit"]["attack_timeout"] = self.audit.attack_timeout
+        if not self.evaluators:
+            del content["evaluators"]
         return content
 
     def stated(self) -> dict[str, Any]:
@@ -473,9 +495,18 @@ def _ranges(text: str, clients: int, where: str) -> list[int]:
 
 
 def select_rounds(
-    selector: Literal["all"] | Sequence[int | Literal["last"]], rounds: int, known: str = "federation.rounds is"
+    selector: Literal["all"] | Sequence[int | Literal["last"]],
+    rounds: int,
+    known: str = "federation.rounds is",
+    where: str = "audit.rounds",
 ) -> tuple[int, ...]:
-    """Return the round numbers that `audit.rounds` names, ascending; `known` says in a message where `rounds` is from.
+    """Return the round numbers that `audit.rounds` names, ascending.
+
+    Args:
+        selector: what the scenario says.
+        rounds: how many there are.
+        known: what the message says of where that number is from.
+        where: YAML path of the selector.
 
     Raises:
         ScenarioError: a number outside 1..rounds.
@@ -485,5 +516,5 @@ def select_rounds(
     chosen = [rounds if number == "last" else int(number) for number in selector]
     outside = [number for number in chosen if not 1 <= number <= rounds]
     if outside:
-        raise ScenarioError("audit.rounds", f"no round {outside[0]}; {known} {rounds}, so 1 to {rounds}.")
+        raise ScenarioError(where, f"no round {outside[0]}; {known} {rounds}, so 1 to {rounds}.")
     return tuple(sorted(set(chosen)))

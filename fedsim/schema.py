@@ -16,7 +16,12 @@ _CLASS = {
     "description": "A class, as module:Class.",
 }
 
-_PART_OF: dict[Kind, str] = {"attacks": "AttackPart", "defenses": "DefensePart", "data": "DataPart"}
+_PART_OF: dict[Kind, str] = {
+    "attacks": "AttackPart",
+    "defenses": "DefensePart",
+    "evaluators": "EvaluatorPart",
+    "data": "DataPart",
+}
 
 
 def of() -> dict[str, Any]:
@@ -37,6 +42,7 @@ def of() -> dict[str, Any]:
     for given, part in (
         (top["attacks"]["items"], "AttackPart"),
         (top["defenses"]["items"], "DefensePart"),
+        (top["evaluators"]["items"], "EvaluatorPart"),
         (top["data"], "DataPart"),
         (top["model"], "ModelPart"),
     ):
@@ -46,7 +52,8 @@ def of() -> dict[str, Any]:
 
 
 def _names(kind: Kind) -> list[dict[str, Any]]:
-    return [{"enum": list(plugins.installed(kind))}, _CLASS]
+    installed = list(plugins.installed(kind))
+    return [{"enum": installed}, _CLASS] if installed else [_CLASS]
 
 
 def _suggested(names: Iterable[str]) -> list[dict[str, Any]]:

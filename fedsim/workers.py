@@ -34,11 +34,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from fedsim import assessment, attempt, calibration
+from fedsim import assessment, attempt, calibration, evaluation
 from fedsim import plan as planning
 from fedsim.assessment import Record, Task
 from fedsim.attempt import Attempt, Made
 from fedsim.errors import FedsimError
+from fedsim.evaluation import Question
+from fedsim.lines import EvaluationLine
 from fedsim.plan import Plan
 from fedsim.progress import Step, listening
 from fedsim.recording import RunFolder
@@ -50,7 +52,7 @@ Tell = Callable[[Task, Step], None]
 StartMethod = Literal["fork", "spawn"]
 """How the process for attacks is made: as a copy of the one that runs tasks, or from nothing, which takes seconds."""
 
-Make = Callable[[Task], Made]
+Make = Callable[[Any], Made]
 """A function of this module that runs an attack, in the process for attacks."""
 
 
@@ -203,6 +205,29 @@ def _tried(index: int, task: Task) -> Made:
     return Made(tried.status, pickle.dumps(tried))
 
 
+def evaluate(question: Question) -> EvaluationLine:
+    """Return the line of an evaluation, made in the process for attacks; one that takes too long has failed.
+
+    Raises:
+        AttackDiedError: its process died.
+    """
+    assert _work is not None
+    _work.folder.refresh()
+    plan, folder = _work.plan, _work.folder
+    try:
+        made = _work.attacks.call(_evaluated, question, plan.scenario.audit.attack_timeout, None)
+    except AttackTimeoutError as error:
+        return evaluation.failure(plan, folder, question, str(error), error.seconds)
+    line: EvaluationLine = pickle.loads(made.content)
+    return line
+
+
+def _evaluated(question: Question) -> Made:
+    assert _work is not None
+    line = evaluation.evaluate(_work.plan, _work.folder, question)
+    return Made(line.status, pickle.dumps(line))
+
+
 class AttackProcess:
     """A process that runs one attack after another, made when it is first needed, and anew after a failed attempt.
 
@@ -218,7 +243,7 @@ class AttackProcess:
         self._requests: Connection | None = None
         self._exit = -1
 
-    def call(self, make: Make, task: Task, timeout: float | None, tell: Callable[[Step], None] | None) -> Made:
+    def call(self, make: Make, task: Any, timeout: float | None, tell: Callable[[Step], None] | None) -> Made:
         """Return what `make` makes of a task in the process for attacks.
 
         Args:
@@ -242,7 +267,7 @@ class AttackProcess:
             self.end()
         return made
 
-    def _call(self, make: Make, task: Task, timeout: float | None, tell: Callable[[Step], None] | None) -> Made:
+    def _call(self, make: Make, task: Any, timeout: float | None, tell: Callable[[Step], None] | None) -> Made:
         if self._process is None:
             self._start()
             # Its imports are not the attack's.
@@ -387,7 +412,7 @@ def _answer_all(requests: Connection, folder: RunFolder) -> None:
         requests.send(answer)
 
 
-def _answer_to(make: Make, task: Task, tell: Callable[[Step], None] | None) -> Made | BaseException:
+def _answer_to(make: Make, task: Any, tell: Callable[[Step], None] | None) -> Made | BaseException:
     assert _work is not None
     _work.folder.refresh()
     try:

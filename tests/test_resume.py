@@ -20,7 +20,11 @@ from fedsim.simulation import Progress
 
 NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.5}}
 RUNS = {
-    "FedAvg": {"federation": {"rounds": 3}, "defenses": [NOISE, {"name": "stand_ins:Halves", "clients": [0]}]},
+    "FedAvg": {
+        "federation": {"rounds": 3},
+        "defenses": [NOISE, {"name": "stand_ins:Halves", "clients": [0]}],
+        "evaluators": [{"name": "stand_ins:Asks", "rounds": [1, "last"]}],
+    },
     "FedAdam": {
         "federation": {"rounds": 3, "strategy": "FedAdam", "strategy_params": {"eta": 0.01}},
         "training": {"shares": "delta", "batch_size": 2, "local_steps": 2},
@@ -49,6 +53,7 @@ def state(path):
         "index": sorted((entry["key"], json.dumps(entry)) for entry in index),
         "rounds": timeless(folder.rounds.read()),
         "records": timeless(folder.records.read()),
+        "evaluations": timeless(folder.evaluations.read()),
     }
 
 
@@ -57,6 +62,7 @@ def assert_same(path, expected):
     assert not list(path.rglob("*.partial"))
     assert found["rounds"] == expected["rounds"]
     assert found["records"] == expected["records"]
+    assert found["evaluations"] == expected["evaluations"]
     # A key that was written twice stands in the index twice, the same both times.
     assert sorted(set(found["index"])) == expected["index"]
     assert found["files"].keys() == expected["files"].keys()

@@ -18,6 +18,7 @@ from fedsim.cli.arguments import SCENARIO_HELP, AsJson, Engine, FailOn, Folder, 
 from fedsim.cli.preparation import load, prepared
 from fedsim.cli.terminal import complain, note, say, write_json
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError, printable_line
+from fedsim.lines import EvaluationLine
 from fedsim.scenario import Scenario
 
 _TOO_BAD = 3  # a verdict that --fail-on names
@@ -95,7 +96,7 @@ def _carry_out(plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict 
     terminal.out.print(summary(folder.path))
     say(f"Report: {folder.path / 'report.html'}")
     _exit_by_verdict(folder.path, fail_on)
-    _exit_by(records, folder.rounds.read())
+    _exit_by(records, folder.rounds.read(), folder.read_evaluations())
 
 
 def _exit_by_verdict(folder: Path, fail_on: Verdict | None) -> None:
@@ -108,7 +109,9 @@ def _exit_by_verdict(folder: Path, fail_on: Verdict | None) -> None:
             raise typer.Exit(_TOO_BAD)
 
 
-def _exit_by(records: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]]) -> None:
+def _exit_by(
+    records: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], evaluations: Sequence[EvaluationLine]
+) -> None:
     failed = [record for record in records if record["status"] == "failed"]
     clients = {client for line in lines for client in line["failed"]}
     if failed:
@@ -117,7 +120,12 @@ def _exit_by(records: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]])
         terminal.out.print(
             f"Clients failed in some rounds: {', '.join(sorted(clients, key=int))}; see rounds.jsonl.", style="red"
         )
-    if failed or clients:
+    unanswered = [line for line in evaluations if line.status == "failed"]
+    if unanswered:
+        terminal.out.print(
+            f"{len(unanswered)} of {len(evaluations)} evaluations failed; evaluations.jsonl says why.", style="red"
+        )
+    if failed or clients or unanswered:
         raise typer.Exit(1)
 
 

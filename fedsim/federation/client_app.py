@@ -54,7 +54,7 @@ class Client:
         if update.kind == "delta":
             arrays = {name: weights[name] + tensor for name, tensor in arrays.items()}
         arrays |= update.buffers
-        stated = {"kind": update.kind, **({"buffers": list(update.buffers)} if update.buffers else {})}
+        stated: dict[str, Any] = {"kind": update.kind, **({"buffers": list(update.buffers)} if update.buffers else {})}
         content = RecordDict(
             {
                 records.ARRAYS: records.to_arrays({name: arrays[name] for name in weights}),

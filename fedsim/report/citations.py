@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fedsim.lines import Asked, EvaluationLine
 from fedsim.report.evidence import PluginUse, Record
 
 
@@ -17,13 +18,15 @@ class Citation:
     text: str
 
 
-def citations(records: Iterable[Record]) -> list[Citation]:
-    """Return one citation for each attack and each defense in the records, attacks first."""
+def citations(records: Iterable[Record], evaluations: Iterable[EvaluationLine] = ()) -> list[Citation]:
+    """Return one citation for each attack, defense and evaluator that was used, in this order."""
     read = list(records)
-    uses: dict[tuple[str, str], PluginUse] = {}
+    uses: dict[tuple[str, str], PluginUse | Asked] = {}
     for record in read:
         uses.setdefault(("attack", record.attack.name), record.attack)
     for record in read:
         for defense in record.defenses:
             uses.setdefault(("defense", defense.name), defense)
+    for line in evaluations:
+        uses.setdefault(("evaluator", line.evaluator.name), line.evaluator)
     return [Citation(use.name, use.version, use.citation or "states no citation") for use in uses.values()]

@@ -15,7 +15,7 @@ import pydantic
 
 from fedsim import files, observed, yaml_loader
 from fedsim.errors import RunFolderError, ScenarioError
-from fedsim.lines import SCHEMA, Count, IndexLine, Value, client_key
+from fedsim.lines import SCHEMA, Count, EvaluationLine, IndexLine, Value, client_key
 from fedsim.metrics.skill import Direction
 from fedsim.observed import Captured, EmptyCaptureError
 from fedsim.recording import RunFolder
@@ -177,6 +177,7 @@ class Evidence:
         notes: what was noted when the run was made, and what is missing or damaged, one sentence each.
         calibrations: lines of calibrations.jsonl, by round.
         captured: what was captured of an observed app; None for a simulated run, or where that cannot be read.
+        evaluations: lines of evaluations.jsonl, by round.
     """
 
     folder: Path
@@ -188,6 +189,7 @@ class Evidence:
     notes: tuple[str, ...]
     calibrations: tuple[Calibration, ...] = ()
     captured: Captured | None = None
+    evaluations: tuple[EvaluationLine, ...] = ()
 
     @property
     def is_observed(self) -> bool:
@@ -260,6 +262,8 @@ def read(folder: Path) -> Evidence:
     records = [] if is_without_audit or "records.jsonl" in absent else reader.lines("records.jsonl", Record)
     has_calibrations = (folder / "calibrations.jsonl").exists()
     calibrations = reader.distinct(reader.lines("calibrations.jsonl", Calibration)) if has_calibrations else []
+    has_evaluations = (folder / "evaluations.jsonl").exists()
+    evaluations = reader.lines("evaluations.jsonl", EvaluationLine) if has_evaluations else []
     found = Evidence(
         folder=folder,
         scenario=scenario,
@@ -270,6 +274,7 @@ def read(folder: Path) -> Evidence:
         notes=(),
         calibrations=tuple(sorted((line for _, line in calibrations), key=lambda line: line.round)),
         captured=reader.captured(bool(records)) if is_observed else None,
+        evaluations=tuple(sorted((line for _, line in evaluations), key=lambda line: line.round)),
     )
     own = sorted(reader.belonging(found, reader.distinct(records)), key=lambda line: (line.round, line.client))
     reader.captures(found)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedsim.report import evaluations
 from fedsim.report.evidence import Evidence, Record, Round
 from fedsim.report.scores import scored
 from fedsim.report.summaries import Naming, Summary, by_client, by_defense
@@ -143,6 +144,7 @@ def csv_files(evidence: Evidence) -> dict[str, str]:
         "rounds.csv": round_rows(evidence.rounds),
         "privacy.csv": budget_rows(evidence.rounds),
         "films.csv": film_rows(evidence.records),
+        "evaluations.csv": evaluations.rows(evidence.evaluations),
     }
     return {name: as_csv(rows) for name, rows in tables.items() if rows}
 

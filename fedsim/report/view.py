@@ -11,7 +11,7 @@ from fedsim.errors import ScenarioError
 from fedsim.metrics.ratings import SCALES, scale
 from fedsim.metrics.skill import CONTROL_TITLES
 from fedsim.pictures import spread
-from fedsim.report import gallery, plots
+from fedsim.report import evaluations, gallery, plots
 from fedsim.report.citations import citations
 from fedsim.report.doubts import Cautions, limits
 from fedsim.report.evidence import Budget, Calibration, Evidence, Found, Record
@@ -103,11 +103,12 @@ def context(evidence: Evidence) -> dict[str, Any]:
         "grants": [(grant, GRANTS.get(grant, "")) for grant in evidence.grants],
         "withheld": [(grant, text) for grant, text in GRANTS.items() if grant not in evidence.grants],
         "environment": _flat(evidence.environment),
-        "citations": citations(evidence.records),
+        "citations": citations(evidence.records, evidence.evaluations),
         "scale": scale,
         "own_score": _own_score,
         "control_titles": CONTROL_TITLES,
         "calibrations": evidence.calibrations,
+        "evaluations": evaluations.tables(evidence.evaluations),
         "calibrated": _calibrated,
         "NO_DEFENSE": NO_DEFENSE,
     }

@@ -1,4 +1,4 @@
-"""Conformance kit: checks that anybody's test-suite can run on an attack or a defense. Needs no test framework.
+"""Conformance kit: checks that anybody's test-suite can run on an attack, a defense or an evaluator. Needs no test framework.
 
     from fedsim.testing import check_attack, check_defense
 
@@ -22,11 +22,13 @@ For a defense, `make_update(small_model(), pictures)` is an update to protect, `
 
 from fedsim.testing.attack import check_attack
 from fedsim.testing.defense import check_defense
+from fedsim.testing.evaluator import check_evaluator
 from fedsim.testing.material import ALL_GRANTS, client_context, make_update, observation, random_pictures, small_model
 
 __all__ = [
     "check_attack",
     "check_defense",
+    "check_evaluator",
     "client_context",
     "observation",
     "random_pictures",

@@ -30,7 +30,9 @@ _IMAGE_SHAPE = (3, 32, 32)  # the input of vit_nano
 
 def small_model(num_classes: int = 10, seed: int = 0) -> VisionTransformer:
     """Return the preset `vit_nano`, untrained, in evaluation mode: 0.2 M parameters, input (3, 32, 32)."""
-    return models.build(ModelPart(name="vit_nano"), num_classes, _IMAGE_SHAPE[1], seed)
+    model = models.build(ModelPart(name="vit_nano"), num_classes, _IMAGE_SHAPE[1], seed)
+    assert isinstance(model, VisionTransformer)
+    return model
 
 
 def image_shape(model: nn.Module) -> tuple[int, int, int]:

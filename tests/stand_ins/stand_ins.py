@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from fedsim import progress
 from fedsim.attack import Attack
+from fedsim.data.source import Pool
 from fedsim.defense import ClientContext, Defense, LocalStep, PrivacyBudget
-from fedsim.errors import AttackRefusedError
+from fedsim.errors import AttackRefusedError, EvaluationRefusedError
+from fedsim.evaluator import Evaluation, Evaluator, PixelModel
 from fedsim.exchange import Film, Finding, Images, Labels, Observation, Update
 
 
@@ -138,6 +141,33 @@ class ReadsHead(Attack):
         head = observation.model().head
         labels = (head(features).softmax(1) - bias).detach()
         return Finding(labels=labels.repeat(self.copies, 1), features=features.repeat(self.copies, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asks(Evaluator):
+    """States the norm of the classifier and a draw, or misbehaves."""
+
+    citation: ClassVar[str] = "none"
+
+    how: Literal["well", "raises", "refuses", "exits", "waits", "infinite", "nothing", "untyped"] = "well"
+
+    def run(
+        self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator
+    ) -> Evaluation:
+        """Return two scores."""
+        if self.how == "raises":
+            raise RuntimeError("no answer")
+        if self.how == "refuses":
+            raise EvaluationRefusedError("not of this model")
+        if self.how == "exits":
+            os._exit(0)
+        if self.how == "waits":
+            threading.Event().wait()
+        if self.how == "untyped":
+            return {"norm": 1.0}  # type: ignore[return-value]
+        norm = math.inf if self.how == "infinite" else float(model.model.head.weight.detach().norm())
+        draw = float(torch.rand((), generator=generator))
+        return Evaluation({} if self.how == "nothing" else {"norm": norm, "draw": draw}, ("a stand-in",))
 
 
 @dataclass(frozen=True, kw_only=True)

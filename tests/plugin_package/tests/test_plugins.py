@@ -2,15 +2,20 @@ import dataclasses
 
 import pytest
 import torch
+from fedsim_example_plugins.class_accuracy import ClassAccuracy
 from fedsim_example_plugins.error_feedback import ErrorFeedback
 from fedsim_example_plugins.sign_of_bias import SignOfBias
 from fedsim_example_plugins.top_k import TopK
+from torch import nn
 
+from fedsim.data.source import Pool
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Update
+from fedsim.evaluator import PixelModel
+from fedsim.exchange import Normalization, Update
 from fedsim.testing import (
     check_attack,
     check_defense,
+    check_evaluator,
     client_context,
     make_update,
     observation,
@@ -87,6 +92,25 @@ def test_error_feedback_sends_everything_over_the_rounds() -> None:
         sent += flat(defense.protect_update(nothing, context, generator()))
     assert torch.equal(sent, flat(update))
     assert not context.state["kept"].any()
+
+
+def test_class_accuracy_keeps_the_contract() -> None:
+    check_evaluator(ClassAccuracy)
+
+
+def test_class_accuracy_counts_class_by_class() -> None:
+    labels = torch.tensor([0, 0, 1, 2, 2, 2])
+    pool = Pool(labels, lambda chosen: torch.stack([torch.full((1, 1, 1), int(n)) for n in chosen]).to(torch.uint8))
+    answers = torch.tensor([0, 1, 1, 2, 0, 0])
+
+    class Table(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.one_hot(answers[(x.flatten() * 255).round().long()], 4).float()
+
+    found = ClassAccuracy().run(PixelModel(Table(), Normalization((0.0,), (1.0,))), pool, tuple("abcd"), generator())
+    expected = {"accuracy": 3 / 6, "accuracy of a": 1 / 2, "accuracy of b": 1.0, "accuracy of c": 1 / 3}
+    assert {name: pytest.approx(value) for name, value in expected.items()} == found.scores
+    assert found.cautions == ("no test picture of d",)
 
 
 def flat(update: Update) -> torch.Tensor:

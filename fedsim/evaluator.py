@@ -1,0 +1,77 @@
+"""The evaluator contract: what is asked of the global model after chosen rounds, beside what leaks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.data.source import Pool
+from fedsim.exchange import Images, Normalization
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluator found.
+
+    Args:
+        scores: name -> number, such as `accuracy`, or `accuracy of class 3`; the report shows them in this order.
+        cautions: reasons to doubt them, each one sentence.
+    """
+
+    scores: Mapping[str, float]
+    cautions: tuple[str, ...] = field(default=())
+
+
+class PixelModel(nn.Module):
+    """A model that takes pixels in [0, 1]: normalization is its first layer, so that perturbations have one unit.
+
+    Args:
+        model: takes normalized input.
+        normalization: of its input.
+    """
+
+    def __init__(self, model: nn.Module, normalization: Normalization) -> None:
+        super().__init__()
+        self.model, self._normalization = model, normalization
+
+    def forward(self, images: Images) -> Tensor:
+        """Return the logits, one row a picture."""
+        logits: Tensor = self.model(self._normalization.normalize(images))
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator(ABC):
+    """A question to the global model; the fields of a subclass are its YAML parameters.
+
+    Subclass as a frozen, keyword-only dataclass, give every field a default, and check ranges in `__post_init__` with
+    `ValueError("field: expected ..., got ...")`.
+
+    Class facts:
+        citation: the paper, with a link; printed in the report's footer.
+    """
+
+    citation: ClassVar[str]
+
+    @abstractmethod
+    def run(
+        self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator
+    ) -> Evaluation:
+        """Return what this evaluator finds.
+
+        It may call `fedsim.progress.advance` where it iterates.
+
+        Args:
+            model: the global model after a round, in evaluation mode, on the CPU; a copy that may be changed at will.
+            pool: test pictures that no client holds, `pool.read(numbers)` gives some, pixels in [0, 1].
+            class_names: by class.
+            generator: the only source of randomness; the same generator state gives the same scores.
+
+        Raises:
+            EvaluationRefusedError: it cannot be asked of this model (recorded as `refused`).
+        """
