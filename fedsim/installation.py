@@ -23,20 +23,31 @@ def recorded(name: str | None) -> str | None:
 
 
 def check() -> None:
-    """Refuse to work beside the other project called fedsim.
+    """Refuse to work beside the other project called fedsim, and beside this one under its earlier name.
 
     Raises:
-        FedsimError: it is installed.
+        FedsimError: one of them is installed.
     """
-    try:
-        found = distribution(RECORDED)
-    except PackageNotFoundError:
+    found = _installed(RECORDED)
+    if found is None:
         return
     if _is_foreign(found):
         raise FedsimError(
             f"the distribution {RECORDED} {found.version}, an unrelated project, is installed too, and files of the two "
             f"overwrite each other. Remove both (pip uninstall {RECORDED} {NAME}), then install {NAME} again."
         )
+    if _installed(NAME) is not None:
+        raise FedsimError(
+            f"this project is installed twice, as {NAME} and under its earlier name, {RECORDED} {found.version}. Remove the "
+            f"latter (pip uninstall {RECORDED}), then install {NAME} again."
+        )
+
+
+def _installed(name: str) -> Distribution | None:
+    try:
+        return distribution(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _is_foreign(found: Distribution) -> bool:

@@ -401,6 +401,24 @@ def test_a_shell_completes_scenarios_kinds_and_names(words, offered, monkeypatch
     assert capsys.readouterr().out.split() == offered
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("run", "SCENARIO is a YAML file, or a name that "),
+        ("check", "SCENARIO is a YAML file, or a name that "),
+        ("audit", "FOLDER is that of a run"),
+        ("list", "KIND is data, models, strategies, defenses, attacks, metrics or scenarios"),
+    ],
+)
+def test_help_says_what_the_arguments_are(command, says, fedsim):
+    assert says in " ".join(fedsim(command, "-h").output.split())
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest_once(fedsim):
+    outcome = fedsim("chekc")
+    assert outcome.code == 2 and outcome.message.count("Did you mean 'check'?") == 1
+
+
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["run", "--frobnicate"], ["check"]])
 def test_usage_errors_end_with_2_and_no_traceback(arguments, fedsim):
     outcome = fedsim(*arguments)

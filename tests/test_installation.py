@@ -15,20 +15,19 @@ from fedsim.errors import FedsimError
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OURS = ("console_scripts", "fedsim.attacks")
 
 
 @pytest.fixture
 def beside(monkeypatch):
-    """Return a function that makes a distribution `fedsim` with these groups of entry points installed, or none."""
+    """Return a function that makes these distributions, each with its groups of entry points, all that is installed."""
 
-    def install(*groups, version="0.9.0"):
-        found = SimpleNamespace(version=version, entry_points=[SimpleNamespace(group=group) for group in groups])
-
+    def install(version, **groups):
         def distribution(name):
-            assert name == "fedsim"
-            if not groups:
+            if name not in groups:
                 raise metadata.PackageNotFoundError(name)
-            return found
+            points = [SimpleNamespace(group=group) for group in groups[name]]
+            return SimpleNamespace(version=version, entry_points=points)
 
         monkeypatch.setattr(installation, "distribution", distribution)
 
@@ -36,7 +35,7 @@ def beside(monkeypatch):
 
 
 def test_the_other_project_of_that_name_is_refused_by_every_command_and_by_observe(beside, fedsim):
-    beside("console_scripts")
+    beside("0.9.0", fedsim=["console_scripts"], **{"fedsim-audit": OURS})
     outcome = fedsim("list", "metrics")
     assert outcome.code == 2
     assert "the distribution fedsim 0.9.0, an unrelated project, is installed too" in outcome.message
@@ -45,10 +44,16 @@ def test_the_other_project_of_that_name_is_refused_by_every_command_and_by_obser
         __import__("fedsim").observe  # noqa: B018  (looked up when asked for)
 
 
-@pytest.mark.parametrize("groups", [(), ("console_scripts", "fedsim.attacks")])
-def test_alone_or_under_its_earlier_name_it_works(groups, beside, fedsim):
-    beside(*groups, version="0.1.0")
-    installation.check()
+def test_this_project_twice_is_refused(beside, fedsim):
+    beside("0.1.0", fedsim=OURS, **{"fedsim-audit": OURS})
+    outcome = fedsim("--version")
+    assert (outcome.code, outcome.message.partition(", as")[0]) == (2, "fedsim: this project is installed twice")
+    assert "pip uninstall fedsim)" in outcome.message
+
+
+@pytest.mark.parametrize("groups", [{}, {"fedsim-audit": OURS}, {"fedsim": OURS}])
+def test_alone_under_either_name_or_from_a_folder_it_works(groups, beside, fedsim):
+    beside("0.1.0", **groups)
     assert fedsim("--version").output == "fedsim 0.1.0\n"
 
 

@@ -22,6 +22,7 @@ app = typer.Typer(
     name="fedsim",
     help="Train federated Vision Transformers, and audit what each client's update leaks.",
     no_args_is_help=True,
+    suggest_commands=False,  # click does, and both would
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

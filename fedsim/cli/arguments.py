@@ -1,4 +1,7 @@
-"""Arguments and options that several commands take, and what a shell completes them with."""
+"""Arguments and options that several commands take, and what a shell completes them with.
+
+What an argument is stands in the docstring of its command: typer 0.20, which Flower pins, shows no help of arguments.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,13 @@ class Verdict(StrEnum):
     inconclusive = "inconclusive"
 
 
-SCENARIO_HELP = 'Scenario: a YAML file, or a name that "fedsim list scenarios" shows.'
-
-
 def shipped_names(incomplete: str) -> list[str]:
     """Return the shipped scenarios that begin with what was typed; a shell completes file names where there are none."""
     return [name for name in shipped.names() if name.startswith(incomplete)]
 
 
-ScenarioName = Annotated[
-    str, typer.Argument(help=SCENARIO_HELP, metavar="SCENARIO", show_default=False, autocompletion=shipped_names)
-]
-Folder = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
+ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", show_default=False, autocompletion=shipped_names)]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one key of the scenario; may be repeated.")
 ]

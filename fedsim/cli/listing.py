@@ -31,20 +31,14 @@ def _names(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def list_(
-    kind: Annotated[
-        str | None,
-        typer.Argument(
-            help="data, models, strategies, defenses, attacks, metrics or scenarios; all where left out.",
-            show_default=False,
-            autocompletion=_kinds,
-        ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Argument(help="One of that kind: its page.", show_default=False, autocompletion=_names)
-    ] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", show_default=False, autocompletion=_kinds)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", show_default=False, autocompletion=_names)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what a scenario can name, with parameters and defaults; with a name, all that is known of it."""
+    """List what a scenario can name, with parameters and defaults; with a name, all that is known of it.
+
+    KIND is data, models, strategies, defenses, attacks, metrics or scenarios; NAME is one of that kind.
+    """
     if kind is None:
         sections = catalogue.sections()
     else:

@@ -14,7 +14,7 @@ from rich.table import Table
 from fedsim import scenario as scenarios
 from fedsim import yaml_loader
 from fedsim.cli import terminal
-from fedsim.cli.arguments import SCENARIO_HELP, AsJson, Engine, FailOn, Folder, Overrides, Verdict, shipped_names
+from fedsim.cli.arguments import AsJson, Engine, FailOn, Folder, Overrides, Verdict, shipped_names
 from fedsim.cli.preparation import load, prepared
 from fedsim.cli.terminal import complain, note, say, write_json
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError, printable_line
@@ -38,7 +38,7 @@ _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 def run(
     scenario: Annotated[
         str | None,
-        typer.Argument(help=SCENARIO_HELP, metavar="[SCENARIO]", show_default=False, autocompletion=shipped_names),
+        typer.Argument(metavar="[SCENARIO]", show_default=False, autocompletion=shipped_names),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name>-<time> otherwise.")] = None,
     engine: Engine = None,
@@ -46,7 +46,10 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Complete an interrupted run in this folder.")] = None,
     fail_on: FailOn = None,
 ) -> None:
-    """Train, capture, audit and report."""
+    """Train, capture, audit and report.
+
+    SCENARIO is a YAML file, or a name that "fedsim list scenarios" shows.
+    """
     from fedsim.recording import RunFolder
 
     if (scenario is None) == (resume is None):
@@ -145,7 +148,8 @@ def audit(
 ) -> None:
     """Attack what no record tells of: added attacks, failed attempts, and a module:Class edited since.
 
-    Other attempts that have a record are left alone; delete records.jsonl and artifacts/ to make all of them again.
+    FOLDER is that of a run. Other attempts that have a record are left alone; delete records.jsonl and artifacts/ to make all
+    of them again.
     """
     from fedsim.recording import RunFolder
 
@@ -190,7 +194,7 @@ def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
 
 
 def report(folder: Folder) -> None:
-    """Render report.html, report.md and tables/ from a run folder."""
+    """Render report.html, report.md and tables/ from the FOLDER of a run."""
     from fedsim import inputs
     from fedsim import report as reports
     from fedsim.recording import RunFolder
@@ -212,7 +216,7 @@ def records(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one line per attempt and metric.")] = False,
 ) -> None:
-    """Print the records of a run: each attack on each update, with its scores."""
+    """Print the records in the FOLDER of a run: each attack on each update, with its scores."""
     from fedsim.recording import RunFolder
     from fedsim.report import evidence, tables
 

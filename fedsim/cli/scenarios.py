@@ -22,7 +22,10 @@ _NAME_WIDTH = 40
 
 
 def check(scenario: ScenarioName, engine: Engine = None, settings: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a scenario without training: names, parameters, grants, data, partition, model."""
+    """Check a scenario without training: names, parameters, grants, data, partition, model.
+
+    SCENARIO is a YAML file, or a name that "fedsim list scenarios" shows.
+    """
     loaded, notes = load(scenario, settings, engine)
     plan, seen = prepared(loaded)
     notes = [*notes, *seen.notes]
@@ -129,11 +132,9 @@ def _in_words(gap: Any) -> str:
 
 
 def init(
-    name: Annotated[
-        str, typer.Argument(help="Name of the scenario; the file is NAME.yaml.", metavar="[NAME]")
-    ] = "scenario",
+    name: Annotated[str, typer.Argument(metavar="[NAME]")] = "scenario",
 ) -> None:
-    """Write a scenario to start from, with comments, into a new file."""
+    """Write a scenario to start from, with comments, into a new file NAME.yaml."""
     path = starter.write(Path(name))
     say(f"Wrote {path}. Check it with: fedsim check {path}; run it with: fedsim run {path}")
 
