@@ -127,7 +127,9 @@ class NormalizationPart(_Part):
     """What turns pixels in [0, 1] into the model's input: (pixel - mean) / std, a value a channel."""
 
     mean: tuple[float, ...]
+    """Of pixels in [0, 1], a value a channel."""
     std: tuple[Annotated[float, Field(gt=0)], ...]
+    """Above 0, a value a channel."""
 
 
 class ModelPart(_Part):

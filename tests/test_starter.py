@@ -9,7 +9,12 @@ from fedsim import scenario, starter
 from fedsim.scenario import Scenario
 
 # What a commented line of the template shows where the default is none, or depends on others.
-NO_DEFAULT = {"local_steps": 5, "local_epochs": 1, "mixup": 1.0}
+NO_DEFAULT = {
+    "normalization": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    "local_steps": 5,
+    "local_epochs": 1,
+    "mixup": 1.0,
+}
 DATA = {"name": "folder", "path": "pictures"}
 
 
