@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedsim.exchange import Images, Labels, TrainingKnowledge, Update
+from fedsim.exchange import DefenseKnowledge, Images, Labels, TrainingKnowledge, Update, UpdateEffects
 
 MEANINGFUL_EPSILON = 10.0
 """The largest epsilon that is still a guarantee worth the name: e^10 makes an event 22,000 times as likely."""
@@ -97,6 +97,11 @@ class Defense(ABC):
     citation: ClassVar[str]
     replaces_gradient: ClassVar[bool] = False
 
+    @property
+    def effects(self) -> UpdateEffects:
+        """What it does to an update, as an attacker who knows of it may model it; nothing unless it says so."""
+        return UpdateEffects()
+
     def cautions(self, model: nn.Module) -> tuple[str, ...]:
         """Return reasons to doubt this defense on this (prepared) model; they travel with every record."""
         return ()
@@ -140,3 +145,13 @@ class Defense(ABC):
         Called after the hooks of a round, with what they left in `context.state`; before a run also with an empty state.
         """
         return None
+
+
+def knowledge_of(name: str, defense: Defense) -> DefenseKnowledge:
+    """Return what the grant `defenses` tells an attacker of one defense of a client.
+
+    Args:
+        name: in the scenario.
+        defense: the configured instance.
+    """
+    return DefenseKnowledge(name, asdict(defense), defense.effects, defense)

@@ -98,12 +98,41 @@ class TrainingKnowledge:
     mixup: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class UpdateEffects:
+    """What a defense says that it does to an update, for attacks that model it.
+
+    Args:
+        clip_norm: largest l2 norm that it leaves of all tensors as one vector; None where it does not clip.
+        noise: standard deviation of the Gaussian noise that it adds to each entry, in the update's units.
+        hidden: patterns, as in a shell, of the names of parameters of which it sends zeros.
+        rounding: how it rounds entries to a grid; None where it does not.
+        shuffles_unseen: whether it shuffles the patches of a picture without any trace in the update.
+    """
+
+    clip_norm: float | None = None
+    noise: float = 0.0
+    hidden: tuple[str, ...] = ()
+    rounding: Literal["nearest", "stochastic"] | None = None
+    shuffles_unseen: bool = False
+
+
 @dataclass(frozen=True)
 class DefenseKnowledge:
-    """One defense that the observed client carries, when the threat model grants `defenses`."""
+    """One defense that the observed client carries, when the threat model grants `defenses`.
+
+    Args:
+        name: in the scenario.
+        params: all of them.
+        effects: what it says of itself.
+        defense: the `fedsim.defense.Defense` itself, frozen and without what it keeps on the client; an adaptive attack may
+            apply its hooks to what it simulates, with draws of its own.
+    """
 
     name: str
     params: Mapping[str, Any]
+    effects: UpdateEffects = UpdateEffects()
+    defense: Any = None
 
 
 @dataclass(frozen=True)

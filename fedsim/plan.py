@@ -25,7 +25,7 @@ from fedsim.context import client_context
 from fedsim.correspondence import Correspondence, ForeignArraysError, correspond
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
-from fedsim.defense import ClientContext, Defense
+from fedsim.defense import ClientContext, Defense, knowledge_of
 from fedsim.errors import FedsimError, PluginError, RunFolderError, ScenarioError, told
 from fedsim.evaluator import Evaluator
 from fedsim.exchange import DefenseKnowledge, Normalization, Update
@@ -118,7 +118,7 @@ class PlannedDefense:
     @property
     def knowledge(self) -> DefenseKnowledge:
         """What the grant `defenses` tells an attacker."""
-        return DefenseKnowledge(self.info.name, self.params)
+        return knowledge_of(self.info.name, self.defense)
 
 
 @dataclass(frozen=True)

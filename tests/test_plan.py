@@ -13,7 +13,7 @@ from fedsim import plan as planning
 from fedsim.data import batches
 from fedsim.data.source import Pool, Pools
 from fedsim.errors import FedsimError, PluginError
-from fedsim.exchange import DefenseKnowledge
+from fedsim.exchange import DefenseKnowledge, UpdateEffects
 
 
 def refusal(tiny_scenario, **parts):
@@ -54,7 +54,8 @@ def test_a_plan_holds_configured_attacks_and_defenses_in_the_order_of_the_scenar
     scales, noise = plan.defenses
     assert scales.params == {"factor": 0.5}
     assert (scales.info.distribution, installation.recorded(noise.info.distribution)) == (None, "fedsim")
-    assert noise.knowledge == DefenseKnowledge("dp_noise", dataclasses.asdict(noise.defense))
+    effects = UpdateEffects(clip_norm=noise.defense.clip_norm, noise=noise.defense.effects.noise)
+    assert noise.knowledge == DefenseKnowledge("dp_noise", dataclasses.asdict(noise.defense), effects, noise.defense)
     assert scales.clients == {2}
 
 

@@ -186,7 +186,6 @@ def _occlusion_cautions(found: PatchSystem) -> list[str]:
 
 
 def _told_cautions(observation: Observation) -> list[str]:
-    for defense in observation.defenses or ():
-        if defense.name == "mjp" and defense.params.get("unknown") is False and defense.params.get("shuffle"):
-            return ["The client shuffles patches and gives them away by nothing: some patches may be in wrong places."]
+    if any(defense.effects.shuffles_unseen for defense in observation.defenses or ()):
+        return ["The client shuffles patches and gives them away by nothing: some patches may be in wrong places."]
     return []

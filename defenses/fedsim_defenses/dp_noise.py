@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from fedsim.defense import MEANINGFUL_EPSILON, ClientContext, Defense, PrivacyBudget
-from fedsim.exchange import Update
+from fedsim.exchange import Update, UpdateEffects
 from fedsim_defenses._accounting import gaussian_epsilon
 
 
@@ -67,6 +67,13 @@ class DPNoise(Defense):
             )
         if not 0 < self.delta < 1:
             raise ValueError(f"delta: expected a number between 0 and 1, both excluded, got {self.delta}.")
+
+    @property
+    def effects(self) -> UpdateEffects:
+        """Clipping, and noise in proportion to the clipping norm."""
+        if self.clip_norm is None:
+            return UpdateEffects()
+        return UpdateEffects(clip_norm=self.clip_norm, noise=self.clip_norm * self.noise_multiplier)
 
     def cautions(self, model: nn.Module) -> tuple[str, ...]:
         """Return what this setting does not protect from."""

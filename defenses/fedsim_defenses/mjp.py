@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.defense import ClientContext, Defense, LocalStep
+from fedsim.exchange import UpdateEffects
 from fedsim.models import PatchGrid, patch_grid
 from fedsim.seeds import torch_generator
 from fedsim_defenses._jigsaw import block_mask, random_mask, shuffle_patches
@@ -127,6 +128,11 @@ class MJP(Defense):
         if self.dal != "none" and weight > 0 and not mask.all():
             torch.autograd.backward(weight * localization_loss(step.model, self.dal, ~mask))
         return loss
+
+    @property
+    def effects(self) -> UpdateEffects:
+        """A shuffle shows in the update only where shuffled patches share the unknown position."""
+        return UpdateEffects(shuffles_unseen=self.shuffle and not self.unknown)
 
     def cautions(self, model: nn.Module) -> tuple[str, ...]:
         """Return what this setting leaves unprotected on this model's grid."""

@@ -27,7 +27,7 @@ from torch import nn
 
 from fedsim.defense import ClientContext, Defense
 from fedsim.errors import ScenarioError, nearest
-from fedsim.exchange import Update
+from fedsim.exchange import Update, UpdateEffects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,11 @@ class PartialSharing(Defense):
                     f"{pattern!r} matches no parameter of the model.{nearest(pattern, names)} Parameters that another "
                     "defense adds exist after it in the list.",
                 )
+
+    @property
+    def effects(self) -> UpdateEffects:
+        """The parameters of which zeros are sent."""
+        return UpdateEffects(hidden=self.hidden)
 
     def cautions(self, model: nn.Module) -> tuple[str, ...]:
         """Return what hiding these parameters leaves open on this model."""

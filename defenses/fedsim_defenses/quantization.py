@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsim.defense import ClientContext, Defense
-from fedsim.exchange import Update
+from fedsim.exchange import Update, UpdateEffects
 
 _INT8_LEVELS = 127
 
@@ -55,6 +55,11 @@ class Quantization(Defense):
 
     format: Literal["fp16", "bf16", "int8"] = "int8"
     rounding: Literal["nearest", "stochastic"] = "nearest"
+
+    @property
+    def effects(self) -> UpdateEffects:
+        """Rounding."""
+        return UpdateEffects(rounding=self.rounding)
 
     def cautions(self, model: nn.Module) -> tuple[str, ...]:
         """Return that rounding is no protection."""

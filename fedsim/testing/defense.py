@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from fedsim.client_state import ClientState, gathered
 from fedsim.defense import Defense, PrivacyBudget
-from fedsim.exchange import Update, UpdateKind
+from fedsim.exchange import Update, UpdateEffects, UpdateKind
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.ambience import check_cautions, equal, expect, no_change, no_global_effect, told_at_once
 from fedsim.testing.contract import check_contract
@@ -32,6 +33,7 @@ from fedsim.testing.preparation import check_preparation
 
 _STEPS = ((1, 0.0, False), (3, 0.75, False), (2, 0.5, True))  # batch size, progress, whether labels are soft
 _KINDS: tuple[UpdateKind, ...] = ("gradient", "delta")
+_ROUNDING = 1e-4  # of a norm
 _PARTICIPATIONS = (1, 2, 3, 10, 100)
 
 
@@ -156,6 +158,19 @@ def _check_update(defense: Defense, update: Update) -> None:
         f"{who}: same update, same generator state, but another result. Draw from the generator alone.",
     )
     _check_state(defense, update)
+    _check_effects(defense, sent)
+
+
+def _check_effects(defense: Defense, sent: Update) -> None:
+    """Check that what the defense says of itself is true of an update that it protected."""
+    who, effects = hook(defense, "effects"), defense.effects
+    expect(isinstance(effects, UpdateEffects), f"{who} must be UpdateEffects, not {type(effects).__name__}.")
+    for pattern in effects.hidden:
+        shown = [n for n, tensor in sent.tensors.items() if fnmatchcase(n, pattern) and bool(tensor.any())]
+        expect(not shown, f"{who} says that {pattern} is hidden, and {shown[:1]} was sent.")
+    if effects.clip_norm is not None and not effects.noise:
+        within = sent.norm() <= effects.clip_norm * (1 + _ROUNDING)
+        expect(within, f"{who} states the norm {effects.clip_norm:g}, and an update of {sent.norm():g} was sent.")
 
 
 def _check_state(defense: Defense, update: Update) -> None:

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vit_cases import best_control, build, decibels, delta, gradient, noisy, observe, photos
 
-from fedsim.defense import LocalStep
+from fedsim.defense import LocalStep, knowledge_of
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import DefenseKnowledge, TrainingKnowledge, Update
+from fedsim.exchange import TrainingKnowledge, Update
 from fedsim.models import normalization, patch_grid
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing import client_context
@@ -109,7 +109,7 @@ def test_the_grid_is_recognized_and_what_is_granted_tells_how_entries_were_round
     model, batch = build(), POOL.read([17])
     update = rounded(gradient(model, batch), format, rounding)
     blind = recognize(observe(model, update), THREE)
-    knowledge = (DefenseKnowledge("quantization", {"format": format, "rounding": rounding}),)
+    knowledge = (knowledge_of("quantization", Quantization(format=format, rounding=rounding)),)
     told = recognize(observe(model, update, defenses=knowledge), THREE)
     assert blind is not None and told is not None and blind.format == told.format == format
     factor = 2.0 if rounding == "stochastic" else 1.0
@@ -244,7 +244,7 @@ def test_a_shuffle_without_unknown_position_stays_and_is_named_where_defenses_ar
     batch = POOL.read([17])
     defense = MJP(gamma=0.3, unknown=False)
     model, update = jigsaw(defense, batch)
-    told = (DefenseKnowledge("mjp", dataclasses.asdict(defense)),)
+    told = (knowledge_of("mjp", defense),)
     finding = run(observe(model, update, defenses=told))
     assert finding.trace["defenses_told"] == ["mjp"]
     assert any("wrong places" in caution for caution in finding.cautions)

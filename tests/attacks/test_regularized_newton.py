@@ -1,4 +1,3 @@
-import dataclasses
 from typing import Any
 
 import pytest
@@ -19,8 +18,9 @@ from fedsim_attacks.regularized_newton import RegularizedNewton
 from fedsim_defenses.dp_noise import DPNoise
 from vit_cases import gradient
 
+from fedsim.defense import knowledge_of
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import DefenseKnowledge, TrainingKnowledge, Update
+from fedsim.exchange import TrainingKnowledge, Update
 from fedsim.testing import client_context
 
 
@@ -96,7 +96,7 @@ def test_it_goes_no_further_than_known_noise_allows() -> None:
     size = sum(float(tensor.square().sum()) for tensor in update.tensors.values()) ** 0.5
     noise = DPNoise(clip_norm=2 * size, noise_multiplier=5e-4)
     sent = noise.protect_update(update, client_context(), torch.Generator().manual_seed(0))
-    told = (DefenseKnowledge("dp_noise", dataclasses.asdict(noise)),)
+    told = (knowledge_of("dp_noise", noise),)
     attack = RegularizedNewton(trials=1, steps=10, polish_steps=3)
     aware, blind = (attacked(attack, observed(model, batch, sent, **granted)) for granted in ({"defenses": told}, {}))
     assert len(aware.trace["left"]) < len(blind.trace["left"]) == 11 + 3

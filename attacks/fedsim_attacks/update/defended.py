@@ -31,7 +31,6 @@ from fedsim_attacks.update.rounding import recognize
 from fedsim_attacks.update.target import Target
 from fedsim_attacks.update.tensors import POSITIONS, Gradients
 
-_NOISE, _JIGSAW, _PARTIAL = "dp_noise", "mjp", "partial_sharing"  # defenses
 _UNKNOWN, _PUZZLE = "mjp.unknown", "mjp."
 _SILENT = 0.1  # share of exact zeros from which on they are no accident
 _AT_LIMIT = 0.99  # of the clipping norm
@@ -131,7 +130,7 @@ def read_defenses(observation: Observation, target: Target) -> Defended:
 
 def _shared(target: Target, told: Sequence[DefenseKnowledge]) -> Target:
     """Return the target without tensors known to be hidden, of which noise may be all that is there."""
-    patterns = [p for defense in told if defense.name == _PARTIAL for p in defense.params.get("hidden", ())]
+    patterns = [pattern for defense in told for pattern in defense.effects.hidden]
     kept = [n for n in target.names if not any(fnmatchcase(n, pattern) for pattern in patterns)]
     if not kept:
         raise AttackRefusedError(
@@ -204,9 +203,8 @@ def _granted_noise(told: Sequence[DefenseKnowledge]) -> tuple[float | None, floa
     """Return clipping norm and standard deviation of the noise, in the update's units."""
     clip, variance = None, 0.0
     for defense in told:
-        if defense.name == _NOISE and defense.params.get("clip_norm") is not None:
-            clip = float(defense.params["clip_norm"])
-            variance += (clip * float(defense.params.get("noise_multiplier", 0.0))) ** 2
+        clip = clip if defense.effects.clip_norm is None else defense.effects.clip_norm
+        variance += defense.effects.noise**2
     return clip, math.sqrt(variance)
 
 
@@ -240,7 +238,6 @@ def _energy(tensors: Iterable[Tensor]) -> float:
 
 
 def _told_cautions(told: Sequence[DefenseKnowledge]) -> list[str]:
-    for defense in told:
-        if defense.name == _JIGSAW and defense.params.get("unknown") is False and defense.params.get("shuffle"):
-            return ["The client shuffles patches and gives them away by nothing: some patches may be in wrong places."]
+    if any(defense.effects.shuffles_unseen for defense in told):
+        return ["The client shuffles patches and gives them away by nothing: some patches may be in wrong places."]
     return []

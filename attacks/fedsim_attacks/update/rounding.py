@@ -75,7 +75,7 @@ def recognize(observation: Observation, names: Collection[str]) -> Rounding | No
 
 
 def _is_stochastic(observation: Observation) -> bool:
-    return any(defense.params.get("rounding") == "stochastic" for defense in observation.defenses or ())
+    return any(defense.effects.rounding == "stochastic" for defense in observation.defenses or ())
 
 
 def _grid(values: Float[Tensor, "*axes"], format: str) -> Float[Tensor, "*axes"]:

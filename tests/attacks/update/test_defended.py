@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -25,9 +26,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vit_cases import build, gradient, noisy, photos
 
-from fedsim.defense import Defense, LocalStep
+from fedsim.defense import ClientContext, Defense, LocalStep, knowledge_of
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import DefenseKnowledge, Film, Finding, LabeledImages, Observation, TrainingKnowledge, Update
+from fedsim.exchange import (
+    DefenseKnowledge,
+    Film,
+    Finding,
+    LabeledImages,
+    Observation,
+    TrainingKnowledge,
+    Update,
+    UpdateEffects,
+)
 from fedsim.models import normalization, patch_grid, prefix_rows
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing import client_context
@@ -39,7 +49,7 @@ NO_JIGSAW = MJP(gamma=0.0)
 
 
 def told(*defenses: tuple[str, Defense]) -> tuple[DefenseKnowledge, ...]:
-    return tuple(DefenseKnowledge(name, dataclasses.asdict(defense)) for name, defense in defenses)
+    return tuple(knowledge_of(name, defense) for name, defense in defenses)
 
 
 def pruned(update: Update, share: float) -> Update:
@@ -418,6 +428,46 @@ def test_hidden_tensors_are_not_matched_with_or_without_noise_over_them() -> Non
     everything = dataclasses.replace(hidden, hidden=("*",))
     with pytest.raises(AttackRefusedError, match="known to be hidden"):
         brief(dataclasses.replace(seen, defenses=told(("partial_sharing", everything))))
+
+
+# Defenses of anybody
+
+
+@dataclass(frozen=True, kw_only=True)
+class Theirs(Defense):
+    """Clips, adds noise and hides the head, under a name that no attack has heard of."""
+
+    citation: ClassVar[str] = "none"
+
+    @property
+    def effects(self) -> UpdateEffects:
+        """Say so."""
+        return UpdateEffects(clip_norm=0.01, noise=1e-5, hidden=("head.*",))
+
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
+        """Do so."""
+        clipped = DPNoise(clip_norm=0.01, noise_multiplier=1e-3).protect_update(update, context, generator)
+        return PartialSharing(hidden=("head.*",)).protect_update(clipped, context, generator)
+
+
+def test_what_a_defense_says_of_itself_is_modeled_whatever_its_name() -> None:
+    model = tiny()
+    update = protected(Theirs(), gradient(model, ONE))
+    found = defended_of(observed(model, ONE, update, defenses=told(("their_own", Theirs()))))
+    assert set(found.active) == {"clipping", "noise"} and found.deviation == pytest.approx(1e-5)
+    assert not any(name.startswith("head.") for name in found.target.names)
+    # By the name of one that is known, and saying nothing of itself, it is not modeled.
+    silent = (DefenseKnowledge("dp_noise", {"clip_norm": 0.01, "noise_multiplier": 1e-3}),)
+    assert defended_of(observed(model, ONE, update, defenses=silent)).active == ()
+
+
+def test_an_attack_may_apply_the_clients_own_defense_to_what_it_simulates() -> None:
+    honest = gradient(tiny(), ONE)
+    (knowledge,) = told(("quantization", Quantization(format="bf16")))
+    simulated = protected(knowledge.defense, honest)
+    assert all(
+        torch.equal(t, simulated.tensors[n]) for n, t in protected(Quantization(format="bf16"), honest).tensors.items()
+    )
 
 
 # Neither granted nor seen
