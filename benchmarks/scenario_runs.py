@@ -20,7 +20,8 @@ from pictures import sources
 
 from fedsim import scenario as scenarios
 from fedsim.environment import imported_from
-from fedsim.recording import read_lines, write_atomically
+from fedsim.files import write_atomically
+from fedsim.json_lines import read_lines
 from fedsim.scenario import Scenario
 
 ROOT = Path(__file__).parent.parent

@@ -24,7 +24,7 @@ from scenario_figures import filled, stored
 from scenario_layouts import TABLES, Table
 from scenario_runs import ROOT, RUNS, make
 
-from fedsim.recording import write_atomically
+from fedsim.files import write_atomically
 
 GALLERY, ATTACKS = "scenarios/README.md", "attacks/README.md"
 DOCUMENTS = ("README.md", GALLERY, ATTACKS, "defenses/README.md")
@@ -33,7 +33,6 @@ WITHOUT_FILE = (
     "pictures_from_batches",
     "pictures_from_batches_224",
     "gradvit_ablation",
-    "defense_aware",
     "local_steps",
     "cifar10_accuracy",
     "cifar10_fedavg",
