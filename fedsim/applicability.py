@@ -7,9 +7,10 @@ leakage, and the report calls it inconclusive.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from fedsim.exchange import UpdateKind
+from fedsim.faults import shown
 
 Optimizer = Literal["sgd", "adamw"]
 ModelFact = Literal["linear classifier", "learned position embedding", "patch projection", "APRIL first block"]
@@ -17,6 +18,20 @@ ModelFact = Literal["linear classifier", "learned position embedding", "patch pr
 
 _KINDS: tuple[UpdateKind, ...] = get_args(UpdateKind)
 _SGD: tuple[Optimizer, ...] = ("sgd",)
+
+
+class Workload(NamedTuple):
+    """How much a client trains on in a round: what tells the updates of one run apart before any defense.
+
+    Args:
+        pictures: of the client that its local steps can use.
+        batch_size: pictures in a local step.
+        steps: local steps.
+    """
+
+    pictures: int
+    batch_size: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -88,3 +103,40 @@ def _too_many(most: int | None, given: int | None, what: str, where: str) -> lis
         return []
     made_for = f"it is made for {most} {what}{'s' if most != 1 else ''} in {where}"
     return [f"{made_for}, and here nobody knows how many" if given is None else f"{made_for}, and here are {given}"]
+
+
+def fault(stated: Any) -> str | None:
+    """Return why something is no statement of what an attack is made for, or None where it is one or says nothing.
+
+    Args:
+        stated: what a plug-in gives as its `applicability`.
+    """
+    if stated is None:
+        return None
+    if not isinstance(stated, Applicability):
+        return f"expected an Applicability or None, got {shown(stated)}"
+    faults = (
+        *(_count_fault(name, getattr(stated, name)) for name in ("pictures", "batch_size", "steps")),
+        _words_fault("kinds", stated.kinds, _KINDS, 1),
+        _words_fault("optimizers", stated.optimizers, get_args(Optimizer), 1),
+        _words_fault("model", stated.model, get_args(ModelFact), 0),
+        None
+        if isinstance(stated.soft_labels, bool)
+        else f"soft_labels: expected true or false, got {shown(stated.soft_labels)}",
+    )
+    return next((found for found in faults if found is not None), None)
+
+
+def _count_fault(name: str, count: Any) -> str | None:
+    if count is None or (isinstance(count, int) and not isinstance(count, bool) and count >= 1):
+        return None
+    return f"{name}: expected None or a whole number from 1, got {shown(count)}"
+
+
+def _words_fault(name: str, words: Any, allowed: tuple[str, ...], least: int) -> str | None:
+    if not isinstance(words, tuple):
+        return f"{name}: expected a tuple out of {', '.join(allowed)}, got {shown(words)}"
+    unknown = next((word for word in words if word not in allowed), None)
+    if unknown is not None:
+        return f"{name}: {shown(unknown)} is none of {', '.join(allowed)}"
+    return None if len(words) >= least else f"{name}: expected at least one of {', '.join(allowed)}"

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedsim import plugins
+from fedsim import applicability, plugins
 from fedsim.applicability import Setting
 from fedsim.attack import Attack
 from fedsim.defense import MEANINGFUL_EPSILON
-from fedsim.errors import PluginError, ScenarioError
 from fedsim.plan import Plan, PlannedAttack
 from fedsim.training import privacy_budget
 
@@ -38,13 +37,13 @@ def gaps(plan: Plan) -> list[Gap]:
 
 
 def _of_attack(plan: Plan, planned: PlannedAttack) -> list[Gap]:
-    applicability = planned.attack.applicability
-    if applicability is None:
+    made_for = planned.attack.applicability
+    if made_for is None:
         reason = "it does not say what it is made for, so that only a calibration shows that it works"
         return [Gap(planned.title, plan.audit_clients, reason)]
     reasons: dict[str, list[int]] = {}
     for client in plan.audit_clients:
-        obstacles = applicability.obstacles(plan.setting_of(client, plan.audit_rounds[0]))
+        obstacles = made_for.obstacles(plan.setting_of(client, plan.audit_rounds[0]))
         if obstacles:
             reasons.setdefault("; ".join(obstacles), []).append(client)
     return [
@@ -69,18 +68,19 @@ def _default(name: str) -> Attack | None:
     """Return an installed attack with its defaults; None where it has none or is broken, which `fedsim list` tells."""
     try:
         attack: Attack = plugins.build("attacks", Attack, name, {}, "attacks")
-    except (ScenarioError, PluginError):
+        is_sound = applicability.fault(attack.applicability) is None
+    except Exception:  # noqa: BLE001  (a third party's code, which this scenario does not name)
         return None
-    return attack
+    return attack if is_sound else None
 
 
 def _could_stand_in(attack: Attack, other: Attack, setting: Setting) -> bool:
     """Return whether an attack is made for an update, and recovers the gravest of what another one does."""
     gravest = "images" if "images" in other.recovers else "labels" if "labels" in other.recovers else "features"
-    applicability = attack.applicability
-    if attack.is_control or gravest not in attack.recovers or applicability is None:
+    made_for = attack.applicability
+    if attack.is_control or gravest not in attack.recovers or made_for is None:
         return False
-    return not applicability.obstacles(setting)
+    return not made_for.obstacles(setting)
 
 
 def _under_noise(plan: Plan) -> list[Gap]:

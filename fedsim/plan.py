@@ -13,14 +13,14 @@ import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from fedsim import environment, models, observed, plugins
-from fedsim.applicability import Setting
-from fedsim.attack import Attack
+from fedsim import applicability, environment, models, observed, plugins
+from fedsim.applicability import Setting, Workload
+from fedsim.attack import Attack, Need, Recovers
 from fedsim.context import client_context
 from fedsim.correspondence import Correspondence, ForeignArraysError, correspond
 from fedsim.data.batches import FederatedData
@@ -211,6 +211,15 @@ class Plan:
         training, steps = self.scenario.training, self.data.client_inputs(client, round, self.scenario.training)
         pictures = len({one for step in steps for one in step})
         return self._setting(pictures, min(training.batch_size, len(self.data.partition[client])), len(steps))
+
+    def workload_of(self, client: int) -> Workload:
+        """Return how much a simulated client trains on in any round."""
+        training, held = self.scenario.training, len(self.data.partition[client])
+        size = min(training.batch_size, held)
+        if training.local_epochs is not None:
+            return Workload(held, size, training.local_epochs * -(-held // size))
+        steps = training.local_steps or 1
+        return Workload(min(held, steps * size), size, steps)
 
     def setting_reported(self, update: Update) -> Setting:
         """Return how an observed update was made, as far as the client's report and the scenario tell."""
@@ -499,6 +508,7 @@ def _plan_attack(index: int, scenario: Scenario) -> PlannedAttack:
     part, where = scenario.attacks[index], f"attacks.{index}"
     info = plugins.find("attacks", part.name, f"{where}.name")
     attack = plugins.configure(plugins.load(info, Attack, f"{where}.name"), part.params, f"{where}.params")
+    _check_facts(attack, where, info)
     missing = sorted(attack.needs - set(scenario.threat.grants))
     if missing:
         granted = ", ".join(scenario.threat.grants) or "none"
@@ -523,6 +533,26 @@ def _evaluators(scenario: Scenario, rounds: int) -> tuple[PlannedEvaluator, ...]
                 raise ScenarioError(where, f"{part.name} is listed before, as evaluators.{other.index}. Leave one out.")
         planned.append(one)
     return tuple(planned)
+
+
+def _check_facts(attack: Attack, where: str, info: PluginInfo) -> None:
+    """Refuse an attack whose class facts nobody can read, before anything rests on them.
+
+    Raises:
+        PluginError: names the first fact.
+    """
+    fault = None
+    for name, allowed in (("needs", get_args(Need)), ("recovers", get_args(Recovers))):
+        stated: Any = getattr(attack, name)
+        if not isinstance(stated, frozenset) or not stated <= set(allowed):
+            fault = fault or f"{name}: expected a frozenset out of {', '.join(allowed)}, got {shown(stated)}"
+    try:
+        found = applicability.fault(attack.applicability)
+        fault = fault or (found and f"applicability: {found}")
+    except Exception as error:  # noqa: BLE001  (a third party's code)
+        fault = fault or f"applicability: raised {told(error)}"
+    if fault is not None:
+        raise PluginError(f"{where}: {info.name} ({info.target}): {fault}. Mend the plug-in, or leave it out.")
 
 
 def _refuse_equal(attacks: tuple[PlannedAttack, ...]) -> None:

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedsim.applicability import Applicability, Setting
+from fedsim.applicability import Applicability, Setting, fault
 
 PLAIN = Setting(
     pictures=1,
@@ -48,3 +48,30 @@ def test_an_update_within_all_limits_meets_no_obstacle():
 def test_all_obstacles_are_told_at_once():
     asked = Applicability(pictures=1, steps=1, soft_labels=False)
     assert len(asked.obstacles(replace(PLAIN, pictures=9, steps=2, has_soft_labels=True))) == 3
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        ({"pictures": 1}, "expected an Applicability or None"),
+        (Applicability, "expected an Applicability or None"),
+        (Applicability(pictures="1"), "pictures: expected None or a whole number from 1"),
+        (Applicability(pictures=0), "pictures: expected None or a whole number from 1"),
+        (Applicability(batch_size=True), "batch_size: expected None or a whole number from 1"),
+        (Applicability(steps=1.0), "steps: expected None or a whole number from 1"),
+        (Applicability(kinds="gradient"), "kinds: expected a tuple out of gradient, delta"),
+        (Applicability(kinds=("gradients",)), "kinds: 'gradients' is none of gradient, delta"),
+        (Applicability(kinds=()), "kinds: expected at least one of"),
+        (Applicability(optimizers=("adam",)), "optimizers: 'adam' is none of sgd, adamw"),
+        (Applicability(model=("a linear head",)), "model: 'a linear head' is none of linear classifier"),
+        (Applicability(model=["linear classifier"]), "model: expected a tuple"),
+        (Applicability(soft_labels=1), "soft_labels: expected true or false"),
+    ],
+)
+def test_a_statement_that_nobody_can_read_is_a_fault_of_the_plug_in(stated, says):
+    assert says in fault(stated)
+
+
+def test_a_sound_statement_or_none_is_no_fault():
+    assert fault(None) is None
+    assert fault(Applicability(pictures=1, steps=3, kinds=("delta",), model=("patch projection",))) is None

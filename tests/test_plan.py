@@ -26,6 +26,20 @@ def guesses(*params):
     return [{"name": "stand_ins:Guess", "params": given} for given in params]
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("MadeForAMapping", "applicability: expected an Applicability or None, got {pictures: 1}"),
+        ("MadeForNobodyKnows", "applicability: raised KeyError: 'rule'"),
+        ("RecoversPixels", "recovers: expected a frozenset out of images, labels, features"),
+    ],
+)
+def test_an_attack_whose_facts_nobody_can_read_is_refused_before_the_first_gradient(tiny_scenario, name, says):
+    found = refusal(tiny_scenario, attacks=[{"name": "stand_ins:Guess"}, {"name": f"broken_plugins:{name}"}])
+    assert found.startswith(f"attacks.1: broken_plugins:{name} (")
+    assert says in found and found.endswith("Mend the plug-in, or leave it out.")
+
+
 # What a plan holds
 
 

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from fedsim import applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Film, Finding, Observation, UpdateKind
@@ -108,6 +109,9 @@ def _check_facts(attack: Attack, faults: Faults) -> None:
             sound.append(name)
     with faults.of("recovers"):
         expect(bool(attack.recovers), f"{who}.recovers is empty, so no metric would apply.")
+    with faults.of("applicability"):
+        found = applicability.fault(attack.applicability)
+        expect(found is None, f"{who}.applicability is faulty: {found}.")
     # What an attack is shown and how its findings are checked rests on both.
     if len(sound) < len(facts):
         raise Fault(f"{who} was not run: its class facts are wrong.")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from fedsim.applicability import Applicability
 from fedsim.attack import Attack
 from fedsim.exchange import Finding, Observation
 
@@ -69,3 +70,26 @@ class Unresolvable(_Found):
 
 
 function = NoSubclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeForAMapping(_Found):
+    """States what it is made for as something else than an Applicability."""
+
+    applies: ClassVar[Any] = {"pictures": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeForNobodyKnows(_Found):
+    """Raises where it should state what it is made for."""
+
+    @property
+    def applicability(self) -> Applicability:
+        raise KeyError("rule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoversPixels(_Found):
+    """Promises what no metric measures."""
+
+    recovers = frozenset({"pixels"})

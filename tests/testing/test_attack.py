@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Film, Finding, Observation
@@ -235,6 +236,9 @@ FACTS = {
     "unknown grant": ("needs", frozenset({"label"}), "needs must be a frozenset out of batch_size, labels"),
     "needs as a set": ("needs", {"labels"}, "needs must be a frozenset"),
     "unknown finding": ("recovers", frozenset({"pixels"}), "recovers must be a frozenset out of images, labels, feat"),
+    "made for a mapping": ("applies", {"pictures": 1}, "applicability is faulty: expected an Applicability or None"),
+    "made for half a picture": ("applies", Applicability(pictures=0.5), "pictures: expected None or a whole number"),
+    "made for a model unheard of": ("applies", Applicability(model=("a head",)), "model: 'a head' is none of linear"),
     "nothing recovered": ("recovers", frozenset(), "recovers is empty"),
     "labels unannounced": ("recovers", frozenset({"images"}), "found features, labels, which Sound.recovers does not"),
 }
