@@ -76,6 +76,20 @@ def test_minus_one_that_may_be_a_class_is_refused():
         coded(np.array([-1, 0, 1]))
 
 
+def test_a_test_set_of_minus_one_alone_is_refused_where_that_is_a_class():
+    said = r"^data\.label_column: all 3 test labels are -1, a class of the training set that also marks"
+    with pytest.raises(ScenarioError, match=said):
+        coded(np.array([-1, 1]), np.array([-1, -1, -1]))
+    with pytest.raises(ScenarioError, match=said):
+        coded(np.array([-1, 1]), arrow([-1, -1, -1]))
+
+
+def test_minus_one_is_a_class_of_two_in_testing_as_in_training():
+    found, classes = coded(np.array([-1, 1, 1]), np.array([1, -1]))
+    assert [list(labels) for labels in found] == [[0, 1, 1], [1, 0]]
+    assert classes == ("-1", "1")
+
+
 @pytest.mark.parametrize("label", [-2, 2])
 def test_a_label_outside_the_names_is_refused(label):
     with pytest.raises(ScenarioError, match=f"label {label} is outside the 2 classes, so 0 to 1"):

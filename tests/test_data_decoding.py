@@ -37,6 +37,14 @@ def deep_png(color_type, *values):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def packed_bmp(bits, *pixel_masks):
+    """A BMP of one pixel whose channels share 16 bits, all of them full in red alone; Pillow itself cannot write one."""
+    masks = struct.pack("<3I", *pixel_masks)
+    header = struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, bits, 3, 4, 0, 0, 0, 0)
+    start = 14 + len(header) + len(masks)
+    return b"BM" + struct.pack("<IHHI", start + 4, 0, 0, start) + header + masks + struct.pack("<HH", pixel_masks[0], 0)
+
+
 def uniform(mode, color):
     return Image.new(mode, (4, 4), color)
 
@@ -63,6 +71,8 @@ CASES = {
     "12 bits in 16": (encode(integers(4000, np.uint16)), [15] * 3, (DARK, GRAY)),
     "16 bits in 32": (encode(integers(40000, np.int32), "TIFF"), [156] * 3, (DEEP, GRAY)),
     "16-bit RGB": (deep_png(2, 256, 40000, 65535), [1, 156, 255], (DEEP,)),
+    "BMP of 5, 6 and 5 bits": (packed_bmp(16, 0xF800, 0x7E0, 0x1F), [255, 0, 0], ()),
+    "BMP of 5 bits a channel": (packed_bmp(16, 0x7C00, 0x3E0, 0x1F), [255, 0, 0], ()),
     "16-bit PGM": (b"P5 1 1 65535\n" + struct.pack(">H", 40000), [156] * 3, (DEEP, GRAY)),
     "16-bit PPM": (b"P6 1 1 65535\n" + struct.pack(">3H", 40000, 0, 65535), [156, 0, 255], (DEEP,)),
     "frames": (

@@ -47,6 +47,7 @@ def code_labels(
     missing = {None} if is_text or UNLABELED in numbers else {None, UNLABELED}
     _refuse_outside(values[0], set(numbers) | missing, names, is_text, where)
     for tested in values[1:]:
+        _refuse_unlabeled(tested, numbers, where)
         _refuse_untrained(tested, set(values[0]) | missing, names, numbers, where)
     coded = [np.asarray([numbers.get(value, UNLABELED) for value in column], dtype=np.int64) for column in values]
     return coded, tuple(names)
@@ -101,6 +102,16 @@ def _refuse_unclear(classes: Sequence[Any], where: str) -> None:
             where,
             f"the training labels are {_shown(classes)}, and no class names tell whether -1 is a class or marks pictures "
             "without a label. Number the classes from 0, or remove these pictures.",
+        )
+
+
+def _refuse_unlabeled(tested: Sequence[Any], numbers: dict[Any, int], where: str) -> None:
+    """Refuse a test set that has -1 alone where -1 is a class: public test sets without labels look like that."""
+    if UNLABELED in numbers and set(tested) == {UNLABELED}:
+        raise ScenarioError(
+            where,
+            f"all {len(tested)} test labels are -1, a class of the training set that also marks pictures without a label. "
+            "Test on labeled pictures (data.test_path), or number the classes from 0.",
         )
 
 

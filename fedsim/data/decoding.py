@@ -110,9 +110,9 @@ def _is_deep(image: Image.Image) -> bool:
     arguments = tiles[0].args if tiles else ()
     parts = (arguments,) if isinstance(arguments, str) else tuple(arguments or ())
     has_large_maximum = image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in parts)
-    return (
-        image.mode.startswith("I") or has_large_maximum or any(";16" in part for part in parts if isinstance(part, str))
-    )
+    # In "BGR;16" and "BGR;15" all channels of a pixel share 16 bits.
+    modes = [part for part in parts if isinstance(part, str) and not part.startswith("BGR")]
+    return image.mode.startswith("I") or has_large_maximum or any(";16" in mode for mode in modes)
 
 
 def _extrema(image: Image.Image) -> tuple[int, int]:
