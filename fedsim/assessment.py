@@ -10,13 +10,14 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedsim import attempt, environment, models, pictures
+from fedsim import attempt, environment, models, noise, pictures, replay
 from fedsim.attempt import Attempt
 from fedsim.exchange import Film, Finding, Images, Truth
 from fedsim.lines import SCHEMA
@@ -25,6 +26,7 @@ from fedsim.metrics import scoring
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.feature import Features
 from fedsim.metrics.matching import match
+from fedsim.metrics.ratings import PATCHES, TRAINED, scale, viewed
 from fedsim.metrics.skill import best_control
 from fedsim.metrics.unavailable import MetricUnavailableError
 from fedsim.plan import Plan, PlannedAttack, PlannedDefense
@@ -96,8 +98,10 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
             **({"label": planned.label} if planned.label else {}),
         },
         "defenses": [
-            {**cited(d, {"name": d.info.name, "params": d.params}), "adds_noise": plan.adds_noise(d)}
-            for d in plan.defenses_of(task.client)
+            {**cited(d, {"name": d.info.name, "params": d.params}), "adds_noise": adds_noise}
+            for d, adds_noise in zip(
+                plan.defenses_of(task.client), _adds_noise(plan, folder, task.client, task.round), strict=True
+            )
         ],
         "grants": list(plan.scenario.threat.grants),
         "status": tried.status,
@@ -123,6 +127,13 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
             record["found"] = _counted(tried.finding)
             _write_found(folder, task, planned, tried, record)
     return record
+
+
+@functools.lru_cache(maxsize=256)
+def _adds_noise(plan: Plan, folder: RunFolder, client: int, round: int) -> tuple[bool, ...]:
+    """Return which defenses of a client randomize its update in a round, in their order."""
+    past = replay.past(folder, client, round)
+    return tuple(noise.adds_noise(plan, planned, client, round, past) for planned in plan.defenses_of(client))
 
 
 def _obstacles(plan: Plan, folder: RunFolder, task: Task, planned: PlannedAttack) -> list[str] | None:
@@ -184,6 +195,8 @@ def _score(
     if wrong is None:
         record["cautions"].append("no wrong-update control: no other client's update of this round gave a finding")
     record |= scored_fields(plan, folder, task, truth, tried.finding, wrong)
+    if plan.defenses_of(task.client):
+        _add_views(plan, folder, task, truth, tried.finding, wrong, record)
     record["cautions"] += _surplus(tried, len(truth.images), record["scores"])
     _write_strips(folder, task, planned, truth, tried, record)
     film = tried.finding.film
@@ -193,8 +206,63 @@ def _score(
         _show_film(folder, task, planned, truth, film, blind, record)
 
 
+def _add_views(
+    plan: Plan, folder: RunFolder, task: Task, own: Truth, finding: Finding, wrong: Finding | None, record: Record
+) -> None:
+    """Add what a finding scores against what a defended client really trained on, and patch by patch.
+
+    The metrics are those that are rated, each under a name of its own in the record's scores, controls and best examples.
+    """
+    rated = [name for name in record["scores"] if scale(name).partial is not None]
+    images = [name for name in rated if scale(name).recovers == "images"]
+    labels = [name for name in rated if scale(name).recovers in ("labels", "soft labels")]
+    grid = models.patch_grid(plan.model())
+    views: list[tuple[str, list[str], Truth, models.PatchGrid | None]] = []
+    trained = _trained_on(plan, folder, task.client, task.round)
+    if isinstance(trained, str):
+        record["trained_on"] = {"unknown": trained}
+    elif trained is not None:
+        truth = trained.truth
+        record["trained_on"] = {
+            "inputs": len(truth.images),
+            "other_pictures": trained.has_other_pictures,
+            "other_labels": trained.has_other_labels,
+        }
+        changed = [*(images if trained.has_other_pictures else []), *(labels if trained.has_other_labels else [])]
+        views.append((TRAINED, changed, truth, None))
+        if trained.has_other_pictures:
+            views.append((f"{TRAINED}+{PATCHES}", images, truth, grid))
+    views.append((PATCHES, images, own, grid))
+    for view, names, truth, arranged in views:
+        if not names:
+            continue
+        found = scored_fields(plan, folder, task, truth, finding, wrong, names, arranged)
+        for field in ("scores", "best_example"):
+            record[field] |= {viewed(name, view): value for name, value in found[field].items()}
+        for control, values in found["controls"].items():
+            own_values = record["controls"].setdefault(control, {})
+            own_values |= {viewed(name, view): value for name, value in values.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def _trained_on(plan: Plan, folder: RunFolder, client: int, round: int) -> replay.TrainedOn | str | None:
+    """Return what a client trained on, or why that is not known; None where no defense has a say in it."""
+    own = plan.data.truth(client, round, plan.scenario.training)
+    try:
+        return replay.trained_on(plan, folder, client, round, own)
+    except replay.NotReproducedError as error:
+        return str(error)
+
+
 def scored_fields(
-    plan: Plan, folder: RunFolder, task: Task, truth: Truth, finding: Finding, wrong: Finding | None
+    plan: Plan,
+    folder: RunFolder,
+    task: Task,
+    truth: Truth,
+    finding: Finding,
+    wrong: Finding | None,
+    metrics: Sequence[str] | None = None,
+    grid: models.PatchGrid | None = None,
 ) -> Record:
     """Return the fields of a record that hold scores and what blind guesses score on the same truth.
 
@@ -205,13 +273,16 @@ def scored_fields(
         truth: the pictures and labels behind the update.
         finding: what the attack found.
         wrong: what it found in another client's update; None without one.
+        metrics: names; None for those of the scenario.
+        grid: compares pictures patch by patch; None compares them as they are.
     """
     true_inputs = functools.cache(lambda: _head_inputs(plan, folder, task, truth.images))
-    scores = scoring.score(plan.scenario.audit.metrics, finding, truth, true_inputs)
+    names = list(plan.scenario.audit.metrics if metrics is None else metrics)
+    scores = scoring.score(names, finding, truth, true_inputs, grid)
     auxiliary, names = _auxiliary(plan), list(scores)
     if "feature_error" in scores and scores["feature_error"].value is not None:
         auxiliary = replace(auxiliary, features=_mean_input(plan, folder, task.round, task.client))
-    scored = scoring.control_scores(names, truth, auxiliary, wrong, true_inputs)
+    scored = scoring.control_scores(names, truth, auxiliary, wrong, true_inputs, grid)
     return {
         "scores": {name: _plain(score) for name, score in scores.items()},
         "controls": scoring.control_values(names, scored, truth, auxiliary),

@@ -21,6 +21,7 @@ from fedsim.attempt import Attempt
 from fedsim.data.batches import FederatedData
 from fedsim.exchange import Finding
 from fedsim.lines import SCHEMA
+from fedsim.metrics.ratings import KIND_OF_FIELD
 from fedsim.metrics.skill import skill
 from fedsim.plan import Plan, PlannedAttack
 from fedsim.recording import RunFolder
@@ -28,11 +29,10 @@ from fedsim.report import evidence
 from fedsim.report.scores import scored
 from fedsim.report.verdicts import kind_of
 from fedsim.seeds import derive, numpy_generator
-from fedsim.training import NonFiniteUpdateError, local_update
+from fedsim.training import NonFiniteUpdateError, local_update, proximal_mu
 
 # Pictures that a cheap attack is tried on in all: a single label may be right by luck, and a single picture be a hard one.
 _PICTURES = 8
-_KINDS = {"images": "pictures", "labels": "labels", "features": "features"}
 
 
 def is_called_for(plan: Plan, planned: PlannedAttack, records: Sequence[Record]) -> bool:
@@ -58,7 +58,7 @@ def is_called_for(plan: Plan, planned: PlannedAttack, records: Sequence[Record])
     return any(
         not _leaks([record for record in typed if not record.defenses], kind)
         and any(record.status == "found" and not record.inapplicable and not _leaks([record], kind) for record in typed)
-        for kind in {_KINDS[field] for field in planned.attack.recovers}
+        for kind in {KIND_OF_FIELD[field] for field in planned.attack.recovers}
     )
 
 
@@ -118,7 +118,7 @@ def attack(plan: Plan, folder: RunFolder, round: int, client: int, planned: Plan
     """
     weights, own = folder.read_global(round, client), _unprotected(plan, _held(plan, folder, round), round, index)
     try:
-        update = local_update(own, 0, round, weights, _proximal_mu(plan)).update
+        update = local_update(own, 0, round, weights, proximal_mu(plan.scenario)).update
     except NonFiniteUpdateError as error:
         return Attempt(
             "failed", Finding(), f"the unprotected update cannot be made: {error}", 0.0, _seed(plan, round, planned)
@@ -168,12 +168,6 @@ def _unprotected(plan: Plan, held: int, round: int, index: int) -> Plan:
     drawn = numpy_generator(seed, "calibration", round, index).choice(len(pool), held, replace=False)
     data = FederatedData(plan.data.pools, (tuple(drawn.tolist()),), derive(seed, "calibration", round, index))
     return replace(plan, data=data, defenses=(), audit_clients=(0,))
-
-
-def _proximal_mu(plan: Plan) -> float:
-    """Return FedProx's coefficient, which the server sends to its clients; 0 for any other strategy."""
-    federation = plan.scenario.federation
-    return float(federation.strategy_params.get("proximal_mu", 0.0)) if federation.strategy == "FedProx" else 0.0
 
 
 def _since(started: float) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from dataclasses import dataclass
 
-from fedsim import applicability, plugins
+from fedsim import applicability, noise, plugins
 from fedsim.applicability import Setting
 from fedsim.attack import Attack
-from fedsim.defense import MEANINGFUL_EPSILON
-from fedsim.plan import Plan, PlannedAttack
+from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
+from fedsim.plan import Plan, PlannedAttack, PlannedDefense
 from fedsim.training import privacy_budget
 
 
@@ -88,12 +88,23 @@ def _under_noise(plan: Plan) -> list[Gap]:
     reasons: dict[str, list[int]] = {}
     for client in plan.audit_clients:
         carried = plan.defenses_of(client)
-        noisy = [planned.info.name for planned in carried if plan.adds_noise(planned)]
+        noisy = [planned.info.name for planned in carried if _adds_noise(plan, planned)]
         rounds = plan.scenario.federation.rounds
         budget = privacy_budget((planned, plan.context_of(client, rounds, rounds)) for planned in carried)
-        epsilon = math.inf if budget is None else budget.epsilon
-        if noisy and epsilon > MEANINGFUL_EPSILON:
-            stated = "no finite epsilon" if budget is None else f"epsilon {epsilon:.3g} after the last round"
-            reason = f"{' + '.join(noisy)} adds noise with {stated}, which is no guarantee (at most {MEANINGFUL_EPSILON:g} is)"
+        if noisy and not (budget is not None and budget.is_meaningful):
+            stated = "no finite epsilon"
+            if budget is not None:
+                stated = f"epsilon {budget.epsilon:.3g} and delta {budget.delta:.3g} after the last round"
+            reason = (
+                f"{' + '.join(noisy)} randomizes the update with {stated}, which is no guarantee (epsilon at most "
+                f"{MEANINGFUL_EPSILON:g} with delta at most {MEANINGFUL_DELTA:g} is)"
+            )
             reasons.setdefault(reason, []).append(client)
     return [Gap(None, tuple(clients), reason) for reason, clients in reasons.items()]
+
+
+@functools.lru_cache(maxsize=32)
+def _adds_noise(plan: Plan, planned: PlannedDefense) -> bool:
+    """Return whether a defense randomizes its first client's update, in the first or the last of the rounds."""
+    rounds = {plan.audit_rounds[0], plan.audit_rounds[-1]}
+    return any(noise.adds_noise(plan, planned, min(planned.clients), round) for round in sorted(rounds))

@@ -16,6 +16,15 @@ MEANINGFUL_EPSILON = 10.0
 """The largest epsilon that is still a guarantee worth the name: e^10 makes an event 22,000 times as likely."""
 
 
+MEANINGFUL_DELTA = 1e-3
+"""The largest delta that is still a guarantee: with this probability it may fail altogether, whatever its epsilon."""
+
+
+def is_meaningful(epsilon: float | None, delta: float) -> bool:
+    """Return whether a guarantee is worth the name; an epsilon of None is none."""
+    return epsilon is not None and epsilon <= MEANINGFUL_EPSILON and delta <= MEANINGFUL_DELTA
+
+
 @dataclass(frozen=True)
 class PrivacyBudget:
     """An accounted guarantee: (epsilon, delta) under a stated neighboring relation."""
@@ -23,6 +32,11 @@ class PrivacyBudget:
     epsilon: float
     delta: float
     neighbors: str
+
+    @property
+    def is_meaningful(self) -> bool:
+        """Whether it is worth the name: a small epsilon, and a small delta."""
+        return is_meaningful(self.epsilon, self.delta)
 
 
 State = MutableMapping[str, Any]

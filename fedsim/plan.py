@@ -12,10 +12,9 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 
-import torch
 from torch import Tensor, nn
 
 from fedsim import applicability, environment, models, observed, plugins
@@ -30,14 +29,11 @@ from fedsim.errors import FedsimError, PluginError, RunFolderError, ScenarioErro
 from fedsim.evaluator import Evaluator
 from fedsim.exchange import DefenseKnowledge, Normalization, Update
 from fedsim.faults import shown
-from fedsim.federation.limits import contained
 from fedsim.observed import Captured
 from fedsim.plugins import PluginInfo
 from fedsim.recording import RunFolder
 from fedsim.scenario import DataPart, PartitionPart, Scenario, ThreatPart, parse, select_clients, select_rounds
-from fedsim.seeds import seeded, torch_generator
-
-_TRIAL_SECONDS = 30.0  # that a defense may take for the update that it is tried on
+from fedsim.seeds import seeded
 
 
 def _changed(plugin: Attack | Defense) -> dict[str, Any]:
@@ -241,10 +237,6 @@ class Plan:
             bool(training.label_smoothing or training.mixup),
             models.facts(self._skeleton),
         )
-
-    def adds_noise(self, planned: PlannedDefense) -> bool:
-        """Return whether a defense of this plan randomizes the update that is sent."""
-        return _is_randomized(self, self.defenses.index(planned))
 
     def cautions_of(self, client: int) -> tuple[str, ...]:
         """Return the doubts about a client: what its defenses state about themselves on this model, and a batch cut short."""
@@ -463,33 +455,6 @@ def _check_coverage(planned: PlannedDefense, model: nn.Module, scenario: Scenari
             f"{len(buffers)} buffers, {buffers[0]} the first, which hold statistics of the pictures. Choose a model without "
             "BatchNorm.",
         )
-
-
-@functools.lru_cache(maxsize=32)
-def _is_randomized(plan: Plan, index: int) -> bool:
-    """Return whether a defense turns one update into two different ones, drawing from two generators.
-
-    Found by trying, so that nobody needs to declare it. A defense that fails on the trial update counts as randomized:
-    what it does is unknown, and noise is the kind of defense whose success proves least.
-    """
-    planned, update = plan.defenses[index], Update(1, 0, "gradient", plan.initial_weights(), 1)
-    # Of an observed app nobody knows the clients' data; the scenario's are dealt to a single one.
-    client = min(planned.clients) if plan.captured is None else 0
-    defense, context = planned.defense, plan.context_of(client)
-
-    def differ() -> bool:
-        if defense.budget(replace(context, state={})) is not None:
-            return True
-        first, second = (
-            defense.protect_update(update, replace(context, state={}), torch_generator(seed, "trial")).tensors
-            for seed in (0, 1)
-        )
-        return any(not torch.equal(tensor, second[name]) for name, tensor in first.items())
-
-    try:
-        return contained(differ, _TRIAL_SECONDS)
-    except Exception:  # noqa: BLE001  (a third party's code, whose failure on a real update is recorded where it happens)
-        return True
 
 
 def _check_mixup(scenario: Scenario, data: FederatedData) -> None:

@@ -7,7 +7,7 @@ generators derived from the seed, so any engine computes the same update.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,16 +18,17 @@ from fedsim import client_state
 from fedsim.client_state import ClientState
 from fedsim.context import decay_exempt
 from fedsim.data.batches import Inputs
-from fedsim.defense import ClientContext, LocalStep, PrivacyBudget
+from fedsim.defense import MEANINGFUL_DELTA, ClientContext, LocalStep, PrivacyBudget
 from fedsim.exchange import Update
 from fedsim.faults import shown
 from fedsim.models import shared_state, trained
 from fedsim.plan import Plan, PlannedDefense
-from fedsim.scenario import TrainingPart
+from fedsim.scenario import Scenario, TrainingPart
 from fedsim.seeds import seeded, torch_generator
 from fedsim.validity import examples_fault, tensors_fault
 
 Weights = Mapping[str, Tensor]
+Step = Callable[[LocalStep], Tensor]
 
 
 class NonFiniteUpdateError(ArithmeticError):
@@ -77,24 +78,32 @@ class Past:
 
 
 @dataclass(frozen=True, eq=False)
-class _LocalRun:
-    """One client's work in one round.
+class LocalRun:
+    """One client's work in one round, before it is carried out.
 
     Args:
         plan: the run's plan.
         client: partition number.
         round: server round, from 1.
+        weights: the round's global weights.
         model: the client's model, in the mode the scenario states.
         steps: what each local step trains on.
         contexts: what the hooks of each defense get, by the defense's index.
+        seed: of all draws.
+        innermost: the step behind the hooks of all defenses.
+        watch: called with each step before it is taken: how many hooks `train_step` it has passed, and the step.
     """
 
     plan: Plan
     client: int
     round: int
+    weights: Weights
     model: nn.Module
-    steps: list[Inputs]
+    steps: Sequence[Inputs]
     contexts: Mapping[int, ClientContext]
+    seed: int
+    innermost: Step
+    watch: Callable[[int, LocalStep], None] | None = None
 
     @property
     def defenses(self) -> tuple[PlannedDefense, ...]:
@@ -103,7 +112,7 @@ class _LocalRun:
 
     def generator(self, hook: str, defense: PlannedDefense, *path: int) -> torch.Generator:
         """Return the generator of one call of a defense's hook."""
-        return torch_generator(self.plan.scenario.seed, hook, defense.index, self.round, self.client, *path)
+        return torch_generator(self.seed, hook, defense.index, self.round, self.client, *path)
 
     def context(self, defense: PlannedDefense) -> ClientContext:
         """Return what the hooks of a defense get."""
@@ -133,24 +142,32 @@ def local_update(
         DefenseFaultError: a defense returned a batch, a loss or an update that cannot be one (of other names, shapes or
             number formats than it was given, or no longer finite), or keeps what cannot be stored.
     """
-    past = past or Past()
-    scenario, model = plan.scenario, plan.model(weights)
-    model.train(scenario.training.mode == "train")
-    contexts = _contexts(plan, client, round, past)
-    run = _LocalRun(plan, client, round, model, plan.data.client_inputs(client, round, scenario.training), contexts)
-    with seeded(scenario.seed, "training", round, client):
-        if scenario.training.shares == "gradient":
-            loss = _accumulate_gradient(run, 0)
+    return carry_out(prepared(plan, client, round, weights, past), proximal_mu)
+
+
+def prepared(plan: Plan, client: int, round: int, weights: Weights, past: Past | None = None) -> LocalRun:
+    """Return a client's work in a round, ready to be carried out; see `local_update`."""
+    training, model = plan.scenario.training, plan.model(weights)
+    model.train(training.mode == "train")
+    steps, contexts = plan.data.client_inputs(client, round, training), _contexts(plan, client, round, past or Past())
+    return LocalRun(plan, client, round, weights, model, steps, contexts, plan.scenario.seed, plain_step)
+
+
+def carry_out(run: LocalRun, proximal_mu: float = 0.0) -> LocalResult:
+    """Carry out a client's work, which may be done once: the model and what defenses keep change; see `local_update`."""
+    plan, training, model, weights = run.plan, run.plan.scenario.training, run.model, run.weights
+    with seeded(run.seed, "training", run.round, run.client):
+        if training.shares == "gradient":
+            loss = gradient_step(run, 0)
             tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trained(model).items()}
         else:
             loss = _train(run, _proximal_pull(weights, proximal_mu))
             tensors = {name: parameter.detach() - weights[name] for name, parameter in trained(model).items()}
-    count = plan.data.client_examples(client, round, scenario.training)
+    count = plan.data.client_examples(run.client, run.round, training)
     state = shared_state(model)
     buffers = {name: state[name].clone() for name in plan.buffers}
-    update = Update(
-        round, client, scenario.training.shares, {n: t.detach() for n, t in tensors.items()}, count, buffers
-    )
+    sent = {name: tensor.detach() for name, tensor in tensors.items()}
+    update = Update(run.round, run.client, training.shares, sent, count, buffers)
     _check_finite(update, loss)
     for planned in run.defenses:
         generator = run.generator("protect_update", planned)
@@ -172,7 +189,7 @@ def _contexts(plan: Plan, client: int, round: int, past: Past) -> dict[int, Clie
     return {planned.index: replace(shared, state=past.state.of(planned.slug)) for planned in carried}
 
 
-def _kept(run: _LocalRun) -> ClientState:
+def _kept(run: LocalRun) -> ClientState:
     """Return what the client's defenses keep for its next round."""
     for planned in run.defenses:
         try:
@@ -210,12 +227,12 @@ def _check_finite(update: Update, loss: float) -> None:
         raise NonFiniteUpdateError("update")
 
 
-def _train(run: _LocalRun, pull: Callable[[nn.Module], None]) -> float:
+def _train(run: LocalRun, pull: Callable[[nn.Module], None]) -> float:
     optimizer = _optimizer(run.plan.scenario.training, run.model)
     total, count = 0.0, 0
     for index, inputs in enumerate(run.steps):
         optimizer.zero_grad(set_to_none=True)
-        loss = _accumulate_gradient(run, index)
+        loss = gradient_step(run, index)
         pull(run.model)
         optimizer.step()
         total, count = total + loss * len(inputs), count + len(inputs)
@@ -234,14 +251,13 @@ def _proximal_pull(weights: Weights, mu: float) -> Callable[[nn.Module], None]:
     return pull
 
 
-def _accumulate_gradient(run: _LocalRun, index: int) -> float:
+def gradient_step(run: LocalRun, index: int) -> float:
     """Run the batch of one step through the defenses, first listed outermost; returns the mean loss."""
     plan, rounds = run.plan, run.plan.scenario.federation.rounds
     progress = (run.round - 1 + index / len(run.steps)) / rounds
     batch = plan.data.read(run.steps[index], plan.scenario.training)
     images = plan.normalization.normalize(batch.images)
     step = LocalStep(run.model, images, batch.labels, progress)
-    proceed: Callable[[LocalStep], Tensor] = plain_step
     for planned in run.defenses:
         generator = run.generator("protect_batch", planned, index)
         images, labels = planned.defense.protect_batch(step.images, step.labels, run.context(planned), generator)
@@ -249,17 +265,28 @@ def _accumulate_gradient(run: _LocalRun, index: int) -> float:
         if fault is not None:
             raise DefenseFaultError(planned, "protect_batch", fault)
         step = replace(step, images=images, labels=labels)
-    for planned in reversed(run.defenses):
-        proceed = _bound(planned, run.context(planned), run.generator("train_step", planned, index), proceed)
+    proceed = _watched(run, len(run.defenses), run.innermost)
+    for depth, planned in reversed(list(enumerate(run.defenses))):
+        bound = _bound(planned, run.context(planned), run.generator("train_step", planned, index), proceed)
+        proceed = _watched(run, depth, bound)
     return float(proceed(step))
+
+
+def _watched(run: LocalRun, depth: int, take: Step) -> Step:
+    def watched(step: LocalStep) -> Tensor:
+        if run.watch is not None:
+            run.watch(depth, step)
+        return take(step)
+
+    return watched
 
 
 def _bound(
     planned: PlannedDefense,
     context: ClientContext,
     generator: torch.Generator,
-    proceed: Callable[[LocalStep], Tensor],
-) -> Callable[[LocalStep], Tensor]:
+    proceed: Step,
+) -> Step:
     def bound(step: LocalStep) -> Tensor:
         loss: Any = planned.defense.train_step(step, context, generator, proceed)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -302,15 +329,21 @@ def _optimizer(training: TrainingPart, model: nn.Module) -> torch.optim.Optimize
     return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum)
 
 
+def proximal_mu(scenario: Scenario) -> float:
+    """Return FedProx's coefficient, which the server sends to its clients; 0 for any other strategy."""
+    federation = scenario.federation
+    return float(federation.strategy_params.get("proximal_mu", 0.0)) if federation.strategy == "FedProx" else 0.0
+
+
 def privacy_budget(carried: Iterable[tuple[PlannedDefense, ClientContext]]) -> PrivacyBudget | None:
     """Return the strongest guarantee that a client's defenses account for, or None where none is finite.
 
-    Each guarantee holds on its own whatever the other defenses do to the update, so the smallest epsilon is the claim;
-    its own delta and neighboring relation are stated with it.
+    Each guarantee holds on its own whatever the other defenses do to the update, so the smallest epsilon of those with a
+    meaningful delta is the claim, or of all where there is none; its own delta and neighboring relation are stated with it.
     """
     budgets = [planned.defense.budget(context) for planned, context in carried]
     finite = [budget for budget in budgets if budget is not None and math.isfinite(budget.epsilon)]
-    return min(finite, key=lambda budget: budget.epsilon, default=None)
+    return min(finite, key=lambda budget: (budget.delta > MEANINGFUL_DELTA, budget.epsilon), default=None)
 
 
 def evaluate(plan: Plan, weights: Weights, batch_size: int = 256) -> tuple[float, float]:

@@ -56,16 +56,23 @@ def test_a_control_leaves_no_gap():
     assert gaps(attacks=["blind_guess"], training=EPOCHS) == []
 
 
-@pytest.mark.parametrize(("multiplier", "is_told"), [(0.0, False), (0.01, True), (100.0, False)])
-def test_noise_without_a_meaningful_epsilon_is_told_for_every_attack(multiplier, is_told):
-    noise = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": multiplier}}
+@pytest.mark.parametrize(
+    ("multiplier", "delta", "is_told"),
+    [(0.0, 1e-5, False), (0.01, 1e-5, True), (100.0, 1e-5, False), (0.3, 0.999999, True), (100.0, 0.01, True)],
+)
+def test_noise_without_a_meaningful_budget_is_told_for_every_attack(multiplier, delta, is_told):
+    params = {"clip_norm": 1.0, "noise_multiplier": multiplier, "delta": delta}
+    noise = {"name": "dp_noise", "clients": [1], "params": params}
     found = gaps(defenses=[noise])
     assert [(gap.attack, gap.clients) for gap in found] == ([(None, (1,))] if is_told else [])
     assert all("which is no guarantee" in gap.reason for gap in found)
 
 
-def test_a_defense_that_declares_nothing_is_known_as_noise_by_what_it_does(stand_ins):
-    (gap,) = gaps(defenses=[{"name": "stand_ins:Shaken", "clients": [0]}])
+@pytest.mark.parametrize(
+    "params", [{}, {"hook": "batch"}, {"hook": "step", "source": "own"}, {"hook": "step", "first": 2}]
+)
+def test_a_defense_that_declares_nothing_is_known_as_noise_by_what_it_does(stand_ins, params):
+    (gap,) = gaps(defenses=[{"name": "stand_ins:Shaken", "clients": [0], "params": params}])
     assert gap.clients == (0,)
     assert "no finite epsilon" in gap.reason
     assert gaps(defenses=[{"name": "partial_sharing", "clients": [0], "params": {"hidden": ["head.*"]}}]) == []

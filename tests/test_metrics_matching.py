@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.metrics.matching import assign, match
+from fedsim.metrics import matching
+from fedsim.metrics.matching import assign, match, match_patches
 
 
 @settings(max_examples=30)
@@ -48,3 +49,27 @@ def test_surplus_found_pictures_are_left_out() -> None:
 
 def test_an_empty_finding_matches_nothing() -> None:
     assert match(torch.zeros(0, 3, 4, 4), pictures(0, 2)) == (None, None)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), order=st.permutations(range(8)))
+def test_patches_come_back_to_their_places_across_the_pictures_of_a_batch(seed: int, order: list[int]) -> None:
+    true = torch.rand(2, 4, 12, generator=torch.Generator().manual_seed(seed))
+    shuffled = true.flatten(0, 1)[order].unflatten(0, (2, 4))
+    assert torch.equal(match_patches(shuffled, true, (0, 1)), true)
+
+
+def test_places_for_which_no_patch_was_found_are_grey() -> None:
+    true = torch.rand(2, 4, 12, generator=torch.Generator().manual_seed(0))
+    found = match_patches(true[1:].flip(1), true, (None, 0))
+    assert torch.equal(found[1], true[1])
+    assert torch.equal(found[0], torch.full((4, 12), 0.5))
+
+
+def test_patches_of_a_very_large_batch_stay_within_their_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = torch.rand(3, 4, 12, generator=torch.Generator().manual_seed(0))
+    found = true.flip(0, 1)[:2]  # of the last two pictures
+    monkeypatch.setattr(matching, "_POOLED", 0)
+    rows = match_patches(found, true, (None, 1, 0))
+    assert torch.equal(rows[1:], true[1:])
+    assert torch.equal(rows[0], torch.full((4, 12), 0.5))

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from fedsim import plugins
 from fedsim.applicability import Applicability, Setting
 from fedsim.attack import Attack
-from fedsim.defense import MEANINGFUL_EPSILON, Defense
+from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON, Defense
 from fedsim.report import summary
-from fedsim.report.evidence import Calibration, Evidence, Record, Round
+from fedsim.report.evidence import Budget, Calibration, Evidence, Record, Round
 from fedsim.report.glance import client_verdicts, entries, headline, overall
 from fedsim.report.summaries import by_client
 from fedsim.report.verdicts import Judge, worst
@@ -45,8 +45,12 @@ def calibration(value=60.0, round=1, status="found", **fields):
     return Calibration.model_validate(content | fields)
 
 
-def judged(*records, calibrations=(), epsilons=None):
-    return by_client(records, Judge.of_records(records, calibrations, epsilons or {}))
+def judged(*records, calibrations=(), budgets=None):
+    return by_client(records, Judge.of_records(records, calibrations, budgets or {}))
+
+
+def budget(epsilon, delta=1e-5):
+    return Budget(epsilon=epsilon, delta=delta, neighbors="replace")
 
 
 MASK = [{"name": "mask"}]
@@ -115,15 +119,29 @@ def test_a_control_neither_leaks_nor_proves_anything():
     assert overall(entries(judged(blind))) == "inconclusive"
 
 
-@pytest.mark.parametrize("epsilon", [None, MEANINGFUL_EPSILON + 1])
-def test_noise_without_a_meaningful_epsilon_is_never_resistance(epsilon):
-    (row,) = judged(line(11.0, defenses=NOISE), calibrations=[calibration()], epsilons={0: epsilon})
+@pytest.mark.parametrize(
+    ("own", "stated"),
+    [
+        ({}, "no finite epsilon"),
+        ({0: budget(None)}, "no finite epsilon"),
+        ({0: budget(MEANINGFUL_EPSILON + 1)}, "an epsilon of 11 with a delta of 1e-05"),
+        ({0: budget(8.4, 0.999999)}, "an epsilon of 8.4 with a delta of 1"),
+        ({0: budget(0.1, 2 * MEANINGFUL_DELTA)}, "an epsilon of 0.1 with a delta of 0.002"),
+        ({1: budget(1.0)}, "no finite epsilon"),
+    ],
+)
+def test_noise_without_a_meaningful_budget_is_never_resistance(own, stated):
+    (row,) = judged(line(11.0, defenses=NOISE), calibrations=[calibration()], budgets=own)
     assert row.verdict == "inconclusive"
-    assert "blind under the noise" in row.reason and "no guarantee" in row.reason
+    assert (
+        row.reason
+        == f"this attack is blind to what noise drew or added; {stated} is no guarantee against one that is not"
+    )
 
 
-def test_noise_with_a_meaningful_epsilon_may_be_resistance():
-    (row,) = judged(line(11.0, defenses=NOISE), calibrations=[calibration()], epsilons={0: 3.0})
+@pytest.mark.parametrize("own", [budget(3.0), budget(MEANINGFUL_EPSILON, MEANINGFUL_DELTA)])
+def test_noise_with_a_meaningful_budget_may_be_resistance(own):
+    (row,) = judged(line(11.0, defenses=NOISE), calibrations=[calibration()], budgets={0: own})
     assert row.verdict == "resisted"
 
 

@@ -23,6 +23,11 @@ def moved(plan, scale=0.02):
     return {n: w + scale * torch.randn(w.shape, generator=generator) for n, w in plan.initial_weights().items()}
 
 
+def batches_of(data, client, round, training):
+    """Return what each local step of a round trains on."""
+    return [data.read(inputs, training) for inputs in data.client_inputs(client, round, training)]
+
+
 def gradient(plan, weights, batch, train=False):
     model = plan.model(weights).train(train)
     loss = nn.functional.cross_entropy(model(plan.normalization.normalize(batch.images)), batch.labels)
@@ -42,7 +47,7 @@ def assert_same(found, expected, **tolerance):
 def test_a_shared_gradient_is_what_autograd_says_of_the_batch(tiny_plan, round):
     plan = tiny_plan(training={"batch_size": 4})
     weights = moved(plan)
-    batch = plan.data.client_batches(1, round, plan.scenario.training)[0]
+    batch = batches_of(plan.data, 1, round, plan.scenario.training)[0]
     expected, loss = gradient(plan, weights, batch)
     result = local_update(plan, 1, round, weights)
     assert_same(result.update.tensors, expected)
@@ -79,7 +84,7 @@ def test_the_head_bias_gradient_is_softmax_minus_soft_label(tiny_plan):
 def test_a_delta_of_several_soft_steps_is_sgd_written_out_by_hand(tiny_plan):
     plan = tiny_plan(training={**DELTA, **SOFT})
     weights = moved(plan)
-    batches = plan.data.client_batches(2, 1, plan.scenario.training)
+    batches = batches_of(plan.data, 2, 1, plan.scenario.training)
     assert len(plan.data.truth(2, 1, plan.scenario.training).images) == sum(len(batch) for batch in batches) == 12
     assert_same(local_update(plan, 2, 1, weights).update.tensors, sgd(plan, weights, batches), rtol=1e-3, atol=1e-5)
 
@@ -164,7 +169,7 @@ def adamw(plan, weights, batches):
 def test_a_delta_is_what_the_optimizer_does_written_out_by_hand(tiny_plan, recipe, by_hand):
     plan = tiny_plan(training={**DELTA, **recipe})
     weights = moved(plan)
-    batches = plan.data.client_batches(2, 1, plan.scenario.training)
+    batches = batches_of(plan.data, 2, 1, plan.scenario.training)
     assert len(batches) >= 3
     update = local_update(plan, 2, 1, weights).update
     found, expected = ({n: t.clone() for n, t in u.items()} for u in (update.tensors, by_hand(plan, weights, batches)))
@@ -191,7 +196,7 @@ def test_weight_decay_leaves_position_and_class_token_alone(tiny_plan):
 def test_the_proximal_term_pulls_towards_the_global_weights(tiny_plan):
     plan = tiny_plan(training=DELTA)
     weights, mu = moved(plan), 2.0
-    batches = plan.data.client_batches(0, 1, plan.scenario.training)
+    batches = batches_of(plan.data, 0, 1, plan.scenario.training)
     pulled = local_update(plan, 0, 1, weights, proximal_mu=mu).update
     assert_same(pulled.tensors, sgd(plan, weights, batches, proximal_mu=mu), rtol=1e-4, atol=1e-6)
     assert pulled.norm() < local_update(plan, 0, 1, weights).update.norm()
@@ -318,6 +323,12 @@ def test_the_claimed_budget_is_the_smallest_finite_epsilon(stand_ins):
     assert budget is not None and budget.epsilon == 8.0
     assert training.privacy_budget(after(2, planned("stand_ins:Scales"), defenses[2])) is None
     assert training.privacy_budget(()) is None
+
+
+def test_a_budget_that_may_fail_altogether_is_claimed_where_there_is_no_better_one_alone(stand_ins):
+    failing, sound = (planned("stand_ins:Budgets", epsilon=e, delta=d) for e, d in ((0.1, 0.5), (9.0, 1e-5)))
+    assert training.privacy_budget(after(1, failing, sound)).epsilon == 9.0
+    assert training.privacy_budget(after(1, failing)).epsilon == 0.1
 
 
 def test_the_budget_of_noise_grows_with_participation():

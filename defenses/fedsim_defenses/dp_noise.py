@@ -27,7 +27,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from fedsim.defense import MEANINGFUL_EPSILON, ClientContext, Defense, PrivacyBudget
+from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON, ClientContext, Defense, PrivacyBudget
 from fedsim.exchange import Update, UpdateEffects
 from fedsim_defenses._accounting import gaussian_epsilon
 
@@ -87,6 +87,11 @@ class DPNoise(Defense):
             found.append(
                 f"Epsilon is {budget.epsilon:.3g} after one round (delta {self.delta:g}, {self.neighbors}): no "
                 "meaningful guarantee, whatever the attacks tried here achieve."
+            )
+        if budget.delta > MEANINGFUL_DELTA:
+            found.append(
+                f"Delta is {self.delta:g}: with this probability the guarantee fails altogether, so that no epsilon makes it "
+                f"one. Set it to {MEANINGFUL_DELTA:g} or below."
             )
         return tuple(found)
 

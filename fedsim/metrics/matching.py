@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
@@ -39,3 +40,38 @@ def match(found: Found, true: Originals) -> tuple[int | None, ...]:
         ]
     )
     return assign(cost)
+
+
+_POOLED = 4096**2  # entries of the cost of one assignment; beyond it patches stay within their pictures
+
+
+def match_patches(
+    found: Float[Tensor, "found patch value"], true: Float[Tensor, "batch patch value"], matched: tuple[int | None, ...]
+) -> Float[Tensor, "batch patch value"]:
+    """Return the true pictures' patches as found ones, put where they fit best, grey where there is none.
+
+    Of an attack that finds patches without their places, or of a client that shuffles them, a comparison in place sees nothing.
+    The assignment minimizes the summed squared error, over all patches of a batch; of very large batches, within each
+    picture and the one that is `matched` to it. It flatters whatever it is applied to, so that a control needs the same.
+
+    Args:
+        found: patches of the found pictures.
+        true: patches of the true ones.
+        matched: for each true picture, the index of the found one; see `match`.
+    """
+    rows = torch.full_like(true, 0.5)
+    if found.shape[0] * found.shape[1] * true.shape[0] * true.shape[1] <= _POOLED:
+        _put(rows.flatten(0, 1), found.flatten(0, 1), true.flatten(0, 1))
+        return rows
+    for row, original, index in zip(rows, true, matched, strict=True):
+        if index is not None:
+            _put(row, found[index], original)
+    return rows
+
+
+def _put(rows: Tensor, found: Tensor, true: Tensor) -> None:
+    ours, theirs = found.double(), true.double()
+    cost = ours.square().sum(1)[:, None] + theirs.square().sum(1)[None] - 2 * ours @ theirs.T
+    for place, index in enumerate(assign(cost.numpy())):
+        if index is not None:
+            rows[place] = found[index]

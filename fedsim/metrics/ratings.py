@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -95,9 +95,38 @@ SCALES: Mapping[str, Scale] = MappingProxyType(
 )
 
 
+TRAINED, PATCHES = "trained", "patches"
+VIEWS: Mapping[str, str] = MappingProxyType(
+    {
+        PATCHES: "patches in any order",
+        TRAINED: "what was trained on",
+        f"{TRAINED}+{PATCHES}": "patches of what was trained on, in any order",
+    }
+)
+"""What else a finding is compared with than the client's own pictures as they are: `psnr@trained` is a metric of its own."""
+
+
+def viewed(metric: str, view: str) -> str:
+    """Return the name of a metric in a view."""
+    return f"{metric}@{view}"
+
+
+def plain(metric: str) -> str:
+    """Return the name of a metric without its view."""
+    return metric.partition("@")[0]
+
+
+KIND_OF_FIELD: Mapping[str, str] = MappingProxyType({"images": "pictures", "labels": "labels", "features": "features"})
+"""What reports call the fields of a finding."""
+
+
 def scale(metric: str) -> Scale:
     """Return how a metric is written and rated; one that this version does not know is shown and not rated."""
-    return SCALES.get(metric) or Scale(metric, "other")
+    name, _, view = metric.partition("@")
+    found = SCALES.get(name) if not view or view in VIEWS else None
+    if found is None:
+        return Scale(metric, "other")
+    return replace(found, title=f"{found.title} of {VIEWS[view]}") if view else found
 
 
 def relative(metric: str, gained: float, control: float) -> float:

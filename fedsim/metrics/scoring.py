@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,9 +20,12 @@ from fedsim.exchange import Finding, Images, Truth
 from fedsim.metrics import blind, feature, image, label
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.feature import Features
-from fedsim.metrics.matching import match
+from fedsim.metrics.matching import match, match_patches
 from fedsim.metrics.skill import FLOORS, Direction, skill
 from fedsim.metrics.unavailable import MetricUnavailableError
+
+if TYPE_CHECKING:
+    from fedsim.models import PatchGrid
 
 HeadInputs = Callable[[], Features]
 Scores = dict[str, float]
@@ -125,8 +128,8 @@ def _pixels(images: Images) -> Images:
     return images.detach().cpu().float().clamp(0, 1)
 
 
-def _matched(finding: Finding, truth: Truth) -> Images | None:
-    """Return the found picture of each original, grey where there is none; None when the finding holds no pictures."""
+def _matched(finding: Finding, truth: Truth, grid: PatchGrid | None) -> Images | None:
+    """Return what was found of each original, grey where there is nothing; None when the finding holds no pictures."""
     found = finding.images
     if found is None:
         return None
@@ -135,9 +138,16 @@ def _matched(finding: Finding, truth: Truth) -> Images | None:
     broken = int((~torch.isfinite(found)).sum())
     if broken:
         raise ValueError(f"{broken} of {found.numel()} found pixel values are not finite")
-    originals, candidates = _pixels(truth.images), _pixels(found)
+    return _arranged(_pixels(found), _pixels(truth.images), grid)
+
+
+def _arranged(candidates: Images, originals: Images, grid: PatchGrid | None) -> Images:
+    """Return the candidate of each original, picture by picture or, with a grid, patch by patch."""
+    matched = match(candidates, originals)
+    if grid is not None:
+        return grid.join(match_patches(grid.cut(candidates), grid.cut(originals), matched))
     rows = blind.grey(originals)
-    for index, candidate in enumerate(match(candidates, originals)):
+    for index, candidate in enumerate(matched):
         if candidate is not None:
             rows[index] = candidates[candidate]
     return rows
@@ -173,7 +183,11 @@ def _unknown_inputs() -> Features:
 
 
 def score(
-    names: Sequence[str], finding: Finding, truth: Truth, head_inputs: HeadInputs = _unknown_inputs
+    names: Sequence[str],
+    finding: Finding,
+    truth: Truth,
+    head_inputs: HeadInputs = _unknown_inputs,
+    grid: PatchGrid | None = None,
 ) -> dict[str, Score]:
     """Return those of the named metrics that apply to what the finding holds, in the order of `names`.
 
@@ -186,13 +200,14 @@ def score(
         truth: the pictures and labels behind the update.
         head_inputs: returns the head input of every true picture, or raises MetricUnavailableError; asked where a metric
             needs it.
+        grid: compares pictures patch by patch, in whatever order the patches were found; None compares them as they are.
 
     Raises:
         ValueError: an unknown metric; pictures of another shape than the true ones; pixels, soft labels or features that
             are not finite.
     """
     _check_names(names)
-    guesses = _matched(finding, truth)
+    guesses = _matched(finding, truth, grid)
     originals = _pixels(truth.images)
     labels = finding.labels
     soft = labels if labels is not None and labels.ndim == 2 else None
@@ -256,13 +271,19 @@ def control_scores(
     auxiliary: Auxiliary | None,
     wrong: Finding | None,
     head_inputs: HeadInputs = _unknown_inputs,
+    grid: PatchGrid | None = None,
 ) -> dict[str, dict[str, Score]]:
-    """Return the controls that guess for a batch, with one value per true picture where there is one; see `controls`."""
+    """Return the controls that guess for a batch, with one value per true picture where there is one; see `controls`.
+
+    With a grid, pictures are arranged patch by patch, as in `score`.
+    """
     _check_names(names)
     originals = _pixels(truth.images)
     pictures = {"grey": blind.grey(originals), "own_mean": blind.own_mean(originals)}
     if auxiliary is not None:
         pictures["dataset_mean"] = _pixels(blind.dataset_mean(originals, auxiliary.image))
+    if grid is not None:
+        pictures = {control: _arranged(guesses, originals, grid) for control, guesses in pictures.items()}
     image_names = [name for name in names if METRICS[name].recovers == "images"]
     found = {
         control: {name: _image_score(name, guesses, originals) for name in image_names}
@@ -272,7 +293,7 @@ def control_scores(
         rows = auxiliary.features.expand(len(originals), -1)
         found["dataset_mean"] |= {"feature_error": _set_score("feature_error", rows, truth, head_inputs)}
     if wrong is not None:
-        found["wrong_update"] = score(names, wrong, truth, head_inputs)
+        found["wrong_update"] = score(names, wrong, truth, head_inputs, grid)
     if auxiliary is not None:
         found |= _label_controls(names, truth, auxiliary)
     return found

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 import pydantic
 
 from fedsim import files, observed, yaml_loader
+from fedsim.defense import is_meaningful
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.lines import SCHEMA, Count, EvaluationLine, IndexLine, Value, client_key
 from fedsim.metrics.skill import Direction
@@ -100,6 +101,15 @@ class Found(_Line):
     features: int | None = None
 
 
+class TrainedOn(_Line):
+    """What a client whose defenses may change its pictures really trained on, and `unknown`, why that is not known."""
+
+    inputs: Count | None = None
+    other_pictures: bool = False
+    other_labels: bool = False
+    unknown: str | None = None
+
+
 class Record(_Line):
     """One line of records.jsonl: one attack on one client's update of one round."""
 
@@ -122,6 +132,7 @@ class Record(_Line):
     artifacts: dict[str, str] = {}
     film: RecordedFilm | None = None
     found: Found | None = None
+    trained_on: TrainedOn | None = None
 
 
 class Calibration(_Line):
@@ -145,6 +156,11 @@ class Budget(_Line):
     epsilon: Value | None
     delta: Value
     neighbors: str
+
+    @property
+    def is_meaningful(self) -> bool:
+        """Whether it is a guarantee worth the name."""
+        return is_meaningful(self.epsilon, self.delta)
 
 
 class Round(_Line):

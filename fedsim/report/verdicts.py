@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from fedsim.defense import MEANINGFUL_EPSILON
 from fedsim.metrics import luck
 from fedsim.metrics.ratings import SCALES, Level, leaves_no_room, rate, scale
-from fedsim.report.evidence import Calibration, Evidence, PluginUse, Record
+from fedsim.report.evidence import Budget, Calibration, Evidence, PluginUse, Record
 from fedsim.report.scores import CHANCE, Scored, blind_severity, rated_by, scored
+from fedsim.report.trained import changed_inputs, metric_of
 
 Verdict = Literal["leaks", "partial", "resisted", "inconclusive"]
 
@@ -147,27 +147,27 @@ class Judge:
     Args:
         proofs: (attack, kind, round) -> what shows that the attack works there without a defense.
         calibrations: (attack, round) -> the calibration.
-        epsilons: client -> the epsilon accounted for all its rounds; None where no finite one holds.
+        budgets: client -> what is accounted for all its rounds.
         blind: (attack, metric) -> severities of the attack on other clients' updates.
     """
 
     proofs: Mapping[tuple[_AttackKey, str, int], str] = field(default_factory=dict)
     calibrations: Mapping[tuple[_AttackKey, int], Calibration] = field(default_factory=dict)
-    epsilons: Mapping[int, float | None] = field(default_factory=dict)
+    budgets: Mapping[int, Budget] = field(default_factory=dict)
     blind: Mapping[tuple[_AttackKey, str], Sequence[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, evidence: Evidence) -> Judge:
         """Return the judge of what a run folder holds."""
-        epsilons = {client: budget.epsilon for line in evidence.rounds for client, budget in line.epsilon.items()}
-        return cls.of_records(evidence.records, evidence.calibrations, epsilons)
+        budgets = {client: budget for line in evidence.rounds for client, budget in line.epsilon.items()}
+        return cls.of_records(evidence.records, evidence.calibrations, budgets)
 
     @classmethod
     def of_records(
         cls,
         records: Sequence[Record],
         calibrations: Sequence[Calibration] = (),
-        epsilons: Mapping[int, float | None] | None = None,
+        budgets: Mapping[int, Budget] | None = None,
     ) -> Judge:
         """Return the judge of these records and calibrations."""
         proofs: dict[tuple[_AttackKey, str, int], str] = {}
@@ -196,7 +196,7 @@ class Judge:
                     f"in round {round} the same attack leaks the {kind} of unprotected clients (among {who}; {text})"
                 )
         known = {(_key(calibration.attack), calibration.round): calibration for calibration in calibrations}
-        return cls(proofs, known, epsilons or {}, severities)
+        return cls(proofs, known, budgets or {}, severities)
 
     def severities(self, use: PluginUse, metric: str) -> Sequence[float]:
         """Return the severities of an attack on other clients' updates, which can learn nothing."""
@@ -222,7 +222,7 @@ class Judge:
             return Judgment("inconclusive", text)
         reasons: dict[str, int] = {}
         for record in members:
-            reason = self._doubt(record, kind, metric)
+            reason = self._doubt(record, kind, metric_of(record, metric)) or changed_inputs(record, kind)
             if reason is not None:
                 reasons[reason] = reasons.get(reason, 0) + 1
         if reasons:
@@ -265,11 +265,14 @@ class Judge:
         noisy = [use.name for use in record.defenses if use.adds_noise]
         if not noisy:
             return None
-        epsilon = self.epsilons.get(record.client)
-        if epsilon is not None and epsilon <= MEANINGFUL_EPSILON:
+        budget = self.budgets.get(record.client)
+        if budget is not None and budget.is_meaningful:
             return None
-        stated = "no finite epsilon" if epsilon is None else f"an epsilon of {epsilon:.3g}"
-        return f"this attack is blind under the noise of {' + '.join(noisy)}; {stated} is no guarantee against one that is not"
+        stated = "no finite epsilon"
+        if budget is not None and budget.epsilon is not None:
+            stated = f"an epsilon of {budget.epsilon:.3g} with a delta of {budget.delta:.3g}"
+        drawn = f"this attack is blind to what {' + '.join(noisy)} drew or added"
+        return f"{drawn}; {stated} is no guarantee against one that is not"
 
     def _unproven(self, record: Record, kind: str) -> str:
         start = "nothing shows that this attack works here without a defense: no unprotected client leaks to it, and"

@@ -188,6 +188,12 @@ def test_a_large_epsilon_is_called_meaningless_and_a_small_one_is_not():
     assert len(strong) == 1 and "seed" in strong[0]
 
 
+@pytest.mark.parametrize(("delta", "is_told"), [(1e-5, False), (1e-3, False), (0.01, True), (0.999999, True)])
+def test_a_delta_that_no_epsilon_makes_up_for_is_told(delta, is_told):
+    stated = DPNoise(clip_norm=1.0, noise_multiplier=10.0, delta=delta).cautions(MODEL)
+    assert any(caution.startswith(f"Delta is {delta:g}: ") for caution in stated) == is_told
+
+
 @pytest.mark.parametrize(
     ("params", "field"),
     [

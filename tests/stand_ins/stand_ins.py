@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -306,16 +307,128 @@ class Outdated(Defense):
 
 @dataclass(frozen=True, kw_only=True)
 class Shaken(Defense):
-    """Adds a little noise, and declares nothing about it."""
+    """Adds a little noise, and declares nothing about it.
+
+    Args:
+        hook: where.
+        source: `given`, the hook's generator; `own` and `numpy`, generators with a seed of its own; `global`, torch's.
+        relative: whether the noise has the scale of what it is added to.
+        kind: the only kind of update that it is added to; all for none. Hooks before the update do not know it.
+        first: round from which on.
+        participations: how often the client has to have taken part, as the defense itself has counted.
+    """
 
     citation: ClassVar[str] = "none"
 
+    hook: Literal["batch", "step", "update"] = "update"
+    source: Literal["given", "own", "numpy", "global"] = "given"
+    relative: bool = False
+    kind: str | None = None
+    first: int = 1
+    participations: int = 0
+
+    def _noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        scale = 0.01 * (float(like.norm()) if self.relative else 1.0)
+        if self.source == "numpy":
+            return scale * torch.from_numpy(np.random.default_rng(5).standard_normal(like.shape)).to(like.dtype)
+        own = torch.Generator().manual_seed(5)
+        source = {"given": generator, "own": own, "global": None}[self.source]
+        return scale * torch.randn(like.shape, generator=source)
+
+    def _is_on(self, hook: str, context: ClientContext) -> bool:
+        return (
+            hook == self.hook and context.round >= self.first and context.state.get("count", 0) >= self.participations
+        )
+
+    def protect_batch(
+        self, images: Images, labels: Labels, context: ClientContext, generator: torch.Generator
+    ) -> tuple[Images, Labels]:
+        """Return the pictures, with noise where that is its place."""
+        return images + self._noise(images, generator) if self._is_on("batch", context) else images, labels
+
+    def train_step(
+        self,
+        step: LocalStep,
+        context: ClientContext,
+        generator: torch.Generator,
+        proceed: Callable[[LocalStep], Tensor],
+    ) -> Tensor:
+        """Add noise to the gradient where that is its place."""
+        loss = proceed(step)
+        for parameter in step.model.parameters():
+            if parameter.grad is not None and self._is_on("step", context):
+                parameter.grad += self._noise(parameter.grad, generator)
+        return loss
+
     def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
-        """Return the update with noise."""
-        noisy = {
-            n: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for n, tensor in update.tensors.items()
-        }
-        return replace(update, tensors=noisy)
+        """Return the update, with noise where that is its place."""
+        tensors = update.tensors
+        if self._is_on("update", context) and self.kind in (None, update.kind):
+            tensors = {name: tensor + self._noise(tensor, generator) for name, tensor in tensors.items()}
+        context.state["count"] = context.state.get("count", 0) + 1
+        return replace(update, tensors=tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rearranges(Defense):
+    """Changes what the client trains on in a way that can be undone.
+
+    Args:
+        how: `mirrors` the pictures, `shuffles` their patches of 8 pixels, `turns` each patch by half, `renames` the classes,
+            `drops` all pictures but the first, `repeats` every step.
+        hook: where.
+        source: of the order of the patches; `fresh` is drawn from the system, so that nobody can draw it again.
+    """
+
+    citation: ClassVar[str] = "none"
+
+    how: Literal["mirrors", "shuffles", "turns", "renames", "drops", "repeats"] = "mirrors"
+    hook: Literal["batch", "step"] = "batch"
+    source: Literal["given", "fresh"] = "given"
+
+    def _changed(self, images: Images, labels: Labels, generator: torch.Generator) -> tuple[Images, Labels]:
+        if self.how == "mirrors":
+            return images.flip(-1), labels
+        if self.how == "renames":
+            return images, (labels + 1) % 10
+        if self.how == "drops":
+            return images[:1], labels[:1]
+        if self.how == "repeats":
+            return images, labels
+        patches = images.unfold(2, 8, 8).unfold(3, 8, 8)
+        rows, columns = patches.shape[2:4]
+        patches = patches.flatten(2, 3)
+        if self.how == "turns":
+            patches = patches.flip(-1, -2)
+        else:
+            seed = (
+                int.from_bytes(os.urandom(4))
+                if self.source == "fresh"
+                else int(torch.randint(2**31, (), generator=generator))
+            )
+            patches = patches[:, :, torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))]
+        return patches.unflatten(2, (rows, columns)).permute(0, 1, 2, 4, 3, 5).reshape(images.shape), labels
+
+    def protect_batch(
+        self, images: Images, labels: Labels, context: ClientContext, generator: torch.Generator
+    ) -> tuple[Images, Labels]:
+        """Return the batch, changed where that is its place."""
+        return self._changed(images, labels, generator) if self.hook == "batch" else (images, labels)
+
+    def train_step(
+        self,
+        step: LocalStep,
+        context: ClientContext,
+        generator: torch.Generator,
+        proceed: Callable[[LocalStep], Tensor],
+    ) -> Tensor:
+        """Pass the step on, changed where that is its place."""
+        if self.hook == "step":
+            images, labels = self._changed(step.images, step.labels, generator)
+            step = replace(step, images=images, labels=labels)
+        if self.how == "repeats":
+            proceed(step)
+        return proceed(step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,9 +438,10 @@ class Budgets(Defense):
     citation: ClassVar[str] = "none"
 
     epsilon: float = 1.0
+    delta: float = 1e-5
 
     def budget(self, context: ClientContext) -> PrivacyBudget:
-        return PrivacyBudget(self.epsilon * context.participation, 1e-5, "replace")
+        return PrivacyBudget(self.epsilon * context.participation, self.delta, "replace")
 
 
 @dataclass(frozen=True, kw_only=True)
