@@ -6,8 +6,10 @@ Every message says, in this order: where (the YAML path or the file), what was g
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _LONGEST_PLACE = 300  # characters of a YAML path or a file's path
 _LONGEST_LINE = 2000  # characters of one line in the terminal
 
@@ -90,3 +92,8 @@ def printable_line(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Return a text of several lines for a terminal, each of a length that can be read."""
     return "\n".join(map(printable_line, text.split("\n")))
+
+
+def without_numbers(text: str) -> str:
+    """Return a sentence with # for each number, so that sentences which differ in numbers alone are one."""
+    return _NUMBER.sub("#", text)

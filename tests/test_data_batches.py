@@ -18,10 +18,21 @@ from fedsim.errors import ScenarioError
 from fedsim.scenario import DataPart, TrainingPart
 
 
+def pool_of(images, labels):
+    """Return a pool over pictures in memory: uint8, samples x height x width x channels."""
+    stored = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+    return Pool(torch.as_tensor(np.asarray(labels), dtype=torch.int64), lambda chosen: stored[list(chosen)])
+
+
+def batches_of(data, client, round, training):
+    """Return what each local step of a round trains on."""
+    return [data.read(inputs, training) for inputs in data.client_inputs(client, round, training)]
+
+
 def _pool(count, side=4, classes=3):
     images = np.zeros((count, side, side, 3), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(count)
-    return Pool.of_arrays(images, np.arange(count) % classes)
+    return pool_of(images, np.arange(count) % classes)
 
 
 def _data(sizes, seed=0):
@@ -106,7 +117,7 @@ def test_batches_are_the_same_in_another_process():
 def test_batches_hold_the_pictures_of_the_steps():
     data = _data([6, 6])
     training = TrainingPart(batch_size=2, local_steps=2, shares="delta")
-    found = data.client_batches(1, 1, training)
+    found = batches_of(data, 1, 1, training)
     steps = data.client_steps(1, 1, 2, 2)
     assert [len(batch) for batch in found] == [2, 2]
     for batch, step in zip(found, steps, strict=True):
@@ -129,7 +140,7 @@ def test_truth_holds_every_used_picture_once_in_the_order_of_first_use(count, ba
 
 def test_truth_is_the_batch_for_one_step():
     data, training = _data([9]), TrainingPart(batch_size=4)
-    (batch,) = data.client_batches(0, 3, training)
+    (batch,) = batches_of(data, 0, 3, training)
     truth = data.truth(0, 3, training)
     assert torch.equal(batch.images, truth.images)
     assert torch.equal(batch.labels, truth.labels)
@@ -140,7 +151,7 @@ MIXED = {"label_smoothing": 0.2, "mixup": 0.5, "batch_size": 2, "shares": "delta
 
 def test_smoothing_and_mixup_are_off_by_default_and_leave_hard_labels():
     data = _data([9])
-    (batch,) = data.client_batches(0, 1, TrainingPart(batch_size=4))
+    (batch,) = batches_of(data, 0, 1, TrainingPart(batch_size=4))
     assert batch.labels.dtype == torch.int64 and batch.labels.shape == (4,)
     pool = data.pools.train.read(data.client_steps(0, 1, 4)[0])
     assert torch.equal(batch.images, pool.images) and torch.equal(batch.labels, pool.labels)
@@ -149,7 +160,7 @@ def test_smoothing_and_mixup_are_off_by_default_and_leave_hard_labels():
 def test_an_input_is_blended_and_then_smoothed():
     data, training = _data([9]), TrainingPart(**MIXED)
     (inputs,) = data.client_inputs(0, 1, training)
-    (batch,) = data.client_batches(0, 1, training)
+    (batch,) = batches_of(data, 0, 1, training)
     for mixture, image, label in zip(inputs, batch.images, batch.labels, strict=True):
         (one, other), whole = data.pools.train.read([mixture.sample, mixture.partner]).images, torch.eye(3)
         torch.testing.assert_close(image, mixture.share * one + (1 - mixture.share) * other)
@@ -159,9 +170,7 @@ def test_an_input_is_blended_and_then_smoothed():
 
 def test_smoothing_alone_leaves_the_pictures():
     data = _data([9])
-    (plain,), (smoothed,) = (
-        data.client_batches(0, 1, TrainingPart(batch_size=4, label_smoothing=a)) for a in (0.0, 0.3)
-    )
+    (plain,), (smoothed,) = (batches_of(data, 0, 1, TrainingPart(batch_size=4, label_smoothing=a)) for a in (0.0, 0.3))
     assert torch.equal(plain.images, smoothed.images)
     torch.testing.assert_close(smoothed.labels, 0.7 * torch.eye(3)[plain.labels] + 0.1)
 

@@ -111,10 +111,6 @@ class FederatedData:
             labels = mixup.blend(labels, distributions(second.labels, classes), shares)
         return LabeledImages(images, smooth(labels, training.label_smoothing))
 
-    def client_batches(self, client: int, round: int, training: TrainingPart) -> list[LabeledImages]:
-        """Return the inputs of each local step of a round; all of them are held in memory."""
-        return [self.read(step, training) for step in self.client_inputs(client, round, training)]
-
     def truth(self, client: int, round: int, training: TrainingPart) -> Truth:
         """Return every distinct input that the client trained on in a round, in the order of first use.
 

@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from fedsim.exchange import HardLabels, LabeledImages
@@ -38,17 +36,6 @@ class Pool:
         """Return the named samples, pixels in [0, 1]."""
         chosen = [int(i) for i in indices]
         return LabeledImages(self.fetch(chosen).float() / 255, self.labels[chosen])
-
-    @staticmethod
-    def of_arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray) -> Pool:
-        """Return a pool over pictures in memory.
-
-        Args:
-            images: uint8, shape (samples, height, width, channels).
-            labels: class of every sample.
-        """
-        stored = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
-        return Pool(torch.as_tensor(np.asarray(labels), dtype=torch.int64), lambda chosen: stored[list(chosen)])
 
 
 @dataclass(frozen=True)

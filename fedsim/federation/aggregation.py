@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NoReturn
 
@@ -12,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.errors import FedsimError, ScenarioError, printable, told
+from fedsim.errors import FedsimError, ScenarioError, printable, told, without_numbers
 from fedsim.federation import records
 from fedsim.federation.constraints import clients_fault
 from fedsim.federation.quiet import quiet_flower
@@ -25,7 +24,6 @@ _log = logging.getLogger(__name__)
 
 # Flower warns of every strategy without client-side evaluation, which is ours by design.
 _BY_DESIGN = "fraction_evaluate is set to 0.0"
-_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _MOST = 20
 _LONGEST = 300
 
@@ -44,7 +42,7 @@ class Warnings:
     def add(self, text: str) -> None:
         """Log a warning and keep it, unless it is known or too many are."""
         line = printable(" ".join(text.split()), _LONGEST)
-        pattern = _NUMBER.sub("#", line)
+        pattern = without_numbers(line)
         if not line or line.startswith(_BY_DESIGN) or pattern in self._known or len(self._known) == _MOST:
             return
         self._known.add(pattern)

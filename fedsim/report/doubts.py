@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedsim.errors import without_numbers
 from fedsim.metrics.ratings import scale
 from fedsim.report.evidence import Evidence, Record
 from fedsim.report.glance import clients_named, enumerated
 from fedsim.report.summaries import Naming, Summary
 
-_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _FEW = 10
 
 
@@ -44,7 +43,7 @@ class Cautions:
         self._carriers: dict[str, list[tuple[str, Record]]] = {}
         for record in records:
             for text in record.cautions:
-                self._carriers.setdefault(_pattern(text), []).append((text, record))
+                self._carriers.setdefault(without_numbers(text), []).append((text, record))
         self._numbers = {pattern: number for number, pattern in enumerate(self._carriers, 1)}
 
     def listed(self) -> list[Caution]:
@@ -66,7 +65,7 @@ class Cautions:
 
     def of_record(self, record: Record) -> list[int]:
         """Return the numbers of a record's cautions."""
-        return sorted({self._numbers[_pattern(text)] for text in record.cautions})
+        return sorted({self._numbers[without_numbers(text)] for text in record.cautions})
 
     def of_attack(self, client: int, attack: str) -> list[int]:
         """Return the numbers of the cautions on one attack on one client."""
@@ -77,10 +76,6 @@ class Cautions:
             if record.client == client and self._naming.attack(record) == attack
         }
         return sorted(numbers)
-
-
-def _pattern(text: str) -> str:
-    return _NUMBER.sub("#", text)
 
 
 def limits(evidence: Evidence, summaries: Sequence[Summary]) -> list[str]:

@@ -6,12 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedsim.metrics.ratings import scale
+from fedsim.metrics.ratings import KIND_OF_FIELD, scale
 from fedsim.report.evidence import Evidence
 from fedsim.report.summaries import NO_DEFENSE, Peak, Summary
 from fedsim.report.verdicts import KINDS, Verdict, kind_of, worst
-
-_KIND_OF_FIELD = {"images": "pictures", "labels": "labels", "features": "features"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def entries(summaries: Sequence[Summary]) -> list[Entry]:
 def _kinds(summary: Summary) -> list[str]:
     if summary.metric is not None:
         return [kind_of(summary.metric)]
-    return [_KIND_OF_FIELD[field] for field in summary.recovers if field in _KIND_OF_FIELD] or ["nothing"]
+    return [KIND_OF_FIELD[field] for field in summary.recovers if field in KIND_OF_FIELD] or ["nothing"]
 
 
 def _entry(client: int, kind: str, members: Sequence[Summary]) -> Entry:

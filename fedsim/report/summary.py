@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fedsim.report import evidence as reader
 from fedsim.report.evidence import Evidence
@@ -13,8 +13,6 @@ from fedsim.report.summaries import by_client
 from fedsim.report.verdicts import CORRECTION, ORDER, Judge, Verdict
 
 SCHEMA = 1
-
-FailOn = Literal["leaks", "partial", "inconclusive"]
 
 
 def of(evidence: Evidence) -> dict[str, Any]:
@@ -78,6 +76,6 @@ def verdict_of(folder: Path) -> Verdict:
     return overall(entries(by_client(found.records, Judge.of(found))))
 
 
-def is_failure(verdict: Verdict, fail_on: FailOn) -> bool:
+def is_failure(verdict: Verdict, fail_on: Verdict) -> bool:
     """Return whether a verdict is as bad as the one to fail on, or worse."""
     return ORDER.index(verdict) >= ORDER.index(fail_on)

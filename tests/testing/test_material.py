@@ -72,7 +72,8 @@ def test_given_labels_are_used_and_move_no_picture():
 def test_an_update_is_bit_equal_to_what_a_client_of_a_scenario_sends(tiny_plan, kind, batch_size):
     plan = tiny_plan(training={"batch_size": batch_size, "shares": kind, "learning_rate": 0.05, "mode": "eval"})
     sent = local_update(plan, 1, 1, plan.initial_weights()).update
-    (batch,) = plan.data.client_batches(1, 1, plan.scenario.training)
+    (inputs,) = plan.data.client_inputs(1, 1, plan.scenario.training)
+    batch = plan.data.read(inputs, plan.scenario.training)
     found = make_update(plan.model(), batch, kind, learning_rate=0.05)
     assert_equal(found.tensors, sent.tensors)
     assert (found.kind, found.num_examples) == (sent.kind, sent.num_examples)
