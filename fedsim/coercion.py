@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pydantic
@@ -63,6 +63,8 @@ def describe(annotation: Any) -> str:
         return " or ".join(map(describe, inner))
     if inspect.isclass(origin) and issubclass(origin, Sequence):
         return "a list, each item " + " or ".join(describe(part) for part in inner if part is not Ellipsis)
+    if origin is Mapping:
+        return "a mapping"
     if inspect.isclass(annotation):
         return _WORDS.get(annotation, annotation.__name__)
     return str(annotation)

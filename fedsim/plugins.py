@@ -184,7 +184,8 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
     """Build an instance from YAML parameters.
 
-    Numbers may be given as strings (YAML 1.1 reads 1e-4 as one); booleans may not.
+    Numbers may be given as strings (YAML 1.1 reads 1e-4 as one); booleans may not. A class may hold `renamed`, a mapping of
+    former names to what is written instead: those are refused with it.
 
     Raises:
         ScenarioError: an unknown, missing or wrongly typed parameter, or a value that the class refuses.
@@ -197,6 +198,8 @@ def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
         raise PluginError(f"{where}: the type of a field of {cls.__qualname__} is not to be had: {error}.") from None
     values: dict[str, Any] = {}
     for name, value in params.items():
+        if name not in fields and (new := getattr(cls, "renamed", {}).get(name)):
+            raise ScenarioError(f"{where}.{name}", f"has another name now: {new}.")
         if name not in fields:
             allowed = ", ".join(fields) or "none"
             raise ScenarioError(
@@ -210,7 +213,7 @@ def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
         return cls(**values)
     except ValueError as error:
         field_name, separator, message = str(error).partition(": ")
-        if separator and field_name in fields:
+        if separator and field_name.partition(".")[0] in fields:
             raise ScenarioError(f"{where}.{field_name}", printable(message, 500)) from None
         raise ScenarioError(where, printable(str(error), 500)) from None
 

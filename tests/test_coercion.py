@@ -1,5 +1,6 @@
 """YAML values as the types of a signature."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -86,6 +87,7 @@ def test_a_whole_number_and_its_text_are_the_same_number(number):
 def test_types_without_words_are_named():
     assert describe(Path) == "Path"
     assert describe(dict[str, int]) == "dict[str, int]"
+    assert describe(Mapping[str, Any]) == "a mapping"
 
 
 @pytest.mark.parametrize("value", [10**60 + 1, -(10**61), 10**5000], ids=int.bit_length)

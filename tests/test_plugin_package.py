@@ -20,6 +20,7 @@ defenses:
   - {name: top_k, clients: [1], params: {keep: 1e-3}}
 attacks:
   - {name: sign_of_bias}
+  - {name: gradient_matching, params: {steps: 2, distance: l1, priors: {near_grey: {weight: 1.0, level: 0.4}}}}
 audit: {metrics: [label_recall], processes: 1}
 """
 
@@ -58,7 +59,12 @@ def test_it_is_listed_with_its_first_line_its_grant_and_its_parameters(site: Pat
 def test_a_scenario_names_it_and_its_records_say_where_it_came_from(site: Path, tmp_path: Path) -> None:
     (tmp_path / "scenario.yaml").write_text(SCENARIO)
     call(site, "-m", "fedsim", "run", "scenario.yaml", "--out", "out", cwd=tmp_path)
-    first, second = (json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines())
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    first, second = (record for record in records if record["attack"]["name"] == "sign_of_bias")
+    matched = [record for record in records if record["attack"]["name"] == "gradient_matching"]
+    assert [record["status"] for record in matched] == ["found", "found"]
+    assert matched[0]["attack"]["params"]["priors"] == {"near_grey": {"weight": 1.0, "level": 0.4}}
+    assert matched[0]["attack"]["params"]["distance"] == "l1"
     identity = {"name": "sign_of_bias", "version": "1.2.3", "distribution": "fedsim-example-plugins"}
     for record in (first, second):
         assert identity.items() <= record["attack"].items()
@@ -76,8 +82,9 @@ def test_a_scenario_names_it_and_its_records_say_where_it_came_from(site: Path, 
 
 def test_its_readme_prints_the_files_as_they_are() -> None:
     blocks = readme_blocks()
-    assert blocks["toml"][0] in (PACKAGE / "pyproject.toml").read_text()
-    assert blocks["python"][0] == (PACKAGE / "fedsim_example_plugins" / "sign_of_bias.py").read_text()
+    assert all(block in (PACKAGE / "pyproject.toml").read_text() for block in blocks["toml"])
+    for block, name in ((0, "sign_of_bias"), (2, "near_grey"), (3, "l1")):
+        assert blocks["python"][block] == (PACKAGE / "fedsim_example_plugins" / f"{name}.py").read_text()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedsim_attacks.matching import Descent, Distance, Schedule
+from fedsim_attacks.matching import Descent, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class AprilOptimization(Descent):
     )
     stream: ClassVar[str] = "april_optimization"
 
-    distance: Distance = "l2"
+    distance: str = "l2"
     positions: float = 10.0
     schedule: Schedule = "cosine"
 

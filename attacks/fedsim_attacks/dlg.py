@@ -16,10 +16,11 @@ step. Made for small networks with smooth activations and few classes; the label
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from fedsim_attacks.matching import Descent, Distance, Optimizer, Schedule
+from fedsim_attacks.matching import Descent, Schedule, default_priors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +32,10 @@ class DLG(Descent):
     )
     stream: ClassVar[str] = "dlg"
 
-    distance: Distance = "l2"
-    total_variation: float = 0.0
+    distance: str = "l2"
+    priors: Mapping[str, Any] = default_priors()
     steps: int = 300
-    optimizer: Optimizer = "lbfgs"
+    optimizer: str = "lbfgs"
     learning_rate: float = 1.0
     schedule: Schedule = "constant"
     initial_scale: float = 1.0

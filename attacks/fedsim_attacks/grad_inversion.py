@@ -7,7 +7,7 @@ Idea: minimize the sum over tensors of |g_l(x, y) - g_l| plus total variation, t
 statistics from those that a network's BatchNorm layers hold, and the distance of every seed from the mean of all, after their
 registration to it; Adam with noise in every step.
 
-Differs from the paper: a ViT has no BatchNorm, so the statistics are those of another network (`prior_network`), as in
+Differs from the paper: a ViT has no BatchNorm, so the statistics are those of another network (`batch_norm`), as in
 GradViT; without auxiliary data and without the package of priors there is none, and a caution says so. Labels by
 `label_count`, where the paper's rule needs features of one sign. Registration shifts by whole pixels, where the paper uses
 RANSAC-flow. Distances are in units of |g|, so weights are ours, in the paper's proportions; 4 seeds and 2,000 steps instead of
@@ -19,10 +19,11 @@ two passes through the model and two through the prior network a step and seed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from fedsim_attacks.matching import Descent, Distance, Optimizer, Schedule
+from fedsim_attacks.matching import Descent, Schedule, default_priors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +36,12 @@ class GradInversion(Descent):
     )
     stream: ClassVar[str] = "grad_inversion"
 
-    distance: Distance = "layer_l2"
-    total_variation: float = 0.01
-    norm: float = 1e-4
-    statistics: float = 1e-3
+    distance: str = "layer_l2"
+    priors: Mapping[str, Any] = default_priors(total_variation=0.01, norm=1e-4, batch_norm=1e-3)
     group: float = 0.01
     registered: bool = True
     steps: int = 2000
-    optimizer: Optimizer = "adam"
+    optimizer: str = "adam"
     schedule: Schedule = "cosine"
     warm_up: float = 0.0025
     noise: float = 0.01

@@ -8,7 +8,7 @@ R_image the distance of the batch's statistics from those in the BatchNorm layer
 pixels across the seams of patches; R_extra total variation and the pictures' norm. In the first half of the steps R_image is
 off; in the second it is on, and L_grad has half its weight. An early prior falls into its own minima.
 
-Differs from the paper: the prior network (`prior_network`) is one trained on the auxiliary data, or EfficientNet-Lite0, or
+Differs from the paper: the network of `batch_norm` is one trained on the auxiliary data, or EfficientNet-Lite0, or
 any timm CNN whose weights are given, where the paper has a ResNet-50 with MoCo-v2 weights; without any there is none, and a
 caution says so. Distances are in units of |g|, seams and total variation are means, so weights are ours. 2,000 steps instead
 of 120,000. Labels by `label_count`, where the paper's rule needs features of one sign. `positions` adds the token-wise term
@@ -20,10 +20,11 @@ two passes through the model a step, and in the second half two through the prio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from fedsim_attacks.matching import Descent, Distance, Optimizer, Schedule
+from fedsim_attacks.matching import Descent, Schedule, default_priors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,12 @@ class GradViT(Descent):
     )
     stream: ClassVar[str] = "gradvit"
 
-    distance: Distance = "layer_l2"
-    total_variation: float = 0.01
-    seams: float = 0.01
-    norm: float = 1e-4
-    statistics: float = 1e-3
-    prior_from: float = 0.5
+    distance: str = "layer_l2"
+    priors: Mapping[str, Any] = default_priors(
+        total_variation=0.01, patch=0.01, norm=1e-4, batch_norm={"weight": 1e-3, "start": 0.5}
+    )
+    second_phase: float = 0.5
     matching_after: float = 0.5
     steps: int = 2000
-    optimizer: Optimizer = "adam"
+    optimizer: str = "adam"
     schedule: Schedule = "cosine"

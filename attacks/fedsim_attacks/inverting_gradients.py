@@ -8,7 +8,7 @@ the slope, the learning rate a tenth after 3/8, 5/8 and 7/8 of the steps.
 
 Differs from the paper: 2,400 steps instead of 24,000, one restart; labels of a batch are counted by `label_count`, where the
 paper assumes them. TV is a mean over pixels in [0, 1]; the authors' code takes it of normalized ones, where it is 1 / std
-times as large, so that its weight for CIFAR-10, 0.01, is one of 0.01 / std here: `total_variation: 0.02` on a ViT whose std is
+times as large, so that its weight for CIFAR-10, 0.01, is one of 0.01 / std here: `priors: {total_variation: 0.02}` on a ViT whose std is
 0.5. Of several local steps the paper unrolls all; here up to eight, and a surrogate point stands for more.
 
 Needs: grants `batch_size`, `normalization`. Uses `labels`, `train_mode` and `training` where granted. Cost: two passes through
@@ -17,10 +17,11 @@ the model a step. On a ViT of many patches expect the mean color at best: the pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from fedsim_attacks.matching import Descent
+from fedsim_attacks.matching import Descent, default_priors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,5 +34,5 @@ class InvertingGradients(Descent):
     )
     stream: ClassVar[str] = "inverting_gradients"
 
-    total_variation: float = 0.01
+    priors: Mapping[str, Any] = default_priors(total_variation=0.01)
     steps: int = 2400

@@ -153,11 +153,11 @@ class RegularizedNewton(Attack):
 
     def _trials(self, residual: Residual, starts: WaveStarts) -> Iterator[Trial[Iterate]]:
         """Follow one start after the other for a few steps."""
-        done = 0
-        for start in starts.draw(lambda error: progress.advance(done, self._total, error)):
+        tried: list[Iterate] = []
+        for start in starts.draw(lambda error: progress.advance(len(tried) * self.trial_steps, self._total, error)):
             for step, here in enumerate(self._solve(residual, starts.spectrum, start, self.trial_steps)):
-                progress.advance(done + step, self._total, here.residual)
-            done += self.trial_steps
+                progress.advance(len(tried) * self.trial_steps + step, self._total, here.residual)
+            tried.append(here)
             yield Trial(here, here.residual)
 
     def _solve(self, residual: Residual, spectrum: Spectrum, start: Tensor, count: int) -> Iterator[Iterate]:

@@ -26,10 +26,11 @@ the steps for every trial of a start; 80 passes for each step of the second stag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from fedsim_attacks.matching import Descent, Distance, Polish, Schedule
+from fedsim_attacks.matching import Descent, Polish, Schedule, default_priors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,9 @@ class TokenMatching(Descent):
     )
     stream: ClassVar[str] = "token_matching"
 
-    distance: Distance = "tensor_cosine"
+    distance: str = "tensor_cosine"
     positions: float = 10.0
-    total_variation: float = 0.3
-    total_variation_end: float | None = 0.01
+    priors: Mapping[str, Any] = default_priors(total_variation={"weight": 0.3, "end": 0.01})
     steps: int = 400
     learning_rate: float = 0.03
     schedule: Schedule = "cosine"

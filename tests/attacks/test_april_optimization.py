@@ -3,6 +3,7 @@ import torch
 from descent_cases import FOUR_PATCHES, attacked, observed, pictures, tiny
 from fedsim_attacks.april_optimization import AprilOptimization
 from fedsim_attacks.gradient_matching import GradientMatching
+from fedsim_attacks.matching.knowledge import Knowledge
 from fedsim_attacks.matching.objective import GradientTerm
 from fedsim_attacks.matching.terms import Parts
 from fedsim_attacks.update.target import Target, read_target
@@ -40,12 +41,13 @@ def without_positions(observation: Observation, zero: bool) -> Update:
 
 def terms(attack: AprilOptimization, observation: Observation, target: Target) -> list[GradientTerm]:
     normalization = models.normalization(tiny())
-    return Parts(attack, observation, target, torch.tensor([0]), normalization, torch.Generator()).gradient_terms()
+    known = Knowledge(observation, target, torch.tensor([0]), normalization, torch.Generator())
+    return Parts(attack, known).gradient_terms()
 
 
 def test_positions_lead_to_the_picture_where_plain_matching_and_another_update_do_not(model: torch.nn.Module) -> None:
-    own, other, attack = pictures(0), pictures(50), AprilOptimization(steps=100, total_variation=0.01)
-    plain = GradientMatching(steps=100, total_variation=0.01)
+    own, other, attack = pictures(0), pictures(50), AprilOptimization(steps=100, priors={"total_variation": 0.01})
+    plain = GradientMatching(steps=100, priors={"total_variation": 0.01})
     led = decibels(run(attack, seen(model, own)), own)
     assert led >= best_control(own) + 5
     assert led >= decibels(run(plain, seen(model, own)), own) + 5
@@ -55,7 +57,7 @@ def test_positions_lead_to_the_picture_where_plain_matching_and_another_update_d
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 50])
 def test_two_hundred_steps_reach_a_picture_of_four_patches(row: int) -> None:
-    own, attack = pictures(row), AprilOptimization(steps=200, total_variation=0.01)
+    own, attack = pictures(row), AprilOptimization(steps=200, priors={"total_variation": 0.01})
     assert decibels(run(attack, seen(tiny(FOUR_PATCHES, depth=2), own)), own) >= 27
 
 
@@ -120,7 +122,7 @@ def test_l2_is_refused_where_the_scale_of_the_gradient_is_unknown(model: torch.n
 
 
 @pytest.mark.parametrize(
-    "params", [{"positions": 0.0}, {"positions": float("inf")}, {"steps": -1}, {"total_variation": -1.0}]
+    "params", [{"positions": 0.0}, {"positions": float("inf")}, {"steps": -1}, {"priors": {"total_variation": -1.0}}]
 )
 def test_values_out_of_range_are_refused_by_name(params: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(params))):

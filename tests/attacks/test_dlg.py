@@ -40,7 +40,7 @@ def test_granted_labels_are_taken() -> None:
 def test_it_follows_the_paper_in_distance_optimizer_and_start() -> None:
     attack = DLG()
     assert (attack.distance, attack.optimizer, attack.learning_rate, attack.initial_scale) == ("l2", "lbfgs", 1.0, 1.0)
-    assert attack.optimize_labels and not attack.total_variation
+    assert attack.optimize_labels and not attack.priors
 
 
 def test_an_update_without_its_scale_is_refused() -> None:

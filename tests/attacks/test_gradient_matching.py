@@ -9,7 +9,7 @@ from fedsim import models
 # With more than one patch plain matching stays near the mean color, which is what other attacks are for.
 def test_plain_matching_recovers_a_picture_of_one_patch_and_another_update_does_not() -> None:
     attack, own, other, model = (
-        GradientMatching(steps=120, total_variation=0.001),
+        GradientMatching(steps=120, priors={"total_variation": 0.001}),
         pictures(0),
         pictures(50),
         tiny(ONE_PATCH),
@@ -23,17 +23,17 @@ def test_plain_matching_recovers_a_picture_of_one_patch_and_another_update_does_
     assert wrong <= grey(own) + 1
 
 
-@pytest.mark.parametrize("distance", sorted(set(DISTANCES) - {"sign"}))
+@pytest.mark.parametrize("distance", sorted(set(DISTANCES.own) - {"sign"}))
 def test_a_true_picture_has_no_distance(distance: str) -> None:
     both, model = pictures(0, 50), tiny(ONE_PATCH)
     seen = observed(model, both)
     images = models.normalization(model).normalize(both.images)
     gradient = models.gradient_of(seen.model(), images, both.labels)
-    assert float(DISTANCES[distance](list(gradient.values()), list(seen.update.tensors.values()))) < 1e-5
+    assert float(DISTANCES.own[distance](list(gradient.values()), list(seen.update.tensors.values()))) < 1e-5
 
 
 def test_every_part_but_the_plain_ones_is_off() -> None:
     attack = GradientMatching()
-    weights = (attack.positions, attack.seams, attack.norm, attack.statistics, attack.group, attack.features)
-    assert not any(weights) and not attack.row_space and not attack.noise
+    assert attack.priors == {"total_variation": 0.1}
+    assert not any((attack.positions, attack.group, attack.noise))
     assert (attack.distance, attack.polish, attack.restarts, attack.resolution) == ("cosine", "none", 1, 1)

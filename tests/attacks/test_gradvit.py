@@ -2,52 +2,59 @@ import pytest
 import torch
 from descent_cases import ONE_PATCH, against_own_and_other, attacked, grey, mean_color, observed, pictures, tiny
 from fedsim_attacks.gradvit import GradViT
+from fedsim_attacks.matching.knowledge import Knowledge
 from fedsim_attacks.matching.terms import Parts
 from fedsim_attacks.update.target import read_target
+
+WITHOUT_A_NETWORK = {"total_variation": 0.01, "patch": 0.01, "norm": 1e-4}
+WITH_A_NETWORK = {**WITHOUT_A_NETWORK, "batch_norm": {"weight": 1e-3, "start": 0.5, "network": "efficientnet_lite0"}}
 
 
 @pytest.mark.slow
 def test_one_patch_is_found_without_a_network_and_another_update_does_not_show_it() -> None:
     own, other = pictures(0), pictures(50)
-    right, wrong = against_own_and_other(GradViT(steps=150, statistics=0.0), tiny(ONE_PATCH), own, other)
+    right, wrong = against_own_and_other(GradViT(steps=150, priors=WITHOUT_A_NETWORK), tiny(ONE_PATCH), own, other)
     assert right >= mean_color(own) + 3
     assert wrong <= grey(own) + 1
 
 
 def test_weights_switch_at_half_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim_attacks.matching.terms.load_prior", lambda *_: lambda pixels: pixels.mean())
-    attack, seen = GradViT(positions=2.0, prior_network="efficientnet_lite0"), observed(tiny(), pictures(0))
+    monkeypatch.setattr("fedsim_attacks.matching.priors.load_prior", lambda *_: lambda pixels: pixels.mean())
+    attack, seen = GradViT(positions=2.0, priors=WITH_A_NETWORK), observed(tiny(), pictures(0))
     assert seen.normalization is not None
     target = read_target(seen, (), torch.device("cpu"))
-    parts = Parts(attack, seen, target, pictures(0).labels, seen.normalization, torch.Generator())
+    known = Knowledge(seen, target, pictures(0).labels, seen.normalization, torch.Generator())
+    parts = Parts(attack, known)
     matching, positions = parts.gradient_terms()
-    smooth, seams, norm, statistics = parts.picture_terms()
+    (smooth, patch, norm, statistics), skipped = parts.picture_terms()
+    assert not skipped
     for progress, share in ((0.0, 1.0), (0.49, 1.0), (0.5, 0.5), (1.0, 0.5)):
         assert matching.weight(progress) == share * attack.matching
         assert positions.weight(progress) == share * 2.0
-        assert statistics.weight(progress) == (attack.statistics if progress >= 0.5 else 0)
-        others = [term.weight(progress) for term in (smooth, seams, norm)]
-        assert others == pytest.approx([attack.total_variation, attack.seams, attack.norm])
+        assert statistics.weight(progress) == (1e-3 if progress >= 0.5 else 0)
+        others = [term.weight(progress) for term in (smooth, patch, norm)]
+        assert others == pytest.approx([0.01, 0.01, 1e-4])
 
 
 def test_what_the_prior_did_not_see_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim_attacks.matching.terms.load_prior", lambda *_: lambda pixels: 1e6 + pixels.mean())
-    attack = GradViT(steps=8, prior_network="efficientnet_lite0")
+    monkeypatch.setattr("fedsim_attacks.matching.priors.load_prior", lambda *_: lambda pixels: 1e6 + pixels.mean())
+    attack = GradViT(steps=8, priors=WITH_A_NETWORK)
     trace = attacked(attack, observed(tiny(), pictures(0))).trace
     assert trace["step"] >= 4
     assert trace["loss"] == min(trace["curves"][0][4:]) > max(trace["curves"][0][:4])
 
 
 def test_no_network_is_a_caution_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim_attacks.matching.terms.has_efficientnet_lite0", lambda: False)
+    monkeypatch.setattr("fedsim_attacks.matching.priors.has_efficientnet_lite0", lambda: False)
     finding = attacked(GradViT(steps=2), observed(tiny(), pictures(0)))
     assert any("no network whose statistics" in caution for caution in finding.cautions)
-    without = attacked(GradViT(steps=2, statistics=0.0), observed(tiny(), pictures(0)))
+    without = attacked(GradViT(steps=2, priors=WITHOUT_A_NETWORK), observed(tiny(), pictures(0)))
     assert not any("statistics" in caution for caution in without.cautions)
 
 
 def test_it_follows_the_paper_in_distance_priors_and_schedule() -> None:
     attack = GradViT()
     assert (attack.distance, attack.optimizer, attack.schedule) == ("layer_l2", "adam", "cosine")
-    assert (attack.prior_from, attack.matching_after, attack.learning_rate) == (0.5, 0.5, 0.1)
-    assert attack.seams and attack.total_variation and attack.norm and not attack.positions
+    assert (attack.second_phase, attack.matching_after, attack.learning_rate) == (0.5, 0.5, 0.1)
+    assert [use.name for use in attack.prior_uses] == ["total_variation", "patch", "norm", "batch_norm"]
+    assert attack.prior_uses[-1].start == 0.5 and not attack.positions

@@ -16,7 +16,7 @@ def test_one_patch_is_found_with_a_label_that_is_counted_and_another_update_does
 def test_it_is_dlg_with_fixed_labels() -> None:
     attack = IDLG()
     assert (attack.distance, attack.optimizer, attack.initial_scale) == ("l2", "lbfgs", 1.0)
-    assert not attack.optimize_labels and not attack.total_variation
+    assert not attack.optimize_labels and not attack.priors
 
 
 def test_the_label_is_counted_and_granted_ones_are_taken() -> None:

@@ -77,7 +77,7 @@ def objective(
     priors: Sequence[Callable[[Candidate], Scalar]] = (),
 ) -> Objective:
     """Return the distance to an observed gradient, of pictures that are a variable of their own."""
-    terms = [GradientTerm(constant(1.0), lambda found: DISTANCES[distance](found, observed))]
+    terms = [GradientTerm(constant(1.0), lambda found: DISTANCES.own[distance](found, observed))]
     if positions:
         place = list(response.names).index("pos_embed")
         terms.append(GradientTerm(constant(10.0), lambda found: row_cosine(found[place], observed[place])))

@@ -26,9 +26,10 @@ from fedsim_attacks.matching import consensus
 from fedsim_attacks.matching.attempt import Attempt, Reached, trajectory
 from fedsim_attacks.matching.discrepancy import Discrepancy
 from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, Slopes, choose
+from fedsim_attacks.matching.knowledge import Knowledge
 from fedsim_attacks.matching.multi_start import OtherStarts, Start, choose_start
 from fedsim_attacks.matching.objective import Objective
-from fedsim_attacks.matching.optimizers import LBFGS, Adam, Mover
+from fedsim_attacks.matching.optimizers import OPTIMIZERS, Optimizer, OptimizerKind, Settings
 from fedsim_attacks.matching.parameters import Parameters
 from fedsim_attacks.matching.refinement import Polishing, SecondStage, unpolished
 from fedsim_attacks.matching.search import Course, Trail, Variables, search
@@ -40,10 +41,6 @@ _CURVE_POINTS = 50
 _PATH_RATE = 1e-3  # Zhu et al., SME: learning rate of the place between the weights
 _LABEL_RATE = 0.1
 _TRIAL = 0.2  # of the steps; after as many, a start in a wrong basin has stopped to improve
-_NO_PRIOR = (
-    "There is no network whose statistics would hold the pictures: grant `auxiliary_data`, install fedsim's extra `priors`, or "
-    "name a prior_network and its prior_weights."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +58,19 @@ class Descent(Parameters):
         target, labels, normalization = defended.target, attempt.known.labels.to(attempt.device), attempt.normalization
         seed = int(torch.randint(2**62, (), generator=generator))
         with seeded(seed, self.stream):
-            parts = Parts(self, observation, target, labels, normalization, generator, defended.deviation)
-            terms, priors = parts.gradient_terms(), parts.picture_terms()
+            known = Knowledge(observation, target, labels, normalization, generator)
+            parts = Parts(self, known, defended.deviation)
+            terms = parts.gradient_terms()
+            priors, skipped = parts.picture_terms()
             starts = self._starts(observation, response, box, generator)
             discrepancy = None
             if defended.deviation:
-                discrepancy = Discrepancy.of(defended, parts, bool(priors) and self.optimizer != "lbfgs")
+                discrepancy = Discrepancy.of(defended, parts, bool(priors) and self._optimizer.allows_changes)
                 terms = discrepancy.terms()
             objective = Objective(response, self._images(), normalization, terms, priors, defended.sent)
             slopes = self._slopes(objective, starts)
             noise = functools.partial(self._starts, observation, response, box, generator)
-            others = OtherStarts(parts, noise, functools.partial(enlarged, factor=self.resolution), generator)
+            others = OtherStarts(known, noise, functools.partial(enlarged, factor=self.resolution), generator)
             follow = functools.partial(self._followed, slopes, box)
             enough = self.promising * (self.matching + self.positions)
             chosen = choose_start(Start(starts), others, follow, self.trials, enough)
@@ -82,7 +81,6 @@ class Descent(Parameters):
             bare = unpolished(response, defended, self) if self.polish != "none" else ""
             stage = SecondStage(self, slopes, self._agree, defended, box.confine, self._total)
             polishing = stage.run(best) if bare is None else Polishing()
-        lacks = _NO_PRIOR if self.statistics and not parts.network() else None
         trace = {
             "loss": best.loss,
             "step": best.step,
@@ -104,7 +102,7 @@ class Descent(Parameters):
         steps, frames = zip(*best.frames, strict=True)
         shown = trajectory(steps, frames.__getitem__, best.losses, normalization)
         images = slopes.objective.to_images(best.variables)
-        return attempt.finding(Reached(images, labels, trace, (attempt.doubt, others.doubt, lacks, bare), shown))
+        return attempt.finding(Reached(images, labels, trace, (attempt.doubt, others.doubt, *skipped, bare), shown))
 
     def _slopes(self, objective: Objective, starts: Variables) -> Slopes:
         if self.precision == "bfloat16":
@@ -132,7 +130,7 @@ class Descent(Parameters):
         device = box.low.device
         images = (box.low + box.high) / 2 + self.initial_scale * drawn.to(device)
         variables = {PICTURES: images}
-        if self.optimizer != "lbfgs":
+        if self._optimizer.allows_changes:
             variables[PICTURES] = box.confine(images)
         if self.optimize_labels and observation.labels is None:
             variables[LABELS] = torch.randn(self.restarts, count, observation.num_classes, generator=generator).to(
@@ -167,12 +165,11 @@ class Descent(Parameters):
         generator: torch.Generator,
         discrepancy: Discrepancy | None,
     ) -> list[Trail]:
-        """Return one trail a restart; L-BFGS takes them one by one."""
-        at_once = 1 if self.optimizer == "lbfgs" else self.restarts
-        runs = self.restarts // at_once
-        grows_at = self.prior_from if self.statistics else 0.0
+        """Return one trail a restart."""
+        at_once = self.restarts // self._runs
+        grows_at = max((use.start for use in self.prior_uses), default=0.0)
         trails: list[Trail] = []
-        for run in range(runs):
+        for run in range(self._runs):
             span = slice(run * at_once, (run + 1) * at_once)
             own: Variables = {n: nn.Parameter(tensor[span].clone()) for n, tensor in start.variables.items()}
             course = Course(
@@ -191,19 +188,25 @@ class Descent(Parameters):
     @property
     def _total(self) -> int:
         """Steps of all trials, all runs and the polish, for the display."""
-        runs = self.restarts if self.optimizer == "lbfgs" else 1
-        return self._trials_steps + runs * self.steps + (self.polish_steps if self.polish != "none" else 0)
+        return self._trials_steps + self._runs * self.steps + (self.polish_steps if self.polish != "none" else 0)
 
-    def _mover(self, variables: Variables, generator: torch.Generator, factor: float) -> Mover:
-        if self.optimizer == "lbfgs":
-            return LBFGS(self.learning_rate)
+    @property
+    def _runs(self) -> int:
+        """How many descents there are, one after the other."""
+        return 1 if self._optimizer.in_batch else self.restarts
+
+    @property
+    def _optimizer(self) -> OptimizerKind:
+        return OPTIMIZERS.find(self.optimizer)
+
+    def _mover(self, variables: Variables, generator: torch.Generator, factor: float) -> Optimizer:
         rates = {PICTURES: factor * self.learning_rate, LABELS: _LABEL_RATE, PATH: _PATH_RATE}
         present = {name: rates[name] for name in variables}
-        return Adam(present, self.optimizer == "signed_adam", PICTURES, self.noise, generator)
+        return self._optimizer.make(Settings(present, PICTURES, self.noise, generator))
 
     def _confine(self, box: Box) -> Callable[[Variables], None]:
         def confine(variables: Variables) -> None:
-            if self.optimizer != "lbfgs":  # whose curvature pairs a clamp would falsify
+            if self._optimizer.allows_changes:
                 with torch.no_grad():
                     variables[PICTURES].clamp_(box.low, box.high)
             if PATH in variables:

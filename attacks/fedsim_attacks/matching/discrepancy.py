@@ -49,8 +49,9 @@ class Discrepancy:
             parts: of the terms; its generator draws.
             has_prior: whether something else holds the pictures.
         """
-        clean, noisy = simulate(defended, parts.generator)
-        rehearsal = replace(parts, target=parts.target._replace(gradients=noisy)).gradient_terms()
+        clean, noisy = simulate(defended, parts.known.generator)
+        known = replace(parts.known, target=parts.target._replace(gradients=noisy))
+        rehearsal = replace(parts, known=known).gradient_terms()
         return Discrepancy(parts.gradient_terms(), [float(term.value(clean)) for term in rehearsal], has_prior)
 
     def terms(self) -> list[GradientTerm]:

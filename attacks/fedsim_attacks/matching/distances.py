@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsim.registry import Registry
 from fedsim_attacks.update import Gradients, Scalar
-
-Distance = Callable[[Gradients, Gradients], Scalar]
 
 
 def relative_l2(found: Gradients, observed: Gradients) -> Scalar:
@@ -83,16 +81,41 @@ def row_cosine(
     return 1 - _mean((found * observed).sum(-1) / _root(lengths), shares)
 
 
-DISTANCES: Mapping[str, Distance] = MappingProxyType(
+@dataclass(frozen=True)
+class Distance:
+    """How far a gradient is from the observed one.
+
+    A new one is one entry: in `DISTANCES`, or, of another distribution, in the entry-point group `fedsim_attacks.distances`.
+
+    Args:
+        of: (found, observed) to a scalar, differentiable in what was found.
+        is_scaled: whether lengths are compared, for which the update's scale has to be known.
+        weighted: the same with a weight for each tensor, used where an update has noise of known size; None where it has no
+            such form.
+    """
+
+    of: Callable[[Gradients, Gradients], Scalar]
+    is_scaled: bool = False
+    weighted: Callable[[Gradients, Gradients, Float[Tensor, " tensor"]], Scalar] | None = None
+
+    def __call__(self, found: Gradients, observed: Gradients) -> Scalar:
+        """Return the distance."""
+        return self.of(found, observed)
+
+
+DISTANCES: Registry[Distance] = Registry(
+    "distance",
+    "fedsim_attacks.distances",
     {
-        "l2": relative_l2,
-        "layer_l2": layer_l2,
-        "cosine": cosine,
-        "tensor_cosine": tensor_cosine,
-        "sign": sign_cosine,
-    }
+        "cosine": Distance(cosine),
+        "tensor_cosine": Distance(tensor_cosine, weighted=tensor_cosine),
+        "l2": Distance(relative_l2, is_scaled=True),
+        "layer_l2": Distance(layer_l2, is_scaled=True),
+        "sign": Distance(sign_cosine),
+    },
+    lambda part: isinstance(part, Distance),
+    "a `Distance` of fedsim_attacks.matching",
 )
-SCALED = frozenset({"l2", "layer_l2"})  # distances that compare lengths, and so need the observed one
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,9 @@ import torch
 
 from fedsim.errors import AttackRefusedError
 from fedsim_attacks.head import NearestStarts
+from fedsim_attacks.matching.knowledge import Knowledge
 from fedsim_attacks.matching.search import Variables
 from fedsim_attacks.matching.starts import PICTURES, Latents, with_picture
-from fedsim_attacks.matching.terms import Parts
 from fedsim_attacks.update import LABELS, PATH
 
 End = TypeVar("End")
@@ -93,13 +93,13 @@ class OtherStarts(Iterator[Start]):
     """Draws the starts after the first, without end.
 
     Args:
-        parts: of the run's objective, which know the head inputs.
+        known: what the attack knows, the head inputs among it.
         noise: draws a start like the first.
         to_images: what a start holds to pictures.
         generator: draws the candidates.
     """
 
-    parts: Parts
+    known: Knowledge
     noise: Callable[[], Variables]
     to_images: Callable[[Latents], Latents]
     generator: torch.Generator
@@ -113,9 +113,9 @@ class OtherStarts(Iterator[Start]):
         if self._wanted is None:
             return Start(drawn)
         nearest = NearestStarts(
-            self.parts.target.model,
+            self.known.model,
             self._wanted,
-            self.parts.normalization,
+            self.known.normalization,
             (channels, height, width),
             self.to_images,
         )
@@ -124,7 +124,7 @@ class OtherStarts(Iterator[Start]):
     @cached_property
     def _wanted(self) -> torch.Tensor | None:
         try:
-            return self.parts.head_inputs
+            return self.known.head_inputs
         except AttackRefusedError as error:
             self.doubt = f"{BLIND}{error}"
             return None

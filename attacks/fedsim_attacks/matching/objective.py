@@ -68,6 +68,11 @@ def switched(before: float, after: float, at: float) -> Weight:
     return lambda progress: before if progress < at else after
 
 
+def delayed(weight: Weight, start: float) -> Weight:
+    """Return a weight that is zero before a share of the steps."""
+    return lambda progress: weight(progress) if progress >= start else 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
     """The sum of all terms as a function of an attack's variables.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fedsim.registry import Registry
 from fedsim_attacks.matching.input_gradients import Slope
 
-Optimizer = Literal["adam", "signed_adam", "lbfgs"]
 Schedule = Literal["constant", "cosine", "step"]
 Evaluate = Callable[[Mapping[str, Tensor]], Slope]
 
@@ -36,7 +37,7 @@ def rate(schedule: Schedule, warm_up: float, progress: float) -> float:
     return rise
 
 
-class Mover(ABC):
+class Optimizer(ABC):
     """Moves variables in place, step by step."""
 
     @abstractmethod
@@ -50,7 +51,7 @@ class Mover(ABC):
         """
 
 
-class Adam(Mover):
+class Adam(Optimizer):
     """Adam (Kingma, Ba, ICLR 2015), on the slope or on its sign, all restarts in one.
 
     Args:
@@ -88,7 +89,7 @@ class Adam(Mover):
         return found
 
 
-class LBFGS(Mover):
+class LBFGS(Optimizer):
     """L-BFGS with a strong Wolfe line search; for one restart at a time, whose curvature is its own.
 
     Args:
@@ -124,3 +125,64 @@ class LBFGS(Mover):
         self.optimizer.param_groups[0]["lr"] = factor * self.learning_rate
         self.optimizer.step(closure)  # type: ignore[no-untyped-call]
         return seen[0]
+
+
+class Settings(NamedTuple):
+    """What an optimizer is made from.
+
+    Args:
+        rates: learning rate of each variable.
+        images: the variable that holds the images.
+        noise: standard deviation of the noise that every step adds to these, in units of their learning rate.
+        generator: draws the noise.
+    """
+
+    rates: Mapping[str, float]
+    images: str
+    noise: float
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class OptimizerKind:
+    """An optimizer by name, and what a descent may do beside it.
+
+    A new one is one entry: in `OPTIMIZERS`, or, of another distribution, in the entry-point group
+    `fedsim_attacks.optimizers`.
+
+    Args:
+        make: makes one for a run.
+        in_batch: whether all restarts move at once, in one batch; otherwise they run one after the other, alone, so that they
+            agree on nothing and no trials of starts are compared.
+        allows_changes: whether images may be clamped to the range of pixels, and weights of terms change, between its steps;
+            not so where it learns curvature from one step to the next.
+    """
+
+    make: Callable[[Settings], Optimizer]
+    in_batch: bool = True
+    allows_changes: bool = True
+
+
+def _adam(settings: Settings) -> Optimizer:
+    return Adam(settings.rates, False, settings.images, settings.noise, settings.generator)
+
+
+def _signed_adam(settings: Settings) -> Optimizer:
+    return Adam(settings.rates, True, settings.images, settings.noise, settings.generator)
+
+
+def _lbfgs(settings: Settings) -> Optimizer:
+    return LBFGS(settings.rates[settings.images])
+
+
+OPTIMIZERS: Registry[OptimizerKind] = Registry(
+    "optimizer",
+    "fedsim_attacks.optimizers",
+    {
+        "adam": OptimizerKind(_adam),
+        "signed_adam": OptimizerKind(_signed_adam),
+        "lbfgs": OptimizerKind(_lbfgs, in_batch=False, allows_changes=False),
+    },
+    lambda part: isinstance(part, OptimizerKind),
+    "an `OptimizerKind` of fedsim_attacks.matching",
+)

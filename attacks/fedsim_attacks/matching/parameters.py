@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
-from fedsim_attacks.matching.optimizers import Optimizer, Schedule
+from fedsim.registry import Registry
+from fedsim_attacks.matching.distances import DISTANCES
+from fedsim_attacks.matching.optimizers import OPTIMIZERS, Schedule
+from fedsim_attacks.matching.priors import PriorUse, read_priors, written
 from fedsim_attacks.newton import Products
 from fedsim_attacks.update import Reading
 
-Distance = Literal["cosine", "tensor_cosine", "l2", "layer_l2", "sign"]
-
-_WEIGHTS = (
-    "matching positions total_variation seams norm statistics matching_after group features row_space noise initial_scale "
-    "hold prior_from warm_up"
-).split()
+_WEIGHTS = "matching positions matching_after group noise initial_scale second_phase warm_up".split()
 
 
 Polish = Literal["none", "gauss_newton", "closed_form"]
+
+
+RENAMED: Mapping[str, str] = MappingProxyType(
+    {
+        "total_variation": "priors: {total_variation: ...}",
+        "total_variation_end": "priors: {total_variation: {weight: ..., end: ...}}",
+        "hold": "priors: {total_variation: {weight: ..., end: ..., hold: ...}}",
+        "seams": "priors: {patch: ...}",
+        "norm": "priors: {norm: ...}",
+        "statistics": "priors: {batch_norm: ...}",
+        "prior_network": "priors: {batch_norm: {weight: ..., network: ...}}",
+        "prior_weights": "priors: {batch_norm: {weight: ..., network: ..., weights: ...}}",
+        "prior_from": "second_phase, and priors: {batch_norm: {weight: ..., start: ...}}",
+        "features": "priors: {features: ...}",
+        "row_space": "priors: {row_space: ...}",
+    }
+)
+
+
+def default_priors(**weights: Any) -> Any:
+    """Return a field of priors with these for its default."""
+    return field(default_factory=lambda: dict(weights))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,21 +57,16 @@ class Parameters(Attack):
         layers: patterns of the parameters that the attack looks at; all where empty.
         positions: weight of the direction of the position embedding's gradient.
         per_token: whether that is the mean over tokens, or taken of all tokens as one vector.
-        total_variation: weight of the mean absolute difference of neighboring pixels in [0, 1].
-        total_variation_end: what that weight falls to, geometrically; as it began where it is None.
-        hold: share of the steps before it falls.
-        seams: weight of the difference across the seams of patches.
-        norm: weight of the root mean square of the pictures, in normalized units.
-        statistics: weight of the distance to the statistics of a network's BatchNorm layers.
-        prior_network: that network: `auxiliary` (a small one, trained on the auxiliary data), `efficientnet_lite0`, the name
-            of a timm CNN; `auto` is the first of these that there is, or none, with a caution.
-        prior_weights: file of the weights of a timm CNN; None for its published ones.
-        prior_from: share of the steps before `statistics` counts.
+        priors: weight of each image prior by name: `total_variation` (mean absolute difference of neighboring pixels),
+            `patch` (difference at the borders of patches), `norm` (root mean square), `batch_norm` (distance from the
+            statistics of a network's BatchNorm layers), `features` (distance of head inputs from those recovered from the
+            classifier's gradient), `row_space` (what lies outside of the span of the client's patches), or one of another
+            distribution. In place of a number, a mapping: `weight`; `end`, to which it moves geometrically after `hold` of the
+            steps; `start`, share of the steps before it counts; and the prior's own parameters.
+        second_phase: share of the steps at which `matching_after` sets in.
         matching_after: factor of `matching` and `positions` from there on.
         group: weight of the distance of every restart from what all agree on.
         registered: whether restarts are shifted onto each other for that.
-        features: weight of the distance of head inputs from those recovered of the classifier's gradient.
-        row_space: weight of the mean square of what lies outside the span of the client's patches.
         steps: of the optimizer, each restart.
         optimizer: `adam`, `signed_adam` (the sign of the slope alone), `lbfgs`.
         learning_rate: in normalized units.
@@ -81,32 +98,24 @@ class Parameters(Attack):
         aware: whether the client's defenses are modeled, as far as grants and the update tell of them.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = RENAMED
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size", "normalization"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"images", "labels"})
     applies: ClassVar[Applicability] = Applicability()
 
-    distance: Distance = "cosine"
+    distance: str = "cosine"
     matching: float = 1.0
     largest: float = 1.0
     layers: tuple[str, ...] = ()
     positions: float = 0.0
     per_token: bool = True
-    total_variation: float = 0.1
-    total_variation_end: float | None = None
-    hold: float = 0.3
-    seams: float = 0.0
-    norm: float = 0.0
-    statistics: float = 0.0
-    prior_network: str = "auto"
-    prior_weights: str | None = None
-    prior_from: float = 0.0
+    priors: Mapping[str, Any] = default_priors(total_variation=0.1)
+    second_phase: float = 0.0
     matching_after: float = 1.0
     group: float = 0.0
     registered: bool = False
-    features: float = 0.0
-    row_space: float = 0.0
     steps: int = 400
-    optimizer: Optimizer = "signed_adam"
+    optimizer: str = "signed_adam"
     learning_rate: float = 0.1
     schedule: Schedule = "step"
     warm_up: float = 0.0
@@ -145,31 +154,44 @@ class Parameters(Attack):
         for name in _WEIGHTS:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}.")
-        for name in ("largest", "hold", "prior_from", "warm_up"):
+        for name in ("largest", "second_phase", "warm_up"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}.")
+        self._check_names()
+        object.__setattr__(self, "priors", written(read_priors(self.priors)))
         self._check_together()
+
+    @property
+    def prior_uses(self) -> tuple[PriorUse, ...]:
+        """The priors with a weight."""
+        return read_priors(self.priors)
 
     @property
     def applicability(self) -> Applicability:
         """See `Attack.applicability`; a term of the position embedding needs one."""
         return replace(self.applies, model=("learned position embedding",)) if self.positions else self.applies
 
+    def _check_names(self) -> None:
+        registries: tuple[tuple[str, Registry[Any]], ...] = (("distance", DISTANCES), ("optimizer", OPTIMIZERS))
+        for name, registry in registries:
+            try:
+                registry.find(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
     def _check_together(self) -> None:
         if not self.matching and not self.positions:
             raise ValueError(
                 "matching: expected a weight above 0, here or for positions; nothing else sees the update."
             )
-        end = self.total_variation_end
-        if end is not None and not 0 < end <= self.total_variation:
-            raise ValueError(
-                f"total_variation_end: expected above 0 and at most total_variation {self.total_variation}, got {end}."
-            )
         if self.polish != "none" and self.resolution > 1:
             raise ValueError("polish: expected none with a resolution above 1, which it would leave.")
         if self.group and self.restarts < 2:
             raise ValueError("group: expected 0 with one restart, which has nobody to agree with.")
-        if self.trials > 1 and self.optimizer == "lbfgs":
-            raise ValueError("trials: expected 1 with lbfgs, which ends when it has nowhere to go; use restarts.")
-        if self.group and self.optimizer == "lbfgs":
-            raise ValueError("group: expected 0 with lbfgs, which runs one restart after the other.")
+        if not OPTIMIZERS.find(self.optimizer).in_batch:
+            if self.trials > 1:
+                raise ValueError(
+                    f"trials: expected 1 with {self.optimizer}, which runs one restart after the other; use restarts."
+                )
+            if self.group:
+                raise ValueError(f"group: expected 0 with {self.optimizer}, which runs one restart after the other.")

@@ -14,7 +14,7 @@ from fedsim.exchange import Images
 from fedsim_attacks.matching.attempt import shown_steps
 from fedsim_attacks.matching.discrepancy import CHECKS, Discrepancy
 from fedsim_attacks.matching.input_gradients import Slope, Slopes
-from fedsim_attacks.matching.optimizers import Mover, Schedule, rate
+from fedsim_attacks.matching.optimizers import Optimizer, Schedule, rate
 
 Variables = dict[str, Tensor]  # (restart, ...) each
 
@@ -68,7 +68,7 @@ class Trail:
 def search(
     slopes: Slopes,
     variables: Variables,
-    mover: Mover,
+    mover: Optimizer,
     course: Course,
     confine: Callable[[Variables], None],
     agree: Callable[[Variables], Images | None],

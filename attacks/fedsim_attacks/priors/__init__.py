@@ -2,7 +2,7 @@
 
 from fedsim_attacks.priors.batch_norm import load_prior
 from fedsim_attacks.priors.color_edges import ColorEdges
-from fedsim_attacks.priors.natural import GREY, Roughness, length, natural_noise, seams, total_variation
+from fedsim_attacks.priors.natural import GREY, Roughness, length, natural_noise, patch_differences, total_variation
 from fedsim_attacks.priors.networks import has_efficientnet_lite0
 from fedsim_attacks.priors.spectrum import Spectrum, Waves
 
@@ -16,6 +16,6 @@ __all__ = [
     "length",
     "load_prior",
     "natural_noise",
-    "seams",
+    "patch_differences",
     "total_variation",
 ]

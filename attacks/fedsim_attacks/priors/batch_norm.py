@@ -130,7 +130,7 @@ def load_prior(network: str, weights: str | None, observation: Observation, form
     """
     if network in _WITHOUT_WEIGHTS and weights is not None:
         raise AttackRefusedError(
-            f"prior_weights: the prior network {network} is {_WITHOUT_WEIGHTS[network]}. Leave it out."
+            f"priors.batch_norm.weights: the prior network {network} is {_WITHOUT_WEIGHTS[network]}. Leave it out."
         )
     channels = observation.image_shape[0]
     if network == "auxiliary":

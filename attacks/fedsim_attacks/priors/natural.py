@@ -24,13 +24,13 @@ def total_variation(images: Images) -> Float[Tensor, ""]:
     return vertical + horizontal
 
 
-def seams(images: Images, patch: int) -> Float[Tensor, ""]:
-    """Return the root mean square difference of pixels on either side of a seam between patches: mean over seams and pictures.
+def patch_differences(images: Images, patch: int) -> Float[Tensor, ""]:
+    """Return the root mean square difference of pixels on either side of a border of patches: mean over borders and images.
 
     Source: Hatamizadeh et al., "GradViT", CVPR 2022, R_patch, which sums the norms.
 
     Args:
-        images: pictures of one patch a side have no seam, and give 0.
+        images: those of one patch a side have no border inside, and give 0.
         patch: side of a patch in pixels.
     """
     across = images[..., patch::patch, :] - images[..., patch - 1 : -1 : patch, :]

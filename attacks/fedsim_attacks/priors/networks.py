@@ -133,14 +133,16 @@ def _from_hub(name: str) -> nn.Module:
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
         raise AttackRefusedError(
             f"the weights of the prior network {name} cannot be fetched: {in_one_line(error)}. Without a network, give a "
-            "weights file as prior_weights."
+            "weights file as priors.batch_norm.weights."
         ) from None
 
 
 def _load(module: nn.Module, name: str, path: Path) -> None:
     """Load everything but a classifier; the file is data, nothing in it is executed."""
     if not path.is_file():
-        raise AttackRefusedError(f"prior_weights: no weights file {path}. Give a .safetensors or .pth file.")
+        raise AttackRefusedError(
+            f"priors.batch_norm.weights: no weights file {path}. Give a .safetensors or .pth file."
+        )
     heads = _config(module).get("classifier") or ()
     prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
     try:
@@ -148,11 +150,11 @@ def _load(module: nn.Module, name: str, path: Path) -> None:
         module.load_state_dict({key: value for key, value in stored.items() if not key.startswith(prefixes)})
     except (SafetensorError, UnpicklingError, OSError, EOFError) as error:
         raise AttackRefusedError(
-            f"prior_weights: {path} is damaged or no weights file: {in_one_line(error)}."
+            f"priors.batch_norm.weights: {path} is damaged or no weights file: {in_one_line(error)}."
         ) from None
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise AttackRefusedError(
-            f"prior_weights: {path} does not hold the weights of {name}: {in_one_line(error)}."
+            f"priors.batch_norm.weights: {path} does not hold the weights of {name}: {in_one_line(error)}."
         ) from None
 
 

@@ -175,7 +175,9 @@ def test_the_weight_keeps_the_pictures_of_a_descent_near_the_space():
     batch = POOL.read([7, 300])
     observation = seen(batch, batch_size=2, labels=torch.sort(batch.labels).values)
     free, bound = (
-        GradientMatching(steps=8, row_space=weight).run(observation, torch.Generator().manual_seed(0))
+        GradientMatching(steps=8, priors={"total_variation": 0.1, "row_space": weight}).run(
+            observation, torch.Generator().manual_seed(0)
+        )
         for weight in (0.0, 10.0)
     )
     assert bound.trace["row_space_residual"] < free.trace["row_space_residual"] - 0.1
@@ -185,6 +187,8 @@ def test_the_weight_keeps_the_pictures_of_a_descent_near_the_space():
 def test_the_weight_is_refused_where_the_space_says_nothing_and_below_zero():
     model = build("vit_nano", depth=1, patch_size=4)
     with pytest.raises(AttackRefusedError, match="row_space"):
-        GradientMatching(steps=1, row_space=1.0).run(seen(POOL.read([3]), model, batch_size=1), torch.Generator())
+        GradientMatching(steps=1, priors={"row_space": 1.0}).run(
+            seen(POOL.read([3]), model, batch_size=1), torch.Generator()
+        )
     with pytest.raises(ValueError, match="row_space"):
-        GradientMatching(row_space=-1.0)
+        GradientMatching(priors={"row_space": -1.0})

@@ -50,17 +50,11 @@ def seen(model: torch.nn.Module, both: LabeledImages) -> Observation:
         ("learning_rate", math.nan),
         ("largest", 0.0),
         ("largest", 1.5),
-        ("hold", 1.1),
-        ("prior_from", 2.0),
+        ("second_phase", 2.0),
         ("warm_up", -0.1),
         ("warm_up", 1.1),
-        ("total_variation", -1.0),
-        ("total_variation", math.inf),
-        ("total_variation_end", 0.0),
-        ("total_variation_end", 0.2),
-        ("total_variation_end", math.nan),
-        *((name, -0.1) for name in ("matching", "positions", "seams", "norm", "statistics", "matching_after", "group")),
-        *((name, math.nan) for name in ("features", "row_space", "noise", "initial_scale")),
+        *((name, -0.1) for name in ("matching", "positions", "matching_after", "group")),
+        *((name, math.nan) for name in ("noise", "initial_scale")),
     ],
 )
 def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: float) -> None:
@@ -74,7 +68,6 @@ def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: float) ->
         ({"matching": 0.0}, "matching"),
         ({"group": 0.1}, "group"),
         ({"group": 0.1, "restarts": 2, "optimizer": "lbfgs"}, "group"),
-        ({"total_variation": 0.0, "total_variation_end": 0.1}, "total_variation_end"),
         ({"polish": "closed_form", "resolution": 2}, "polish"),
         ({"trials": 2, "optimizer": "lbfgs"}, "trials"),
     ],
@@ -88,7 +81,7 @@ def test_parameters_that_contradict_each_other_are_refused(params: dict[str, Any
     "params",
     [
         {"matching": 0.0, "positions": 1.0},
-        {"total_variation_end": 0.1},
+        {"priors": {"total_variation": {"weight": 0.1, "end": 0.1}}},
         {"group": 0.1, "restarts": 2},
         {"largest": 1.0},
     ],
@@ -103,11 +96,9 @@ def test_limits_of_the_range_are_allowed(params: dict[str, Any]) -> None:
         {"restarts": 2, "group": 0.1, "registered": True, "resolution": 2, "noise": 0.1, "optimizer": "adam"},
         {
             "positions": 1.0,
-            "seams": 0.1,
-            "norm": 0.1,
+            "priors": {"patch": 0.1, "norm": 0.1, "total_variation": {"weight": 0.1, "end": 0.01}},
             "initial": "tiles",
             "distance": "sign",
-            "total_variation_end": 0.01,
         },
         {"optimize_labels": True, "largest": 0.1, "per_token": False, "positions": 1.0, "patience": 1},
         {"optimizer": "lbfgs", "restarts": 2, "distance": "l2"},
@@ -286,7 +277,7 @@ def test_restarts_that_agree_are_polished_too(seen: Observation) -> None:
 
 
 def test_patience_ends_a_run_that_does_not_get_on(seen: Observation) -> None:
-    stuck = brief(seen, learning_rate=1e-12, patience=2, steps=30, total_variation=0.0)
+    stuck = brief(seen, learning_rate=1e-12, patience=2, steps=30, priors={})
     assert len(stuck.trace["curves"][0]) <= 10
     assert film_of(stuck).steps[-1] < 30
 

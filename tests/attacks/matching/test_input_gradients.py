@@ -8,7 +8,7 @@ from descent_cases import flat, objective, one_gradient, pictures, starts, tiny
 from fedsim_attacks.matching.distances import DISTANCES
 from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, Slopes, choose
 from fedsim_attacks.matching.objective import Objective
-from fedsim_attacks.priors.natural import length, seams, total_variation
+from fedsim_attacks.priors.natural import length, patch_differences, total_variation
 from fedsim_attacks.update.client_gradient import LABELS, Surrogate
 
 from fedsim.exchange import LabeledImages
@@ -68,7 +68,7 @@ def at_float64(model: torch.nn.Module, batch: LabeledImages) -> tuple[torch.nn.M
 
 
 @pytest.mark.parametrize("positions", [False, True])
-@pytest.mark.parametrize("distance", sorted(DISTANCES))
+@pytest.mark.parametrize("distance", sorted(DISTANCES.own))
 def test_the_difference_of_two_passes_has_the_direction_of_double_backward(
     distance: str, positions: bool, model: torch.nn.Module, batch: LabeledImages
 ) -> None:
@@ -86,7 +86,7 @@ def test_the_difference_of_two_passes_has_the_direction_of_double_backward(
 def test_slopes_are_those_of_finite_differences(slopes: type[Slopes], batch: LabeledImages) -> None:
     model, pictures = at_float64(tiny(), batch)
     response, observed = one_gradient(model, pictures)
-    priors = [lambda c: total_variation(c.pixels), lambda c: seams(c.pixels, 4), lambda c: length(c.images)]
+    priors = [lambda c: total_variation(c.pixels), lambda c: patch_differences(c.pixels, 4), lambda c: length(c.images)]
     goal = objective(response, observed, "cosine", positions=True, priors=priors)
     found = slopes(goal)
     if isinstance(found, ForwardDifference):

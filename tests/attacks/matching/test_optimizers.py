@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from fedsim_attacks.matching.input_gradients import Slope
-from fedsim_attacks.matching.optimizers import LBFGS, Adam, Mover, rate
+from fedsim_attacks.matching.optimizers import LBFGS, Adam, Optimizer, rate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +69,7 @@ def test_adam_moves_as_torch_s_does() -> None:
 
 
 def test_value_and_slope_are_those_of_the_place_before_the_move() -> None:
-    movers: list[Mover] = [adam(), LBFGS(1.0)]
+    movers: list[Optimizer] = [adam(), LBFGS(1.0)]
     for mover in movers:
         variables = leaf()
         found = mover.step(variables, bowl, 1.0)

@@ -10,7 +10,7 @@ from descent_cases import objective, one_gradient, pictures, tiny
 from fedsim_attacks.matching.attempt import FRAMES
 from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, Slope, Slopes
 from fedsim_attacks.matching.objective import Objective
-from fedsim_attacks.matching.optimizers import Adam, Mover
+from fedsim_attacks.matching.optimizers import Adam, Optimizer
 from fedsim_attacks.matching.search import Course, Trail, search
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,7 +37,7 @@ class Script(Slopes):
     many = one
 
 
-class Count(Mover):
+class Count(Optimizer):
     """Adds one, and remembers the factors."""
 
     def __init__(self) -> None:

@@ -47,16 +47,20 @@ def test_positions_without_a_gradient_are_refused(seen: Observation) -> None:
 
 
 @pytest.mark.parametrize(
-    "prior", [{"seams": 10.0}, {"norm": 10.0}, {"total_variation": 10.0}, {"group": 10.0, "restarts": 2}]
+    "prior",
+    [
+        *({"priors": {name: 10.0}} for name in ("patch", "norm", "total_variation")),
+        {"group": 10.0, "restarts": 2},
+    ],
 )
 def test_a_prior_of_much_weight_has_its_way(prior: dict[str, Any], seen: Observation) -> None:
-    params: dict[str, Any] = {"total_variation": 0.0, "optimizer": "adam", "steps": 15, "learning_rate": 0.05, **prior}
+    params: dict[str, Any] = {"priors": {}, "optimizer": "adam", "steps": 15, "learning_rate": 0.05, **prior}
     curves = brief(seen, **params).trace["curves"]
     assert all(curve[-1] < 0.8 * curve[0] for curve in curves)
 
 
 def test_restarts_are_drawn_to_what_they_agree_on(model: torch.nn.Module) -> None:
-    seen, params = observed(model, pictures(0)), {"restarts": 2, "optimizer": "adam", "total_variation": 0.0}
+    seen, params = observed(model, pictures(0)), {"restarts": 2, "optimizer": "adam", "priors": {}}
     alone, lazy, registered = (
         brief(seen, steps=10, **params, **how).trace["curves"]
         for how in ({}, {"group": 5.0}, {"group": 5.0, "registered": True})
@@ -69,25 +73,26 @@ def test_restarts_are_drawn_to_what_they_agree_on(model: torch.nn.Module) -> Non
 
 def test_head_inputs_recovered_from_the_classifier_are_a_prior(model: torch.nn.Module) -> None:
     own = pictures(0)
-    curve = brief(observed(model, own), features=1.0, total_variation=0.0, steps=15, optimizer="adam").trace["curves"][
-        0
-    ]
+    curve = brief(observed(model, own), priors={"features": 1.0}, steps=15, optimizer="adam").trace["curves"][0]
     assert curve[-1] < 0.7 * curve[0]
 
 
 def test_a_span_that_is_everything_is_refused_and_a_proper_one_is_a_prior(model: torch.nn.Module) -> None:
     own, many = pictures(0), pictures(*range(24))
-    curve = brief(observed(model, own), row_space=1.0, total_variation=0.0, steps=15, optimizer="adam").trace["curves"][
-        0
-    ]
+    curve = brief(observed(model, own), priors={"row_space": 1.0}, steps=15, optimizer="adam").trace["curves"][0]
     assert curve[-1] < curve[0]
     with pytest.raises(AttackRefusedError, match="row_space: this update holds"):
-        brief(observed(model, many), row_space=1.0)
+        brief(observed(model, many), priors={"row_space": 1.0})
 
 
 def test_statistics_without_a_network_are_doubted(seen: Observation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim_attacks.matching.terms.has_efficientnet_lite0", lambda: False)
-    finding = brief(seen, statistics=0.1)
+    monkeypatch.setattr("fedsim_attacks.matching.priors.has_efficientnet_lite0", lambda: False)
+    finding = brief(seen, priors={"batch_norm": 0.1})
     assert any("no network whose statistics" in caution for caution in finding.cautions)
-    assert brief(seen, steps=4, statistics=0.1, prior_from=0.5, matching_after=0.5).trace["step"] >= 2
+    assert (
+        brief(
+            seen, steps=4, priors={"batch_norm": {"weight": 0.1, "start": 0.5}}, second_phase=0.5, matching_after=0.5
+        ).trace["step"]
+        >= 2
+    )
     assert not any("statistics" in caution for caution in brief(seen).cautions)

@@ -387,7 +387,9 @@ def test_the_auxiliary_network_is_refused_without_what_it_learns_from():
     broken = data.images.clone()
     broken[0, 0, 0, 0] = float("nan")
     assert "not finite" in refusal("auxiliary", data=LabeledImages(broken, data.labels))
-    assert "prior_weights: the prior network auxiliary is trained" in refusal("auxiliary", "file.pth", data=data)
+    assert "priors.batch_norm.weights: the prior network auxiliary is trained" in refusal(
+        "auxiliary", "file.pth", data=data
+    )
 
 
 @pytest.fixture
@@ -470,7 +472,7 @@ def test_a_hub_that_cannot_be_reached_is_refused_with_the_way_round(monkeypatch)
     monkeypatch.setattr(timm, "create_model", create)
     assert refusal("test_resnet") == (
         "the weights of the prior network test_resnet cannot be fetched: OSError: no route to the hub at all. Without a "
-        "network, give a weights file as prior_weights."
+        "network, give a weights file as priors.batch_norm.weights."
     )
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from fedsim_attacks.priors.natural import Roughness, length, natural_noise, seams, total_variation
+from fedsim_attacks.priors.natural import Roughness, length, natural_noise, patch_differences, total_variation
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,34 +20,34 @@ def test_a_picture_without_seams_has_none_and_one_of_flat_patches_has_all(
     steps = [(flat[..., 1:, :] - flat[..., :-1, :])[0].square().mean((0, 2)).sqrt()]
     steps.append((flat[..., 1:] - flat[..., :-1])[0].square().mean((0, 1)).sqrt())
     expected = torch.cat(steps).mean() if rows * columns > 1 else torch.zeros(())
-    assert float(seams(tiles, patch)) == pytest.approx(float(expected), abs=1e-9)
+    assert float(patch_differences(tiles, patch)) == pytest.approx(float(expected), abs=1e-9)
     # Equal on both sides of every seam, whatever lies inside of the patches.
     line = torch.rand(patch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     mirrored = torch.cat([line if index % 2 else line.flip(0) for index in range(columns)])
-    assert float(seams(mirrored.expand(1, 3, patch, -1), patch)) == pytest.approx(0, abs=1e-9)
+    assert float(patch_differences(mirrored.expand(1, 3, patch, -1), patch)) == pytest.approx(0, abs=1e-9)
 
 
 def test_seams_push_both_sides_together_and_nothing_else() -> None:
     images = torch.zeros(1, 1, 4, 4, requires_grad=True)
     with torch.no_grad():
         images[..., 2:] = 1
-    (slope,) = torch.autograd.grad(seams(images, 2), images)
+    (slope,) = torch.autograd.grad(patch_differences(images, 2), images)
     assert (slope[..., 2] > 0).all() and torch.equal(slope[..., 1], -slope[..., 2])
     assert not slope[..., [0, 3]].any()
 
 
 def test_the_slope_of_seams_is_that_of_finite_differences_and_finite_on_flat_pictures() -> None:
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: seams(x, 4), images.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: patch_differences(x, 4), images.requires_grad_())
     assert torch.autograd.gradcheck(length, images)
-    for prior in (lambda x: seams(x, 4), lambda x: seams(x, 8), length):
+    for prior in (lambda x: patch_differences(x, 4), lambda x: patch_differences(x, 8), length):
         flat = torch.zeros(1, 3, 8, 8, requires_grad=True)
         (slope,) = torch.autograd.grad(prior(flat), flat)
         assert bool(torch.isfinite(slope).all())
 
 
 def test_a_picture_of_one_patch_has_no_seam() -> None:
-    assert float(seams(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), 8)) == 0
+    assert float(patch_differences(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), 8)) == 0
 
 
 def test_length_is_the_mean_of_the_pictures_root_mean_squares() -> None:

@@ -93,7 +93,7 @@ def objective_of(defended: Defended, batch: LabeledImages, distance: str = "l2")
     rows = target.gradients[place]
     kept = rows.square().sum(-1)[0] > 0
     terms = [
-        GradientTerm(constant(1.0), lambda found: DISTANCES[distance](found, target.gradients)),
+        GradientTerm(constant(1.0), lambda found: DISTANCES.own[distance](found, target.gradients)),
         GradientTerm(constant(1.0), lambda found: row_cosine(found[place][:, kept], rows[:, kept])),
     ]
     response = OneGradient(target.model, target.names, batch.labels, used=defended.used)
@@ -200,7 +200,7 @@ def test_clipping_is_neither_guessed_nor_modeled_where_the_update_is_shorter() -
 
 
 def test_a_picture_that_clipping_hides_from_lengths_is_found_and_another_client_s_is_not() -> None:
-    attack = GradientMatching(steps=100, distance="l2", total_variation=0.001, slopes="forward_difference")
+    attack = GradientMatching(steps=100, distance="l2", priors={"total_variation": 0.001}, slopes="forward_difference")
     model, defense = tiny(patch=8), DPNoise(clip_norm=0.01)
 
     def decibels(batch: LabeledImages, aware: bool) -> float:
@@ -371,8 +371,8 @@ def test_rehearsed_noise_leaves_what_the_client_s_noise_leaves_of_true_pictures(
     seen, batch = noise_case(multiplier)
     defended = defended_of(seen)
     clean, mixed = simulate(defended, torch.Generator().manual_seed(0))
-    level, true = DISTANCES[distance](clean, mixed), gradient(seen.model(), batch).tensors
-    left = DISTANCES[distance]([true[name] for name in defended.target.names], defended.target.gradients)
+    level, true = DISTANCES.own[distance](clean, mixed), gradient(seen.model(), batch).tensors
+    left = DISTANCES.own[distance]([true[name] for name in defended.target.names], defended.target.gradients)
     assert float(level) == pytest.approx(float(left), rel=0.1)
 
 
@@ -399,7 +399,7 @@ def test_weights_fall_below_their_level_recover_above_it_and_end_a_run_without_p
 def test_known_noise_keeps_the_matching_at_its_level_instead_of_below() -> None:
     seen, batch = noise_case()
     params: dict[str, Any] = {"steps": 100, "schedule": "cosine", "slopes": "forward_difference", "positions": 10.0}
-    params |= {"distance": "tensor_cosine", "total_variation": 0.3, "total_variation_end": 0.01}
+    params |= {"distance": "tensor_cosine", "priors": {"total_variation": {"weight": 0.3, "end": 0.01}}}
     aware, naive = (brief(seen, aware=aware, **params) for aware in (True, False))
     assert "noise" in aware.trace["aware"] and aware.trace["trust"][1] < 0.5
     assert naive.trace["aware"] == [] and naive.trace["trust"] is None
@@ -408,7 +408,7 @@ def test_known_noise_keeps_the_matching_at_its_level_instead_of_below() -> None:
 
 def test_without_a_prior_a_noisy_run_ends_at_its_level() -> None:
     seen, _ = noise_case(3e-3)
-    finding = brief(seen, steps=150, total_variation=0.0, learning_rate=0.05)
+    finding = brief(seen, steps=150, priors={}, learning_rate=0.05)
     assert finding.film is not None and finding.film.steps[-1] < 150
     assert finding.trace["step"] < 150
 

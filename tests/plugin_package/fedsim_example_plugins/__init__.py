@@ -1,1 +1,1 @@
-"""An attack and a defense that fedsim finds through entry points."""
+"""An attack, a defense, a prior and a distance that are found through entry points."""

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+from fedsim_attacks.gradient_matching import GradientMatching
 from fedsim_example_plugins.class_accuracy import ClassAccuracy
 from fedsim_example_plugins.error_feedback import ErrorFeedback
 from fedsim_example_plugins.sign_of_bias import SignOfBias
@@ -115,3 +116,29 @@ def test_class_accuracy_counts_class_by_class() -> None:
 
 def flat(update: Update) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in update.tensors.values()])
+
+
+@pytest.mark.parametrize("distance", ["l1", "fedsim_example_plugins.l1:l1"])
+def test_a_matching_attack_takes_the_distance_by_name(distance: str) -> None:
+    picture = random_pictures(generator())
+    attack = GradientMatching(steps=3, distance=distance, optimizer="adam", priors={})
+    curve = attack.run(observation(picture), generator()).trace["curves"][0]
+    assert curve[-1] < curve[0]
+
+
+def test_a_matching_attack_takes_the_prior_by_name_with_its_parameter() -> None:
+    seen = observation(random_pictures(generator()))
+    dark, bright = (
+        GradientMatching(
+            steps=15, optimizer="adam", priors={"total_variation": 0.1, "near_grey": {"weight": 100.0, "level": level}}
+        ).run(seen, generator())
+        for level in (0.2, 0.8)
+    )
+    assert float(dark.images.mean()) < 0.35 and float(bright.images.mean()) > 0.65
+
+
+def test_a_matching_attack_lists_the_prior_and_the_distance_where_a_name_is_unknown() -> None:
+    with pytest.raises(ValueError, match=r"no prior 'near_gray'\. Did you mean 'near_grey'\? Known: .*, near_grey\."):
+        GradientMatching(priors={"near_gray": 1.0})
+    with pytest.raises(ValueError, match=r"no distance 'l3'\. .* Known: .*, l1\."):
+        GradientMatching(distance="l3")
