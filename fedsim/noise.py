@@ -146,11 +146,11 @@ def _is_certain(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bo
     return False
 
 
-class _Draws(TorchDispatchMode):
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees whether anything is drawn from a generator of torch, whichever it is."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.has_drawn = False
         self._is_paused = False
 

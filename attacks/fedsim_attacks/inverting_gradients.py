@@ -8,8 +8,8 @@ the slope, the learning rate a tenth after 3/8, 5/8 and 7/8 of the steps.
 
 Differs from the paper: 2,400 steps instead of 24,000, one restart; labels of a batch are counted by `label_count`, where the
 paper assumes them. TV is a mean over pixels in [0, 1]; the authors' code takes it of normalized ones, where it is 1 / std
-times as large, so that its weight for CIFAR-10, 0.01, is one of 0.01 / std here: `priors: {total_variation: 0.02}` on a ViT whose std is
-0.5. Of several local steps the paper unrolls all; here up to eight, and a surrogate point stands for more.
+times as large, so that its weight for CIFAR-10, 0.01, is one of 0.01 / std here: `priors: {total_variation: 0.02}` on a ViT
+whose std is 0.5. Of several local steps the paper unrolls all; here up to eight, and a surrogate point stands for more.
 
 Needs: grants `batch_size`, `normalization`. Uses `labels`, `train_mode` and `training` where granted. Cost: two passes through
 the model a step. On a ViT of many patches expect the mean color at best: the paper's victims are convolutional.

@@ -176,7 +176,7 @@ class Round(_Line):
     warnings: tuple[str, ...] = ()
 
 
-_AnyLine = TypeVar("_AnyLine", Record, Round, Calibration, IndexLine)
+_AnyLine = TypeVar("_AnyLine", Record, Round, Calibration, IndexLine, EvaluationLine)
 
 
 @dataclass(frozen=True)
