@@ -279,7 +279,7 @@ def read(folder: Path) -> Evidence:
     has_calibrations = (folder / "calibrations.jsonl").exists()
     calibrations = reader.distinct(reader.lines("calibrations.jsonl", Calibration)) if has_calibrations else []
     has_evaluations = (folder / "evaluations.jsonl").exists()
-    evaluations = reader.lines("evaluations.jsonl", EvaluationLine) if has_evaluations else []
+    evaluations = reader.distinct(reader.lines("evaluations.jsonl", EvaluationLine)) if has_evaluations else []
     found = Evidence(
         folder=folder,
         scenario=scenario,
@@ -475,11 +475,13 @@ class _Reader:
                 )
 
 
-def _place(line: Record | Round | Calibration | IndexLine) -> str:
+def _place(line: Record | Round | Calibration | IndexLine | EvaluationLine) -> str:
     """Return what a line tells of: no two lines of a file tell of the same."""
     if isinstance(line, IndexLine):
         return line.key
     if isinstance(line, Round):
         return str(line.round)
+    if isinstance(line, EvaluationLine):
+        return json.dumps([line.round, line.evaluator.name, line.evaluator.params], sort_keys=True)
     attack, client = line.attack, line.client if isinstance(line, Record) else None
     return json.dumps([line.round, client, attack.name, attack.params, attack.label], sort_keys=True)
