@@ -98,12 +98,16 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
             **({"label": planned.label} if planned.label else {}),
         },
         "defenses": [
-            {**cited(d, {"name": d.info.name, "params": d.params}), "adds_noise": adds_noise}
-            for d, adds_noise in zip(
-                plan.defenses_of(task.client), _adds_noise(plan, folder, task.client, task.round), strict=True
-            )
+            *(
+                {**cited(d, {"name": d.info.name, "params": d.params}), "adds_noise": adds_noise}
+                for d, adds_noise in zip(
+                    plan.defenses_of(task.client), _adds_noise(plan, folder, task.client, task.round), strict=True
+                )
+            ),
+            *_by_strategy(plan),
         ],
         "grants": list(plan.scenario.threat.grants),
+        "workload": None if plan.captured is not None else plan.workload_of(task.client)._asdict(),
         "status": tried.status,
         "inapplicable": _obstacles(plan, folder, task, planned),
         "scores": {},
@@ -134,6 +138,17 @@ def _adds_noise(plan: Plan, folder: RunFolder, client: int, round: int) -> tuple
     """Return which defenses of a client randomize its update in a round, in their order."""
     past = replay.past(folder, client, round)
     return tuple(noise.adds_noise(plan, planned, client, round, past) for planned in plan.defenses_of(client))
+
+
+def _by_strategy(plan: Plan) -> list[Record]:
+    """Return what the strategy has every client do to its update: Flower's clipping on the client is a defense of theirs."""
+    from fedsim.federation.strategy import CLIENT_SIDE_MODS, all_parameters  # imports Flower
+
+    federation = plan.scenario.federation
+    if plan.captured is not None or federation.strategy not in CLIENT_SIDE_MODS:
+        return []
+    params = json.loads(json.dumps(all_parameters(federation), default=str))
+    return [{"name": federation.strategy, "params": params, "citation": None, "adds_noise": False, "is_strategy": True}]
 
 
 def _obstacles(plan: Plan, folder: RunFolder, task: Task, planned: PlannedAttack) -> list[str] | None:

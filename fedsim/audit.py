@@ -25,10 +25,13 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from fedsim import attempt, calibration, evaluation, workers
+from fedsim.applicability import Workload
 from fedsim.assessment import Record, Task
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.evaluation import Question
 from fedsim.lines import EvaluationLine
+from fedsim.metrics import likeness
+from fedsim.metrics.likeness import Thumbnails
 from fedsim.plan import Plan, PlannedAttack
 from fedsim.progress import Step
 from fedsim.recording import RunFolder
@@ -47,10 +50,18 @@ class Running(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """One attack in one round, which is what a calibration belongs to."""
+    """One attack in one round."""
 
     round: int
     attack: int
+
+
+class _Calibrated(NamedTuple):
+    """What a calibration belongs to: one attack in one round on clients that train equally much."""
+
+    round: int
+    attack: int
+    workload: Workload
 
 
 class _Event(NamedTuple):
@@ -92,7 +103,10 @@ class Auditor:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._records = {_task_of(plan, record): record for record in self._folder.records.read()}
-        self._calibrations = {_place_of(plan, line): line for line in self._folder.calibrations.read()}
+        made = self._folder.calibrations.read()
+        # What an earlier version made, or an audit with other grants, is made again.
+        current = [line for line in made if calibration.is_current(plan, line)]
+        self._calibrations = {_calibrated_by(plan, line): line for line in current}
         self._evaluations = {
             question: line
             for line in self._folder.read_evaluations()
@@ -103,6 +117,7 @@ class Auditor:
         self._unrecorded: dict[_Place, set[Task]] = {}
         self._uncalibrated: deque[Task] = deque()
         self._partners: dict[Task, int | None] = {}
+        self._thumbnails: dict[int, Thumbnails] = {}
         self._todo: dict[Task, None] = {}
         self._attempted: set[Task] = set()
         self._unassessed: set[Task] = set()
@@ -134,8 +149,8 @@ class Auditor:
     def redo(self) -> None:
         """Forget what an audit by hand makes again: failed attempts, those of a "module:Class" edited since, old labels.
 
-        So are the records that lack a control because of one. To be called before the first round is added, by whoever has
-        locked the folder.
+        So are the records that lack a control because of one, and those of an earlier version, which lack what verdicts rest
+        on. To be called before the first round is added, by whoever has locked the folder.
         """
         failed = {
             Task(round, client, planned.index)
@@ -151,6 +166,7 @@ class Auditor:
             if record["status"] == "failed"
             or ("wrong_update" not in record["controls"] and (task.round, task.attack) in places)
             or self._is_edited(self._plan.attacks[task.attack], record)
+            or "workload" not in record
         ]
         for task in stale:
             del self._records[task]
@@ -159,11 +175,13 @@ class Auditor:
         unsound = [
             place
             for place, line in self._calibrations.items()
-            if line["status"] == "failed" or self._is_edited(self._plan.attacks[place.attack], line)
+            if line["status"] == "failed"
+            or any(trial["status"] == "failed" for trial in line["trials"])
+            or self._is_edited(self._plan.attacks[place.attack], line)
         ]
         for place in unsound:
             del self._calibrations[place]
-        if unsound:
+        if self._calibrations_in_order() != self._folder.calibrations.read():
             self._folder.calibrations.rewrite(self._calibrations_in_order())
         unanswered = [question for question, line in self._evaluations.items() if line.status == "failed"]
         for question in unanswered:
@@ -299,13 +317,18 @@ class Auditor:
             wanted = self._plan.audit_clients if round in self._plan.audit_rounds else ()
             audited = [client for client in wanted if client in captured]
             others = audited if len(audited) > 1 else captured
+            partners: dict[int, int | None] = {}
+            self._thumbnails.clear()
             for planned in self._plan.attacks:
                 tasks = [Task(round, client, planned.index) for client in audited]
                 self._total += len(tasks)
                 for task in tasks:
-                    self._partners[task] = self._partner(task.client, others)
-                    if task not in self._records:
-                        self._add(task)
+                    if task in self._records:
+                        continue
+                    if task.client not in partners:
+                        partners[task.client] = self._partner(round, task.client, others)
+                    self._partners[task] = partners[task.client]
+                    self._add(task)
                 if tasks:
                     place = _Place(round, planned.index)
                     self._unrecorded[place] = {task for task in tasks if task not in self._records}
@@ -313,15 +336,29 @@ class Auditor:
         if self._on_total:
             self._on_total(self._total)
 
-    def _partner(self, client: int, clients: Sequence[int]) -> int | None:
+    def _partner(self, round: int, client: int, clients: Sequence[int]) -> int | None:
         """Return the client whose finding is the wrong-update control: the next one, the last one's being the first.
 
-        One with equal defenses goes before any other, since an attack may find less in a defended update whosever it is.
+        One with equal defenses goes before any other, since an attack may find less in a defended update whosever it is. But
+        first of all come those whose pictures do not show the same: of a copy the attack finds as much.
         """
         others = [other for other in clients if other != client]
         alike = [other for other in others if self._carried(other) == self._carried(client)]
-        chosen = alike or others
-        return next((other for other in chosen if other > client), chosen[0] if chosen else None)
+        for chosen in (alike, others):
+            after = sorted(chosen, key=lambda other: (other < client, other))
+            found = next((other for other in after if not self._shows_same(round, client, other)), None)
+            if found is not None:
+                return found
+        return next((other for other in (alike or others) if other > client), (alike or others or [None])[0])
+
+    def _shows_same(self, round: int, client: int, other: int) -> bool:
+        if self._plan.captured is not None:
+            return False
+        for one in (client, other):
+            if one not in self._thumbnails:
+                truth = self._plan.data.truth(one, round, self._plan.scenario.training)
+                self._thumbnails[one] = likeness.thumbnails(truth.images)
+        return likeness.alike(self._thumbnails[client], self._thumbnails[other]) > 0
 
     def _carried(self, client: int) -> list[tuple[str, dict[str, Any]]]:
         return [(planned.info.name, planned.params) for planned in self._plan.defenses_of(client)]
@@ -336,11 +373,17 @@ class Auditor:
 
     def _calibrate_if_complete(self, place: _Place) -> None:
         """Calibrate an attack in a round once all its records of the round are there, where a verdict may rest on it."""
-        if self._unrecorded[place] or place in self._calibrations:
+        if self._unrecorded[place]:
             return
         own = {task: record for task, record in self._records.items() if (task.round, task.attack) == place}
-        if calibration.is_called_for(self._plan, self._plan.attacks[place.attack], list(own.values())):
-            self._uncalibrated.append(min(own))
+        planned = self._plan.attacks[place.attack]
+        for client in calibration.clients_to_calibrate(self._plan, planned, list(own.values())):
+            task = Task(place.round, client, place.attack)
+            if self._calibrated(task) not in self._calibrations:
+                self._uncalibrated.append(task)
+
+    def _calibrated(self, task: Task) -> _Calibrated:
+        return _Calibrated(task.round, task.attack, self._plan.workload_of(task.client))
 
     def _hear(self, task: Task, step: Step) -> None:
         # Steps take another way than results, so one may come late.
@@ -386,7 +429,7 @@ class Auditor:
             self._found(event.task)
 
     def _store_calibration(self, task: Task, line: Record) -> None:
-        self._calibrations[_Place(task.round, task.attack)] = line
+        self._calibrations[self._calibrated(task)] = line
         self._folder.calibrations.append(line)
 
     def _store_evaluation(self, question: Question, line: EvaluationLine) -> None:
@@ -407,7 +450,8 @@ class Auditor:
         planned = self._plan.attacks[task.attack]
         if kind == "calibrate":
             self._store_calibration(
-                task, calibration.failure(self._plan, self._folder.run, task.round, planned, "its process died")
+                task,
+                calibration.failure(self._plan, self._folder.run, task.round, task.client, planned, "its process died"),
             )
             return
         if task in self._fatal:
@@ -471,8 +515,8 @@ def _task_of(plan: Plan, record: Record) -> Task:
     return Task(record["round"], record["client"], _attack_of(plan, record, "records.jsonl"))
 
 
-def _place_of(plan: Plan, line: Record) -> _Place:
-    return _Place(line["round"], _attack_of(plan, line, "calibrations.jsonl"))
+def _calibrated_by(plan: Plan, line: Record) -> _Calibrated:
+    return _Calibrated(line["round"], _attack_of(plan, line, "calibrations.jsonl"), Workload(**line["workload"]))
 
 
 def _attack_of(plan: Plan, record: Record, file: str) -> int:

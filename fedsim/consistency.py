@@ -37,6 +37,7 @@ def check(folder: RunFolder, scenario: Scenario, trains: bool) -> None:
     if not trains:
         _check_captures(folder, rounds, index)
     _check_records(folder, limits, None if trains else {(line.round, line.client) for line in index})
+    _check_calibrations(folder, limits)
 
 
 class _Limits(NamedTuple):
@@ -120,3 +121,18 @@ def _check_records(
         place = json.dumps([round, client, line["attack"]["name"], line["attack"]["params"]])
         if places.setdefault(place, number) != number:
             raise RunFolderError(f"{where} is of the same attempt as line {places[place]}. Delete one of the two.")
+
+
+def _check_calibrations(folder: RunFolder, limits: _Limits | None) -> None:
+    run = folder.run
+    places: dict[str, int] = {}
+    for number, line in enumerate(folder.calibrations.read(), 1):
+        where, round = f"{folder.calibrations.path}: line {number}", line["round"]
+        if limits is not None:
+            limits.check(where, round, 0)
+        if run is not None and line.get("run") != run:
+            raise RunFolderError(f"{where} is of the run {line.get('run')}, this one is {run}. Delete the line.")
+        attack = line["attack"]
+        place = json.dumps([round, attack["name"], attack["params"], line.get("grants"), line.get("workload")])
+        if places.setdefault(place, number) != number:
+            raise RunFolderError(f"{where} is of the same calibration as line {places[place]}. Delete one of the two.")

@@ -33,6 +33,9 @@ _MEANING = {
     "auxiliary": "the pictures or labels of the auxiliary pool differ",
 }
 
+AUDITED = "records.jsonl, calibrations.jsonl and artifacts/"
+"""What an audit leaves in a run folder besides its report."""
+
 _OF_CLIENTS = ("partition", "train", "test")  # the data of an observed app's clients are its own
 
 
@@ -130,8 +133,8 @@ def _path(folder: RunFolder) -> str:
 
 
 def is_audited(folder: RunFolder) -> bool:
-    """Return whether the folder holds findings or records, which were made under its scenario."""
-    return (folder.path / "artifacts").exists() or bool(folder.records.read())
+    """Return whether the folder holds findings, records or calibrations, which were made under its scenario."""
+    return (folder.path / "artifacts").exists() or bool(folder.records.read() or folder.calibrations.read())
 
 
 def _write(folder: RunFolder, inputs: Inputs) -> None:
@@ -175,9 +178,7 @@ def _compare_settings(folder: RunFolder, stored: Mapping[str, Any], now: Mapping
 
 
 def _advice(audit_alone: bool, mend: str) -> str:
-    other = (
-        "delete records.jsonl and artifacts/ to audit under what is there now" if audit_alone else "start another run"
-    )
+    other = f"delete {AUDITED} to audit under what is there now" if audit_alone else "start another run"
     return f"{mend}, or {other}."
 
 

@@ -190,12 +190,32 @@ class FindingHeader(_Line):
     run: str | None = None
 
 
-class CalibrationLine(_Line):
-    """One line of calibrations.jsonl, as far as an audit goes on from it."""
+class WorkloadPart(_Line):
+    """How much a client trains on in a round."""
 
-    round: int = pydantic.Field(ge=1)
-    attack: Use
+    pictures: Annotated[Count, pydantic.Field(ge=1)]
+    batch_size: Annotated[Count, pydantic.Field(ge=1)]
+    steps: Annotated[Count, pydantic.Field(ge=1)]
+
+
+class TrialPart(_Line):
+    """One trial of a calibration."""
+
     status: Literal["found", "failed", "refused"]
+    scores: dict[str, Score]
+    controls: dict[str, dict[str, Value]]
+
+
+class CalibrationLine(_Line):
+    """One line of calibrations.jsonl, as far as an audit goes on from it; earlier versions wrote no trials."""
+
+    run: str | None = None
+    round: Annotated[Count, pydantic.Field(ge=1)]
+    attack: Use
+    grants: list[str] | None = None
+    workload: WorkloadPart | None = None
+    status: Literal["found", "failed", "refused"]
+    trials: list[TrialPart] | None = None
 
 
 class Asked(_Line):

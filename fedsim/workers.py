@@ -40,6 +40,7 @@ from fedsim.assessment import Record, Task
 from fedsim.attempt import Attempt, Made
 from fedsim.errors import FedsimError
 from fedsim.evaluation import Question
+from fedsim.exchange import Finding
 from fedsim.lines import EvaluationLine
 from fedsim.plan import Plan
 from fedsim.progress import Step, listening
@@ -188,14 +189,14 @@ def calibrate(task: Task) -> Record:
     plan, folder, planned, attacks = _work.plan, _work.folder, _work.plan.attacks[task.attack], _work.attacks
 
     def attack(index: int) -> Attempt:
-        made = attacks.call(functools.partial(_tried, index), task, plan.scenario.audit.attack_timeout, None)
+        try:
+            made = attacks.call(functools.partial(_tried, index), task, plan.scenario.audit.attack_timeout, None)
+        except AttackTimeoutError as error:
+            return Attempt("failed", Finding(), str(error), error.seconds, 0)
         tried: Attempt = pickle.loads(made.content)
         return tried
 
-    try:
-        return calibration.calibrate(plan, folder, task.round, task.client, planned, attack)
-    except AttackTimeoutError as error:
-        return calibration.failure(plan, folder.run, task.round, planned, str(error))
+    return calibration.calibrate(plan, folder, task.round, task.client, planned, attack)
 
 
 def _tried(index: int, task: Task) -> Made:

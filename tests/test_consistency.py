@@ -27,7 +27,7 @@ SCENARIO = {
     "federation": {"clients": 2, "rounds": 2},
     "training": {"shares": "delta"},
     "attacks": [{"name": "stand_ins:Guess"}],
-    "audit": {"processes": 0, "calibrate": "none"},
+    "audit": {"processes": 0, "calibrate": "all"},
 }
 
 
@@ -124,6 +124,32 @@ STRANGERS = {
     "of client 99": ("records.jsonl", 2, {"client": 99}, "line 3 is of client 99, but the scenario has 2, from 0"),
     "of round 99": ("records.jsonl", 2, {"round": 99}, "line 3 is of round 99, but the scenario has 2"),
     "told twice": ("records.jsonl", 3, {"client": 0}, "line 4 is of the same attempt as line 3"),
+    "calibration of another run": (
+        "calibrations.jsonl",
+        1,
+        {"run": "whole-00000000"},
+        "line 2 is of the run whole-00000000, this one is",
+    ),
+    "calibration of no run": ("calibrations.jsonl", 0, {"run": None}, "line 1 is of the run None, this one is whole-"),
+    "calibration of round 99": (
+        "calibrations.jsonl",
+        1,
+        {"round": 99},
+        "line 2 is of round 99, but the scenario has 2",
+    ),
+    "calibration told twice": ("calibrations.jsonl", 1, {"round": 1}, "line 2 is of the same calibration as line 1"),
+    "calibration of odd scores": (
+        "calibrations.jsonl",
+        1,
+        {"trials": [{"status": "found", "scores": {"psnr": {"value": "high", "worse": "higher"}}, "controls": {}}]},
+        "line 2 is damaged, or not of fedsim: trials.0.scores.psnr.value: ",
+    ),
+    "calibration of odd controls": (
+        "calibrations.jsonl",
+        1,
+        {"trials": [{"status": "found", "scores": {}, "controls": {"grey": 3}}]},
+        "line 2 is damaged, or not of fedsim: trials.0.controls.grey: ",
+    ),
     "participant 99": ("rounds.jsonl", 1, {"participants": [0, 99]}, "line 2 is of client 99, but the scenario"),
     "failed client 7": ("rounds.jsonl", 1, {"failed": {"7": "x"}}, "line 2 is of client 7, but the scenario"),
     "round told twice": ("rounds.jsonl", 2, {"round": 1}, "line 3 is of round 1, expected round 2"),
@@ -173,6 +199,31 @@ def test_a_report_leaves_out_records_that_do_not_belong_and_says_so(change, note
     found = evidence.read(run)
     assert len(found.records) == 3
     assert [text for text in found.notes if text.startswith(f"records.jsonl, line 4: {note}")], found.notes
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"run": "whole-00000000"}, "of the run whole-00000000, this one is whole-"),
+        ({"round": 99}, "of round 99, which the scenario does not have"),
+        ({"round": 1}, "tells of the same as calibrations.jsonl, line 1"),
+        ({"trials": []}, "written by an earlier fedsim, so it proves nothing; fedsim audit makes it again."),
+        ({"trials": [{"status": "found", "scores": {"psnr": {"value": "high"}}}]}, "trials.0.scores.psnr.value: "),
+    ],
+)
+def test_a_report_leaves_out_calibrations_that_do_not_belong_and_says_so(change, note, run):
+    edit_line(run / "calibrations.jsonl", 1, **change)
+    found = evidence.read(run)
+    assert [line.round for line in found.calibrations] == [1]
+    assert [text for text in found.notes if text.startswith(f"calibrations.jsonl, line 2: {note}")], found.notes
+
+
+def test_damaged_calibrations_that_are_deleted_are_made_again(run, audit):
+    before = content(run)
+    (run / "calibrations.jsonl").unlink()
+    audit(run)
+    again, once = lines_of(run / "calibrations.jsonl"), before["calibrations.jsonl"].decode().splitlines()
+    assert [{**line, "seconds": 0} for line in again] == [{**json.loads(line), "seconds": 0} for line in once]
 
 
 def test_a_report_leaves_out_records_of_who_took_no_part(run):

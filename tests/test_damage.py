@@ -28,7 +28,7 @@ SCENARIO = {
     "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
     "federation": {"clients": 2, "rounds": 1},
     "attacks": [{"name": "stand_ins:Fades"}],
-    "audit": {"processes": 0, "calibrate": "none"},
+    "audit": {"processes": 0, "calibrate": "all"},
 }
 MUTATIONS = 1000
 
@@ -250,7 +250,9 @@ def test_what_is_no_file_is_refused_or_noted_before_it_is_opened(kind, whole, tm
         else:
             file.symlink_to("/dev/zero" if kind == "link to a device" else path / file.relative_to(run))
         name = file.relative_to(run).as_posix()
-        if name.endswith((".png", "records.jsonl", "rounds.jsonl", "environment.json", "scenario.yaml")):
+        if name.endswith(
+            (".png", "records.jsonl", "calibrations.jsonl", "rounds.jsonl", "environment.json", "scenario.yaml")
+        ):
             assert [note for note in noted(run) if note.startswith(f"{name}: ")], name
         if not name.endswith(".png"):
             with pytest.raises(RunFolderError, match=name):
@@ -280,7 +282,8 @@ def test_a_damaged_run_is_audited_and_resumed_or_refused(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["scenario.yaml", "records.jsonl", "inputs.json", "captures/round-0001/global.safetensors"]
+    "name",
+    ["scenario.yaml", "records.jsonl", "calibrations.jsonl", "inputs.json", "captures/round-0001/global.safetensors"],
 )
 def test_the_command_line_ends_with_2_and_the_files_name(name, whole, tmp_path, fedsim):
     run = Path(shutil.copytree(whole[0], tmp_path / "run"))

@@ -226,7 +226,20 @@ def test_before_the_first_finding_the_threat_model_may_change(run):
     edit(run, lambda content: content["threat"].update(grants=["batch_size"]))
     assert {tuple(record["grants"]) for record in steps(run)["audit"]()} == {("batch_size",)}
     edit(run, lambda content: content["threat"].update(grants=[]))
-    with pytest.raises(RunFolderError, match=r"threat\.grants is \[\].*delete records\.jsonl and artifacts/"):
+    with pytest.raises(
+        RunFolderError, match=r"threat\.grants is \[\].*delete records\.jsonl, calibrations\.jsonl and artifacts/"
+    ):
+        steps(run)["audit"]()
+
+
+def test_calibrations_alone_bind_the_threat_model_since_they_were_made_with_its_grants(run):
+    shutil.rmtree(run / "artifacts")
+    (run / "records.jsonl").unlink()
+    (run / "calibrations.jsonl").write_text(
+        json.dumps({"round": 1, "attack": {"name": "a", "params": {}}, "status": "found"}) + "\n"
+    )
+    edit(run, lambda content: content["threat"].update(grants=["batch_size"]))
+    with pytest.raises(RunFolderError, match=r"delete records\.jsonl, calibrations\.jsonl and artifacts/"):
         steps(run)["audit"]()
 
 
@@ -240,7 +253,8 @@ def test_an_observed_run_is_bound_by_its_first_findings(run):
     assert json.loads((run / "inputs.json").read_text())["settings"]["seed"] == 9
     edit(run, lambda content: content.update(seed=10))
     with pytest.raises(
-        RunFolderError, match=r"seed is 10, .* with 9\. Put it back, or delete records\.jsonl and artifacts/"
+        RunFolderError,
+        match=r"seed is 10, .* with 9\. Put it back, or delete records\.jsonl, calibrations\.jsonl and artifacts/",
     ):
         steps(run)["audit"]()
 

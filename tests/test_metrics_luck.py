@@ -56,6 +56,23 @@ def test_a_skill_of_zero_is_even_odds_and_blind_attempts_below_zero_do_not_widen
     assert exceedance(1.0, [-9.0] * 8, 0.4) < exceedance(1.0, [2.0] * 8, 0.4)
 
 
+def test_what_an_attack_finds_in_any_update_is_its_mean_and_no_scatter():
+    assert exceedance(4.0, [2.0] * 8, 0.4) < 0.001
+    assert exceedance(2.0, [2.0] * 8, 0.4) == pytest.approx(0.5)
+    assert exceedance(4.0, [0.0, 4.0] * 4, 0.4) > 0.05
+
+
+def test_blind_attempts_with_a_mean_of_their_own_look_leaky_no_more_often_than_the_error_rate_says():
+    generator = np.random.default_rng(1)
+    families = generator.normal(2.0, 0.4, (1000, 8))
+    seen = generator.normal(2.0, 0.4, (1000, 8))
+    looks = [
+        any(holm([exceedance(float(s), [float(b) for b in blind], 0.4) for s in family]))
+        for family, blind in zip(families, seen, strict=True)
+    ]
+    assert fmean(looks) <= SIGNIFICANCE + 0.02
+
+
 def test_with_many_blind_attempts_the_test_becomes_that_of_their_own_scatter():
     blind = norm.ppf((np.arange(20_000) + 0.5) / 20_000, scale=1.5).tolist()
     assert exceedance(3.0, blind, 0.4) == pytest.approx(norm.sf(2.0), rel=0.05)

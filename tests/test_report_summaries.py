@@ -243,8 +243,10 @@ def test_structure_that_psnr_misses_decides_the_verdict() -> None:
 
 
 def test_the_headline_counts_the_clients_that_leak_and_names_their_defenses() -> None:
+    workload = {"pictures": 1, "batch_size": 1, "steps": 1}
     records = [record(client=c, psnr=[60.0 + c], controls=GREY) for c in range(3)]
     records += [record(client=c, defenses=("mask",), psnr=[10.0], controls=GREY) for c in (3, 4)]
+    records = [Record.model_validate(one.model_dump() | {"workload": workload}) for one in records]
     found = glance.headline(evidence(*records), lines(*records))
     assert found == (
         "3 of 5 clients leak their pictures: clients 0, 1 and 2 (no defense), "
@@ -253,10 +255,7 @@ def test_the_headline_counts_the_clients_that_leak_and_names_their_defenses() ->
     )
 
 
-UNPROVEN = (
-    "nothing shows that this attack works here without a defense: no unprotected client leaks to it, and it was not "
-    "calibrated"
-)
+UNPROVEN = "the client carries no defense, and the attack fails nevertheless: it does not work here"
 
 
 @pytest.mark.parametrize(

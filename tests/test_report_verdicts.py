@@ -18,6 +18,8 @@ from fedsim.report.summaries import by_client
 from fedsim.report.verdicts import Judge, worst
 
 CONTROLS = {"grey": {"psnr": 12.0}, "own_mean": {"psnr": 18.0}}
+ONE = {"pictures": 1, "batch_size": 1, "steps": 1}
+MANY = {"pictures": 60, "batch_size": 60, "steps": 1}
 
 
 def line(value=11.0, client=0, round=1, status="found", controls=CONTROLS, attack=(), defenses=(), **fields):
@@ -30,6 +32,7 @@ def line(value=11.0, client=0, round=1, status="found", controls=CONTROLS, attac
             "defenses": list(defenses),
             "status": status,
             "inapplicable": [],
+            "workload": ONE,
             "scores": {"psnr": score} if status == "found" else {},
             "controls": controls if status == "found" else {},
             **fields,
@@ -37,12 +40,17 @@ def line(value=11.0, client=0, round=1, status="found", controls=CONTROLS, attac
     )
 
 
-def calibration(value=60.0, round=1, status="found", **fields):
-    score = {"value": value, "per_example": [value], "worse": "higher"}
-    content = {"round": round, "attack": {"name": "inversion"}, "status": status, "pictures": 1, "updates": 1}
-    if status == "found":
-        content |= {"scores": {"psnr": score}, "controls": {"grey": {"psnr": 12.0}}}
-    return Calibration.model_validate(content | fields)
+def calibration(*values, round=1, status="found", controls=CONTROLS, **fields):
+    trials = [
+        {
+            "status": "found",
+            "scores": {"psnr": {"value": value, "per_example": [value], "worse": "higher"}},
+            "controls": controls,
+        }
+        for value in (values or (60.0, 61.0, 62.0))
+    ]
+    content = {"round": round, "attack": {"name": "inversion"}, "status": status, "workload": ONE}
+    return Calibration.model_validate(content | {"trials": trials if status == "found" else []} | fields)
 
 
 def judged(*records, calibrations=(), budgets=None):
@@ -57,35 +65,145 @@ MASK = [{"name": "mask"}]
 NOISE = [{"name": "noise", "adds_noise": True}]
 
 
-def test_a_client_resists_where_an_unprotected_client_of_the_round_leaks():
-    leaky, masked = judged(line(60.0), line(11.0, client=1, defenses=MASK))
+def of_client(rows, client):
+    (row,) = (row for row in rows if row.clients == (client,))
+    return row
+
+
+def test_a_client_resists_where_most_unprotected_clients_of_the_round_leak():
+    rows = judged(line(60.0), line(61.0, client=1), line(11.0, client=2), line(11.0, client=3, defenses=MASK))
+    leaky, masked = of_client(rows, 0), of_client(rows, 3)
     assert (leaky.verdict, masked.verdict) == ("leaks", "resisted")
-    assert "unprotected clients" in masked.reason and "60.0 dB" in masked.reason
+    assert "2 of 3 unprotected clients" in masked.reason and "60.0 dB" in masked.reason
 
 
 def test_a_client_resists_where_a_calibration_of_the_round_leaks():
-    (row,) = judged(line(11.0, defenses=MASK), calibrations=[calibration()])
-    assert row.verdict == "resisted" and "the auditor made itself" in row.reason
+    (row,) = judged(line(11.0, defenses=MASK), calibrations=[calibration(60.0, 11.0, 62.0)])
+    assert row.verdict == "resisted" and "2 of 3 that the auditor made itself" in row.reason
 
 
 @pytest.mark.parametrize(
     ("proof", "says"),
     [
-        ([], "it was not calibrated"),
-        ([calibration(12.5)], "in its calibration the pictures did not leak either"),
+        ([], "it was not calibrated on updates of a picture as this client's"),
+        ([calibration(12.5, 12.0, 11.0)], "pictures leak from 0 of 3 updates without a defense"),
         ([calibration(round=2)], "it was not calibrated"),
         ([calibration(status="failed", message="broke")], "its calibration failed"),
         ([calibration(attack={"name": "inversion", "params": {"steps": 9}})], "it was not calibrated"),
+        ([calibration(grants=["labels"])], "it was not calibrated"),
+        ([calibration(workload=MANY)], "it was not calibrated"),
+        ([calibration(60.0)], "pictures leak from 1 of 1 updates without a defense"),
+        ([calibration(149.0, 11.0, 12.0, 10.0)], "pictures leak from 1 of 4 updates without a defense"),
+        ([calibration(60.0, 11.0)], "pictures leak from 1 of 2 updates without a defense"),
     ],
 )
-def test_without_a_calibration_that_leaks_in_the_round_nothing_is_claimed(proof, says):
+def test_without_a_calibration_of_which_most_leak_at_the_same_place_nothing_is_claimed(proof, says):
     (row,) = judged(line(11.0, defenses=MASK), calibrations=proof)
     assert row.verdict == "inconclusive" and says in row.reason
 
 
 def test_a_leak_in_another_round_is_no_proof():
-    rows = judged(line(60.0), line(11.0, client=1, round=2, defenses=MASK))
-    assert rows[1].verdict == "inconclusive"
+    leaks = [line(60.0, client=c) for c in (0, 1)]
+    assert of_client(judged(*leaks, line(11.0, client=2, defenses=MASK)), 2).verdict == "resisted"
+    assert of_client(judged(*leaks, line(11.0, client=2, round=2, defenses=MASK)), 2).verdict == "inconclusive"
+
+
+def test_leaks_of_small_updates_are_no_proof_for_large_ones():
+    small = [line(60.0, client=c) for c in (0, 1, 2)]
+    large = line(11.0, client=3, defenses=MASK, workload=MANY)
+    found = of_client(judged(*small, large), 3)
+    assert found.verdict == "inconclusive" and "not calibrated on updates of 60 pictures" in found.reason
+    assert of_client(judged(*small, line(11.0, client=3, defenses=MASK)), 3).verdict == "resisted"
+
+
+def test_a_calibration_of_which_few_leak_outweighs_unprotected_clients_that_all_do():
+    leaks = [line(60.0, client=c) for c in range(8)]
+    rows = judged(*leaks, line(11.0, client=9, defenses=MASK), calibrations=[calibration(60.0, 11.0, 11.0)])
+    assert of_client(rows, 9).verdict == "inconclusive"
+
+
+def test_a_calibration_is_rated_by_what_the_attack_finds_in_another_update_too():
+    """An attack that never looks, and whose pictures happen to be near, finds the same in every update."""
+    blind = calibration(60.0, 61.0, 62.0, controls={**CONTROLS, "wrong_update": {"psnr": 61.0}})
+    (row,) = judged(line(11.0, defenses=MASK), calibrations=[blind])
+    assert row.verdict == "inconclusive" and "leak from 0 of 3" in row.reason
+
+
+def test_a_client_without_a_defense_never_resists():
+    (row,) = judged(line(11.0), calibrations=[calibration()])
+    assert row.verdict == "inconclusive" and "carries no defense" in row.reason
+
+
+def test_a_client_that_only_the_strategy_protects_never_resists_and_proves_nothing():
+    clipped = [{"name": "DifferentialPrivacyClientSideFixedClipping", "is_strategy": True}]
+    (row,) = judged(line(11.0, defenses=clipped), calibrations=[calibration()])
+    assert row.verdict == "inconclusive" and "and to the calibration as well" in row.reason
+    leaks = [line(60.0, client=c, defenses=clipped) for c in (1, 2, 3)]
+    found = of_client(judged(line(11.0, defenses=[*clipped, *MASK]), *leaks), 0)
+    assert found.verdict == "inconclusive" and "not calibrated" in found.reason
+
+
+def test_what_leaks_as_much_from_another_clients_update_is_never_said_to_have_resisted():
+    """Two clients with the same picture, found exactly: the other one's finding scores as much."""
+    same = line(119.0, defenses=MASK, controls={**CONTROLS, "wrong_update": {"psnr": 119.0}})
+    (row,) = judged(same, calibrations=[calibration()])
+    assert row.verdict == "inconclusive" and "finds as much in another client's update" in row.reason
+    blind = line(11.0, defenses=MASK, controls={**CONTROLS, "wrong_update": {"psnr": 11.0}})
+    assert judged(blind, calibrations=[calibration()])[0].verdict == "resisted"
+
+
+def test_a_picture_of_a_batch_that_another_clients_update_explains_is_never_said_to_have_resisted():
+    example = {"psnr": {"index": 3, "value": 110.0, "control": 12.0, "floor": 18.0, "luck": 98.0}}
+    (row,) = judged(line(11.0, defenses=MASK, best_example=example), calibrations=[calibration()])
+    assert row.verdict == "inconclusive" and "finds as much in another client's update" in row.reason
+
+
+def batch(best, others=7):
+    """Return a record of a batch of which one picture is found so many decibels beyond a blind guess of it."""
+    values = [12.0 + best, *[11.0] * others]
+    score = {"value": sum(values) / len(values), "per_example": values, "worse": "higher"}
+    example = {"psnr": {"index": 0, "value": 12.0 + best, "control": 12.0, "floor": 11.5, "luck": 0.0}}
+    return line(0.0, defenses=MASK, scores={"psnr": score}, best_example=example)
+
+
+@pytest.mark.parametrize(
+    ("best", "verdict"), [(0.5, "resisted"), (1.05, "inconclusive"), (5.9, "partial"), (6.1, "leaks")]
+)
+def test_the_best_picture_of_a_batch_counts_as_the_best_of_as_many(best, verdict):
+    (row,) = judged(batch(best), calibrations=[calibration()])
+    assert row.verdict == verdict
+    assert (row.peak.example is not None) == (best > 1)
+
+
+def test_a_leak_beside_a_good_blind_attempt_is_not_measured_from_it_twice():
+    """The same attack finds 2 dB in any update, and 4 dB in this client's: what it finds in others is its mean, no scatter."""
+    rounds = [line(16.0, round=r, controls={**CONTROLS, "wrong_update": {"psnr": 14.0}}) for r in range(1, 9)]
+    (row,) = judged(*rounds)
+    assert (row.verdict, row.level) == ("partial", "partial")
+
+
+def counted(recall, round, labels=40, chance=0.15):
+    hits = round_half(recall * labels)
+    score = {"value": hits / labels, "per_example": [1.0] * hits + [0.0] * (labels - hits), "worse": "higher"}
+    controls = {"chance": {"label_recall": chance}}
+    use = {"name": "count", "recovers": ["labels"]}
+    return line(0.0, round=round, attack=use, defenses=MASK, scores={"label_recall": score}, controls=controls)
+
+
+def round_half(value):
+    return int(value + 0.5)
+
+
+def test_the_labels_of_one_round_of_ten_are_a_leak_that_the_mean_hides():
+    (row,) = judged(counted(1.0, 1), *(counted(0.1, r) for r in range(2, 11)))
+    assert row.mean == pytest.approx(0.19)
+    assert (row.verdict, row.peak.round, row.peak.value) == ("leaks", 1, 1.0)
+
+
+def test_one_right_label_in_one_round_of_ten_is_luck():
+    records = [counted(1.0 if r == 4 else 0.0, r, labels=1, chance=0.2) for r in range(1, 11)]
+    (row,) = judged(*records)
+    assert row.verdict == "inconclusive" and row.level == "none"
 
 
 def test_one_round_without_proof_leaves_the_client_inconclusive():
@@ -153,7 +271,7 @@ def test_one_exact_copy_in_a_batch_of_many_is_a_leak_that_the_mean_hides():
 
 def test_the_best_of_many_pictures_is_no_leak_where_another_clients_update_does_as_well():
     examples = {"psnr": {"index": 17, "value": 19.5, "control": 12.0, "floor": 18.0, "luck": 7.0}}
-    (row,) = judged(line(12.1, best_example=examples))
+    (row,) = judged(line(12.1, defenses=MASK, best_example=examples), calibrations=[calibration()])
     assert row.verdict == "inconclusive"
 
 
@@ -191,10 +309,43 @@ def test_the_verdict_of_a_client_is_the_worst_over_what_may_leak():
     assert (found.verdict, found.kinds) == ("leaks", {"pictures": "resisted", "labels": "leaks"})
 
 
-def test_an_attack_that_is_known_to_work_outweighs_one_that_cannot_tell():
-    other = line(11.0, attack={"name": "other"}, defenses=MASK)
-    found = client_verdicts(entries(judged(line(11.0, defenses=MASK), other, calibrations=[calibration()])))[0]
-    assert found.kinds == {"pictures": "resisted"}
+def beside(other, **fields):
+    """Return the verdict on the pictures of a client that resisted one attack, and of which another one has this record."""
+    strong = {"name": "strong", **fields.pop("attack", {})}
+    records = [line(11.0, defenses=MASK), line(other, attack=strong, defenses=MASK, **fields)]
+    lines = entries(judged(*records, calibrations=[calibration(), calibration(attack={"name": "strong"})]))
+    read = evidence(*records, calibrations=[calibration(), calibration(attack={"name": "strong"})])
+    return client_verdicts(lines)[0].kinds["pictures"], headline(read, lines)
+
+
+def test_an_attack_that_is_known_to_work_outweighs_one_that_cannot_tell_and_the_headline_names_both():
+    found, said = beside(11.0, inapplicable=["it is made for 1 picture in an update, and here are 500"])
+    assert found == "resisted"
+    assert said == "No leak of pictures was found: 1 of 1 client resisted inversion (strong cannot tell)."
+    assert beside(11.0)[1] == "No leak of pictures was found: 1 of 1 client resisted inversion and strong."
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"status": "failed", "message": "took longer than audit.attack_timeout (3600 s)"},
+        {"controls": {**CONTROLS, "wrong_update": {"psnr": 40.0}}, "value": 40.0},
+        {name: getattr(batch(1.05), name) for name in ("scores", "best_example")},
+    ],
+    ids=["timeout", "as much in another update", "luck"],
+)
+def test_an_attack_that_met_something_is_not_outweighed_by_one_that_resisted(fields):
+    found, said = beside(fields.pop("value", 11.0), **fields)
+    assert found == "inconclusive"
+    assert said.startswith("Inconclusive for the pictures of the only client: strong: ")
+
+
+def test_a_client_whose_pictures_were_never_attacked_is_not_said_to_have_resisted():
+    labels = [counted(0.1, 1), *(counted(1.0, 1).model_copy(update={"client": c, "defenses": ()}) for c in (1, 2))]
+    lines = [entry for entry in entries(judged(*labels)) if entry.client == 0]
+    found = client_verdicts(lines)[0]
+    assert (found.kinds, found.verdict, overall(lines)) == ({"labels": "resisted"}, "inconclusive", "inconclusive")
+    assert headline(evidence(*labels), lines).endswith("pictures were not attacked.")
 
 
 def test_what_cannot_be_known_is_worse_than_what_resisted():
@@ -203,9 +354,70 @@ def test_what_cannot_be_known_is_worse_than_what_resisted():
     assert worst([]) == "inconclusive"
 
 
-def evidence(*records, calibrations=()):
-    rounds = (Round(round=0), Round(round=1))
-    return Evidence(Path(), {"name": "one"}, None, {}, rounds, records, (), calibrations)
+ROUNDS = (Round(round=0), Round(round=1))
+
+
+def evidence(*records, calibrations=(), scenario=None, rounds=ROUNDS):
+    return Evidence(
+        Path(), {"name": "one", **(scenario or {})}, None, {}, tuple(rounds), records, (), tuple(calibrations)
+    )
+
+
+def audited(*records, clients=(0, 1), rounds=(1,), attacks=("inversion",), calibrations=(), only=()):
+    """Return headline, verdict and verdicts by client of an audit of a scenario, in which these took part."""
+    took_part = [Round(round=0), *(Round(round=r, participants=clients) for r in rounds)]
+    scenario = {
+        "federation": {"clients": len(clients), "rounds": len(rounds)},
+        "attacks": list(attacks),
+        "audit": dict(only),
+    }
+    found = evidence(*records, scenario=scenario, rounds=took_part, calibrations=calibrations)
+    said = summary.of(found)
+    return said["headline"], said["verdict"], {int(c): one["verdict"] for c, one in said["clients"].items()}
+
+
+def test_all_that_was_asked_for_and_found_is_what_the_headline_says():
+    records = [line(11.0, client=c, defenses=MASK) for c in (0, 1)]
+    said, verdict, _ = audited(*records, calibrations=[calibration()])
+    assert (said, verdict) == ("No leak of pictures was found: 2 of 2 clients resisted inversion.", "resisted")
+
+
+def test_clients_and_rounds_that_the_audit_leaves_out_are_counted_and_the_run_is_inconclusive():
+    one = line(11.0, client=1, defenses=MASK)
+    said, verdict, by_number = audited(
+        one, rounds=(1, 2, 3), clients=(0, 1), calibrations=[calibration()], only={"clients": [1], "rounds": [1]}
+    )
+    assert said == (
+        "No leak of pictures was found: 1 of 2 clients resisted inversion; audited are 1 of 2 clients and 1 of 3 rounds."
+    )
+    assert (verdict, by_number) == ("inconclusive", {1: "resisted"})
+
+
+def test_records_that_the_scenario_asks_for_and_that_are_gone_leave_the_client_inconclusive():
+    records = [line(11.0, client=c, defenses=MASK) for c in (0, 1)]
+    said, verdict, by_number = audited(
+        *records, rounds=(1, 2, 3), calibrations=[calibration(round=r) for r in (1, 2, 3)]
+    )
+    assert said.startswith(
+        "Inconclusive for the pictures of all 2 clients: inversion: no record of 2 of the 3 attempts"
+    )
+    assert said.endswith("audited are 1 of 3 rounds; 4 attempts that the scenario asks for have no record.")
+    assert (verdict, by_number) == ("inconclusive", {0: "inconclusive", 1: "inconclusive"})
+
+
+def test_an_attack_that_the_scenario_asks_for_and_that_left_no_record_leaves_the_client_inconclusive():
+    record = line(11.0, defenses=MASK)
+    asked = {"clients": (0,), "calibrations": [calibration()]}
+    assert audited(record, **asked)[1:] == ("resisted", {0: "resisted"})
+    said, verdict, by_number = audited(record, attacks=("inversion", "stronger"), **asked)
+    assert said.endswith("1 attempts that the scenario asks for have no record.")
+    assert (verdict, by_number) == ("inconclusive", {0: "inconclusive"})
+
+
+def test_a_leak_stays_a_leak_however_little_was_audited():
+    said, verdict, _ = audited(line(60.0, client=1), clients=(0, 1, 2), only={"clients": [1]})
+    assert said.startswith("1 of 3 clients leaks its pictures") and said.endswith("; audited are 1 of 3 clients.")
+    assert verdict == "leaks"
 
 
 def test_the_summary_for_programs_holds_verdict_reason_value_control_and_round():
@@ -274,7 +486,7 @@ def test_an_update_that_an_attack_is_not_made_for_is_never_said_to_have_resisted
     use = {"name": name, "is_control": attack.is_control, "recovers": sorted(attack.recovers)}
     records = [line(value, 1, status=status, attack=use, defenses=[{"name": defense}], inapplicable=list(obstacles))]
     if proof == "client":
-        records.append(line(60.0, 0, attack=use))
+        records += [line(60.0, client, attack=use) for client in (0, 2, 3)]
     known = [calibration(attack={"name": name})] if proof == "calibration" else []
     found = [entry for entry in entries(judged(*records, calibrations=known)) if entry.client == 1]
     assert found and all(entry.verdict != "resisted" for entry in found)

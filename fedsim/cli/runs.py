@@ -148,8 +148,8 @@ def audit(
 ) -> None:
     """Attack what no record tells of: added attacks, failed attempts, and a module:Class edited since.
 
-    FOLDER is that of a run. Other attempts that have a record are left alone; delete records.jsonl and artifacts/ to make all
-    of them again.
+    FOLDER is that of a run. Other attempts that have a record are left alone; delete records.jsonl, calibrations.jsonl
+    and artifacts/ to make all of them again.
     """
     from fedsim.recording import RunFolder
 
@@ -174,7 +174,7 @@ def _scenario_of_observed(folder: Any, named: str) -> Scenario:
         raise ScenarioError(
             "--scenario",
             f"{folder.path} has a scenario, and findings that were made under it. Leave --scenario out, or delete "
-            "records.jsonl and artifacts/ to audit under another.",
+            f"{inputs.AUDITED} to audit under another.",
         )
     loaded, _ = load(named, None, None)
     return loaded

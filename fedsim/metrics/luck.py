@@ -8,6 +8,7 @@ attempts.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 SIGNIFICANCE = 0.05
@@ -35,20 +36,25 @@ def binomial(hits: float, examples: int, chance: float) -> float:
 def exceedance(skill: float, blind_skills: Sequence[float], scale: float) -> float:
     """Return the probability that an attack which learns nothing reaches this skill: one-sided Student t test.
 
-    The scatter of such attacks is estimated from attempts known to be blind, those on another client's update, together with
-    `_PRIOR_ATTEMPTS` attempts of scatter `scale`, below which it never falls. A blind attempt far below a blind guess says
-    nothing about how far above one luck reaches; so only those above count, as half of a symmetric distribution.
+    What such attacks reach is estimated from attempts known to be blind, those on another client's update: around their median,
+    where that is beyond a blind guess, they scatter as these do together with `_PRIOR_ATTEMPTS` attempts of scatter `scale`,
+    below which it never falls. A blind attempt far below says nothing about how far above luck reaches; so only those above
+    count, as half of a symmetric distribution.
 
     Args:
-        skill: distance beyond the best blind control.
-        blind_skills: skills of the same attack on other clients' updates.
+        skill: distance beyond the best blind control that looks at no update.
+        blind_skills: the same distances of the same attack on other clients' updates.
         scale: standard deviation assumed before any blind attempt is seen.
     """
     from scipy.stats import t  # takes a second to import
 
+    center = max(0.0, statistics.median(blind_skills)) if blind_skills else 0.0
     freedom = _PRIOR_ATTEMPTS + len(blind_skills) / 2
-    squares = _PRIOR_ATTEMPTS * scale**2 + sum(max(0.0, blind) ** 2 for blind in blind_skills)
-    return float(t.sf(skill / max(scale, math.sqrt(squares / freedom)), freedom))
+    squares = _PRIOR_ATTEMPTS * scale**2 + sum(max(0.0, blind - center) ** 2 for blind in blind_skills)
+    scatter = max(scale, math.sqrt(squares / freedom))
+    # The center is an estimate itself where it is not the blind guess.
+    scatter *= math.sqrt(1 + 1 / len(blind_skills)) if center else 1.0
+    return float(t.sf((skill - center) / scatter, freedom))
 
 
 def holm(probabilities: Sequence[float], level: float = SIGNIFICANCE) -> tuple[bool, ...]:

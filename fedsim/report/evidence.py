@@ -41,6 +41,7 @@ class PluginUse(_Line):
     is_control: bool = False
     recovers: tuple[str, ...] = ()
     adds_noise: bool = False
+    is_strategy: bool = False
 
 
 class RecordedScore(_Line):
@@ -110,6 +111,14 @@ class TrainedOn(_Line):
     unknown: str | None = None
 
 
+class Workload(_Line):
+    """How much a client trained on in a round: see `fedsim.applicability.Workload`."""
+
+    pictures: Count
+    batch_size: Count
+    steps: Count
+
+
 class Record(_Line):
     """One line of records.jsonl: one attack on one client's update of one round."""
 
@@ -119,6 +128,7 @@ class Record(_Line):
     attack: PluginUse
     defenses: tuple[PluginUse, ...] = ()
     grants: tuple[str, ...] = ()
+    workload: Workload | None = None
     status: Literal["found", "failed", "refused"]
     inapplicable: tuple[str, ...] | None = None
     scores: dict[str, RecordedScore] = {}
@@ -135,19 +145,27 @@ class Record(_Line):
     trained_on: TrainedOn | None = None
 
 
+class Trial(_Line):
+    """One attack on one update that the auditor made itself, without a defense."""
+
+    status: Literal["found", "failed", "refused"]
+    message: str | None = None
+    scores: dict[str, RecordedScore] = {}
+    controls: dict[str, dict[str, Value]] = {}
+    best_example: dict[str, BestExample] = {}
+
+
 class Calibration(_Line):
     """One line of calibrations.jsonl: one attack on updates that the auditor made itself, without a defense."""
 
     run: str | None = None
     round: Count
     attack: PluginUse
+    grants: tuple[str, ...] = ()
+    workload: Workload | None = None
     status: Literal["found", "failed", "refused"]
     message: str | None = None
-    pictures: Count = 0
-    updates: Count = 0
-    scores: dict[str, RecordedScore] = {}
-    controls: dict[str, dict[str, Value]] = {}
-    best_example: dict[str, BestExample] = {}
+    trials: tuple[Trial, ...] = ()
 
 
 class Budget(_Line):
@@ -288,13 +306,14 @@ def read(folder: Path) -> Evidence:
         rounds=tuple(sorted((line for _, line in reader.distinct(rounds)), key=lambda line: line.round)),
         records=(),
         notes=(),
-        calibrations=tuple(sorted((line for _, line in calibrations), key=lambda line: line.round)),
         captured=reader.captured(bool(records)) if is_observed else None,
         evaluations=tuple(sorted((line for _, line in evaluations), key=lambda line: line.round)),
     )
     own = sorted(reader.belonging(found, reader.distinct(records)), key=lambda line: (line.round, line.client))
+    calibrated = sorted(reader.calibrations_of(found, calibrations), key=lambda line: line.round)
     reader.captures(found)
-    return replace(found, records=tuple(own), notes=(*reader.stated_notes(), *reader.notes))
+    notes = (*reader.stated_notes(), *reader.notes)
+    return replace(found, records=tuple(own), calibrations=tuple(calibrated), notes=notes)
 
 
 class _Reader:
@@ -449,6 +468,22 @@ class _Reader:
             else:
                 yield record
 
+    def calibrations_of(self, found: Evidence, lines: list[tuple[str, Calibration]]) -> Iterator[Calibration]:
+        """Yield the calibrations of this run, at the weights of one of its rounds."""
+        run = self.mapping("inputs.json", is_needed=False).get("run")
+        rounds = found.planned_rounds if found.environment.get("origin") == "simulated" else None
+        for where, line in lines:
+            if isinstance(run, str) and line.run != run:
+                self.notes.append(f"{where}: of the run {line.run}, this one is {run}; left out.")
+            elif line.round < 1 or (rounds is not None and line.round > rounds):
+                self.notes.append(f"{where}: of round {line.round}, which the scenario does not have; left out.")
+            elif not line.trials and line.status == "found":
+                self.notes.append(
+                    f"{where}: written by an earlier fedsim, so it proves nothing; fedsim audit makes it again."
+                )
+            else:
+                yield line
+
     def captures(self, found: Evidence) -> None:
         """Note what the captures lack of what the rounds tell."""
         name = "captures/index.jsonl"
@@ -483,5 +518,8 @@ def _place(line: Record | Round | Calibration | IndexLine | EvaluationLine) -> s
         return str(line.round)
     if isinstance(line, EvaluationLine):
         return json.dumps([line.round, line.evaluator.name, line.evaluator.params], sort_keys=True)
-    attack, client = line.attack, line.client if isinstance(line, Record) else None
-    return json.dumps([line.round, client, attack.name, attack.params, attack.label], sort_keys=True)
+    attack = line.attack
+    if isinstance(line, Record):
+        return json.dumps([line.round, line.client, attack.name, attack.params, attack.label], sort_keys=True)
+    workload = None if line.workload is None else line.workload.model_dump()
+    return json.dumps([line.round, attack.name, attack.params, line.grants, workload], sort_keys=True)

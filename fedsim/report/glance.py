@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fedsim.metrics.ratings import KIND_OF_FIELD, scale
 from fedsim.report.evidence import Evidence
+from fedsim.report.scope import Scope
 from fedsim.report.summaries import NO_DEFENSE, Peak, Summary
 from fedsim.report.verdicts import KINDS, Verdict, kind_of, worst
 
@@ -23,6 +24,7 @@ class Entry:
             does not say what the attack is after.
         verdict: the worst over the metrics of the kind; one that shows a leak decides, else one that has a value.
         reason: why, where no leak was found.
+        is_open: whether that is something which no other attack's failure dispels.
         decisive: another metric that is worse than the one shown.
     """
 
@@ -31,6 +33,7 @@ class Entry:
     kind: str
     verdict: Verdict
     reason: str
+    is_open: bool
     decisive: Summary | None
 
     @property
@@ -44,9 +47,11 @@ class ClientVerdict:
     """What may be claimed of one client.
 
     Args:
-        verdict: the worst over the kinds of what may leak.
-        kinds: kind -> the verdict of the attack that got farthest; one that is known to work and found nothing outweighs those
-            that cannot tell.
+        verdict: the worst over the kinds of what may leak. Not `resisted` where its pictures were never attacked, or where a
+            record that the scenario asks for is missing.
+        kinds: kind -> the verdict of the attack that got farthest. One that is known to work and found nothing outweighs those
+            that are not made for the update, or not known to work on it, but none that met something here: a failure, a score
+            that luck or another client's update explains, a missing record.
     """
 
     verdict: Verdict
@@ -76,31 +81,52 @@ def _entry(client: int, kind: str, members: Sequence[Summary]) -> Entry:
     verdict = worst(summary.verdict for summary in leaking or rated or members)
     judge = next(summary for summary in leaking or rated or members if summary.verdict == verdict)
     decisive = judge if leaking and shown.verdict != verdict else None
-    return Entry(client, shown, kind, verdict, judge.reason, decisive)
+    is_open = any(summary.is_open for summary in leaking or rated or members)
+    return Entry(client, shown, kind, verdict, judge.reason, is_open, decisive)
 
 
-def client_verdicts(lines: Iterable[Entry]) -> dict[int, ClientVerdict]:
-    """Return the verdict of each client; controls, which look at no update, say nothing."""
-    found: dict[int, dict[str, list[Verdict]]] = {}
+def client_verdicts(lines: Iterable[Entry], scope: Scope | None = None) -> dict[int, ClientVerdict]:
+    """Return the verdict of each client; controls, which look at no update, say nothing.
+
+    Args:
+        lines: all of the table.
+        scope: what the audit covers; all that there is where it is not given.
+    """
+    found: dict[int, dict[str, list[Entry]]] = {}
     for line in lines:
         kinds = found.setdefault(line.client, {})
         if not line.summary.is_control:
-            kinds.setdefault(line.kind, []).append(line.verdict)
+            kinds.setdefault(line.kind, []).append(line)
     verdicts = {}
     for client, kinds in found.items():
-        by_kind = {kind: _farthest(verdicts) for kind, verdicts in kinds.items()}
-        verdicts[client] = ClientVerdict(worst(by_kind.values()), by_kind)
+        by_kind = {kind: _farthest(members) for kind, members in kinds.items()}
+        is_lacking = "pictures" not in kinds or (scope is not None and client in scope.lacking_clients)
+        unknown: tuple[Verdict, ...] = ("inconclusive",) if is_lacking else ()
+        verdicts[client] = ClientVerdict(worst([*by_kind.values(), *unknown]), by_kind)
     return verdicts
 
 
-def _farthest(verdicts: Sequence[Verdict]) -> Verdict:
-    order: tuple[Verdict, ...] = ("leaks", "partial", "resisted", "inconclusive")
-    return min(verdicts, key=order.index)
+def _farthest(lines: Sequence[Entry]) -> Verdict:
+    is_open = any(line.is_open and line.verdict == "inconclusive" for line in lines)
+    order: tuple[Verdict, ...] = (
+        "leaks",
+        "partial",
+        *(("inconclusive", "resisted") if is_open else ("resisted", "inconclusive")),
+    )
+    return min((line.verdict for line in lines), key=order.index)
 
 
-def overall(lines: Iterable[Entry]) -> Verdict:
-    """Return the verdict of the whole run: the worst of all clients; `inconclusive` where nothing was attacked."""
-    return worst(client.verdict for client in client_verdicts(lines).values())
+def overall(lines: Iterable[Entry], scope: Scope | None = None) -> Verdict:
+    """Return the verdict of the whole run: the worst of all clients; `inconclusive` where nothing was attacked.
+
+    What took part and was not audited is inconclusive as well.
+
+    Args:
+        lines: all of the table.
+        scope: what the audit covers; all that there is where it is not given.
+    """
+    unknown: tuple[Verdict, ...] = () if scope is None or scope.is_whole else ("inconclusive",)
+    return worst([*(client.verdict for client in client_verdicts(lines, scope).values()), *unknown])
 
 
 def enumerated(words: Iterable[object]) -> str:
@@ -116,13 +142,17 @@ def clients_named(numbers: Sequence[int]) -> str:
 
 def headline(evidence: Evidence, lines: Sequence[Entry]) -> str:
     """Return the result in one sentence: the gravest kind of finding, and the others in short."""
+    scope = Scope.of(evidence)
     looking = [line for line in lines if not line.summary.is_control]
     known = [(kind, own) for kind in KINDS if (own := [line for line in looking if line.kind == kind])]
     if known:
         leaking = [kind for kind, own in known if worst(line.verdict for line in own) in ("leaks", "partial")]
         main = leaking[0] if leaking else known[0][0]
         rest = [(kind, own) for kind, own in known if kind != main]
-        return f"{_claim(dict(known)[main], main)}{''.join(_too(own, kind) for kind, own in rest)}."
+        said = [_claim(dict(known)[main], main, len(scope.clients)), *(_too(own, kind) for kind, own in rest)]
+        if not leaking and "pictures" not in dict(known):
+            said.append("pictures were not attacked")
+        return f"{'; '.join([*said, *filter(None, [scope.written()])])}."
     if not evidence.records:
         return (
             "No attack has been recorded yet." if evidence.is_audited else "The scenario names no attack to audit with."
@@ -145,9 +175,10 @@ def _by_verdict(lines: Sequence[Entry], kind: str) -> dict[Verdict, list[int]]:
     return found
 
 
-def _claim(lines: Sequence[Entry], kind: str) -> str:
+def _claim(lines: Sequence[Entry], kind: str, took_part: int) -> str:
     clients = _by_verdict(lines, kind)
-    total = sum(len(numbers) for numbers in clients.values())
+    attacked = sum(len(numbers) for numbers in clients.values())
+    total = max(attacked, took_part)
     parts: list[str] = []
     for verdict, part in (("leaks", ""), ("partial", "part of ")):
         numbers = clients.get(verdict, [])  # type: ignore[call-overload]
@@ -158,13 +189,16 @@ def _claim(lines: Sequence[Entry], kind: str) -> str:
             parts.append(f"{counted} {verb} {part}{whose} {kind}: {_who(hit)}, {_reach(hit)}")
     resisted, unknown = clients.get("resisted", []), clients.get("inconclusive", [])
     if not parts and not resisted:
-        return f"Inconclusive for the {kind} of {_all(total)}: {_why(lines, unknown)}"
+        whom = _all(total) if attacked == total else f"{attacked} of {_counted(total)}"
+        return f"Inconclusive for the {kind} of {whom}: {_why(lines, unknown)}"
     if resisted:
-        attacks = dict.fromkeys(
-            line.summary.attack for line in lines if line.client in resisted and line.verdict == "resisted"
+        attacks, others = (
+            dict.fromkeys(line.summary.attack for line in lines if line.client in resisted and line.verdict == verdict)
+            for verdict in ("resisted", "inconclusive")
         )
         counted = str(len(resisted)) if parts else f"No leak of {kind} was found: {len(resisted)} of {_counted(total)}"
-        parts.append(f"{counted} resisted {enumerated(attacks)}")
+        blind = f" ({enumerated(others)} cannot tell)" if others else ""
+        parts.append(f"{counted} resisted {enumerated(attacks)}{blind}")
     if unknown:
         is_are = "is" if len(unknown) == 1 else "are"
         parts.append(f"{len(unknown)} {is_are} inconclusive ({clients_named(unknown)}; {_why(lines, unknown)})")
@@ -205,7 +239,7 @@ def _too(lines: Sequence[Entry], kind: str) -> str:
         if verdict in clients:
             count = f"{len(clients[verdict])}" + ("" if said else f" of {total}")
             said.append(f"{word} {count}" if said else f"{kind} {word} {count}")
-    return f"; {', '.join(said)}"
+    return ", ".join(said)
 
 
 def _who(hit: Sequence[Entry]) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fedsim.metrics.ratings import Level, rate, relative, scale
 from fedsim.metrics.skill import Control, Direction, best_control, blind, floor_control, skill
-from fedsim.report.evidence import BestExample, Calibration, Record, RecordedScore
+from fedsim.report.evidence import BestExample, Record, RecordedScore, Trial
 
 WRONG_UPDATE = "wrong_update"
 CHANCE = "chance"
@@ -17,22 +17,26 @@ class Scored(NamedTuple):
     """One attempt by one metric.
 
     Args:
-        record: the attempt.
+        record: the attempt, or a trial of a calibration.
         score: by this metric.
         value: of the score.
         best: the best blind control of the same attempt.
         floor: the best control that knows something of the truth.
         level: what the attempt shows.
-        severity: the skill behind the level, in units of the metric's thresholds; None without a control.
+        guessed: what it would show beside the blind guesses that look at no update at all. Where this is more than `level`, the
+            same attack finds as much in another client's update.
+        severity: the skill behind the level, in units of the metric's thresholds, which luck is looked for in: beyond the
+            guesses that look at no update, as those on other clients' updates are measured; None without a control.
         example: the picture of a batch that shows more than the batch's mean does; None elsewhere.
     """
 
-    record: Record | Calibration
+    record: Record | Trial
     score: RecordedScore
     value: float
     best: Control | None
     floor: Control | None
     level: Level
+    guessed: Level
     severity: float | None
     example: BestExample | None
 
@@ -41,8 +45,13 @@ class Scored(NamedTuple):
         """How far the value is beyond the best blind control."""
         return None if self.best is None else skill(self.value, self.best.value, self.score.worse)
 
+    @property
+    def is_alike(self) -> bool:
+        """Whether it would be a leak, did the same attack not find as much in another client's update."""
+        return self.level == "none" and self.guessed in ("leaks", "partial")
 
-def scored(records: Iterable[Record | Calibration], metric: str) -> list[Scored]:
+
+def scored(records: Iterable[Record | Trial], metric: str) -> list[Scored]:
     """Return the attempts that have a value by this metric."""
     found = []
     for record in records:
@@ -52,25 +61,38 @@ def scored(records: Iterable[Record | Calibration], metric: str) -> list[Scored]
     return found
 
 
-def _scored(record: Record | Calibration, metric: str, score: RecordedScore, value: float) -> Scored:
+def _scored(record: Record | Trial, metric: str, score: RecordedScore, value: float) -> Scored:
     best = rated_by(metric, record.controls, score.worse)
     floor = None if scale(metric).is_luck else floor_control(metric, record.controls, score.worse)
-    control = None if best is None else best.value
-    level = rate(metric, value, control, score.worse, None if floor is None else floor.value)
+    others = rated_by(metric, _without_wrong_update(record.controls), score.worse) or best
+
+    def rated(control: Control | None) -> Level:
+        return rate(
+            metric, value, control.value if control else None, score.worse, None if floor is None else floor.value
+        )
+
+    level, guessed = rated(best), rated(others)
     severity = None
-    if best is not None and level != "unrated":
-        severity = relative(metric, skill(value, best.value, score.worse), best.value)
+    if others is not None and level != "unrated":
+        severity = relative(metric, skill(value, others.value, score.worse), others.value)
     example = record.best_example.get(metric)
-    if example is not None and level != "leaks":
-        shown = rate(metric, _without_luck(example, score.worse), example.control, score.worse, example.floor)
-        if shown == "leaks":
-            gained = skill(example.value, example.control, score.worse) - example.luck
-            return Scored(record, score, value, best, floor, "leaks", gained, example)
-    return Scored(record, score, value, best, floor, level, severity, None)
+    if example is None or level == "leaks":
+        return Scored(record, score, value, best, floor, level, guessed, severity, None)
+    shown = rate(metric, _without_luck(example, score.worse), example.control, score.worse, example.floor)
+    if rate(metric, example.value, example.control, score.worse, example.floor) == "leaks":
+        guessed = "leaks"
+    if shown == "leaks" or (shown, level) == ("partial", "none"):
+        gained = skill(example.value, example.control, score.worse) - example.luck
+        return Scored(record, score, value, best, floor, shown, guessed, gained, example)
+    return Scored(record, score, value, best, floor, level, guessed, severity, None)
 
 
 def _without_luck(example: BestExample, worse: Direction) -> float:
     return example.value - example.luck if worse == "higher" else example.value + example.luck
+
+
+def _without_wrong_update(controls: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    return {name: values for name, values in controls.items() if name != WRONG_UPDATE}
 
 
 def rated_by(metric: str, controls: Mapping[str, Mapping[str, float]], worse: Direction) -> Control | None:
@@ -82,7 +104,7 @@ def rated_by(metric: str, controls: Mapping[str, Mapping[str, float]], worse: Di
     """
     guesses = blind(controls)
     if scale(metric).is_luck:
-        guesses = {name: values for name, values in guesses.items() if name != WRONG_UPDATE}
+        guesses = _without_wrong_update(guesses)
         guesses = {CHANCE: guesses[CHANCE]} if metric in guesses.get(CHANCE, {}) else guesses
     return best_control(metric, guesses, worse)
 
@@ -90,7 +112,7 @@ def rated_by(metric: str, controls: Mapping[str, Mapping[str, float]], worse: Di
 def blind_severity(one: Scored, metric: str) -> float | None:
     """Return the severity of the same attack on another client's update, which can learn nothing; None without one."""
     value = one.record.controls.get(WRONG_UPDATE, {}).get(metric)
-    others = {name: values for name, values in blind(one.record.controls).items() if name != WRONG_UPDATE}
+    others = _without_wrong_update(blind(one.record.controls))
     best = best_control(metric, others, one.score.worse)
     if value is None or best is None or scale(metric).ceiling == best.value:
         return None

@@ -62,6 +62,7 @@ class Summary:
         lucky: attempts beyond the threshold of a leak that luck explains.
         verdict: what may be claimed.
         reason: why, where no leak was found.
+        is_open: whether that is something which no other attack's failure dispels; see `Judgment`.
         is_control: whether the attack never looks at the update.
     """
 
@@ -87,6 +88,7 @@ class Summary:
     lucky: int = 0
     verdict: Verdict = "inconclusive"
     reason: str = ""
+    is_open: bool = False
     is_control: bool = False
     recovers: tuple[str, ...] = ()
 
@@ -170,7 +172,7 @@ def _summary(
     }
     if metric is None:
         judgment = judge.judge(members, "", "unrated", 0, None)
-        return Summary(**facts, worse=None, verdict=judgment.verdict, reason=judgment.reason)
+        return Summary(**facts, worse=None, **judgment._asdict())
     recorded = [record.scores[metric] for record in members if metric in record.scores]
     worse = recorded[0].worse
     found = scored(members, metric)
@@ -181,8 +183,7 @@ def _summary(
             **facts,
             worse=worse,
             unavailable=reasons[0] if reasons else "no value was recorded",
-            verdict=judgment.verdict,
-            reason=judgment.reason,
+            **judgment._asdict(),
         )
     examples = [value for one in found for value in one.score.examples]
     mean = math.fsum(examples) / len(examples)
@@ -206,8 +207,7 @@ def _summary(
         peak=_peak(shown.decider, metric),
         level=shown.level,
         lucky=shown.lucky,
-        verdict=judgment.verdict,
-        reason=judgment.reason,
+        **judgment._asdict(),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from fedsim.report import evidence as reader
 from fedsim.report.evidence import Evidence
 from fedsim.report.glance import Entry, client_verdicts, entries, headline, overall
+from fedsim.report.scope import Scope
 from fedsim.report.summaries import by_client
 from fedsim.report.verdicts import CORRECTION, ORDER, Judge, Verdict
 
@@ -20,17 +21,17 @@ def of(evidence: Evidence) -> dict[str, Any]:
 
     README documents the fields. Values are means over all attempts of a line, except of a round and its picture that decide.
     """
-    lines = entries(by_client(evidence.records, Judge.of(evidence)))
+    lines, scope = entries(by_client(evidence.records, Judge.of(evidence))), Scope.of(evidence)
     return {
         "schema": SCHEMA,
         "name": evidence.name,
         "run": evidence.records[0].run if evidence.records else None,
         "headline": headline(evidence, lines),
-        "verdict": overall(lines),
+        "verdict": overall(lines, scope),
         "correction": CORRECTION,
         "clients": {
             str(client): {"verdict": found.verdict, "kinds": dict(found.kinds)}
-            for client, found in client_verdicts(lines).items()
+            for client, found in client_verdicts(lines, scope).items()
         },
         "attacks": [_line(line) for line in lines],
     }
@@ -73,7 +74,7 @@ def verdict_of(folder: Path) -> Verdict:
         RunFolderError: no run folder, or one of a schema that this version does not know.
     """
     found = reader.read(folder)
-    return overall(entries(by_client(found.records, Judge.of(found))))
+    return overall(entries(by_client(found.records, Judge.of(found))), Scope.of(found))
 
 
 def is_failure(verdict: Verdict, fail_on: Verdict) -> bool:

@@ -1,20 +1,23 @@
 """What may be claimed of an attack on a client: it leaks, leaks in part, resisted, or cannot be known.
 
-`leaks` and `partial` rest on scores beyond blind guesses that luck does not explain. `resisted` is a claim too: it needs an
-attack that is made for this update, and proof that the attack works at this round's weights without the defense, on an
-unprotected client of the run or in a calibration. Whatever lacks one of these is `inconclusive`, with the reason.
+`leaks` and `partial` rest on scores beyond blind guesses that luck does not explain. `resisted` is a claim too: it needs a
+client with a defense, an attack that is made for this update, and proof that the attack works without the defense: at this
+round's weights, with the same grants, most of several updates leak that are as large as the client's, be they of unprotected
+clients of the run or of a calibration. Whatever lacks one of these is `inconclusive`, with the reason.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from fedsim.metrics import luck
+from fedsim.metrics.ratings import ORDER as LEVELS
 from fedsim.metrics.ratings import SCALES, Level, leaves_no_room, rate, scale
-from fedsim.report.evidence import Budget, Calibration, Evidence, PluginUse, Record
+from fedsim.report.evidence import Budget, Calibration, Evidence, PluginUse, Record, Trial, Workload
+from fedsim.report.scope import Scope
 from fedsim.report.scores import CHANCE, Scored, blind_severity, rated_by, scored
 from fedsim.report.trained import changed_inputs, metric_of
 
@@ -29,18 +32,55 @@ KINDS = ("pictures", "labels", "soft labels", "features")
 CORRECTION = (
     f"Holm's correction over all attempts of a row, family-wise error rate {luck.SIGNIFICANCE:g}, "
     f"and a binomial bound on how many of them are beyond a blind guess, {luck.JOINT_SIGNIFICANCE:g}; "
-    "labels by a binomial bound on all of them"
+    "labels by a binomial bound on all of them, and on each with Holm's correction; the best picture of a batch counts as the "
+    "best of as many attempts as the batch has pictures"
 )
 """How luck among many rounds is dealt with, in words."""
+
+FEWEST_TRIALS = 2
+"""So many updates without a defense at least must have been attacked before their leaks prove anything."""
 
 _AttackKey = tuple[str, str]
 
 
 class Judgment(NamedTuple):
-    """A verdict and why."""
+    """A verdict and why.
+
+    Args:
+        verdict: what may be claimed.
+        reason: why, where no leak was found.
+        is_open: whether it is inconclusive for something that this attack met here, which no other attack's failure dispels.
+    """
 
     verdict: Verdict
     reason: str
+    is_open: bool = False
+
+
+class _Doubt(NamedTuple):
+    reason: str
+    is_open: bool = False
+
+
+class Place(NamedTuple):
+    """Where a proof holds: one attack on updates of one kind.
+
+    Args:
+        attack: its name and parameters.
+        round: whose weights the clients got.
+        workload: how much was trained on; None where the record does not say.
+        grants: what the attack was told, in alphabetical order.
+    """
+
+    attack: _AttackKey
+    round: int
+    workload: Workload | None
+    grants: tuple[str, ...]
+
+
+def place_of(line: Record | Calibration) -> Place:
+    """Return the place that an attempt or a calibration belongs to."""
+    return Place(_key(line.attack), line.round, line.workload, tuple(sorted(line.grants)))
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -82,7 +122,7 @@ def significance(found: Sequence[Scored], metric: str, blind_severities: Sequenc
         return _pooled(found, metric)
     by_severity = sorted(found, key=lambda one: (one.severity is not None, one.severity or 0.0, one.value))
     rated = [one for one in by_severity if one.severity is not None]
-    tests = [luck.exceedance(one.severity or 0.0, blind_severities, written.scatter) for one in rated]
+    tests = [_by_luck(one, blind_severities, written.scatter) for one in rated]
     levels = {id(one): one.level if is_kept else "none" for one, is_kept in zip(rated, luck.holm(tests), strict=True)}
     for level in ("leaks", "partial"):
         hit = [one for one in rated if levels[id(one)] == level]
@@ -90,15 +130,25 @@ def significance(found: Sequence[Scored], metric: str, blind_severities: Sequenc
             return Significance(level, hit[-1], 0)
     lucky = sum(one.level in ("leaks", "partial") for one in rated)
     beyond = sum(severity >= (written.partial or 0.0) for severity in blind_severities)
-    # None alone, but too many together: how often blind attempts get there bounds how many may by luck.
-    chance = (1 + beyond) / (2 + len(blind_severities))
-    if lucky and luck.binomial(float(lucky), len(rated), chance) <= luck.JOINT_SIGNIFICANCE:
+    # None alone, but too many together: how often blind attempts get there bounds how many may by luck. Means are counted, not
+    # the best picture of each, as of the blind attempts.
+    chance, means = (1 + beyond) / (2 + len(blind_severities)), lucky - sum(one.example is not None for one in rated)
+    if means > 0 and luck.binomial(float(means), len(rated), chance) <= luck.JOINT_SIGNIFICANCE:
         return Significance("partial", by_severity[-1], 0)
     return Significance("none" if rated else "unrated", by_severity[-1], lucky)
 
 
+def _by_luck(one: Scored, blind_severities: Sequence[float], scatter: float) -> float:
+    """Return the probability that luck gives what an attempt shows; the best picture is the best of the whole batch."""
+    single = luck.exceedance(one.severity or 0.0, blind_severities, scatter)
+    return min(1.0, single * (1 if one.example is None else len(one.score.examples)))
+
+
 def _pooled(found: Sequence[Scored], metric: str) -> Significance:
-    """Rate what is guessed right by luck on all examples together: a single guess may be lucky, many are not."""
+    """Rate what is guessed right by luck on all examples together: a single guess may be lucky, many are not.
+
+    So many may be right in a single attempt, which the mean over all of them hides.
+    """
     examples = [value for one in found for value in one.score.examples]
     worse = found[0].score.worse
     sign = 1 if worse == "higher" else -1
@@ -106,9 +156,14 @@ def _pooled(found: Sequence[Scored], metric: str) -> Significance:
     control = pooled_control(found, metric)
     mean = sum(examples) / len(examples)
     level = rate(metric, mean, control, worse)
-    if level in ("leaks", "partial") and not _is_beyond_luck(found, metric, control or 0.0):
-        return Significance("none", top, len(found))
-    return Significance(level, top, 0)
+    is_lucky = level in ("leaks", "partial") and _by_chance(found, metric, control) > luck.SIGNIFICANCE
+    kept = luck.holm([_by_chance([one], metric, None if one.best is None else one.best.value) for one in found])
+    alone = [one for one, is_kept in zip(found, kept, strict=True) if is_kept and one.level in ("leaks", "partial")]
+    decider = max(alone, key=lambda one: (one.level == "leaks", sign * one.value), default=top)
+    together: Level = "none" if is_lucky else level
+    if alone and LEVELS.index(decider.level) > LEVELS.index(together):
+        return Significance(decider.level, decider, 0)
+    return Significance(together, top, len(found) if is_lucky else 0)
 
 
 def pooled_control(found: Sequence[Scored], metric: str) -> float | None:
@@ -118,22 +173,24 @@ def pooled_control(found: Sequence[Scored], metric: str) -> float | None:
     return sum(value * weight for value, weight in pairs) / total if total else None
 
 
-def _is_beyond_luck(found: Sequence[Scored], metric: str, control: float) -> bool:
-    """Return whether so many right guesses are unlikely for a blind guesser, by a binomial bound.
+def _by_chance(found: Sequence[Scored], metric: str, control: float | None) -> float:
+    """Return the probability that a blind guesser gets so many right, by a binomial bound.
 
     A label distribution counts as guessed right where its error is small enough for a partial leak; how often a blind guess
     does that is at most about how often it names the right class.
     """
+    if control is None:
+        return 1.0
     examples = [value for one in found for value in one.score.examples]
     if metric == "label_recall":
-        return luck.binomial(float(sum(examples)), len(examples), control) <= luck.SIGNIFICANCE
+        return luck.binomial(float(sum(examples)), len(examples), control)
     known = [one.record.controls.get(CHANCE, {}) for one in found]
     chances = [values["label_recall"] for values in known if "label_recall" in values]
     # Of C classes, an even guess has an error of 1 - 1 / C.
     chance = sum(chances) / len(chances) if chances else 1.0 - min(control, 1.0)
     bound = control * (1 - (scale(metric).partial or 0.0))
     hits = sum(value <= bound for value in examples)
-    return luck.binomial(float(hits), len(examples), chance) <= luck.SIGNIFICANCE
+    return luck.binomial(float(hits), len(examples), chance)
 
 
 def _key(use: PluginUse) -> _AttackKey:
@@ -141,26 +198,65 @@ def _key(use: PluginUse) -> _AttackKey:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What an attack does to updates without a defense, at one place and of one kind.
+
+    Args:
+        leaking: how many of them it leaks from, luck set aside.
+        trials: how many were attacked.
+        made: how many of these the auditor made itself, and how many of those leak.
+        median: the score in the middle, in words; None where nothing was scored.
+    """
+
+    leaking: int
+    trials: int
+    made: tuple[int, int]
+    median: str | None
+
+    @property
+    def is_proof(self) -> bool:
+        """Whether most leak: of all, and of those that the auditor made, which are as the client's in all but the defense."""
+        made, leaking = self.made
+        return self.trials >= FEWEST_TRIALS and 2 * self.leaking > self.trials and (not made or 2 * leaking > made)
+
+    def written(self, kind: str) -> str:
+        """Return it in words."""
+        made, leaking = self.made
+        clients = self.trials - made
+        parts = [
+            *([f"{leaking} of {made} that the auditor made itself"] if made else []),
+            *([f"{self.leaking - leaking} of {clients} unprotected clients"] if clients else []),
+        ]
+        middle = f", {self.median} in the median" if self.median else ""
+        return (
+            f"{kind} leak from {self.leaking} of {self.trials} updates without a defense ({', '.join(parts)}{middle})"
+        )
+
+
+@dataclass(frozen=True)
 class Judge:
     """All that verdicts of one run rest on.
 
     Args:
-        proofs: (attack, kind, round) -> what shows that the attack works there without a defense.
-        calibrations: (attack, round) -> the calibration.
+        tried: (place, kind) -> what the attack does there without a defense.
+        calibrations: place -> the calibration.
         budgets: client -> what is accounted for all its rounds.
         blind: (attack, metric) -> severities of the attack on other clients' updates.
+        missing: (client, name of an attack) -> the rounds of which the audit was to make a record and there is none.
     """
 
-    proofs: Mapping[tuple[_AttackKey, str, int], str] = field(default_factory=dict)
-    calibrations: Mapping[tuple[_AttackKey, int], Calibration] = field(default_factory=dict)
+    tried: Mapping[tuple[Place, str], Tried] = field(default_factory=dict)
+    calibrations: Mapping[Place, Calibration] = field(default_factory=dict)
     budgets: Mapping[int, Budget] = field(default_factory=dict)
     blind: Mapping[tuple[_AttackKey, str], Sequence[float]] = field(default_factory=dict)
+    missing: Mapping[tuple[int, str], Sequence[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, evidence: Evidence) -> Judge:
         """Return the judge of what a run folder holds."""
         budgets = {client: budget for line in evidence.rounds for client, budget in line.epsilon.items()}
-        return cls.of_records(evidence.records, evidence.calibrations, budgets)
+        missing = Scope.of(evidence).missing
+        return replace(cls.of_records(evidence.records, evidence.calibrations, budgets), missing=missing)
 
     @classmethod
     def of_records(
@@ -170,37 +266,32 @@ class Judge:
         budgets: Mapping[int, Budget] | None = None,
     ) -> Judge:
         """Return the judge of these records and calibrations."""
-        proofs: dict[tuple[_AttackKey, str, int], str] = {}
-        places: dict[tuple[_AttackKey, int], list[Record]] = {}
+        unprotected: dict[Place, list[Record]] = {}
         severities: dict[tuple[_AttackKey, str], list[float]] = {}
         for record in records:
-            key = _key(record.attack)
-            if not record.defenses and record.status == "found" and not record.attack.is_control:
-                places.setdefault((key, record.round), []).append(record)
+            if not record.defenses and not record.inapplicable and not record.attack.is_control:
+                unprotected.setdefault(place_of(record), []).append(record)
             for metric in record.scores:
                 for one in scored([record], metric):
                     severity = blind_severity(one, metric)
                     if severity is not None:
-                        severities.setdefault((key, metric), []).append(severity)
-        for calibration in calibrations:
-            for kind, text in _leaks(calibration.scores, [calibration]).items():
-                proofs[_key(calibration.attack), kind, calibration.round] = (
-                    f"in round {calibration.round} the same attack leaks the {kind} of updates that the auditor made itself, "
-                    f"without a defense ({text})"
-                )
-        for (key, round), members in places.items():
-            names = dict.fromkeys(metric for record in members for metric in record.scores)
-            for kind, text in _leaks(names, members).items():
-                who = ", ".join(str(record.client) for record in members)
-                proofs[key, kind, round] = (
-                    f"in round {round} the same attack leaks the {kind} of unprotected clients (among {who}; {text})"
-                )
-        known = {(_key(calibration.attack), calibration.round): calibration for calibration in calibrations}
-        return cls(proofs, known, budgets or {}, severities)
+                        severities.setdefault((_key(record.attack), metric), []).append(severity)
+        known = {place_of(calibration): calibration for calibration in calibrations}
+        tried = {}
+        for place in {**unprotected, **known}:
+            made = known[place].trials if place in known else ()
+            for kind, found in updates_without_defense(made, unprotected.get(place, ())).items():
+                tried[place, kind] = found
+        return cls(tried, known, budgets or {}, severities)
 
     def severities(self, use: PluginUse, metric: str) -> Sequence[float]:
         """Return the severities of an attack on other clients' updates, which can learn nothing."""
         return self.blind.get((_key(use), metric), ())
+
+    def is_proven(self, record: Record, kind: str) -> bool:
+        """Return whether an attack is known to work on updates like that of an attempt, had it no defense."""
+        tried = self.tried.get((place_of(record), kind))
+        return record.workload is not None and tried is not None and tried.is_proof
 
     def judge(self, members: Sequence[Record], kind: str, level: Level, lucky: int, metric: str | None) -> Judgment:
         """Return the verdict on several attempts of one attack by what they show together.
@@ -219,47 +310,75 @@ class Judge:
             text = f"{lucky} of {len(members)} attempts {are} beyond a blind guess, and luck explains that"
             if metric is not None and scale(metric).is_luck:
                 text = "more was found than a blind guess gives on average, and luck explains that"
-            return Judgment("inconclusive", text)
-        reasons: dict[str, int] = {}
+            return Judgment("inconclusive", text, is_open=True)
+        doubts: dict[_Doubt, int] = {}
         for record in members:
-            reason = self._doubt(record, kind, metric_of(record, metric)) or changed_inputs(record, kind)
-            if reason is not None:
-                reasons[reason] = reasons.get(reason, 0) + 1
-        if reasons:
-            reason, count = max(reasons.items(), key=lambda item: item[1])
+            doubt = self._doubt(record, kind, metric_of(record, metric))
+            if doubt is not None:
+                doubts[doubt] = doubts.get(doubt, 0) + 1
+        if doubts:
+            (reason, _), count = max(doubts.items(), key=lambda item: (item[0].is_open, item[1]))
             share = "" if count == len(members) else f" ({count} of {len(members)} attempts)"
-            return Judgment("inconclusive", f"{reason}{share}")
+            return Judgment("inconclusive", f"{reason}{share}", any(doubt.is_open for doubt in doubts))
         first = members[0]
-        return Judgment("resisted", self.proofs[_key(first.attack), kind, first.round])
+        lacking = self._lacking(members)
+        if lacking:
+            return Judgment("inconclusive", lacking, is_open=not first.attack.is_control)
+        tried = self.tried[place_of(first), kind]
+        return Judgment("resisted", f"with the same attack in round {first.round} {tried.written(kind)}")
 
-    def _doubt(self, record: Record, kind: str, metric: str | None) -> str | None:
+    def _lacking(self, members: Sequence[Record]) -> str | None:
+        """Return that the audit was to make records which are not there; None where all are."""
+        clients, attack = sorted({record.client for record in members}), members[0].attack.name
+        missing = sum(len(self.missing.get((client, attack), ())) for client in clients)
+        if not missing:
+            return None
+        return f"no record of {missing} of the {missing + len(members)} attempts that the scenario asks for"
+
+    def _doubt(self, record: Record, kind: str, metric: str | None) -> _Doubt | None:
         """Return why an attempt that shows no leak is no proof of resistance; None where it is."""
-        if record.attack.is_control:
-            return "it is a control, which never looks at the update"
-        if record.inapplicable:
-            return "; ".join(record.inapplicable)
-        if record.status != "found":
-            what = "it was refused" if record.status == "refused" else "it failed"
-            return f"{what}: {record.message}" if record.message else what
-        if record.found is not None:
-            return "the data of an observed app are not known, so what it found is shown and not scored"
-        if metric is None or metric not in record.scores or record.scores[metric].value is None:
-            return "its finding could not be scored"
-        control = rated_by(metric, record.controls, record.scores[metric].worse)
-        if control is None or scale(metric).partial is None:
-            return (
-                "it was scored beside no control"
-                if control is None
-                else f"{scale(metric).title} is shown and not rated"
+        unscored = self._unscored(record, metric)
+        if unscored is not None or metric is None:
+            return unscored
+        (one,) = scored([record], metric)
+        if one.is_alike:
+            return _Doubt(
+                "it finds as much in another client's update, so what it finds here need not be this client's", True
             )
-        if leaves_no_room(metric, control.value):
-            return "a blind guess does as well"
+        if not record.defenses:
+            return _Doubt("the client carries no defense, and the attack fails nevertheless: it does not work here")
+        if all(use.is_strategy for use in record.defenses):
+            return _Doubt(
+                "the client carries no defense but what the strategy does to all, and to the calibration as well"
+            )
         noise = self._noise(record)
         if noise is not None:
-            return noise
-        if (_key(record.attack), kind, record.round) not in self.proofs:
-            return self._unproven(record, kind)
-        return None
+            return _Doubt(noise)
+        if not self.is_proven(record, kind):
+            return _Doubt(self._unproven(record, kind))
+        changed = changed_inputs(record, kind)
+        return None if changed is None else _Doubt(changed)
+
+    @staticmethod
+    def _unscored(record: Record, metric: str | None) -> _Doubt | None:
+        """Return why an attempt has no score that could be rated; None where it has one."""
+        if record.attack.is_control:
+            return _Doubt("it is a control, which never looks at the update")
+        if record.inapplicable:
+            return _Doubt("; ".join(record.inapplicable))
+        if record.status != "found":
+            what = "it was refused" if record.status == "refused" else "it failed"
+            return _Doubt(f"{what}: {record.message}" if record.message else what, record.status == "failed")
+        if record.found is not None:
+            return _Doubt("the data of an observed app are not known, so what it found is shown and not scored")
+        if metric is None or metric not in record.scores or record.scores[metric].value is None:
+            return _Doubt("its finding could not be scored", True)
+        control = rated_by(metric, record.controls, record.scores[metric].worse)
+        if control is None:
+            return _Doubt("it was scored beside no control", True)
+        if scale(metric).partial is None:
+            return _Doubt(f"{scale(metric).title} is shown and not rated")
+        return _Doubt("a blind guess does as well", True) if leaves_no_room(metric, control.value) else None
 
     def _noise(self, record: Record) -> str | None:
         noisy = [use.name for use in record.defenses if use.adds_noise]
@@ -275,24 +394,58 @@ class Judge:
         return f"{drawn}; {stated} is no guarantee against one that is not"
 
     def _unproven(self, record: Record, kind: str) -> str:
-        start = "nothing shows that this attack works here without a defense: no unprotected client leaks to it, and"
-        calibration = self.calibrations.get((_key(record.attack), record.round))
-        if calibration is None:
-            return f"{start} it was not calibrated"
-        if calibration.status != "found":
-            return f"{start} its calibration {'was refused' if calibration.status == 'refused' else 'failed'}"
-        return f"{start} in its calibration the {kind} did not leak either"
+        start = "nothing shows that this attack works here without a defense"
+        if record.workload is None:
+            return f"{start}: the record does not say how much the client trained on; audit again"
+        place = place_of(record)
+        size = (
+            f"updates of {record.workload.pictures} pictures"
+            if record.workload.pictures > 1
+            else "updates of a picture"
+        )
+        tried, calibration = self.tried.get((place, kind)), self.calibrations.get(place)
+        if calibration is not None and calibration.status != "found":
+            return f"{start}: its calibration {'was refused' if calibration.status == 'refused' else 'failed'}"
+        if tried is not None:
+            few = f", and at least {FEWEST_TRIALS} are needed" if tried.trials < FEWEST_TRIALS else ""
+            return f"{start}: {tried.written(kind)}{few}"
+        return f"{start}: it was not calibrated on {size} as this client's, and no unprotected client has such"
 
 
-def _leaks(metrics: Iterable[str], records: Sequence[Record | Calibration]) -> dict[str, str]:
-    """Return the kinds that leak beyond luck in these attempts, with the score that shows it."""
-    found: dict[str, str] = {}
+def updates_without_defense(made: Sequence[Trial], clients: Sequence[Record] = ()) -> dict[str, Tried]:
+    """Return kind -> what an attack does to updates without a defense.
+
+    Args:
+        made: its trials on updates that the auditor made.
+        clients: its attempts on unprotected clients.
+    """
+    trials: list[Trial | Record] = [*made, *clients]
+    metrics = dict.fromkeys(metric for trial in trials for metric in trial.scores)
+    found: dict[str, Tried] = {}
     for metric in metrics:
-        attempts = scored(records, metric)
-        if metric in SCALES and attempts:
-            shown = significance(attempts, metric, ())
-            if shown.level == "leaks":
-                written = scale(metric)
-                value = shown.decider.example.value if shown.decider.example else shown.decider.value
-                found.setdefault(kind_of(metric), f"{written.title} {written.write(value)}")
+        attempts = scored(trials, metric)
+        if metric not in SCALES or not attempts:
+            continue
+        leaking = _leaking(attempts, metric)
+        written, values = scale(metric), sorted(one.value for one in attempts)
+        median = f"{written.title} {written.write(values[(len(values) - 1) // 2])}"
+        from_made = sum(id(trial) in leaking for trial in made)
+        one = Tried(len(leaking), len(trials), (len(made), from_made), median)
+        kind = kind_of(metric)
+        # Any metric of a kind proves it.
+        if kind not in found or (one.is_proof, one.leaking) > (found[kind].is_proof, found[kind].leaking):
+            found[kind] = one
     return found
+
+
+def _leaking(attempts: Sequence[Scored], metric: str) -> set[int]:
+    """Return the identities of those among several trials that leak, luck set aside."""
+    leaking = [one for one in attempts if one.level == "leaks"]
+    if scale(metric).is_luck:
+        # One guess may be right by luck, so that all of them are looked at together.
+        kept = [_by_chance(attempts, metric, pooled_control(attempts, metric)) <= luck.SIGNIFICANCE] * len(leaking)
+    else:
+        tests = {id(one): _by_luck(one, (), scale(metric).scatter) for one in attempts if one.severity is not None}
+        significant = dict(zip(tests, luck.holm(list(tests.values())), strict=True))
+        kept = [significant.get(id(one), False) for one in leaking]
+    return {id(one.record) for one, is_kept in zip(leaking, kept, strict=True) if is_kept}

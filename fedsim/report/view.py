@@ -16,9 +16,10 @@ from fedsim.report.citations import citations
 from fedsim.report.doubts import Cautions, limits
 from fedsim.report.evidence import Budget, Calibration, Evidence, Found, Record
 from fedsim.report.glance import Entry, client_verdicts, entries, headline, overall
+from fedsim.report.scope import Scope
 from fedsim.report.scores import scored
 from fedsim.report.summaries import NO_DEFENSE, Naming, Summary, by_client, by_defense
-from fedsim.report.verdicts import CORRECTION, Judge
+from fedsim.report.verdicts import CORRECTION, Judge, updates_without_defense
 from fedsim.scenario import parse, select_clients
 
 _SHOWN_ROUNDS = 8
@@ -62,13 +63,14 @@ def context(evidence: Evidence) -> dict[str, Any]:
     judge = Judge.of(evidence)
     summaries = by_client(evidence.records, judge)
     lines = entries(summaries)
-    verdicts = client_verdicts(lines)
+    scope = Scope.of(evidence)
+    verdicts = client_verdicts(lines, scope)
     displays, missing = gallery.displays(evidence, _deciding_rounds(lines))
     return {
         "evidence": evidence,
         "naming": naming,
         "headline": headline(evidence, lines),
-        "overall": overall(lines),
+        "overall": overall(lines, scope),
         "facts": _captured_facts(evidence) if evidence.is_observed else _facts(evidence),
         "lines": lines,
         "verdicts": verdicts,
@@ -128,13 +130,8 @@ def _calibrated(calibration: Calibration) -> str:
     """Return in words what an attack found in updates that the auditor made itself."""
     if calibration.status != "found":
         return f"{calibration.status}: {calibration.message or 'no message'}"
-    parts = []
-    for metric in calibration.scores:
-        for one in scored([calibration], metric):
-            written = scale(metric)
-            beyond = "" if one.best is None else f" (blind {written.write(one.best.value)})"
-            parts.append(f"{written.title} {written.write(one.value)}{beyond}: {one.level}")
-    return "; ".join(parts)
+    found = updates_without_defense(calibration.trials)
+    return "; ".join(tried.written(kind) for kind, tried in found.items())
 
 
 def _is_used(evidence: Evidence, metric: str) -> bool:

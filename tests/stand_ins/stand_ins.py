@@ -42,6 +42,20 @@ class Guess(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AllAuxiliary(Attack):
+    """Never looks at the update: returns all auxiliary pictures, some of which are near any picture."""
+
+    citation: ClassVar[str] = "none"
+    needs = frozenset({"auxiliary_data"})
+    recovers = frozenset({"images"})
+    is_cheap = True
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        assert observation.auxiliary_data is not None
+        return Finding(images=observation.auxiliary_data.images)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RaisesOn(Attack):
     """Raises on one client's updates, refuses another's, guesses otherwise."""
 
