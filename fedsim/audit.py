@@ -149,8 +149,8 @@ class Auditor:
     def redo(self) -> None:
         """Forget what an audit by hand makes again: failed attempts, those of a "module:Class" edited since, old labels.
 
-        So are the records that lack a control because of one, and those of an earlier version, which lack what verdicts rest
-        on. To be called before the first round is added, by whoever has locked the folder.
+        So are the records that lack a control because of one, and those of an earlier version that lack what verdicts rest on.
+        To be called before the first round is added, by whoever has locked the folder.
         """
         failed = {
             Task(round, client, planned.index)

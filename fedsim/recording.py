@@ -10,7 +10,7 @@
     rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
     artifacts/               findings (safetensors), picture strips and films (PNG)
     records.jsonl            one line per attempt: see `fedsim.audit`
-    calibrations.jsonl       one line per round and attack: see `fedsim.calibration`
+    calibrations.jsonl       one line per round, attack and workload: see `fedsim.calibration`
     evaluations.jsonl        one line per round and evaluator: see `fedsim.evaluation`
 
 Files appear under their name only when complete (written aside, flushed, renamed). A line counts only when it ends with

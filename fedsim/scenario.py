@@ -283,8 +283,8 @@ class AuditPart(_Part):
     `rounds` is `all` or a list of round numbers, `last` among them. `processes: n` audits beside the training on n
     worker processes; 0 audits one update after another once training is over. An attack runs in a process of its own
     either way. One that takes longer than `attack_timeout` seconds is ended and has failed; null sets no limit. `calibrate`
-    says when an expensive attack is tried on unprotected updates of the auditor's own, which cheap ones always are: `auto`,
-    where a verdict hangs on it; `all`; `none`.
+    says when an expensive attack is tried on unprotected updates of the auditor's own, which cheap ones are in every round:
+    `auto`, where a verdict hangs on it; `all`; `none`.
     """
 
     rounds: Rounds = "all"
