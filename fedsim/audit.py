@@ -349,7 +349,8 @@ class Auditor:
             found = next((other for other in after if not self._shows_same(round, client, other)), None)
             if found is not None:
                 return found
-        return next((other for other in (alike or others) if other > client), (alike or others or [None])[0])
+        rest = alike or others
+        return next((other for other in rest if other > client), rest[0] if rest else None)
 
     def _shows_same(self, round: int, client: int, other: int) -> bool:
         if self._plan.captured is not None:
