@@ -28,10 +28,11 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         say(f"fedsim {__version__}")
         raise typer.Exit
+    return asked  # which is what the option becomes
 
 
 @app.callback()
