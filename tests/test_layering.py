@@ -6,7 +6,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = ("fedsim_attacks", "fedsim_defenses")
+FOLDERS = ("attacks", "defenses")
 CORE = sorted((ROOT / "fedsim").rglob("*.py"))
+KIT = sorted((ROOT / "fedsim" / "testing").rglob("*.py"))
 THEIRS = sorted(path for name in PLUGINS for path in ROOT.glob(f"*/{name}/**/*.py"))
 # What plug-ins may import of the simulator; all else, of today or later, may be the truth or a way to it.
 OPEN_MODULES = (
@@ -71,12 +73,13 @@ def identified(path):
 def test_the_files_are_found():
     assert len(CORE) > 40 and ROOT / "fedsim" / "threat.py" in CORE
     assert {path.relative_to(ROOT).parts[1] for path in THEIRS} == set(PLUGINS)
+    assert ROOT / "fedsim" / "testing" / "attack.py" in KIT
 
 
 @pytest.mark.parametrize("path", CORE, ids=identified)
 def test_the_simulator_knows_no_plugin(path):
     source = path.read_text()
-    assert not [name for name in imports(source) if is_under(name, PLUGINS)]
+    assert not [name for name in imports(source) if is_under(name, (*PLUGINS, *FOLDERS))]
     # environment.json says where they were imported from, without importing them.
     if path != ROOT / "fedsim" / "environment.py":
         assert not set(names(source)) & set(PLUGINS)
@@ -88,6 +91,11 @@ def test_a_plugin_never_names_the_truth_or_the_way_to_it(path):
     assert not sealed(source)
     assert not [name for name in imports(source) if is_under(name, ["importlib", "gc"])]
     assert not set(names(source)) & {"Truth", *LOADERS}
+
+
+@pytest.mark.parametrize("path", KIT, ids=identified)
+def test_the_kit_needs_no_test_framework(path):
+    assert not [name for name in imports(path.read_text()) if is_under(name, ["pytest", "hypothesis", "beartype"])]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
 """Every installed plug-in keeps its contract: fedsim's own, and whatever else is installed here."""
 
-import ast
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,6 @@ from fedsim.testing.material import ALL_GRANTS, observation, random_pictures
 ROOT = Path(__file__).parents[2]
 OWN = "fedsim"
 FOLDERS = {"attacks": ROOT / "attacks", "defenses": ROOT / "defenses"}
-PACKAGES = {"attacks": "fedsim_attacks", "defenses": "fedsim_defenses"}
 # Parameters with which a defense does something, where its defaults do nothing or little.
 STRONG: dict[str, dict[str, Any]] = {
     "dp_noise": {"clip_norm": 1.0, "noise_multiplier": 0.1},
@@ -77,14 +75,14 @@ ENGINE = [name for name in attacks if attack_class(name).run is attack_class("gr
 # Observations for attacks that refuse stock models, and for those that take long on them.
 UNUSUAL: dict[str, Callable[[frozenset[Need]], list[Observation]]] = {
     "april": on_the_april_model,
-    **dict.fromkeys(ENGINE, on_a_tiny_model),
+    **dict.fromkeys([*ENGINE, "regularized_newton"], on_a_tiny_model),
 }
 # Presets of one engine differ in defaults alone, so one of them shows every choice; the plainest is the cheapest.
 CHOOSERS = [name for name in attacks if name not in ENGINE or name == "gradient_matching"]
 
 
-def choices(cls: type, base: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return `base` with one choice (Literal or bool) exchanged at a time, where the class allows it."""
+def choices(cls: type, base: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return `base` with one choice (Literal or bool) exchanged at a time, where the class allows it, and its name."""
     found = []
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -93,7 +91,7 @@ def choices(cls: type, base: dict[str, Any]) -> list[dict[str, Any]]:
         for option in options:
             params = {**base, field.name: option}
             if option != getattr(cls(**base), field.name) and is_allowed(cls, params):
-                found.append(params)
+                found.append((f"{field.name}={option}", params))
     return found
 
 
@@ -104,17 +102,27 @@ def is_allowed(cls: type, params: dict[str, Any]) -> bool:
         return False
 
 
+def cases(cls: Callable[[str], type], names: Iterable[str], strong: dict[str, dict[str, Any]]) -> list[Any]:
+    """Return a test case for each choice of each plug-in."""
+    return [
+        pytest.param(name, params, id=f"{name}-{choice}")
+        for name in names
+        for choice, params in choices(cls(name), strong.get(name, {}))
+    ]
+
+
 @pytest.mark.parametrize("name", attacks)
 def test_an_installed_attack_keeps_the_contract(name: str) -> None:
     cls = attack_class(name)
     check_attack(cls, observations=UNUSUAL[name](cls.needs) if name in UNUSUAL else None)
 
 
-@pytest.mark.parametrize("name", CHOOSERS)
-def test_an_installed_attack_keeps_the_contract_with_every_choice(name: str) -> None:
+@pytest.mark.parametrize(("name", "params"), cases(attack_class, CHOOSERS, {}))
+def test_an_installed_attack_keeps_the_contract_with_every_choice(name: str, params: dict[str, Any]) -> None:
     cls = attack_class(name)
-    for params in choices(cls, {}):
-        check_attack(cls, observations=UNUSUAL[name](cls.needs) if name in UNUSUAL else None, **params)
+    # The first and the last differ in kind, number and grants; with its defaults the attack was run on all.
+    observations = UNUSUAL[name](cls.needs)[::3] if name in UNUSUAL else None
+    check_attack(cls, observations=observations, **params)
 
 
 @pytest.mark.parametrize("name", attacks)
@@ -135,11 +143,14 @@ def test_an_installed_defense_keeps_the_contract(name: str) -> None:
     check_defense(defense_class(name))
 
 
-@pytest.mark.parametrize("name", defenses)
-def test_an_installed_defense_keeps_the_contract_where_it_does_something_and_with_every_choice(name: str) -> None:
-    cls, strong = defense_class(name), STRONG.get(name, {})
-    for params in [strong, *choices(cls, strong)]:
-        check_defense(cls, **params)
+@pytest.mark.parametrize("name", STRONG)
+def test_a_defense_of_ours_keeps_the_contract_where_it_does_something(name: str) -> None:
+    check_defense(defense_class(name), **STRONG[name])
+
+
+@pytest.mark.parametrize(("name", "params"), cases(defense_class, defenses, STRONG))
+def test_an_installed_defense_keeps_the_contract_with_every_choice(name: str, params: dict[str, Any]) -> None:
+    check_defense(defense_class(name), **params)
 
 
 def same_bytes(first: Pool, second: Pool) -> bool:
@@ -186,42 +197,3 @@ def test_a_module_of_ours_opens_with_paper_idea_difference_and_needs(kind: str, 
 @pytest.mark.parametrize(("kind", "name"), own)
 def test_a_plugin_of_ours_has_a_row_in_its_catalogue(kind: str, name: str) -> None:
     assert f"| `{name}` |" in (FOLDERS[kind] / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("kind", FOLDERS)
-def test_no_plugin_file_names_the_truth_or_what_leads_to_it(kind: str) -> None:
-    sealed = {"fedsim.plan", "fedsim.threat", "fedsim.audit", "fedsim.recording", "fedsim.assessment", "fedsim.attempt"}
-    for path in (FOLDERS[kind] / PACKAGES[kind]).rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} | imported_names(tree)
-        assert "Truth" not in names, path
-        assert not imported_modules(tree) & sealed, path
-        assert not any(module.startswith("fedsim.data") for module in imported_modules(tree)), path
-
-
-def test_fedsim_imports_no_plugin_package() -> None:
-    for path in (ROOT / "fedsim").rglob("*.py"):
-        tops = {module.partition(".")[0] for module in imported_modules(ast.parse(path.read_text(encoding="utf-8")))}
-        assert not tops & {*PACKAGES.values(), "attacks", "defenses"}, path
-
-
-def test_the_kit_needs_no_test_framework() -> None:
-    for path in (ROOT / "fedsim" / "testing").rglob("*.py"):
-        tops = {module.partition(".")[0] for module in imported_modules(ast.parse(path.read_text(encoding="utf-8")))}
-        assert not tops & {"pytest", "hypothesis", "beartype"}, path
-
-
-def imported_modules(tree: ast.AST) -> set[str]:
-    """Return the modules that a file imports, anywhere in it, `from a import b` counting as a and as a.b."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
-
-
-def imported_names(tree: ast.AST) -> set[str]:
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    return {alias.name for node in imports for alias in node.names}
