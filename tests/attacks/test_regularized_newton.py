@@ -25,12 +25,13 @@ from fedsim.testing import client_context
 
 
 def brief(**params: Any) -> RegularizedNewton:
-    return RegularizedNewton(**{"trials": 1, "trial_steps": 2, "steps": 2, "polish_steps": 1, **params})
+    budgets = {"trials": 1, "fit_steps": 50, "trial_steps": 2, "steps": 2, "polish_steps": 1, "solver_iterations": 10}
+    return RegularizedNewton(**{**budgets, **params})
 
 
 def test_one_picture_is_found_and_another_clients_is_not() -> None:
     own, other = pictures(0), pictures(50)
-    attack = RegularizedNewton(trials=1, trial_steps=8, steps=6, polish_steps=2)
+    attack = brief(fit_steps=100, trial_steps=3, steps=3, solver_iterations=20)
     right, wrong = against_own_and_other(attack, tiny(), own, other)
     assert right >= mean_color(own) + 6
     assert wrong <= grey(own) + 1
@@ -63,11 +64,11 @@ def test_starts_are_blind_where_the_classifier_does_not_show_head_inputs() -> No
 def test_the_first_start_is_fitted_to_what_the_last_block_has_seen_where_that_can_be_told() -> None:
     model, batch = tiny(depth=2), pictures(50)
     seen = observed(model, batch)
-    looked, not_looked = (attacked(brief(fit_steps=steps), seen) for steps in (200, 0))
+    looked, not_looked = (attacked(brief(fit_steps=steps), seen) for steps in (100, 0))
     assert looked.trace["trials"][0] < not_looked.trace["trials"][0]
     assert not any("fitted" in caution for caution in (*looked.cautions, *not_looked.cautions))
     kept = seen.update.tensors["blocks.1.mlp.fc2.weight"]
-    spoiled = attacked(brief(fit_steps=200), with_update(seen, blocks__1__mlp__fc2__weight=kept.flip(0)))
+    spoiled = attacked(brief(), with_update(seen, blocks__1__mlp__fc2__weight=kept.flip(0)))
     assert any("No start is fitted" in caution for caution in spoiled.cautions)
 
 
@@ -97,7 +98,7 @@ def test_it_goes_no_further_than_known_noise_allows() -> None:
     noise = DPNoise(clip_norm=2 * size, noise_multiplier=5e-4)
     sent = noise.protect_update(update, client_context(), torch.Generator().manual_seed(0))
     told = (knowledge_of("dp_noise", noise),)
-    attack = RegularizedNewton(trials=1, steps=10, polish_steps=3)
+    attack = brief(trial_steps=12, steps=10, polish_steps=3, solver_iterations=20)
     aware, blind = (attacked(attack, observed(model, batch, sent, **granted)) for granted in ({"defenses": told}, {}))
     assert len(aware.trace["left"]) < len(blind.trace["left"]) == 11 + 3
     assert min(aware.trace["left"]) > min(blind.trace["left"])

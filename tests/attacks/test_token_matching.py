@@ -5,14 +5,6 @@ from fedsim_attacks.token_matching import TokenMatching
 from fedsim.errors import AttackRefusedError
 
 
-def test_two_pictures_are_found_together_and_another_update_does_not_show_them() -> None:
-    own, other = pictures(0, 50), pictures(20, 7)
-    attack = TokenMatching(steps=100, learning_rate=0.1, polish_steps=3)
-    right, wrong = against_own_and_other(attack, tiny(), own, other)
-    assert right >= max(grey(own), mean_color(own)) + 5
-    assert wrong <= grey(own) + 1
-
-
 @pytest.mark.slow
 def test_two_pictures_are_found_without_the_second_stage() -> None:
     own, other = pictures(0, 50), pictures(20, 7)
@@ -21,12 +13,10 @@ def test_two_pictures_are_found_without_the_second_stage() -> None:
     assert wrong <= grey(own) + 1
 
 
-@pytest.mark.slow
-def test_the_second_stage_leaves_little_of_two_pictures_hidden() -> None:
+def test_two_pictures_are_found_together_with_little_left_hidden_and_another_update_does_not_show_them() -> None:
     own, other = pictures(0, 50), pictures(20, 7)
-    right, wrong = against_own_and_other(
-        TokenMatching(steps=100, learning_rate=0.1, polish_steps=12), tiny(), own, other
-    )
+    attack = TokenMatching(steps=60, learning_rate=0.1, polish_steps=10)
+    right, wrong = against_own_and_other(attack, tiny(), own, other)
     assert right >= 35
     assert wrong <= grey(own) + 1
 

@@ -242,9 +242,9 @@ def test_held_out_photographs_lie_nearer_than_noise_and_gray_even_after_a_short_
 @pytest.mark.parametrize("form", ["l2", "relative"])
 def test_the_whole_recipe_tells_photographs_from_all_that_is_degraded(form, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path_factory.getbasetemp() / "whole_recipe"))
-    data = Photos(image_size=32, auxiliary_samples=256).load(0).auxiliary
-    prior = load("auxiliary", data=data.read(range(256)), shape=(3, 32, 32), form=form)
-    found = ratios(prior, 8, 4, 32)
+    data = Photos(image_size=16, auxiliary_samples=256).load(0).auxiliary
+    prior = load("auxiliary", data=data.read(range(256)), shape=(3, 16, 16), form=form)
+    found = ratios(prior, 8, 4, 16)
     assert min(found.values()) > 1.05, found
     assert found["noise"] > 3 and found["gray"] > 1.5
 
