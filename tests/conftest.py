@@ -1,5 +1,8 @@
 """What several test files share: a tiny scenario, and plug-ins that exist for tests alone."""
 
+import functools
+import inspect
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from processes import ServedContext, start_worker
 
 from fedsim import plan as planning
 from fedsim.cli import main
@@ -45,6 +49,46 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDSIM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render no report: it is made from the folder alone, has tests of its own, and takes longer than all the rest."""
+    monkeypatch.setattr("fedsim.report.render", lambda path: path / "report.html")
+
+
+@pytest.fixture(scope="session")
+def drawings() -> dict[tuple[str, str], bytes]:
+    """Return the plots that have been drawn, by what they were drawn of."""
+    return {}
+
+
+@pytest.fixture
+def drawn_once(monkeypatch: pytest.MonkeyPatch, drawings: dict[tuple[str, str], bytes]) -> None:
+    """Draw plots of the same records once in all tests, which takes longer than the rest of their reports."""
+    from fedsim.report import plots
+
+    def once(name: str, draw: Callable[..., bytes]) -> Callable[..., bytes]:
+        def drawn(*arguments: object) -> bytes:
+            key = name, repr(arguments)
+            if key not in drawings:
+                drawings[key] = draw(*arguments)
+            return drawings[key]
+
+        return drawn
+
+    for name, draw in inspect.getmembers(plots, inspect.isfunction):
+        if draw.__module__ == plots.__name__ and not name.startswith("_"):
+            monkeypatch.setattr(plots, name, once(name, draw))
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the audit's workers start in the environment of now without importing everything anew, which takes seconds."""
+    start = functools.partial(start_worker, dict(os.environ))
+    monkeypatch.setattr("fedsim.workers.start_worker", start)
+    contexts = {"spawn": ServedContext(), "fork": multiprocessing.get_context("fork")}
+    monkeypatch.setattr("multiprocessing.get_context", contexts.__getitem__)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from fedsim.metrics import scoring
 from fedsim.recording import Capture, RunFolder
 from fedsim.simulation import Progress
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 FIELDS = {
     "schema", "run", "round", "client", "attack", "defenses", "grants", "status", "scores", "controls", "cautions",
     "trace", "seconds", "seed", "artifacts", "inapplicable", "best_example",
@@ -24,12 +26,6 @@ FIELDS = {
 CONTROLS = {"grey", "own_mean", "dataset_mean", "wrong_update", "prior", "uniform", "chance"}
 VIEWED = {"psnr@patches", "ssim@patches"}
 NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.1}}
-
-
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """The report has tests of its own, and takes longer than all the rest."""
-    monkeypatch.setattr("fedsim.report.render", lambda path: path / "report.html")
 
 
 @pytest.fixture
@@ -225,11 +221,10 @@ def is_running(process):
         return False
 
 
-@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(simulate, left_children, processes):
+def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(simulate, left_children):
     attacks = [*map(going, ENDS_BY_ITSELF), *map(going, LEAVES), {"name": "stand_ins:Guess"}]
     federation = {"clients": 2, "rounds": 1}
-    _, folder, records = simulate(attacks=attacks, federation=federation, audit={"processes": processes})
+    _, folder, records = simulate(attacks=attacks, federation=federation)
     assert len(records) == 2 * len(attacks) and records == folder.records.read()
     for record, (fault, message) in zip(records[len(attacks) :], ENDS_BY_ITSELF.items(), strict=False):
         assert record["attack"]["params"]["fault"] == fault
@@ -240,11 +235,9 @@ def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(sim
     assert len(left) == 2 and not any(map(is_running, left)), "they end with the audit"
 
 
-@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_an_attack_that_takes_too_long_is_ended_and_fails_alone(simulate, processes):
+def test_an_attack_that_takes_too_long_is_ended_and_fails_alone(simulate):
     attacks = [*(going(fault, on) for on, fault in enumerate(NEVER_ENDS)), {"name": "stand_ins:Guess"}]
-    audit = {"processes": processes, "attack_timeout": 0.75}
-    _, folder, records = simulate(attacks=attacks, federation={"rounds": 1}, audit=audit)
+    _, folder, records = simulate(attacks=attacks, federation={"rounds": 1}, audit={"attack_timeout": 0.75})
     assert records == folder.records.read()
     failed = [record for record in records if record["status"] == "failed"]
     assert [(record["client"], record["attack"]["params"]["fault"]) for record in failed] == [*enumerate(NEVER_ENDS)]
@@ -589,33 +582,23 @@ def test_the_exit_code_tells_failed_attempts_from_refused_ones(tiny_scenario, co
 
 
 @pytest.mark.slow
-def test_one_and_two_worker_processes_give_the_same_records(simulate):
-    attacks = [{"name": "stand_ins:RaisesOn"}, {"name": "stand_ins:Guess"}]
-    _, _, alone = simulate("0", attacks=attacks, training={"batch_size": 2})
+def test_one_and_two_worker_processes_give_the_same_records(simulate, left_children, quick_workers):
+    attacks = [*map(going, (*ENDS_BY_ITSELF, *LEAVES, "ignores signals"))]
+    attacks += [{"name": "stand_ins:EndsOn", "params": {"exits": 0, "dies": 1}}]
+    attacks += [{"name": "stand_ins:RaisesOn"}, {"name": "stand_ins:Guess"}]
+    parts = {"attacks": attacks, "training": {"batch_size": 2}, "federation": {"rounds": 1}}
+    _, _, alone = simulate("0", **parts, audit={"attack_timeout": 3.0})
+    assert [record["status"] for record in alone[-4:]] == ["found", "found", "refused", "found"]
     for processes in (1, 2):
-        _, folder, records = simulate(
-            str(processes), attacks=attacks, training={"batch_size": 2}, audit={"processes": processes}
-        )
-        assert timeless(records) == timeless(alone) and folder.records.read() == records
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_an_attack_whose_process_dies_has_failed_and_the_others_go_on(simulate, processes):
-    attacks = [{"name": "stand_ins:EndsOn", "params": {"exits": 0, "dies": 1}}, {"name": "stand_ins:Guess"}]
-    federation = {"clients": 4, "rounds": 1}
-    heard = []
-    _, folder, records = simulate(
-        on_running=heard.append, attacks=attacks, federation=federation, audit={"processes": processes}
-    )
-    assert heard[-1] == (), "nothing is shown as if it still ran"
-    assert [record["status"] for record in records] == ["failed", "found"] * 2 + ["found"] * 4
-    assert records[2]["message"] == "its process died" and records == folder.records.read()
-    # What shared the pool with it is as if nothing had happened.
-    _, _, alone = simulate("alone", attacks=attacks[1:], federation=federation)
-    others = timeless(record for record in records if record["attack"]["name"] == "stand_ins:Guess")
-    for record, expected in zip(others, timeless(alone), strict=True):
-        assert {**record, "artifacts": None} == {**expected, "artifacts": None}
+        heard = []
+        audit = {"attack_timeout": 3.0, "processes": processes}
+        _, folder, records = simulate(str(processes), heard.append, **parts, audit=audit)
+        assert folder.records.read() == records
+        for record, expected in zip(timeless(records), timeless(alone), strict=True):
+            assert record == expected
+        assert heard[-1] == (), "nothing is shown as if it still ran"
+    left = left_children.read_text().split()
+    assert len(left) == 3 * 2 and not any(map(is_running, left)), "they end with the audit"
 
 
 @pytest.mark.slow
@@ -629,7 +612,7 @@ def test_workers_that_cannot_start_end_the_audit_with_a_message(simulate, tiny_p
 
 
 @pytest.mark.slow
-def test_a_corrupted_capture_is_told_by_a_worker_as_well(simulate, tiny_plan):
+def test_a_corrupted_capture_is_told_by_a_worker_as_well(simulate, tiny_plan, quick_workers):
     _, folder, _ = simulate()
     shutil.rmtree(folder.path / "artifacts")
     (folder.path / "records.jsonl").unlink()

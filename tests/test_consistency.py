@@ -18,6 +18,8 @@ from fedsim.report import evidence
 from fedsim.scenario import parse
 from fedsim.simulation import Progress
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 STAND_INS = Path(__file__).parent / "stand_ins"
 SCENARIO = {
     "name": "whole",
@@ -29,12 +31,6 @@ SCENARIO = {
     "attacks": [{"name": "stand_ins:Guess"}],
     "audit": {"processes": 0, "calibrate": "all"},
 }
-
-
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """The report is rendered from the folder alone, and takes longer than all the rest."""
-    monkeypatch.setattr("fedsim.report.render", lambda path: path / "report.html")
 
 
 class Made(NamedTuple):

@@ -16,14 +16,11 @@ from fedsim.metrics import scoring
 from fedsim.metrics.film import arranged, psnr_by_frame
 from fedsim.simulation import Progress
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 FADES = {"name": "stand_ins:Fades"}
 BATCH = {"batch_size": 2}
 ONE = {"clients": 2, "rounds": 1}
-
-
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    monkeypatch.setattr("fedsim.report.render", lambda path: path / "report.html")
 
 
 @pytest.fixture
@@ -229,7 +226,7 @@ def test_a_display_that_fails_ends_the_audit_and_leaves_the_finding(simulate, ti
 
 
 @pytest.mark.slow
-def test_steps_arrive_from_a_worker_while_its_attack_runs(simulate, tmp_path):
+def test_steps_arrive_from_a_worker_while_its_attack_runs(simulate, tmp_path, quick_workers):
     answer = tmp_path / "answer"
     os.mkfifo(answer)
     heard = []

@@ -31,9 +31,7 @@ SCENARIO = {
 
 
 @pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """The report has tests of its own, and takes longer than all the rest."""
-    monkeypatch.setattr("fedsim.report.render", lambda path: path / "report.html")
+def without_summary(without_report, monkeypatch):
     monkeypatch.setattr("fedsim.display.summary", lambda path: "")
 
 

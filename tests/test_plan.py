@@ -1,12 +1,11 @@
 """The plan: every name found and every value checked before the first gradient, and the same in every process."""
 
 import dataclasses
-import json
-import subprocess
 import sys
 
 import pytest
 import torch
+from processes import elsewhere
 
 from fedsim import installation, models
 from fedsim import plan as planning
@@ -127,31 +126,24 @@ def test_the_plan_of_a_scenario_is_built_once(tiny_scenario):
     assert planning.of(tiny_scenario(seed=1)) is not planning.of(tiny_scenario(seed=2))
 
 
-@pytest.mark.slow
+_FINGERPRINT = """
+from fedsim import plan
+from fedsim.scenario import parse
+plan = plan.of(parse(resolved, "x"))
+weights = {name: float(tensor.double().sum()) for name, tensor in plan.initial_weights().items()}
+found = [plan.data.partition, plan.audit_clients, [sorted(d.clients) for d in plan.defenses], list(weights.items())]
+"""
+
+
 def test_another_process_makes_the_same_plan(tiny_scenario):
     scenario = tiny_scenario(
         defenses=[{"name": "mjp", "clients": {"fraction": 0.5}}],
         data={"partition": {"name": "dirichlet"}},
         audit={"clients": {"fraction": 0.7}},
     )
-    code = (
-        "import json, sys; from fedsim import plan; from fedsim.scenario import parse;"
-        "p = plan.of(parse(json.loads(sys.stdin.read()), 'x')); w = p.initial_weights();"
-        "print(json.dumps([p.data.partition, p.audit_clients, [sorted(d.clients) for d in p.defenses], list(w),"
-        " [float(t.double().sum()) for t in w.values()]]))"
-    )
-    other = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(scenario.resolved()), capture_output=True, text=True, check=True
-    )
-    plan = planning.of(scenario)
-    weights = plan.initial_weights()
-    assert json.loads(other.stdout) == [
-        [list(samples) for samples in plan.data.partition],
-        list(plan.audit_clients),
-        [sorted(planned.clients) for planned in plan.defenses],
-        list(weights),
-        [float(tensor.double().sum()) for tensor in weights.values()],
-    ]
+    here: dict[str, object] = {"resolved": scenario.resolved()}
+    exec(_FINGERPRINT, here)
+    assert elsewhere(_FINGERPRINT, resolved=scenario.resolved()) == here["found"]
 
 
 # Refusals

@@ -5,18 +5,19 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import traceback
 
 import pytest
+from processes import command
 
 from fedsim import simulation, yaml_loader
 from fedsim.errors import RunFolderError
 from fedsim.recording import RunFolder
 from fedsim.seeds import numpy_generator
 from fedsim.simulation import Progress
+
+pytestmark = pytest.mark.usefixtures("without_report")
 
 NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.5}}
 RUNS = {
@@ -31,12 +32,6 @@ RUNS = {
         "defenses": [NOISE, {"name": "stand_ins:FailsIn", "clients": [2], "params": {"round": 3}}],
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """The report is rendered from the folder alone, and takes longer than all the rest."""
-    monkeypatch.setattr("fedsim.report.render", lambda path: path / "report.html")
 
 
 def timeless(lines):
@@ -306,10 +301,6 @@ def test_epsilon_counts_a_reply_that_was_lost_and_made_again(whole):
 # Killed from outside
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "fedsim", *map(str, arguments)]
-
-
 def progress(path):
     """Return how much a run folder holds: files and lines."""
     files = [file for file in path.rglob("*") if not file.name.endswith(".partial") and file.is_file()]
@@ -317,37 +308,43 @@ def progress(path):
     return len(files) + sum(lines)
 
 
+def ended(*arguments, log):
+    """Run the command to its end; returns its exit code."""
+    process = command(*arguments, log=log)
+    process.join(900)
+    return process.exitcode
+
+
 def kill_at(count, path, *arguments):
     """Run the command and kill it when the folder holds `count` files and lines; returns whether it got there."""
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
+    process = command(*arguments)
+    while process.is_alive():
         if progress(path) >= count:
             # The process alone: its audit workers find out by themselves that it is gone.
             process.kill()
-            process.wait()
-            return True
+            process.join()
+            return process.exitcode == -signal.SIGKILL
         time.sleep(0.002)
     return False
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_killed_five_times_from_outside_comes_to_the_same_end(tiny_scenario, tmp_path, name):
-    parts = {**RUNS[name], "audit": {"processes": 1 if name == "FedAvg" else 0}}
+@pytest.mark.parametrize(("name", "processes", "count"), [("FedAvg", 1, 3), ("FedAdam", 0, 5)])
+def test_a_run_killed_several_times_from_outside_comes_to_the_same_end(tiny_scenario, tmp_path, name, processes, count):
+    parts = {**RUNS[name], "audit": {"processes": processes}}
     parts["federation"] = {**parts["federation"], "clients": 4, "fraction": 0.75}
     file = tmp_path / "scenario.yaml"
     file.write_text(yaml_loader.dump(tiny_scenario(**parts).resolved()))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ended = subprocess.run(command("run", file, "--out", whole), capture_output=True, text=True, timeout=900)
-    code = 1 if any(line["failed"] for line in RunFolder.open(whole).rounds.read()) else 0
-    assert ended.returncode == code, ended.stdout + ended.stderr
-    moments = sorted(numpy_generator(7, name).choice(range(3, progress(whole) - 10), 5, replace=False).tolist())
+    log = tmp_path / "log"
+    code = ended("run", file, "--out", whole, log=log)
+    assert code == (1 if any(line["failed"] for line in RunFolder.open(whole).rounds.read()) else 0), log.read_text()
+    moments = sorted(numpy_generator(7, name).choice(range(3, progress(whole) - 10), count, replace=False).tolist())
     kills = sum(
         kill_at(moment, killed, *(("run", "--resume", killed) if number else ("run", file, "--out", killed)))
         for number, moment in enumerate(moments)
     )
-    assert kills == 5, moments
-    ended = subprocess.run(command("run", "--resume", killed), capture_output=True, text=True, timeout=900)
-    assert ended.returncode == code, ended.stdout + ended.stderr
+    assert kills == count, moments
+    assert ended("run", "--resume", killed, log=log) == code, log.read_text()
     assert_same(killed, state(whole))
     assert (killed / "report.html").is_file()

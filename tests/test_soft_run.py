@@ -14,15 +14,11 @@ from fedsim.recording import RunFolder
 from fedsim.report import render
 from fedsim.simulation import Progress
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 RECIPE = {"label_smoothing": 0.1, "mixup": 0.4, "mode": "eval"}
 METRICS = ["psnr", "ssim", "label_recall", "soft_label_error", "feature_error"]
 HEAD = {"name": "stand_ins:ReadsHead"}
-
-
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch):
-    """The report takes longer than all the rest; where it is tested, it is rendered once."""
-    monkeypatch.setattr("fedsim.report.render", lambda path: path / "report.html")
 
 
 @pytest.fixture

@@ -1,0 +1,63 @@
+"""Processes that start from nothing, as far as they can tell: copies of a server that has imported fedsim once."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import ForkServerProcess, SpawnContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from fedsim import workers
+from fedsim.cli import main
+
+_PRELOADED = ["__main__", "processes", "fedsim.simulation", "fedsim.report"]
+
+
+class ServedContext(SpawnContext):
+    """Makes processes as `spawn` does, but for that they share their imports; none has the type checks of the tests."""
+
+    Process = ForkServerProcess
+
+    def __init__(self) -> None:
+        multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+
+
+def command(*arguments: str | Path, log: str | Path = os.devnull) -> BaseProcess:
+    """Start the command line, with both outputs in a file."""
+    process = ServedContext().Process(target=_command, args=(dict(os.environ), [*map(str, arguments)], log))
+    process.start()
+    return process
+
+
+def elsewhere(code: str, **given: object) -> object:
+    """Run code in another process, whose hashes of text are others; returns what it calls `found`."""
+    with ProcessPoolExecutor(1, mp_context=ServedContext()) as pool:
+        return pool.submit(_found, code, given).result()
+
+
+def start_worker(environment: Mapping[str, str], *arguments: Any) -> None:
+    """Prepare a worker of an audit in the environment of the process that asks for it, which the server may not have."""
+    _take(environment)
+    workers.start_worker(*arguments)
+
+
+def _command(environment: Mapping[str, str], arguments: list[str], log: str | Path) -> None:
+    _take(environment)
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.argv = ["fedsim", *arguments]
+    main()
+
+
+def _found(code: str, given: dict[str, object]) -> object:
+    exec(code, given)
+    return given["found"]
+
+
+def _take(environment: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
