@@ -27,6 +27,8 @@ from fedsim.plugins import installed, parameters
 from fedsim.recording import RunFolder
 from fedsim.scenario import ModelPart, Scenario
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 GALLERY = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
 SMALL = {
     "name": "small",

@@ -17,6 +17,8 @@ from fedsim.report import plots, render
 from fedsim.report.evidence import Record, read
 from fedsim.report.summaries import Naming
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 GOLDEN = Path(__file__).parent / "golden"
 SHOWN = (0, 10, 40)
 FILM = {
