@@ -1,7 +1,7 @@
 """Pictures out of gradients of batches: our attacks beside breaching's, on the same gradients, by the same scores.
 
     python benchmarks/pictures.py --cifar FOLDER --attack token_matching breaching:invertinggradients --seconds 180
-    python benchmarks/pictures.py --cifar FOLDER --attack 'gradvit:{"statistics": 0}' gradvit --states fresh --batch-sizes 4
+    python benchmarks/pictures.py --cifar FOLDER --attack 'gradvit:{"priors": {}}' gradvit --states fresh --batch-sizes 4
     python benchmarks/pictures.py --check
 
 The victims are those of picture_states.py. Batch k is drawn from the training pictures of client k, which the trained victims

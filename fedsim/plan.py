@@ -37,10 +37,8 @@ from fedsim.seeds import seeded
 
 
 def _changed(plugin: Attack | Defense) -> dict[str, Any]:
-    values = dataclasses.asdict(plugin)
-    return {
-        field.name: values[field.name] for field in dataclasses.fields(plugin) if values[field.name] != field.default
-    }
+    defaults = {parameter.name: parameter.default for parameter in plugins.parameters(type(plugin))}
+    return {name: value for name, value in dataclasses.asdict(plugin).items() if value != defaults.get(name)}
 
 
 @dataclass(frozen=True)

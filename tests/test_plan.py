@@ -72,6 +72,16 @@ def test_a_plan_holds_configured_attacks_and_defenses_in_the_order_of_the_scenar
     assert scales.clients == {2}
 
 
+@pytest.mark.parametrize(
+    ("params", "changed"),
+    [({}, {}), ({"steps": 5}, {"steps": 5}), ({"priors": {"patch": 0.5}}, {"priors": {"patch": 0.5}})],
+)
+def test_only_parameters_that_differ_from_their_defaults_are_shown_mappings_included(tiny_scenario, params, changed):
+    plan = planning.make(tiny_scenario(attacks=[{"name": "gradvit", "params": params}]))
+    assert plan.attacks[0].changed == changed
+    assert plan.attacks[0].params["priors"]
+
+
 def test_attacks_have_file_names_of_their_own(tiny_plan):
     plan = tiny_plan(attacks=guesses({"pictures": 2}, {}))
     assert [planned.slug for planned in plan.attacks] == ["00-stand_ins.Guess", "01-stand_ins.Guess"]

@@ -36,7 +36,7 @@ from fedsim_attacks.closed_form import (
     SmoothInversion,
     Weights,
     complete_bilinear,
-    fill,
+    complete_smoothly,
     read_april_system,
 )
 from fedsim_attacks.update import local_steps
@@ -82,7 +82,7 @@ class April(SmoothInversion):
 
     Args:
         smoothness: expected difference between neighboring pixels in [0, 1], for what rounding or noise hides.
-        refinements: rounds in which the smooth filling is allowed edges where the last round found some.
+        refinements: rounds in which the smooth completion is allowed edges where the last round found some.
     """
 
     citation: ClassVar[str] = (
@@ -101,7 +101,7 @@ class April(SmoothInversion):
         found = read_april_system(observation, normalization, generator)
         system = found.decompose()
         weights = self._weights(found, system)
-        filling = fill(
+        completed = complete_smoothly(
             lambda raised, prior, start: complete_bilinear(system, weights * raised, prior, start),
             found.attention.grid,
             self.smoothness,
@@ -117,11 +117,11 @@ class April(SmoothInversion):
             rank=int(stands_out.any(1).sum()),
             patches=len(system.values),
             determined=float(stands_out.double().mean()),
-            prior_raised=filling.raised,
-            steps=filling.steps,
+            prior_raised=completed.raised,
+            steps=completed.steps,
         )
         return Finding(
-            images=filling.images,
+            images=completed.images,
             trace=diagnosis._asdict(),
             cautions=_cautions(observation, found, diagnosis),
         )

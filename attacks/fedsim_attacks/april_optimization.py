@@ -10,7 +10,7 @@ learned position embedding, where the closed form `april` needs an altered first
 Differs from the paper: the cosine is the mean over the rows of G, one a token, so that faint patches count as much as strong
 ones; `per_token: false` is the paper's, of G as one vector, which stays at the mean color here. The squared distance is
 divided by |g|^2, so that alpha, here `positions`, means the same at every scale; the paper's alpha is not known to us. A total
-variation is added. Labels are counted by `label_count` where they are not granted; Adam on the sign of the slope, pictures
+variation is added. Labels are counted by `label_count` where they are not granted; Adam on the sign of the gradient, pictures
 kept in the range of pixels, as in `gradient_matching`.
 
 Needs: grants `batch_size`, `normalization`; a shared, learned position embedding. Uses `labels`, `train_mode` and `training`

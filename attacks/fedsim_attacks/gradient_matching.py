@@ -5,7 +5,7 @@ Learning?". NeurIPS 2020. https://arxiv.org/abs/2003.14053; the other parts name
 `gradvit`, `april_optimization`, `token_matching`.
 
 Idea: minimize D(g(x, y), g) + total_variation * TV(x) over the pictures x, with g(x, y) the gradient of the mean
-cross-entropy, D one minus the cosine, TV the mean absolute difference of neighboring pixels; Adam on the sign of the slope,
+cross-entropy, D one minus the cosine, TV the mean absolute difference of neighboring pixels; Adam on the sign of the gradient,
 pictures kept in the range of pixels. Other distances, priors, optimizers, starts and readings of a delta are parameters, all
 off by default. The restart and iterate of least objective wins.
 

@@ -1,18 +1,18 @@
-"""GradViT: gradient matching first, an image prior from half of the steps on, and no seams between patches.
+"""GradViT: gradient matching first, an image prior from half of the steps on, and no borders between patches.
 
 Paper: Hatamizadeh, Yin, Roth, Li, Kautz, Xu, Molchanov. "GradViT: Gradient Inversion of Vision Transformers". CVPR 2022.
 https://arxiv.org/abs/2203.11894. There is no public code of the authors.
 
 Idea: minimize G(t) L_grad + U(t) R_image + a_1 R_patch + a_2 R_extra. L_grad is the sum over tensors of |g_l(x, y) - g_l|;
 R_image the distance of the batch's statistics from those in the BatchNorm layers of a fixed CNN; R_patch the difference of
-pixels across the seams of patches; R_extra total variation and the pictures' norm. In the first half of the steps R_image is
+pixels across the borders of patches; R_extra total variation and the pictures' norm. In the first half of the steps R_image is
 off; in the second it is on, and L_grad has half its weight. An early prior falls into its own minima.
 
 Differs from the paper: the network of `batch_norm` is one trained on the auxiliary data, or EfficientNet-Lite0, or
 any timm CNN whose weights are given, where the paper has a ResNet-50 with MoCo-v2 weights; without any there is none, and a
-caution says so. Distances are in units of |g|, seams and total variation are means, so weights are ours. 2,000 steps instead
-of 120,000. Labels by `label_count`, where the paper's rule needs features of one sign. `positions` adds the token-wise term
-of `april_optimization`, off by default.
+caution says so. Distances are in units of |g|, R_patch and total variation are means, so weights are ours. 2,000 steps
+instead of 120,000. Labels by `label_count`, where the paper's rule needs features of one sign. `positions` adds the
+token-wise term of `april_optimization`, off by default.
 
 Needs: grants `batch_size`, `normalization`. Uses `auxiliary_data`, `labels`, `train_mode` and `training` where granted. Cost:
 two passes through the model a step, and in the second half two through the prior network.

@@ -4,7 +4,7 @@ Paper: Geiping, Bauermeister, Droege, Moeller. "Inverting Gradients: How Easy Is
 Learning?". NeurIPS 2020. https://arxiv.org/abs/2003.14053
 
 Idea: minimize 1 - cos(g(x, y), g) + total_variation * TV(x) over the pictures x in the range of pixels; Adam on the sign of
-the slope, the learning rate a tenth after 3/8, 5/8 and 7/8 of the steps.
+the gradient, the learning rate a tenth after 3/8, 5/8 and 7/8 of the steps.
 
 Differs from the paper: 2,400 steps instead of 24,000, one restart; labels of a batch are counted by `label_count`, where the
 paper assumes them. TV is a mean over pixels in [0, 1]; the authors' code takes it of normalized ones, where it is 1 / std

@@ -85,7 +85,7 @@ class PatchEmbedding(SmoothInversion):
 
     Args:
         smoothness: expected difference between neighboring pixels in [0, 1], for what noise or too many patches hide.
-        refinements: rounds in which the smooth filling is allowed edges where the last round found some.
+        refinements: rounds in which the smooth completion is allowed edges where the last round found some.
     """
 
     citation: ClassVar[str] = (

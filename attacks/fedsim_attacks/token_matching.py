@@ -10,18 +10,18 @@ weight starts so high that only the layout of the picture survives and falls geo
 A start in a wrong basin shows early, by an objective that stays high. Then up to seven others are tried first: pictures near
 grey, chosen by the head inputs that the classifier's gradient shows, since a trained model's basins are the sides of its
 decision; from there the learning rate is a third.
-That ends where slopes along the directions that are left have become tiny. Levenberg-Marquardt on the whole gradient, every
+That ends where gradients along the directions that are left have become tiny. Levenberg-Marquardt on the whole gradient, every
 row in units of its own length, goes on from there: its steps are solved by conjugate gradients, on products with the Jacobian
 by differences of two passes through the model, so no second derivative is formed, or, where these err too much, as of trained
 models, through the graph of the gradient.
 
 Differs from the paper: APRIL takes one cosine of the whole table beside the squared distance of all gradients, without
-annealing and without the second stage. Labels are counted by `label_count` where they are not granted.
+annealing and without a refinement. Labels are counted by `label_count` where they are not granted.
 
 Needs: grants `batch_size`, `normalization`; a shared, learned position embedding. Uses `labels`, `train_mode`, `training`
-and `defenses` where granted. Without a gradient of known scale, in training mode and for several local steps the second stage
+and `defenses` where granted. Without a gradient of known scale, in training mode and for several local steps the refinement
 is left out, with a caution; it goes no further than known noise allows. Cost: two passes through the model a step; a fifth of
-the steps for every trial of a start; 80 passes for each step of the second stage, and with exact products six times as many.
+the steps for every start that is tried; 80 passes for each step of the refinement, and with exact products six times as many.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedsim_attacks.matching import Descent, Polish, Schedule, default_priors
+from fedsim_attacks.matching import Descent, Refinement, Schedule, default_priors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class TokenMatching(Descent):
     steps: int = 400
     learning_rate: float = 0.03
     schedule: Schedule = "cosine"
-    trials: int = 8
-    promising: float = 0.02
-    polish: Polish = "gauss_newton"
-    polish_steps: int = 24
+    multi_start: int = 8
+    acceptance_threshold: float = 0.02
+    refinement: Refinement = "gauss_newton"
+    refinement_steps: int = 24

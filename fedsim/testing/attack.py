@@ -34,7 +34,7 @@ from fedsim.testing.ambience import (
 from fedsim.testing.contract import check_contract
 from fedsim.testing.material import ALL_GRANTS, observation, random_pictures
 
-_BUDGET = re.compile(r"(^|_)(steps|iterations|restarts|trials|epochs)$")
+_BUDGET = re.compile(r"(^|_)(steps|iterations|restarts|multi_start|trials|epochs)$")
 _BRIEF = 3
 
 

@@ -36,4 +36,4 @@ def test_every_part_but_the_plain_ones_is_off() -> None:
     attack = GradientMatching()
     assert attack.priors == {"total_variation": 0.1}
     assert not any((attack.positions, attack.group, attack.noise))
-    assert (attack.distance, attack.polish, attack.restarts, attack.resolution) == ("cosine", "none", 1, 1)
+    assert (attack.distance, attack.refinement, attack.restarts, attack.resolution) == ("cosine", "none", 1, 1)

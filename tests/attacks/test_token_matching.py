@@ -8,14 +8,16 @@ from fedsim.errors import AttackRefusedError
 @pytest.mark.slow
 def test_two_pictures_are_found_without_the_second_stage() -> None:
     own, other = pictures(0, 50), pictures(20, 7)
-    right, wrong = against_own_and_other(TokenMatching(steps=150, learning_rate=0.1, polish="none"), tiny(), own, other)
+    right, wrong = against_own_and_other(
+        TokenMatching(steps=150, learning_rate=0.1, refinement="none"), tiny(), own, other
+    )
     assert right >= mean_color(own) + 3
     assert wrong <= grey(own) + 1
 
 
 def test_two_pictures_are_found_together_with_little_left_hidden_and_another_update_does_not_show_them() -> None:
     own, other = pictures(0, 50), pictures(20, 7)
-    attack = TokenMatching(steps=60, learning_rate=0.1, polish_steps=10)
+    attack = TokenMatching(steps=60, learning_rate=0.1, refinement_steps=10)
     right, wrong = against_own_and_other(attack, tiny(), own, other)
     assert right >= 35
     assert wrong <= grey(own) + 1

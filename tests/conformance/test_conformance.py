@@ -9,6 +9,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from fedsim_attacks.matching.descent import Descent
+from fedsim_attacks.matching.distances import DISTANCES
+from fedsim_attacks.matching.optimizers import OPTIMIZERS
+from fedsim_attacks.matching.priors import PRIORS
 
 from fedsim import installation, models, plugins
 from fedsim import plan as planning
@@ -54,6 +58,13 @@ def on_a_tiny_model(needs: frozenset[Need]) -> list[Observation]:
     return [observation(pictures, kind, grants, model=model) for pictures, kind, grants in cases]
 
 
+# Parameters of the engine whose choices are in a registry.
+REGISTERED: dict[str, list[Any]] = {
+    "distance": DISTANCES.names,
+    "optimizer": OPTIMIZERS.names,
+    "priors": [{name: 0.1} for name in PRIORS.names],
+}
+
 attacks, defenses = plugins.installed("attacks"), plugins.installed("defenses")
 own = [
     (kind, name)
@@ -88,6 +99,8 @@ def choices(cls: type, base: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         options = typing.get_args(hint) if typing.get_origin(hint) is Literal else (False, True) if hint is bool else ()
+        if issubclass(cls, Descent):
+            options = REGISTERED.get(field.name, options)
         for option in options:
             params = {**base, field.name: option}
             if option != getattr(cls(**base), field.name) and is_allowed(cls, params):

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from fedsim_attacks.gradient_matching import GradientMatching
 from fedsim_attacks.matching.distances import DISTANCES, row_cosine
-from fedsim_attacks.matching.input_gradients import Slope
+from fedsim_attacks.matching.input_gradients import Evaluation
 from fedsim_attacks.matching.objective import Candidate, GradientTerm, Objective, PictureTerm, constant
-from fedsim_attacks.update.client_gradient import OneGradient, Response
+from fedsim_attacks.update.client_gradient import ClientGradient, OneGradient
 from fedsim_attacks.update.tensors import Gradients, Scalar
 from vit_cases import build, gradient, observe, photos
 
@@ -70,7 +70,7 @@ def mean_color(batch: LabeledImages) -> float:
 
 
 def objective(
-    response: Response,
+    response: ClientGradient,
     observed: Gradients,
     distance: str = "tensor_cosine",
     positions: bool = False,
@@ -97,12 +97,12 @@ def starts(restarts: int, batch: LabeledImages, seed: int = 0) -> dict[str, torc
     return {"pictures": 0.5 * drawn}
 
 
-def flat(slope: Slope) -> torch.Tensor:
-    return torch.cat([tensor.flatten() for tensor in slope.slopes.values()])
+def flat(slope: Evaluation) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in slope.gradients.values()])
 
 
 def brief(seen: Observation, seed: int = 1, **params: Any) -> Finding:
-    return attacked(GradientMatching(**{"steps": 2, "slopes": "double_backward", **params}), seen, seed)
+    return attacked(GradientMatching(**{"steps": 2, "input_gradients": "double_backward", **params}), seen, seed)
 
 
 def with_update(seen: Observation, **tensors: torch.Tensor | None) -> Observation:

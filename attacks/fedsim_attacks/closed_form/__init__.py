@@ -2,7 +2,7 @@
 
 from fedsim_attacks.closed_form.april_system import AprilSystem, read_april_system
 from fedsim_attacks.closed_form.bilinear import Bilinear, complete_bilinear
-from fedsim_attacks.closed_form.completion import SmoothInversion, fill
+from fedsim_attacks.closed_form.completion import SmoothInversion, complete_smoothly
 from fedsim_attacks.closed_form.linear import Weights
 from fedsim_attacks.closed_form.patch_inversion import excess, invert
 from fedsim_attacks.closed_form.patch_system import ROUNDING, PatchSystem, read_patch_system
@@ -18,8 +18,8 @@ __all__ = [
     "Weights",
     "assess",
     "complete_bilinear",
+    "complete_smoothly",
     "excess",
-    "fill",
     "invert",
     "read_april_system",
     "read_patch_system",

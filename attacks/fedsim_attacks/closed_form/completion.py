@@ -27,7 +27,7 @@ class SmoothInversion(Attack):
 
     Args:
         smoothness: expected difference between neighboring pixels in [0, 1], for what the update hides.
-        refinements: rounds in which the smooth filling is allowed edges where the last round found some.
+        refinements: rounds in which the smooth completion is allowed edges where the last round found some.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"normalization"})
@@ -44,7 +44,7 @@ class SmoothInversion(Attack):
             raise ValueError(f"refinements: expected at least 0, got {self.refinements}.")
 
 
-class Filling(NamedTuple):
+class SmoothCompletion(NamedTuple):
     """A picture, and how it came about.
 
     Args:
@@ -58,19 +58,19 @@ class Filling(NamedTuple):
     steps: int
 
 
-def fill(
+def complete_smoothly(
     complete: Callable[[float, Prior, Patches | None], Completion],
     grid: PatchGrid,
     smoothness: float,
     refinements: int,
-) -> Filling:
+) -> SmoothCompletion:
     """Return the picture that a completion gives, with the prior raised until its pixels are plausible.
 
     Args:
         complete: (factor on the prior's weight, half the gradient of its energy, start) -> patches minus grey.
         grid: how the model cuts pictures.
         smoothness: expected difference of neighboring pixels.
-        refinements: rounds in which the filling is allowed edges where the last round found some.
+        refinements: rounds in which the completion is allowed edges where the last round found some.
     """
 
     def completed(raised: float, prior: Roughness, start: Patches | None) -> Completion:
@@ -87,7 +87,7 @@ def fill(
         prior = Roughness.around_edges(grid.join(found.patches[None]), smoothness)
         found = completed(raised, prior, found.patches)
         steps += found.steps
-    return Filling(picture(found.patches, grid), raised, steps)
+    return SmoothCompletion(picture(found.patches, grid), raised, steps)
 
 
 def is_implausible(centered: Patches, raised: float) -> bool:

@@ -7,10 +7,10 @@ from fedsim_attacks.matching.attempt import Attempt, Reached, shown_steps, traje
 from fedsim_attacks.matching.descent import Descent
 from fedsim_attacks.matching.distances import DISTANCES, Distance
 from fedsim_attacks.matching.knowledge import Knowledge
-from fedsim_attacks.matching.multi_start import BLIND, Trial, accept
+from fedsim_attacks.matching.multi_start import BLIND, TriedStart, accept
 from fedsim_attacks.matching.objective import Candidate
 from fedsim_attacks.matching.optimizers import OPTIMIZERS, Optimizer, OptimizerKind, Schedule, Settings
-from fedsim_attacks.matching.parameters import Polish, default_priors
+from fedsim_attacks.matching.parameters import Refinement, default_priors
 from fedsim_attacks.matching.priors import PRIORS, Penalty, Prior, SkippedPriorError
 from fedsim_attacks.matching.starts import Box
 
@@ -28,13 +28,13 @@ __all__ = [
     "OptimizerKind",
     "PRIORS",
     "Penalty",
-    "Polish",
     "Prior",
     "Reached",
+    "Refinement",
     "Schedule",
     "Settings",
     "SkippedPriorError",
-    "Trial",
+    "TriedStart",
     "accept",
     "default_priors",
     "shown_steps",

@@ -16,14 +16,14 @@ from fedsim_attacks.closed_form import assess
 from fedsim_attacks.head import KnownLabels, known_labels
 from fedsim_attacks.matching.starts import Box
 from fedsim_attacks.update import (
+    ClientGradient,
     Defended,
     Reading,
-    Response,
+    model_client,
     open_device,
     read_defenses,
     read_target,
     rearranged,
-    respond,
 )
 
 FRAMES = 24  # of a trajectory
@@ -66,7 +66,7 @@ class Attempt:
     normalization: Normalization
     defended: Defended
     known: KnownLabels
-    response: Response
+    response: ClientGradient
     doubt: str | None
 
     @staticmethod
@@ -100,7 +100,7 @@ class Attempt:
         target = read_target(observation, layers, place)
         defended = read_defenses(observation, target) if aware else Defended(target)
         known = known_labels(observation, generator, optimize_labels)
-        response, doubt = respond(observation, defended.target, known.labels.to(place), local)
+        response, doubt = model_client(observation, defended.target, known.labels.to(place), local)
         response = replace(response, used=defended.used)
         return Attempt(observation, generator, normalization, defended, known, response, doubt)
 

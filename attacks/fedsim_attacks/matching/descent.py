@@ -4,7 +4,7 @@ An attack of this kind is a set of parameters: how gradients are compared, which
 move, from how many starts. The presets named after papers are other defaults of the same parameters (`parameters`). Here a
 run is put together: `update.target` reads the update, `update.client_gradient` says what the client computed, `terms` makes
 the objective, `input_gradients` differentiates, `multi_start` chooses the start, `optimizers` moves, `search` is the loop, and
-`refinement` polishes.
+`refinement` refines.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from fedsim.seeds import seeded
 from fedsim_attacks.matching import consensus
 from fedsim_attacks.matching.attempt import Attempt, Reached, trajectory
 from fedsim_attacks.matching.discrepancy import Discrepancy
-from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, Slopes, choose
+from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, InputGradients, choose
 from fedsim_attacks.matching.knowledge import Knowledge
 from fedsim_attacks.matching.multi_start import OtherStarts, Start, choose_start
 from fedsim_attacks.matching.objective import Objective
 from fedsim_attacks.matching.optimizers import OPTIMIZERS, Optimizer, OptimizerKind, Settings
 from fedsim_attacks.matching.parameters import Parameters
-from fedsim_attacks.matching.refinement import Polishing, SecondStage, unpolished
-from fedsim_attacks.matching.search import Course, Trail, Variables, search
-from fedsim_attacks.matching.starts import PICTURES, Box, enlarged
+from fedsim_attacks.matching.refinement import Refined, RefinementStage, unrefined
+from fedsim_attacks.matching.search import Iterates, RunSchedule, Variables, search
+from fedsim_attacks.matching.starts import IMAGES, Box, enlarged
 from fedsim_attacks.matching.terms import Parts
-from fedsim_attacks.update import HALFWAY, LABELS, PATH, OneGradient, Response, Surrogate
+from fedsim_attacks.update import HALFWAY, LABELS, PATH, ClientGradient, OneGradient, Surrogate
 
 _CURVE_POINTS = 50
 _PATH_RATE = 1e-3  # Zhu et al., SME: learning rate of the place between the weights
 _LABEL_RATE = 0.1
-_TRIAL = 0.2  # of the steps; after as many, a start in a wrong basin has stopped to improve
+_TRIED = 0.2  # of the steps; after as many, a start in a wrong basin has stopped to improve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,29 +68,31 @@ class Descent(Parameters):
                 discrepancy = Discrepancy.of(defended, parts, bool(priors) and self._optimizer.allows_changes)
                 terms = discrepancy.terms()
             objective = Objective(response, self._images(), normalization, terms, priors, defended.sent)
-            slopes = self._slopes(objective, starts)
+            input_gradients = self._input_gradients(objective, starts)
             noise = functools.partial(self._starts, observation, response, box, generator)
             others = OtherStarts(known, noise, functools.partial(enlarged, factor=self.resolution), generator)
-            follow = functools.partial(self._followed, slopes, box)
-            enough = self.promising * (self.matching + self.positions)
-            chosen = choose_start(Start(starts), others, follow, self.trials, enough)
-            trails = self._search(slopes, chosen.end, box, generator, discrepancy)
-            best = min(trails, key=lambda trail: trail.loss)
+            follow = functools.partial(self._followed, input_gradients, box)
+            enough = self.acceptance_threshold * (self.matching + self.positions)
+            chosen = choose_start(Start(starts), others, follow, self.multi_start, enough)
+            runs = self._search(input_gradients, chosen.end, box, generator, discrepancy)
+            best = min(runs, key=lambda iterates: iterates.loss)
             if not math.isfinite(best.loss):
                 raise AttackRefusedError("the objective was never a number: the gradient of the pictures overflows.")
-            bare = unpolished(response, defended, self) if self.polish != "none" else ""
-            stage = SecondStage(self, slopes, self._agree, defended, box.confine, self._total)
-            polishing = stage.run(best) if bare is None else Polishing()
+            bare = unrefined(response, defended, self) if self.refinement != "none" else ""
+            stage = RefinementStage(self, input_gradients, self._agree, defended, box.confine, self._total)
+            refined = stage.run(best) if bare is None else Refined()
         trace = {
             "loss": best.loss,
             "step": best.step,
-            "restart": trails.index(best),
-            "slopes": "forward_difference" if isinstance(slopes, ForwardDifference) else "double_backward",
-            "curves": [trail.losses[:: max(1, len(trail.losses) // _CURVE_POINTS)] for trail in trails],
-            "trials": list(chosen.reached),
+            "restart": runs.index(best),
+            "input_gradients": "forward_difference"
+            if isinstance(input_gradients, ForwardDifference)
+            else "double_backward",
+            "curves": [iterates.losses[:: max(1, len(iterates.losses) // _CURVE_POINTS)] for iterates in runs],
+            "multi_start": list(chosen.reached),
             "start": chosen.end.kind,
-            "polish": list(polishing.left),
-            "products": polishing.products,
+            "refinement": list(refined.left),
+            "products": refined.products,
             "aware": list(defended.active),
             "trust": discrepancy.factors if discrepancy else None,
         }
@@ -101,21 +103,25 @@ class Descent(Parameters):
             labels = best.variables[LABELS].argmax(1).cpu()
         steps, frames = zip(*best.frames, strict=True)
         shown = trajectory(steps, frames.__getitem__, best.losses, normalization)
-        images = slopes.objective.to_images(best.variables)
+        images = input_gradients.objective.to_images(best.variables)
         return attempt.finding(Reached(images, labels, trace, (attempt.doubt, others.doubt, *skipped, bare), shown))
 
-    def _slopes(self, objective: Objective, starts: Variables) -> Slopes:
+    def _input_gradients(self, objective: Objective, starts: Variables) -> InputGradients:
         if self.precision == "bfloat16":
             objective = replace(objective, response=replace(objective.response, is_bfloat16=True))
-        if self.slopes == "double_backward":
+        if self.input_gradients == "double_backward":
             return DoubleBackward(objective)
-        if self.slopes == "forward_difference":
+        if self.input_gradients == "forward_difference":
             if not isinstance(objective.response, OneGradient):
-                raise AttackRefusedError("slopes: forward_difference reads one gradient, and this delta holds several.")
+                raise AttackRefusedError(
+                    "input_gradients: forward_difference reads one gradient, and this delta holds several."
+                )
             return ForwardDifference(objective)
         return choose(objective, starts)
 
-    def _starts(self, observation: Observation, response: Response, box: Box, generator: torch.Generator) -> Variables:
+    def _starts(
+        self, observation: Observation, response: ClientGradient, box: Box, generator: torch.Generator
+    ) -> Variables:
         """Return the variables of every restart at their starts."""
         channels, *sides = observation.image_shape
         if any(side % self.resolution for side in sides):
@@ -129,9 +135,9 @@ class Descent(Parameters):
             drawn = drawn[..., rows, :][..., columns]
         device = box.low.device
         images = (box.low + box.high) / 2 + self.initial_scale * drawn.to(device)
-        variables = {PICTURES: images}
+        variables = {IMAGES: images}
         if self._optimizer.allows_changes:
-            variables[PICTURES] = box.confine(images)
+            variables[IMAGES] = box.confine(images)
         if self.optimize_labels and observation.labels is None:
             variables[LABELS] = torch.randn(self.restarts, count, observation.num_classes, generator=generator).to(
                 device
@@ -140,55 +146,62 @@ class Descent(Parameters):
             variables[PATH] = torch.full((self.restarts,), HALFWAY, device=device)
         return variables
 
-    def _followed(self, slopes: Slopes, box: Box, start: Start, number: int) -> float:
-        """Return which objective the trial of a start reaches, after `number` others."""
-        noise = torch.Generator().manual_seed(number)  # so that one trial leaves the run's own as none does
+    def _followed(self, input_gradients: InputGradients, box: Box, start: Start, number: int) -> float:
+        """Return which objective a start reaches in the first steps, after `number` others."""
+        noise = torch.Generator().manual_seed(number)  # so that trying a start leaves the run's own noise as it is
         own: Variables = {n: nn.Parameter(tensor.clone()) for n, tensor in start.variables.items()}
-        before = number * self._trial
-        course = Course(self.steps, self.schedule, self.warm_up, 0, 0.0, before, self._total, self._trial)
-        mover = self._mover(own, noise, start.pace)
-        return min(trail.loss for trail in search(slopes, own, mover, course, self._confine(box), self._agree))
+        before = number * self._tried_steps
+        schedule = RunSchedule(self.steps, self.schedule, self.warm_up, 0, 0.0, before, self._total, self._tried_steps)
+        optimizer = self._make_optimizer(own, noise, start.pace)
+        return min(
+            iterates.loss
+            for iterates in search(input_gradients, own, optimizer, schedule, self._confine(box), self._agree)
+        )
 
     @property
-    def _trial(self) -> int:
-        return math.ceil(_TRIAL * self.steps)
+    def _tried_steps(self) -> int:
+        return math.ceil(_TRIED * self.steps)
 
     @property
-    def _trials_steps(self) -> int:
-        return self.trials * self._trial if self.trials > 1 else 0
+    def _multi_start_steps(self) -> int:
+        return self.multi_start * self._tried_steps if self.multi_start > 1 else 0
 
     def _search(
         self,
-        slopes: Slopes,
+        input_gradients: InputGradients,
         start: Start,
         box: Box,
         generator: torch.Generator,
         discrepancy: Discrepancy | None,
-    ) -> list[Trail]:
-        """Return one trail a restart."""
+    ) -> list[Iterates]:
+        """Return one iterates a restart."""
         at_once = self.restarts // self._runs
         grows_at = max((use.start for use in self.prior_uses), default=0.0)
-        trails: list[Trail] = []
+        runs: list[Iterates] = []
         for run in range(self._runs):
             span = slice(run * at_once, (run + 1) * at_once)
             own: Variables = {n: nn.Parameter(tensor[span].clone()) for n, tensor in start.variables.items()}
-            course = Course(
+            schedule = RunSchedule(
                 self.steps,
                 self.schedule,
                 self.warm_up,
                 self.patience,
                 grows_at,
-                self._trials_steps + run * self.steps,
+                self._multi_start_steps + run * self.steps,
                 self._total,
             )
-            mover = self._mover(own, generator, start.pace)
-            trails += search(slopes, own, mover, course, self._confine(box), self._agree, discrepancy)
-        return trails
+            optimizer = self._make_optimizer(own, generator, start.pace)
+            runs += search(input_gradients, own, optimizer, schedule, self._confine(box), self._agree, discrepancy)
+        return runs
 
     @property
     def _total(self) -> int:
-        """Steps of all trials, all runs and the polish, for the display."""
-        return self._trials_steps + self._runs * self.steps + (self.polish_steps if self.polish != "none" else 0)
+        """Steps of all starts that are tried, all runs and the refinement, for the display."""
+        return (
+            self._multi_start_steps
+            + self._runs * self.steps
+            + (self.refinement_steps if self.refinement != "none" else 0)
+        )
 
     @property
     def _runs(self) -> int:
@@ -199,16 +212,16 @@ class Descent(Parameters):
     def _optimizer(self) -> OptimizerKind:
         return OPTIMIZERS.find(self.optimizer)
 
-    def _mover(self, variables: Variables, generator: torch.Generator, factor: float) -> Optimizer:
-        rates = {PICTURES: factor * self.learning_rate, LABELS: _LABEL_RATE, PATH: _PATH_RATE}
+    def _make_optimizer(self, variables: Variables, generator: torch.Generator, factor: float) -> Optimizer:
+        rates = {IMAGES: factor * self.learning_rate, LABELS: _LABEL_RATE, PATH: _PATH_RATE}
         present = {name: rates[name] for name in variables}
-        return self._optimizer.make(Settings(present, PICTURES, self.noise, generator))
+        return self._optimizer.make(Settings(present, IMAGES, self.noise, generator))
 
     def _confine(self, box: Box) -> Callable[[Variables], None]:
         def confine(variables: Variables) -> None:
             if self._optimizer.allows_changes:
                 with torch.no_grad():
-                    variables[PICTURES].clamp_(box.low, box.high)
+                    variables[IMAGES].clamp_(box.low, box.high)
             if PATH in variables:
                 with torch.no_grad():
                     variables[PATH].clamp_(0, 1)
@@ -218,10 +231,10 @@ class Descent(Parameters):
     def _agree(self, variables: Mapping[str, Tensor]) -> Images | None:
         if not self.group:
             return None
-        pictures = variables[PICTURES].detach()
+        pictures = variables[IMAGES].detach()
         return enlarged(
             consensus.registered(pictures) if self.registered else consensus.lazy(pictures), self.resolution
         )
 
     def _images(self) -> Callable[[Mapping[str, Tensor]], Images]:
-        return lambda variables: enlarged(variables[PICTURES], self.resolution)
+        return lambda variables: enlarged(variables[IMAGES], self.resolution)

@@ -119,7 +119,7 @@ DISTANCES: Registry[Distance] = Registry(
 
 
 @dataclass(frozen=True, eq=False)
-class Largest:
+class TopK:
     """The entries of largest magnitude of every observed tensor; matching on these alone is partial matching.
 
     Source: Fan et al., "Boosting Gradient Leakage Attacks: Data Reconstruction in Realistic FL Settings" (FedLeak), USENIX
@@ -132,9 +132,9 @@ class Largest:
     places: Sequence[Tensor]
 
     @staticmethod
-    def of(observed: Gradients, share: float) -> Largest:
+    def of(observed: Gradients, share: float) -> TopK:
         """Return the places of the largest `share` of each tensor, one entry at least."""
-        return Largest([o.flatten().abs().topk(max(1, math.ceil(share * o.numel()))).indices for o in observed])
+        return TopK([o.flatten().abs().topk(max(1, math.ceil(share * o.numel()))).indices for o in observed])
 
     def __call__(self, gradients: Gradients) -> Gradients:
         """Return the entries at these places."""
@@ -148,14 +148,14 @@ def _mean(values: Tensor, shares: Tensor | None) -> Scalar:
 
 
 def _root(square: Tensor) -> Tensor:
-    # sqrt has no finite slope at zero, where a gradient of nothing lies.
+    # sqrt has no finite derivative at zero, where a gradient of nothing lies.
     return square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
 
 
 class _Overlaps(torch.autograd.Function):
     """The products of tensors with constant ones, and with themselves.
 
-    The slope is made in two passes over each tensor; that of separate products takes five, and three times the memory.
+    The gradient is made in two passes over each tensor; that of separate products takes five, and three times the memory.
     """
 
     generate_vmap_rule = True
@@ -173,8 +173,8 @@ class _Overlaps(torch.autograd.Function):
     def backward(ctx: Any, products: Tensor, squares: Tensor) -> tuple[Tensor | None, ...]:
         found, observed = _halves(ctx.saved_tensors)
         factors = zip(products.unbind(), (2 * squares).unbind(), strict=True)
-        slopes = [(p * o).add_(s * f) for f, o, (p, s) in zip(found, observed, factors, strict=True)]
-        return (*slopes, *(None for _ in observed))
+        found_gradients = [(p * o).add_(s * f) for f, o, (p, s) in zip(found, observed, factors, strict=True)]
+        return (*found_gradients, *(None for _ in observed))
 
 
 def _halves(tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

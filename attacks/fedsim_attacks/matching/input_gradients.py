@@ -1,4 +1,4 @@
-"""The slope of an objective, for one or for many sets of variables at once.
+"""The gradient of an objective, for one or for many sets of variables at once.
 
 `DoubleBackward` differentiates the gradient's graph. `ForwardDifference` needs no second derivative: with g(x) the gradient
 at weights w, M the terms of the gradient and v = dM/dg,
@@ -31,37 +31,37 @@ Variables = Mapping[str, Tensor]
 REACH = 1e-4
 """Norm of e v, as a share of the weights' norm: less drowns in float32, more bends. Best of 1e-8 to 1e-3 on a small ViT."""
 _REACHES = (1e-5, REACH, 1e-3)  # that are tried
-_AGREE = 0.999  # cosine of the two slopes, from which on the cheap one is good enough
+_AGREE = 0.999  # cosine of the two gradients, from which on the cheap one is good enough
 
 
-class Slope(NamedTuple):
-    """Values and slopes of an objective, one a restart.
+class Evaluation(NamedTuple):
+    """Values and gradients of an objective, one a restart.
 
     Args:
         values: of the objective.
-        slopes: of each variable, shaped like it.
+        gradients: of each variable, shaped like it.
     """
 
     values: Float[Tensor, " restart"]
-    slopes: dict[str, Tensor]
+    gradients: dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Slopes(ABC):
-    """How slopes are had; variables carry a leading axis of restarts."""
+class InputGradients(ABC):
+    """How gradients are had; variables carry a leading axis of restarts."""
 
     objective: Objective
 
     @abstractmethod
     def one(self, variables: Variables, consensus: Images | None, progress: float) -> tuple[Tensor, Variables]:
-        """Return value and slopes for variables without the leading axis."""
+        """Return value and gradients for variables without the leading axis."""
 
     @abstractmethod
     def many(self, variables: Variables, consensus: Images | None, progress: float) -> tuple[Tensor, Variables]:
-        """Return values and slopes in one batch."""
+        """Return values and gradients in one batch."""
 
-    def __call__(self, variables: Variables, consensus: Images | None, progress: float) -> Slope:
-        """Return value and slope of every restart.
+    def __call__(self, variables: Variables, consensus: Images | None, progress: float) -> Evaluation:
+        """Return value and gradient of every restart.
 
         Args:
             variables: (restart, ...) each.
@@ -70,15 +70,15 @@ class Slopes(ABC):
         """
         count = len(next(iter(variables.values())))
         if count > 1:
-            values, slopes = self.many(variables, consensus, progress)
-            return Slope(values.detach(), {name: slope.detach() for name, slope in slopes.items()})
-        value, slopes = self.one({name: tensor[0] for name, tensor in variables.items()}, consensus, progress)
-        return Slope(value.detach()[None], {name: slope.detach()[None] for name, slope in slopes.items()})
+            values, gradients = self.many(variables, consensus, progress)
+            return Evaluation(values.detach(), {name: gradient.detach() for name, gradient in gradients.items()})
+        value, gradients = self.one({name: tensor[0] for name, tensor in variables.items()}, consensus, progress)
+        return Evaluation(value.detach()[None], {name: gradient.detach()[None] for name, gradient in gradients.items()})
 
 
 @dataclass(frozen=True, eq=False)
-class DoubleBackward(Slopes):
-    """Slopes through the graph of the gradient."""
+class DoubleBackward(InputGradients):
+    """InputGradients through the graph of the gradient."""
 
     def one(self, variables: Variables, consensus: Images | None, progress: float) -> tuple[Tensor, Variables]:
         """Differentiate by autograd."""
@@ -95,13 +95,13 @@ class DoubleBackward(Slopes):
             return _value(objective, own, consensus, progress)
 
         with unfused_attention(objective.response.model):
-            slopes, values = torch.vmap(torch.func.grad_and_value(single), randomness="different")(dict(variables))
-        return values, slopes
+            gradients, values = torch.vmap(torch.func.grad_and_value(single), randomness="different")(dict(variables))
+        return values, gradients
 
 
 @dataclass(frozen=True, eq=False)
-class ForwardDifference(Slopes):
-    """Slopes as the difference of two passes; the response has to be one gradient at the global weights.
+class ForwardDifference(InputGradients):
+    """InputGradients as the difference of two passes; the response has to be one gradient at the global weights.
 
     Args:
         reach: how far the second pass moves the weights, as a share of their norm.
@@ -125,8 +125,8 @@ class ForwardDifference(Slopes):
         ahead = torch.autograd.grad(self._loss(moved, leaves), list(leaves.values()), materialize_grads=True)
         prior = self.objective.prior(leaves, consensus, progress)
         pull = torch.autograd.grad(prior, list(leaves.values()), materialize_grads=True)
-        slopes = [(a - h) / reach + p for a, h, p in zip(ahead, here, pull, strict=True)]
-        return value + prior.detach(), _named(slopes, leaves)
+        gradients = [(a - h) / reach + p for a, h, p in zip(ahead, here, pull, strict=True)]
+        return value + prior.detach(), _named(gradients, leaves)
 
     def many(self, variables: Variables, consensus: Images | None, progress: float) -> tuple[Tensor, Variables]:
         """Differentiate under `vmap`."""
@@ -141,8 +141,8 @@ class ForwardDifference(Slopes):
             return value + prior, {n: (ahead[n] - both[1][n]) / reach + pull[n] for n in own}
 
         with unfused_attention(self.objective.response.model):  # fused kernels have no batching rule
-            values, slopes = torch.vmap(single, randomness="error")(dict(variables))
-        return values, slopes
+            values, gradients = torch.vmap(single, randomness="error")(dict(variables))
+        return values, gradients
 
     def _loss(self, weights: Variables, variables: Variables) -> Tensor:
         return self.objective.response.loss(weights, self.objective.to_images(variables), variables, slice(None))
@@ -150,31 +150,31 @@ class ForwardDifference(Slopes):
     def _ahead(
         self, gradients: list[Tensor], weights: dict[str, Tensor], progress: float, functional: bool = False
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return the matching's value, the weights moved along its slope, and how far; empties the list of gradients."""
+        """Return the matching's value, the weights moved along its gradient, and how far; empties the list of gradients."""
 
         def matching(gradients: Gradients) -> Tensor:
             return self.objective.matching(gradients, progress)
 
         if functional:
-            slopes, value = torch.func.grad_and_value(matching)(list(gradients))
+            pulls, value = torch.func.grad_and_value(matching)(list(gradients))
         else:
             seen = [gradient.detach().requires_grad_() for gradient in gradients]
             value = matching(seen)
-            slopes = torch.autograd.grad(value, seen, materialize_grads=True)
+            pulls = torch.autograd.grad(value, seen, materialize_grads=True)
             seen.clear()
-        gradients.clear()  # a set of weights each: the gradients, their slopes and the moved weights never lie side by side
-        slopes, size = list(slopes), _norm(slopes)
+        gradients.clear()  # a set of weights each: the gradients, their pulls and the moved weights never lie side by side
+        pulls, size = list(pulls), _norm(pulls)
         reach = self.reach * self._whole / size.clamp_min(torch.finfo(size.dtype).tiny)
         # Detached, or the moved weights would ask the second pass for a graph of their own.
-        moved = {name: torch.addcmul(weights[name].detach(), slopes.pop(), reach) for name in reversed(weights)}
+        moved = {name: torch.addcmul(weights[name].detach(), pulls.pop(), reach) for name in reversed(weights)}
         return value.detach(), moved, reach
 
 
-def choose(objective: Objective, variables: Variables) -> Slopes:
-    """Return the cheap slopes where they agree with the exact ones at the start, the exact ones elsewhere.
+def choose(objective: Objective, variables: Variables) -> InputGradients:
+    """Return the cheap gradients where they agree with the exact ones at the start, the exact ones elsewhere.
 
     They are compared on the terms of the gradient, which alone are had in two ways, and on the first picture of the first
-    restart: exact slopes of a whole batch would take the memory that the cheap ones save.
+    restart: exact gradients of a whole batch would take the memory that the cheap ones save.
     """
     response = objective.response
     # Dropout would draw other masks in the second pass.
@@ -183,13 +183,14 @@ def choose(objective: Objective, variables: Variables) -> Slopes:
     first = {name: tensor[:1, :1] for name, tensor in variables.items()}
     small = replace(objective, response=replace(response, labels=response.labels[:1]), picture_terms=())
 
-    def slope(slopes: Slopes) -> Tensor:
-        found = slopes(first, None, 0.0).slopes
+    def gradient(of: InputGradients) -> Tensor:
+        found = of(first, None, 0.0).gradients
         return torch.cat([found[name].flatten() for name in first])
 
-    goal = slope(DoubleBackward(small))
+    goal = gradient(DoubleBackward(small))
     agreement = {
-        reach: float(torch.cosine_similarity(slope(ForwardDifference(small, reach)), goal, dim=0)) for reach in _REACHES
+        reach: float(torch.cosine_similarity(gradient(ForwardDifference(small, reach)), goal, dim=0))
+        for reach in _REACHES
     }
     best = max(_REACHES, key=agreement.__getitem__)
     return ForwardDifference(objective, best) if agreement[best] > _AGREE else DoubleBackward(objective)
@@ -204,8 +205,8 @@ def _leaves(variables: Variables) -> dict[str, Tensor]:
     return {name: tensor.detach().requires_grad_() for name, tensor in variables.items()}
 
 
-def _named(slopes: Gradients, leaves: Variables) -> dict[str, Tensor]:
-    return dict(zip(leaves, slopes, strict=True))
+def _named(gradients: Gradients, leaves: Variables) -> dict[str, Tensor]:
+    return dict(zip(leaves, gradients, strict=True))
 
 
 def _norm(tensors: Gradients) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which start a descent follows: several are tried for a part of the steps, until one is promising.
+"""Which start a descent follows: several are tried for a part of the steps, until one is accepted.
 
 A start in a wrong basin shows early, by an objective that stays high. The first start is noise around grey. Others are
 pictures that the classifier's gradient speaks for (`starts`), where it shows the head inputs, and noise elsewhere.
@@ -20,7 +20,7 @@ from fedsim.errors import AttackRefusedError
 from fedsim_attacks.head import NearestStarts
 from fedsim_attacks.matching.knowledge import Knowledge
 from fedsim_attacks.matching.search import Variables
-from fedsim_attacks.matching.starts import PICTURES, Latents, with_picture
+from fedsim_attacks.matching.starts import IMAGES, Latents, with_picture
 from fedsim_attacks.update import LABELS, PATH
 
 End = TypeVar("End")
@@ -38,7 +38,7 @@ class Start(NamedTuple):
     Args:
         variables: (restart, ...) each.
         kind: how its pictures were drawn.
-        objective: that its trial reached.
+        objective: that it reached when it was tried.
     """
 
     variables: Variables
@@ -52,12 +52,12 @@ class Start(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial(Generic[End]):
+class TriedStart(Generic[End]):
     """A start that was tried.
 
     Args:
         end: from where it is followed.
-        reached: objective after the trial.
+        reached: objective there.
     """
 
     end: End
@@ -66,26 +66,26 @@ class Trial(Generic[End]):
 
 @dataclass(frozen=True)
 class Chosen(Generic[End]):
-    """What to follow, and the objectives that all trials reached, in their order."""
+    """What to follow, and the objectives that all starts reached, in their order."""
 
     end: End
     reached: tuple[float, ...]
 
 
-def accept(trials: Iterator[Trial[End]], limit: int, threshold: float) -> Chosen[End]:
-    """Return the first trial whose objective is at most the threshold, or the best of all.
+def accept(starts: Iterator[TriedStart[End]], limit: int, threshold: float) -> Chosen[End]:
+    """Return the first start whose objective is at most the threshold, or the best of all.
 
     Args:
-        trials: made as they are asked for.
-        limit: of trials.
+        starts: tried as they are asked for.
+        limit: of starts.
         threshold: of acceptance.
     """
-    tried: list[Trial[End]] = []
-    for trial in trials:
-        tried.append(trial)
-        if len(tried) == limit or trial.reached <= threshold:
+    tried: list[TriedStart[End]] = []
+    for start in starts:
+        tried.append(start)
+        if len(tried) == limit or start.reached <= threshold:
             break
-    return Chosen(min(tried, key=lambda trial: trial.reached).end, tuple(trial.reached for trial in tried))
+    return Chosen(min(tried, key=lambda start: start.reached).end, tuple(start.reached for start in tried))
 
 
 @dataclass(eq=False)
@@ -109,7 +109,7 @@ class OtherStarts(Iterator[Start]):
         drawn = self.noise()
         if LABELS in drawn or PATH in drawn:
             return Start(drawn)  # no labels to attribute head inputs to; no gradient at the global weights
-        restarts, _, channels, height, width = drawn[PICTURES].shape
+        restarts, _, channels, height, width = drawn[IMAGES].shape
         if self._wanted is None:
             return Start(drawn)
         nearest = NearestStarts(
@@ -119,7 +119,7 @@ class OtherStarts(Iterator[Start]):
             (channels, height, width),
             self.to_images,
         )
-        return Start({**drawn, PICTURES: nearest.draw(restarts, self.generator)}, "nearest")
+        return Start({**drawn, IMAGES: nearest.draw(restarts, self.generator)}, "nearest")
 
     @cached_property
     def _wanted(self) -> torch.Tensor | None:
@@ -133,31 +133,31 @@ class OtherStarts(Iterator[Start]):
 def choose_start(
     first: Start, others: Iterator[Start], follow: Callable[[Start, int], float], limit: int, enough: float
 ) -> Chosen[Start]:
-    """Return the first start that is promising, or the best of all.
+    """Return the first start that is accepted, or the best of all.
 
-    A trial of a kind that was tried redraws one picture of the best start of that kind, in turn: a picture in the right
+    A later start of a kind that was tried redraws one picture of the best start of that kind, in turn: a picture in the right
     basin is not given up with another that is in a wrong one.
 
     Args:
         first: start.
         others: later ones.
-        follow: returns which objective the trial of a start reaches, given the number of trials before it.
-        limit: of trials; with one, the first start is taken untried.
-        enough: objective at which a start is promising.
+        follow: returns which objective a start reaches in the first steps, given the number of starts before it.
+        limit: of starts; with one, the first start is taken untried.
+        enough: objective at which a start is accepted.
     """
     if limit == 1:
         return Chosen(first, ())
-    return accept(_trials(first, others, follow), limit, enough)
+    return accept(_tried(first, others, follow), limit, enough)
 
 
-def _trials(first: Start, others: Iterator[Start], follow: Callable[[Start, int], float]) -> Iterator[Trial[Start]]:
+def _tried(first: Start, others: Iterator[Start], follow: Callable[[Start, int], float]) -> Iterator[TriedStart[Start]]:
     leaders: dict[Kind, Start] = {}
     here = first
     for count in itertools.count(1):
         here = here._replace(objective=follow(here, count - 1))
-        yield Trial(here, here.objective)
+        yield TriedStart(here, here.objective)
         leaders[here.kind] = min(leaders.get(here.kind, here), here, key=_OBJECTIVE)
         here = next(others)
         if leader := leaders.get(here.kind):
-            place = count % here.variables[PICTURES].shape[1]
+            place = count % here.variables[IMAGES].shape[1]
             here = here._replace(variables=with_picture(leader.variables, here.variables, place))

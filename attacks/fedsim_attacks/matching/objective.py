@@ -1,7 +1,7 @@
 """What an optimization attack minimizes: weighted terms of the gradient that pictures cause, and of the pictures themselves.
 
-Keeping the two apart is what lets the slope be had without a second derivative (`input_gradients`): a term of the gradient is a
-function of tensors, and knows nothing of the model.
+The two are kept apart so that the gradient in the images needs no second derivative (`input_gradients`): a term of the model's
+gradient is a function of tensors, and knows nothing of the model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.exchange import Images, Normalization
-from fedsim_attacks.update import Gradients, Response, Scalar
+from fedsim_attacks.update import ClientGradient, Gradients, Scalar
 
 Variables = Mapping[str, Tensor]
 Weight = Callable[[float], float]  # of the share of the steps that is done
@@ -86,7 +86,7 @@ class Objective:
         sent: what the client's defenses make of a gradient before it is compared.
     """
 
-    response: Response
+    response: ClientGradient
     to_images: Callable[[Variables], Images]
     normalization: Normalization
     gradient_terms: Sequence[GradientTerm]
@@ -108,5 +108,5 @@ class Objective:
 
 
 def _total(values: Sequence[Tensor], like: Tensor) -> Scalar:
-    # A zero that is attached to nothing would have no slope to ask for.
+    # A zero that is attached to nothing would have no gradient to ask for.
     return torch.stack(list(values)).sum() if values else 0 * like.sum()

@@ -1,4 +1,4 @@
-"""How variables move down a slope: optimizers, their rate over time, and noise."""
+"""How variables move down a gradient: optimizers, their rate over time, and noise."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fedsim.registry import Registry
-from fedsim_attacks.matching.input_gradients import Slope
+from fedsim_attacks.matching.input_gradients import Evaluation
 
 Schedule = Literal["constant", "cosine", "step"]
-Evaluate = Callable[[Mapping[str, Tensor]], Slope]
+Evaluate = Callable[[Mapping[str, Tensor]], Evaluation]
 
 _DROPS = (3 / 8, 5 / 8, 7 / 8)  # Geiping et al., appendix: learning rate times 0.1 at each
 _HISTORY = 20  # steps whose curvature L-BFGS keeps, and trials of a line search; torch keeps 100 unless told
@@ -41,22 +41,22 @@ class Optimizer(ABC):
     """Moves variables in place, step by step."""
 
     @abstractmethod
-    def step(self, variables: Mapping[str, Tensor], evaluate: Evaluate, factor: float) -> Slope:
-        """Move the variables once, and return value and slope where they were.
+    def step(self, variables: Mapping[str, Tensor], evaluate: Evaluate, factor: float) -> Evaluation:
+        """Move the variables once, and return value and gradient where they were.
 
         Args:
             variables: leaf tensors, changed in place.
-            evaluate: value and slope of the objective at given variables.
+            evaluate: value and gradient of the objective at given variables.
             factor: of every learning rate.
         """
 
 
 class Adam(Optimizer):
-    """Adam (Kingma, Ba, ICLR 2015), on the slope or on its sign, all restarts in one.
+    """Adam (Kingma, Ba, ICLR 2015), on the gradient or on its sign, all restarts in one.
 
     Args:
         rates: learning rate of each variable.
-        is_signed: whether Adam sees the sign of the slope of the pictures alone.
+        is_signed: whether Adam sees the sign of the gradient of the pictures alone.
         signed: the variables that this concerns.
         noise: standard deviation of the noise that every move adds to these, in units of their learning rate (Langevin).
         generator: draws the noise.
@@ -69,7 +69,7 @@ class Adam(Optimizer):
         self.generator = generator
         self.optimizer: torch.optim.Adam | None = None
 
-    def step(self, variables: Mapping[str, Tensor], evaluate: Evaluate, factor: float) -> Slope:
+    def step(self, variables: Mapping[str, Tensor], evaluate: Evaluate, factor: float) -> Evaluation:
         """Move by one step of Adam."""
         if self.optimizer is None:
             groups = [{"params": [variables[name]], "lr": rate, "name": name} for name, rate in self.rates.items()]
@@ -77,8 +77,8 @@ class Adam(Optimizer):
         found = evaluate(variables)
         for group in self.optimizer.param_groups:
             name = group["name"]
-            slope = found.slopes[name].nan_to_num(0, 0, 0)
-            variables[name].grad = slope.sign() if self.is_signed and name == self.signed else slope
+            gradient = found.gradients[name].nan_to_num(0, 0, 0)
+            variables[name].grad = gradient.sign() if self.is_signed and name == self.signed else gradient
             group["lr"] = factor * self.rates[name]
         self.optimizer.step()
         if self.noise:
@@ -100,7 +100,7 @@ class LBFGS(Optimizer):
         self.learning_rate = learning_rate
         self.optimizer: torch.optim.LBFGS | None = None
 
-    def step(self, variables: Mapping[str, Tensor], evaluate: Evaluate, factor: float) -> Slope:
+    def step(self, variables: Mapping[str, Tensor], evaluate: Evaluate, factor: float) -> Evaluation:
         """Move by one iteration of L-BFGS."""
         if self.optimizer is None:
             self.optimizer = torch.optim.LBFGS(
@@ -113,13 +113,13 @@ class LBFGS(Optimizer):
                 tolerance_change=0,
                 line_search_fn="strong_wolfe",
             )
-        seen: list[Slope] = []
+        seen: list[Evaluation] = []
 
         def closure() -> Tensor:
             found = evaluate(variables)
             seen.append(found)
             for name, tensor in variables.items():
-                tensor.grad = found.slopes[name].nan_to_num(0, 0, 0)
+                tensor.grad = found.gradients[name].nan_to_num(0, 0, 0)
             return found.values.sum()
 
         self.optimizer.param_groups[0]["lr"] = factor * self.learning_rate
@@ -153,7 +153,7 @@ class OptimizerKind:
     Args:
         make: makes one for a run.
         in_batch: whether all restarts move at once, in one batch; otherwise they run one after the other, alone, so that they
-            agree on nothing and no trials of starts are compared.
+            agree on nothing and starts are not compared by their first steps.
         allows_changes: whether images may be clamped to the range of pixels, and weights of terms change, between its steps;
             not so where it learns curvature from one step to the next.
     """

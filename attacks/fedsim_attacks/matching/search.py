@@ -13,18 +13,18 @@ from fedsim import progress
 from fedsim.exchange import Images
 from fedsim_attacks.matching.attempt import shown_steps
 from fedsim_attacks.matching.discrepancy import CHECKS, Discrepancy
-from fedsim_attacks.matching.input_gradients import Slope, Slopes
+from fedsim_attacks.matching.input_gradients import Evaluation, InputGradients
 from fedsim_attacks.matching.optimizers import Optimizer, Schedule, rate
 
 Variables = dict[str, Tensor]  # (restart, ...) each
 
 
-class Course(NamedTuple):
+class RunSchedule(NamedTuple):
     """How long to go on, and how fast.
 
     Args:
         steps: at most.
-        schedule: of the learning rate.
+        rate_schedule: of the learning rate.
         warm_up: share of the steps in which it rises.
         patience: steps without progress after which the run ends, once the objective has grown; 0 for never.
         grows_at: share of the steps at which the objective grows a term, so that earlier values mean nothing; 0 for never.
@@ -34,7 +34,7 @@ class Course(NamedTuple):
     """
 
     steps: int
-    schedule: Schedule
+    rate_schedule: Schedule
     warm_up: float
     patience: int
     grows_at: float
@@ -44,7 +44,7 @@ class Course(NamedTuple):
 
 
 @dataclass(eq=False)
-class Trail:
+class Iterates:
     """Where one start has led.
 
     Args:
@@ -66,63 +66,65 @@ class Trail:
 
 
 def search(
-    slopes: Slopes,
+    input_gradients: InputGradients,
     variables: Variables,
-    mover: Optimizer,
-    course: Course,
+    optimizer: Optimizer,
+    schedule: RunSchedule,
     confine: Callable[[Variables], None],
     agree: Callable[[Variables], Images | None],
     discrepancy: Discrepancy | None = None,
-) -> list[Trail]:
-    """Descend from every start, and return one trail a restart; the last step evaluates alone.
+) -> list[Iterates]:
+    """Descend from every start, and return one iterates a restart; the last step evaluates alone.
 
     Args:
-        slopes: of the objective.
+        input_gradients: of the objective.
         variables: starts, leaf tensors, changed in place.
-        mover: of the variables.
-        course: how long and how fast.
+        optimizer: of the variables.
+        schedule: how long and how fast.
         confine: brings variables back to where they may be, after every step.
         agree: what the restarts agree on.
         discrepancy: of an update of known noise: changes the objective on the way, or ends the run.
     """
-    trails = [Trail() for _ in next(iter(variables.values()))]
-    shown = shown_steps(course.steps)
-    for step in range(course.steps + 1):
-        share = step / course.steps if course.steps else 0.0
+    runs = [Iterates() for _ in next(iter(variables.values()))]
+    shown = shown_steps(schedule.steps)
+    for step in range(schedule.steps + 1):
+        share = step / schedule.steps if schedule.steps else 0.0
 
-        def evaluate(at: Mapping[str, Tensor], share: float = share) -> Slope:
-            return slopes(at, agree(dict(at)), share)
+        def evaluate(at: Mapping[str, Tensor], share: float = share) -> Evaluation:
+            return input_gradients(at, agree(dict(at)), share)
 
-        is_checked = discrepancy is not None and step % max(1, course.steps // CHECKS) == 0
-        verdict = discrepancy.check(slopes.objective, variables) if discrepancy and is_checked else "go on"
+        is_checked = discrepancy is not None and step % max(1, schedule.steps // CHECKS) == 0
+        verdict = discrepancy.check(input_gradients.objective, variables) if discrepancy and is_checked else "go on"
         here = {name: tensor.detach().clone() for name, tensor in variables.items()}
-        is_last = step in (course.until, course.steps) or verdict == "end"
+        is_last = step in (schedule.until, schedule.steps) or verdict == "end"
         found = (
             evaluate(variables)
             if is_last
-            else mover.step(variables, evaluate, rate(course.schedule, course.warm_up, share))
+            else optimizer.step(variables, evaluate, rate(schedule.rate_schedule, schedule.warm_up, share))
         )
-        renew = course.grows_at > 0 and share >= course.grows_at > (step - 1) / max(course.steps, 1)
+        renew = schedule.grows_at > 0 and share >= schedule.grows_at > (step - 1) / max(schedule.steps, 1)
         renew = renew or verdict != "go on"
-        for index, trail in enumerate(trails):
-            _note(trail, step, float(found.values[index]), {n: t[index] for n, t in here.items()}, renew)
+        for index, iterates in enumerate(runs):
+            _note(iterates, step, float(found.values[index]), {n: t[index] for n, t in here.items()}, renew)
             if step in shown:
-                trail.frames.append((step, slopes.objective.to_images(trail_at(here, index)).detach().cpu()))
-        progress.advance(course.before + step, course.total, min(trail.losses[-1] for trail in trails))
-        if course.patience and share >= course.grows_at and step - max(t.step for t in trails) >= course.patience:
+                iterates.frames.append(
+                    (step, input_gradients.objective.to_images(variables_at(here, index)).detach().cpu())
+                )
+        progress.advance(schedule.before + step, schedule.total, min(iterates.losses[-1] for iterates in runs))
+        if schedule.patience and share >= schedule.grows_at and step - max(t.step for t in runs) >= schedule.patience:
             break
         if is_last:
             break
         confine(variables)
-    return trails
+    return runs
 
 
-def trail_at(variables: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+def variables_at(variables: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     """Return the variables of one restart."""
     return {name: tensor[index] for name, tensor in variables.items()}
 
 
-def _note(trail: Trail, step: int, loss: float, here: dict[str, Tensor], renew: bool) -> None:
-    trail.losses.append(loss)
-    if not trail.variables or renew or (math.isfinite(loss) and not trail.loss <= loss):
-        trail.step, trail.variables = step, here
+def _note(iterates: Iterates, step: int, loss: float, here: dict[str, Tensor], renew: bool) -> None:
+    iterates.losses.append(loss)
+    if not iterates.variables or renew or (math.isfinite(loss) and not iterates.loss <= loss):
+        iterates.step, iterates.variables = step, here

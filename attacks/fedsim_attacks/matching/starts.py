@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedsim.exchange import Images, Normalization
 from fedsim_attacks.update import LABELS
 
-PICTURES = "pictures"  # the variable
+IMAGES = "pictures"  # the variable
 
 Latents = Float[Tensor, "batch channel _ _"]
 
@@ -46,7 +46,7 @@ def enlarged(latents: Latents, factor: int) -> Images:
 def with_picture(starts: Mapping[str, Tensor], drawn: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
     """Return starts with one picture, and its label where that is a variable, of others."""
     found = {name: tensor.clone() for name, tensor in starts.items()}
-    for name in (PICTURES, LABELS):
+    for name in (IMAGES, LABELS):
         if name in found:
             found[name][:, place] = drawn[name][:, place]
     return found

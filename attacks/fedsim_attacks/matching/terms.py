@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsim.errors import AttackRefusedError
-from fedsim_attacks.matching.distances import DISTANCES, Largest, cosine, row_cosine
+from fedsim_attacks.matching.distances import DISTANCES, TopK, cosine, row_cosine
 from fedsim_attacks.matching.knowledge import Knowledge
 from fedsim_attacks.matching.objective import Candidate, GradientTerm, PictureTerm, Weight, constant, switched
 from fedsim_attacks.matching.parameters import Parameters
@@ -77,11 +77,11 @@ class Parts:
         measure: Callable[[Gradients, Gradients], Scalar] = distance
         if distance.weighted is not None and self.deviation:
             measure = functools.partial(_weighted, distance.weighted, signal_share(observed, self.deviation))
-        if attack.largest == 1:
+        if attack.top_k == 1:
             return lambda gradients: measure(gradients, observed)
-        largest = Largest.of(observed, attack.largest)
-        kept = largest(observed)
-        return lambda gradients: measure(largest(gradients), kept)
+        top = TopK.of(observed, attack.top_k)
+        kept = top(observed)
+        return lambda gradients: measure(top(gradients), kept)
 
     def _positions(self) -> Callable[[Gradients], Scalar]:
         place = self.target.place(POSITIONS)

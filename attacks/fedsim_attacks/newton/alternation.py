@@ -1,4 +1,4 @@
-"""Polish in closed form: token gradients of the current pictures, and the pictures that solve the patch projection's gradient.
+"""Refinement in closed form: token gradients of the current pictures, and the pictures that solve the projection's gradient.
 
 G_pe = A^T X, with A the token gradients, brought to the sum that the position embedding's gradient shows, is solved for the
 pictures X nearest to the current ones, and A taken anew.
@@ -39,7 +39,7 @@ def closed_form(
     target, images = residual.target, start
     place, projection = target.place(POSITIONS), target.place(PROJECTION)
     if place is None or projection is None:
-        raise AttackRefusedError(f"polish: closed_form reads the gradients of {POSITIONS} and {PROJECTION}.")
+        raise AttackRefusedError(f"refinement: closed_form reads the gradients of {POSITIONS} and {PROJECTION}.")
     grid = patch_grid(target.model)
     observed = target.gradients[place][0, prefix_rows(target.model) :].double()
     goal = target.gradients[projection].flatten(1).double()

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 
 from fedsim.exchange import Images
-from fedsim_attacks.newton.last_block import LastBlock
-from fedsim_attacks.priors import Spectrum, Waves
+from fedsim_attacks.newton.last_block import LastBlockFeatures
+from fedsim_attacks.priors import Coefficients, Spectrum
 
 _NEAR_GREY = 0.03  # standard deviation of a start, in coordinates in which photographs have about one
 _RATE, _BETAS = 0.05, (0.9, 0.99)  # of Adam; the rate falls to zero by a cosine
@@ -27,7 +27,7 @@ _TOLERANCES = (
 )  # relative error of a picture's vectors that counts as a standard deviation, at first and at last
 
 
-class Seen(NamedTuple):
+class StartFeatures(NamedTuple):
     """What a model has seen of a batch's pictures, picture by picture.
 
     Args:
@@ -39,12 +39,12 @@ class Seen(NamedTuple):
 
     pictures: int
     nearest: Callable[[torch.Generator], Images] | None
-    block: LastBlock | None
+    block: LastBlockFeatures | None
     doubt: str | None
 
 
 @dataclass(frozen=True, eq=False)
-class WaveStarts:
+class DCTStarts:
     """Draws starts without end.
 
     Args:
@@ -54,12 +54,12 @@ class WaveStarts:
         generator: draws.
     """
 
-    seen: Seen
+    seen: StartFeatures
     spectrum: Spectrum
     fit_steps: int
     generator: torch.Generator
 
-    def draw(self, show: Callable[[float], None]) -> Iterator[Waves]:
+    def draw(self, show: Callable[[float], None]) -> Iterator[Coefficients]:
         """Yield one start after the other; `show` is told the relative error after every step of a fit."""
         block, nearest = self.seen.block, self.seen.nearest
         if block is not None:
@@ -69,7 +69,7 @@ class WaveStarts:
             while True:
                 yield self._near_grey()
         while True:
-            drawn = self.spectrum.waves(nearest(self.generator))
+            drawn = self.spectrum.coefficients(nearest(self.generator))
             yield drawn
             if block is not None:
                 yield fitted(block, self.spectrum, drawn, self.fit_steps, show)
@@ -79,12 +79,14 @@ class WaveStarts:
         channels, height, width = self.spectrum.weights.shape
         return channels, height, width
 
-    def _near_grey(self) -> Waves:
+    def _near_grey(self) -> Coefficients:
         drawn = _NEAR_GREY * torch.randn((self.seen.pictures, *self._shape), generator=self.generator)
         return drawn.to(self.spectrum.grey)
 
 
-def fitted(block: LastBlock, spectrum: Spectrum, start: Waves, steps: int, show: Callable[[float], None]) -> Waves:
+def fitted(
+    block: LastBlockFeatures, spectrum: Spectrum, start: Coefficients, steps: int, show: Callable[[float], None]
+) -> Coefficients:
     """Return coordinates of pictures of which the last block sees what it has seen of the client's, about.
 
     Args:
@@ -94,14 +96,16 @@ def fitted(block: LastBlock, spectrum: Spectrum, start: Waves, steps: int, show:
         steps: of Adam.
         show: is told the mean relative error after every step.
     """
-    waves = start.clone().requires_grad_()
-    adam = torch.optim.Adam([waves], lr=_RATE, betas=_BETAS)
+    coefficients = start.clone().requires_grad_()
+    adam = torch.optim.Adam([coefficients], lr=_RATE, betas=_BETAS)
     first, last = _TOLERANCES
     for step in range(steps):
         adam.param_groups[0]["lr"] = _RATE * (1 + math.cos(math.pi * step / steps)) / 2
         tolerance = first * (last / first) ** (step / steps)
-        apart = block.apart(spectrum.images(waves))
-        (waves.grad,) = torch.autograd.grad((apart / tolerance**2).sum() + waves.square().sum(), waves)
+        apart = block.apart(spectrum.images(coefficients))
+        (coefficients.grad,) = torch.autograd.grad(
+            (apart / tolerance**2).sum() + coefficients.square().sum(), coefficients
+        )
         adam.step()
         show(math.sqrt(float(apart.detach().mean())))
-    return waves.detach()
+    return coefficients.detach()

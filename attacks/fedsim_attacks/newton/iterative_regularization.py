@@ -78,4 +78,4 @@ class IterativeRegularization(Damping):
 
     def back(self, gradient: Images) -> Tensor:
         """Return a gradient in the pictures as one in their DCT coefficients."""
-        return self.spectrum.slope(gradient)
+        return self.spectrum.coefficient_gradient(gradient)

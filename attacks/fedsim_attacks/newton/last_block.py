@@ -3,13 +3,13 @@
 Behind the last attention the loss sees the class token alone, so that every gradient there is a sum over pictures of outer
 products, of which one factor is known, step by step back from the head inputs (`head.features`):
 
-1. Head inputs and labels give the loss's slope at what enters the last norm, times sigma, the norm's divisor.
+1. Head inputs and labels give the loss's gradient at what enters the last norm, times sigma, the norm's divisor.
 2. grad(fc2) then gives the hidden units over sigma. What the MLP added is fc2 of them, which leaves what the MLP has seen, and
    so its hidden units once more. The sigma at which both agree is the true one.
-3. The slope before the MLP follows by the chain rule, and grad(proj) gives what attention returned. The rest of the stream is
-   the class token that came in, and its norm gives the queries.
-4. grad(values) and grad(keys) of every head give sums over the normed tokens: weighed by attention, and by the loss's slope at
-   the attention's logits.
+3. The gradient before the MLP follows by the chain rule, and grad(proj) gives what attention returned. The rest of the stream
+   is the class token that came in, and its norm gives the queries.
+4. grad(values) and grad(keys) of every head give sums over the normed tokens: weighed by attention, and by the loss's
+   gradient at the attention's logits.
 
 These are 1 + 2 heads vectors of the model's width a picture, in which no other picture is mixed.
 """
@@ -45,13 +45,13 @@ Summaries = Float[Tensor, "batch entry embed"]
 
 
 @dataclass(frozen=True, eq=False)
-class LastBlock:
+class LastBlockFeatures:
     """What the last block has seen of each picture.
 
     Args:
         model: a plain ViT.
-        asked: the loss's slope at what each head returns.
-        seen: the class token, normed; the sums of tokens by attention, one a head; those by the slope, one a head.
+        asked: the loss's gradient at what each head returns.
+        seen: the class token, normed; the sums of tokens by attention, one a head; those by the gradient, one a head.
         weights: of these vectors, one over the squared length; zero where the gradient does not show it.
     """
 
@@ -77,7 +77,9 @@ class LastBlock:
         return (self.weights * squares).sum(1) / (self.weights > 0).sum(1)
 
 
-def separate(model: nn.Module, gradients: Mapping[str, Tensor], labels: Labels, inputs: Rows) -> LastBlock:
+def read_last_block(
+    model: nn.Module, gradients: Mapping[str, Tensor], labels: Labels, inputs: Rows
+) -> LastBlockFeatures:
     """Return what the last block has seen of each picture.
 
     Args:
@@ -140,7 +142,7 @@ class _Reading:
     gradients: Mapping[str, Tensor]
     targets: Rows
 
-    def last_block(self, inputs: Rows) -> LastBlock:
+    def last_block(self, inputs: Rows) -> LastBlockFeatures:
         """Return what the block has seen, from the head inputs."""
         parts = self.parts
         stream = self._before_mlp(inputs)
@@ -156,7 +158,7 @@ class _Reading:
         seen = torch.cat([token[None], by_attention, by_slope]).transpose(0, 1)
         squares = seen.square().sum(2)
         found = (asked, seen, torch.where(squares > 0, 1 / squares, 0.0))
-        return LastBlock(parts.vit, *(rows.to(parts.head.weight) for rows in found))
+        return LastBlockFeatures(parts.vit, *(rows.to(parts.head.weight) for rows in found))
 
     def _gradient(self, name: str) -> Tensor:
         found = self.gradients.get(f"blocks.{len(self.parts.vit.blocks) - 1}.{name}")
@@ -191,7 +193,7 @@ class _Reading:
         return streams[best]
 
     def _slope(self, stream: Rows) -> Rows:
-        """Return the loss's slope at the stream before the MLP."""
+        """Return the loss's gradient at the stream before the MLP."""
         parts, leaf = self.parts, stream.detach().requires_grad_()
         added = _linear(parts.fc2, parts.act(_linear(parts.fc1, _normed(parts.norm2, leaf))))
         logits = _linear(parts.head, _normed(parts.norm, leaf + _scaled(parts.scale2, added)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.exchange import Images
-from fedsim_attacks.newton.last_block import LastBlock
+from fedsim_attacks.newton.last_block import LastBlockFeatures
 from fedsim_attacks.newton.residual import Residual
 from fedsim_attacks.update import Gradients
 
@@ -22,14 +22,14 @@ _SHARE = 0.3  # of a picture's vectors together, where all tensors of the gradie
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Separated(Residual):
+class LastBlockResidual(Residual):
     """What pictures leave of the observed gradient, and of what the last block has seen.
 
     Args:
         block: what it has seen.
     """
 
-    block: LastBlock
+    block: LastBlockFeatures
 
     @cached_property
     def goal(self) -> Gradients:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fedsim.exchange import Images
 from fedsim.models import patch_grid, unfused_attention
-from fedsim_attacks.update import POSITIONS, PROJECTION, Gradients, OneGradient, Response, Target
+from fedsim_attacks.update import POSITIONS, PROJECTION, ClientGradient, Gradients, OneGradient, Target
 
 _AHEAD, _ASIDE = 1e-2, 1e-4  # lengths of the differences: share of the pictures' norm, of the weights'
 _LINEAR = 17.0  # weight of the patch projection's gradient beside that of all tensors; of 0.02, 17 and 1,700 the best
@@ -56,7 +56,7 @@ class Residual:
         sent: what the client's defenses make of a gradient before it is compared.
     """
 
-    response: Response
+    response: ClientGradient
     variables: Mapping[str, Tensor]
     target: Target
     positions: float
@@ -102,8 +102,8 @@ class Residual:
         leaves = [gradient.detach().requires_grad_() for gradient in gradients]
         return torch.autograd.grad(self.compared(leaves), leaves, left, materialize_grads=True)
 
-    def slope(self, images: Images, moved: Gradients | None = None) -> Images:
-        """Return the loss's slope in the pictures, at the global weights or at these plus something."""
+    def image_gradient(self, images: Images, moved: Gradients | None = None) -> Images:
+        """Return the loss's gradient in the pictures, at the global weights or at these plus something."""
         leaf, weights = images.detach().requires_grad_(), self.weights
         if moved is not None:
             weights = {n: w + step for (n, w), step in zip(weights.items(), moved, strict=True)}
@@ -124,7 +124,7 @@ class Residual:
         return self.weigh(self.target.gradients)
 
 
-def obstacle(response: Response, target: Target) -> str | None:
+def obstacle(response: ClientGradient, target: Target) -> str | None:
     """Return why no residual can be formed, or None where one can."""
     if not isinstance(response, OneGradient):
         return "the delta holds several local steps"
@@ -171,7 +171,7 @@ class Differences(Place):
 
     @cached_property
     def _slope(self) -> Images:
-        return self.residual.slope(self.images)
+        return self.residual.image_gradient(self.images)
 
     @cached_property
     def compared(self) -> Gradients:
@@ -189,7 +189,7 @@ class Differences(Place):
         """Return J transposed times a residual."""
         aside = self.residual.aside(self._gradient, left)
         reach = _ASIDE * norm(list(self.residual.weights.values())) / max(norm(aside), _TINY)
-        moved = self.residual.slope(self.images, [reach * part for part in aside])
+        moved = self.residual.image_gradient(self.images, [reach * part for part in aside])
         return (moved - self._slope) / reach
 
 
@@ -233,7 +233,7 @@ def adjoint_error(place: Place, step: Images) -> float:
 
     Args:
         place: with its products.
-        step: v; along the slope of what is left it shows errors that a random one does not.
+        step: v; along the gradient of what is left it shows errors that a random one does not.
     """
     ahead = place.forward(step)
     square = norm(ahead) ** 2
@@ -241,7 +241,7 @@ def adjoint_error(place: Place, step: Images) -> float:
 
 
 def token_gradients(residual: Residual, images: Images) -> Float[Tensor, "batch token embed"]:
-    """Return the loss's slope at what the patch projection puts out, picture by picture.
+    """Return the loss's gradient at what the patch projection puts out, picture by picture.
 
     Raises:
         AttackRefusedError: the model has no patch projection.

@@ -45,7 +45,7 @@ _caught: ContextVar[list[tuple[nn.BatchNorm2d, Tensor]] | None] = ContextVar("_c
 
 
 @dataclass(frozen=True, eq=False)
-class StatisticsPrior:
+class BatchNormPrior:
     """Distance of a batch's feature statistics from those that a network's BatchNorm layers hold.
 
     Args:
@@ -115,7 +115,7 @@ class StatisticsPrior:
         return off_mean + off_variance
 
 
-def load_prior(network: str, weights: str | None, observation: Observation, form: Form = "l2") -> StatisticsPrior:
+def load_prior(network: str, weights: str | None, observation: Observation, form: Form = "l2") -> BatchNormPrior:
     """Return the prior of a network by name.
 
     Args:
@@ -134,13 +134,13 @@ def load_prior(network: str, weights: str | None, observation: Observation, form
         )
     channels = observation.image_shape[0]
     if network == "auxiliary":
-        return StatisticsPrior(auxiliary_network(observation.auxiliary_data), form)
+        return BatchNormPrior(auxiliary_network(observation.auxiliary_data), form)
     if channels not in (1, 3):
         raise AttackRefusedError(
             f"the prior network {network} takes pictures of 3 channels, or of 1 repeated; these have {channels}. Use "
             "the prior network auxiliary."
         )
-    return StatisticsPrior(
+    return BatchNormPrior(
         efficientnet_lite0() if network == "efficientnet_lite0" else timm_network(network, weights), form
     )
 

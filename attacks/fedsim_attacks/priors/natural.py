@@ -38,7 +38,7 @@ def patch_differences(images: Images, patch: int) -> Float[Tensor, ""]:
     both = [part.square().mean(axes) for part, axes in ((across, (1, 3)), (along, (1, 2))) if part.numel()]
     if not both:
         return 0 * images.sum()
-    # sqrt has no finite slope at zero, where two flat patches meet.
+    # sqrt has no finite derivative at zero, where two flat patches meet.
     return torch.cat(both, 1).clamp_min(torch.finfo(images.dtype).tiny).sqrt().mean()
 
 

@@ -1,7 +1,7 @@
-"""Pictures as weighted waves: coordinates in which photographs, before anything is known of them, are white noise.
+"""Images as weighted DCT coefficients: coordinates in which photographs, before anything is known of them, are white noise.
 
-The waves are cosines along both sides, each of brightness or of one of two color contrasts; a wave's weight falls with its
-frequency as in photographs. In these coordinates steps go where pictures vary: broad changes are cheap, and fine ones dear.
+The basis is cosines along both sides, each of brightness or of one of two color contrasts; a coefficient's weight falls with
+its frequency as in photographs. In these coordinates steps go where pictures vary: broad changes are cheap, and fine ones dear.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.exchange import Images, Normalization
 from fedsim_attacks.priors.natural import GREY
 
-Waves = Float[Tensor, "batch channel height width"]
+Coefficients = Float[Tensor, "batch channel height width"]
 
 _CONTRAST = 0.25  # root mean square of a drawn picture around grey, over pixels, in brightness and colors together
 _COLORS = (  # brightness and two contrasts, and shares of the variance of photographs that they have
@@ -36,7 +36,7 @@ class Spectrum:
     Args:
         grey: its mean, normalized.
         scale: normalized units of one unit of a pixel, by channel.
-        weights: standard deviation of each wave, in pixels.
+        weights: standard deviation of each coefficient, in pixels.
         colors: brightness and contrasts, orthonormal, one a row.
         rows: cosines along the height, orthonormal, one a row.
         columns: the same along the width.
@@ -72,28 +72,28 @@ class Spectrum:
         )
         return Spectrum(*(part.to(device) for part in found))
 
-    def images(self, waves: Waves) -> Images:
+    def images(self, coefficients: Coefficients) -> Images:
         """Return normalized pictures; white noise becomes draws of the distribution."""
-        mixed = torch.einsum("bkij,kc,ih,jw->bchw", self.weights * waves, self.colors, self.rows, self.columns)
+        mixed = torch.einsum("bkij,kc,ih,jw->bchw", self.weights * coefficients, self.colors, self.rows, self.columns)
         return self.grey + self.scale * mixed
 
-    def slope(self, slope: Images) -> Waves:
-        """Return a slope in normalized pictures as one in their coordinates."""
-        found: Waves = self.weights * self._split(self.scale * slope)
+    def coefficient_gradient(self, gradient: Images) -> Coefficients:
+        """Return a gradient in normalized images as one in their coefficients."""
+        found: Coefficients = self.weights * self._split(self.scale * gradient)
         return found
 
-    def waves(self, images: Images) -> Waves:
+    def coefficients(self, images: Images) -> Coefficients:
         """Return the coordinates of normalized pictures."""
-        found: Waves = self._split((images - self.grey) / self.scale) / self.weights
+        found: Coefficients = self._split((images - self.grey) / self.scale) / self.weights
         return found
 
-    def _split(self, images: Images) -> Waves:
+    def _split(self, images: Images) -> Coefficients:
         return torch.einsum("bchw,kc,ih,jw->bkij", images, self.colors, self.rows, self.columns)
 
 
 def _cosines(count: int) -> Float[Tensor, "count count"]:
-    """Return the orthonormal cosine transform (DCT-II), one wave a row."""
+    """Return the orthonormal cosine transform (DCT-II), one cosine a row."""
     places = torch.arange(count) + 0.5
-    waves = torch.cos(math.pi / count * torch.arange(count)[:, None] * places) * math.sqrt(2 / count)
-    waves[0] /= 2**0.5
-    return waves
+    rows = torch.cos(math.pi / count * torch.arange(count)[:, None] * places) * math.sqrt(2 / count)
+    rows[0] /= 2**0.5
+    return rows

@@ -4,11 +4,11 @@ from fedsim_attacks.update.client_gradient import (
     HALFWAY,
     LABELS,
     PATH,
+    ClientGradient,
     OneGradient,
     Reading,
-    Response,
     Surrogate,
-    respond,
+    model_client,
 )
 from fedsim_attacks.update.defended import Defended, read_defenses, signal_share
 from fedsim_attacks.update.gradient import MeanGradient, is_taken_for_one_step, local_steps, mean_gradient
@@ -19,6 +19,7 @@ from fedsim_attacks.update.target import Target, open_device, read_target
 from fedsim_attacks.update.tensors import POSITIONS, PROJECTION, PROJECTION_BIAS, Gradients, Scalar, TokenGradient
 
 __all__ = [
+    "ClientGradient",
     "Defended",
     "Gradients",
     "HALFWAY",
@@ -31,7 +32,6 @@ __all__ = [
     "PROJECTION",
     "PROJECTION_BIAS",
     "Reading",
-    "Response",
     "Scalar",
     "Surrogate",
     "Target",
@@ -39,13 +39,13 @@ __all__ = [
     "is_taken_for_one_step",
     "local_steps",
     "mean_gradient",
+    "model_client",
     "open_device",
     "puzzle_names",
     "read_defenses",
     "read_target",
     "rearranged",
     "recognize",
-    "respond",
     "restore",
     "signal_share",
 ]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Labels, Observation, TrainingKnowledge
 from fedsim.labels import distributions, smooth
-from fedsim_attacks.update.gradient import is_taken_for_one_step, local_steps, response
+from fedsim_attacks.update.gradient import is_taken_for_one_step, local_steps, sgd_factors
 from fedsim_attacks.update.target import Target
 from fedsim_attacks.update.tensors import Gradients, Scalar
 
@@ -42,7 +42,7 @@ def _unchanged(weights: Parameters) -> Parameters:
 
 
 @dataclass(frozen=True, eq=False)
-class Response(ABC):
+class ClientGradient(ABC):
     """The gradient that pictures cause, differentiable in the pictures and in the variables beside them.
 
     Args:
@@ -65,7 +65,7 @@ class Response(ABC):
     def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
         """Return the gradient, in the order of `names`, with a graph."""
 
-    def functional(self) -> Response:
+    def functional(self) -> ClientGradient:
         """Return the same response for use under `vmap`."""
         return replace(self, is_functional=True)
 
@@ -116,8 +116,8 @@ class Response(ABC):
         self, weights: Parameters, images: Images, variables: Mapping[str, Tensor], rows: slice = slice(None)
     ) -> list[Tensor]:
         if self.is_functional:
-            slopes = torch.func.grad(self.loss)(dict(weights), images, variables, rows)
-            return [slopes[name] for name in self.names]
+            gradients = torch.func.grad(self.loss)(dict(weights), images, variables, rows)
+            return [gradients[name] for name in self.names]
         for weight in weights.values():
             if not weight.requires_grad:  # others are on the way of simulated steps
                 weight.requires_grad_()
@@ -127,7 +127,7 @@ class Response(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class OneGradient(Response):
+class OneGradient(ClientGradient):
     """The gradient at the global weights."""
 
     def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
@@ -136,7 +136,7 @@ class OneGradient(Response):
 
 
 @dataclass(frozen=True, eq=False)
-class Surrogate(Response):
+class Surrogate(ClientGradient):
     """The gradient at w_0 + a (w_T - w_0), with a the variable `path`.
 
     Args:
@@ -152,7 +152,7 @@ class Surrogate(Response):
 
 
 @dataclass(frozen=True, eq=False)
-class Unrolled(Response):
+class Unrolled(ClientGradient):
     """The mean gradient of simulated local SGD, reduced from its delta as the observed one is.
 
     Args:
@@ -167,18 +167,18 @@ class Unrolled(Response):
     batch_size: int = 1
 
     def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
-        """Return (a w_0 - w_T) / sum of c_t, with a and c_t of `gradient.response`."""
+        """Return (a w_0 - w_T) / sum of c_t, with a and c_t of `gradient.sgd_factors`."""
         training = self.training
         assert training is not None
         start = self.weights()
         decay = {n: 0.0 if n in training.decay_exempt else training.weight_decay for n in self.names}
         weights, velocity = dict(start), {n: torch.zeros_like(w) for n, w in start.items()}
         for rows in self._batches(len(images)):
-            slopes = self._gradients_at(weights, images, variables, rows)
-            for name, slope in zip(self.names, slopes, strict=True):
-                velocity[name] = training.momentum * velocity[name] + slope + decay[name] * weights[name]
+            gradients = self._gradients_at(weights, images, variables, rows)
+            for name, gradient in zip(self.names, gradients, strict=True):
+                velocity[name] = training.momentum * velocity[name] + gradient + decay[name] * weights[name]
                 weights[name] = weights[name] - training.learning_rate * velocity[name]
-        factors = {n: response(training, self.steps, decay[n]) for n in self.names}
+        factors = {n: sgd_factors(training, self.steps, decay[n]) for n in self.names}
         return [(factors[n][0] * start[n] - weights[n]) / factors[n][1] for n in self.names]
 
     def _batches(self, count: int) -> Iterator[slice]:
@@ -188,7 +188,9 @@ class Unrolled(Response):
             yield slice(start, start + self.batch_size)
 
 
-def respond(observation: Observation, target: Target, labels: Labels, reading: Reading) -> tuple[Response, str | None]:
+def model_client(
+    observation: Observation, target: Target, labels: Labels, reading: Reading
+) -> tuple[ClientGradient, str | None]:
     """Return what pictures would have made the client send, and what is to be doubted about that.
 
     Args:

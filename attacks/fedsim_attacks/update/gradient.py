@@ -53,13 +53,13 @@ def mean_gradient(observation: Observation, names: Collection[str]) -> MeanGradi
     if steps is None:
         return MeanGradient(negated, False, training.weight_decay == 0)
     if training.weight_decay == 0:
-        _, gain = response(training, steps, weight_decay=0.0)
+        _, gain = sgd_factors(training, steps, weight_decay=0.0)
         return MeanGradient({name: tensor / gain for name, tensor in negated.items()}, True, True)
     start = dict(observation.model().named_parameters())
     corrected = {}
     for name, tensor in negated.items():
         exempt = name in training.decay_exempt
-        kept, gain = response(training, steps, weight_decay=0.0 if exempt else training.weight_decay)
+        kept, gain = sgd_factors(training, steps, weight_decay=0.0 if exempt else training.weight_decay)
         corrected[name] = (tensor + (kept - 1) * start[name].detach().double()) / gain
     return MeanGradient(corrected, True, True)
 
@@ -90,7 +90,7 @@ def is_taken_for_one_step(observation: Observation) -> bool:
     return observation.update.num_examples <= (observation.batch_size or 1) if steps is None else steps == 1
 
 
-def response(training: TrainingKnowledge, steps: int, weight_decay: float) -> tuple[float, float]:
+def sgd_factors(training: TrainingKnowledge, steps: int, weight_decay: float) -> tuple[float, float]:
     """Return (a, sum of c_t) of w_T = a w_0 - sum_t c_t g_t for SGD with momentum and coupled weight decay.
 
     Args:

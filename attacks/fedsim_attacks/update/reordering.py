@@ -18,7 +18,7 @@ _STARTS = 8
 
 
 def rearranged(finding: Finding, loose: Bool[Tensor, " patch"], grid: PatchGrid, generator: torch.Generator) -> Finding:
-    """Return a finding with the loose patches of each picture in the order that fits, and its film with them.
+    """Return a finding with the loose patches of each picture in the order that fits, and its trajectory with them.
 
     Args:
         finding: with pictures.
@@ -32,16 +32,16 @@ def rearranged(finding: Finding, loose: Bool[Tensor, " patch"], grid: PatchGrid,
     def arranged(images: Images) -> Images:
         return grid.join(grid.cut(images).gather(1, orders[..., None].expand(-1, -1, grid.values)))
 
-    film = finding.film
-    if film is not None:
-        film = replace(film, images=torch.stack([arranged(images) for images in film.images]))
-    return replace(finding, images=arranged(finding.images), film=film)
+    trajectory = finding.film
+    if trajectory is not None:
+        trajectory = replace(trajectory, images=torch.stack([arranged(images) for images in trajectory.images]))
+    return replace(finding, images=arranged(finding.images), film=trajectory)
 
 
 def fitting_order(
     patches: Float[Tensor, "patch value"], loose: Bool[Tensor, " patch"], grid: PatchGrid, generator: torch.Generator
 ) -> Order:
-    """Return which patch belongs at each place: of all swaps of loose ones, those that leave the least difference at seams.
+    """Return which patch belongs at each place: of all swaps of loose ones, those that leave the least difference at borders.
 
     Swaps are made while one helps, from the order as it is and from seven others; another one is taken where it is better.
 
@@ -66,7 +66,7 @@ def fitting_order(
 
 
 def _misfits(patches: Float[Tensor, "patch value"], grid: PatchGrid) -> tuple[Misfit, Misfit]:
-    """Return the mean absolute difference at the seam if a patch (row) had another (column) to its right; and below."""
+    """Return the mean absolute difference at the border if a patch (row) had another (column) to its right; and below."""
     cells = patches.reshape(grid.count, grid.channels, grid.patch, grid.patch)
 
     def between(first: Tensor, second: Tensor) -> Misfit:

@@ -41,15 +41,15 @@ def seen(model: torch.nn.Module, both: LabeledImages) -> Observation:
     [
         ("steps", -1),
         ("restarts", 0),
-        ("trials", 0),
-        ("promising", 0.0),
+        ("multi_start", 0),
+        ("acceptance_threshold", 0.0),
         ("patience", -1),
         ("resolution", 0),
-        ("polish_steps", -1),
+        ("refinement_steps", -1),
         ("learning_rate", 0.0),
         ("learning_rate", math.nan),
-        ("largest", 0.0),
-        ("largest", 1.5),
+        ("top_k", 0.0),
+        ("top_k", 1.5),
         ("second_phase", 2.0),
         ("warm_up", -0.1),
         ("warm_up", 1.1),
@@ -68,8 +68,8 @@ def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: float) ->
         ({"matching": 0.0}, "matching"),
         ({"group": 0.1}, "group"),
         ({"group": 0.1, "restarts": 2, "optimizer": "lbfgs"}, "group"),
-        ({"polish": "closed_form", "resolution": 2}, "polish"),
-        ({"trials": 2, "optimizer": "lbfgs"}, "trials"),
+        ({"refinement": "closed_form", "resolution": 2}, "refinement"),
+        ({"multi_start": 2, "optimizer": "lbfgs"}, "multi_start"),
     ],
 )
 def test_parameters_that_contradict_each_other_are_refused(params: dict[str, Any], named: str) -> None:
@@ -83,7 +83,7 @@ def test_parameters_that_contradict_each_other_are_refused(params: dict[str, Any
         {"matching": 0.0, "positions": 1.0},
         {"priors": {"total_variation": {"weight": 0.1, "end": 0.1}}},
         {"group": 0.1, "restarts": 2},
-        {"largest": 1.0},
+        {"top_k": 1.0},
     ],
 )
 def test_limits_of_the_range_are_allowed(params: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def test_limits_of_the_range_are_allowed(params: dict[str, Any]) -> None:
             "initial": "tiles",
             "distance": "sign",
         },
-        {"optimize_labels": True, "largest": 0.1, "per_token": False, "positions": 1.0, "patience": 1},
+        {"optimize_labels": True, "top_k": 0.1, "per_token": False, "positions": 1.0, "patience": 1},
         {"optimizer": "lbfgs", "restarts": 2, "distance": "l2"},
     ],
 )
@@ -124,7 +124,7 @@ def test_dropout_on_the_client_draws_from_the_attack_s_generator(restarts: int) 
     one, two, other = (brief(own, seed, restarts=restarts) for seed in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(images_of(one), images_of(two)) and not torch.equal(images_of(one), images_of(other))
-    assert one.trace["slopes"] == "double_backward"
+    assert one.trace["input_gradients"] == "double_backward"
 
 
 @pytest.mark.parametrize(
@@ -161,19 +161,23 @@ def test_each_restart_has_a_start_and_a_curve_of_its_own(model: torch.nn.Module)
 
 def test_a_promising_start_is_followed_as_if_it_had_been_the_only_one(seen: Observation) -> None:
     alone, tried = (
-        GradientMatching(steps=6, trials=trials, promising=1e6).run(seen, torch.Generator().manual_seed(0))
+        GradientMatching(steps=6, multi_start=trials, acceptance_threshold=1e6).run(
+            seen, torch.Generator().manual_seed(0)
+        )
         for trials in (1, 5)
     )
     assert torch.equal(images_of(alone), images_of(tried))
-    assert alone.trace["trials"] == [] and len(tried.trace["trials"]) == 1
+    assert alone.trace["multi_start"] == [] and len(tried.trace["multi_start"]) == 1
 
 
 def test_of_starts_that_are_not_promising_the_best_is_followed(seen: Observation) -> None:
     def run(trials: int) -> tuple[list[float], float]:
         trace = (
-            GradientMatching(steps=10, trials=trials, promising=1e-9).run(seen, torch.Generator().manual_seed(0)).trace
+            GradientMatching(steps=10, multi_start=trials, acceptance_threshold=1e-9)
+            .run(seen, torch.Generator().manual_seed(0))
+            .trace
         )
-        return trace["trials"], trace["curves"][0][2]  # after a fifth of the steps
+        return trace["multi_start"], trace["curves"][0][2]  # after a fifth of the steps
 
     for trials in (2, 6):
         reached, followed = run(trials)
@@ -256,13 +260,16 @@ def test_labels_are_optimized_beside_the_pictures_where_that_is_asked(model: tor
 def test_the_slopes_that_were_asked_for_are_taken(
     model: torch.nn.Module, both: LabeledImages, seen: Observation
 ) -> None:
-    found = {slopes: brief(seen, slopes=slopes) for slopes in ("auto", "double_backward", "forward_difference")}
-    assert found["auto"].trace["slopes"] == "forward_difference"
-    assert all(found[name].trace["slopes"] == name for name in found if name != "auto")
-    assert brief(seen, precision="bfloat16").trace["slopes"] == "double_backward"
+    found = {
+        input_gradients: brief(seen, input_gradients=input_gradients)
+        for input_gradients in ("auto", "double_backward", "forward_difference")
+    }
+    assert found["auto"].trace["input_gradients"] == "forward_difference"
+    assert all(found[name].trace["input_gradients"] == name for name in found if name != "auto")
+    assert brief(seen, precision="bfloat16").trace["input_gradients"] == "double_backward"
     several = observed(model, both, update=delta(model, both, dataclasses.replace(RECIPE, local_steps=2)))
     with pytest.raises(AttackRefusedError, match="forward_difference reads one gradient"):
-        brief(several, slopes="forward_difference", local="surrogate")
+        brief(several, input_gradients="forward_difference", local="surrogate")
 
 
 def test_half_precision_still_comes_nearer(seen: Observation) -> None:
@@ -271,8 +278,8 @@ def test_half_precision_still_comes_nearer(seen: Observation) -> None:
 
 
 def test_restarts_that_agree_are_polished_too(seen: Observation) -> None:
-    finding = brief(seen, restarts=2, group=0.1, polish="gauss_newton", polish_steps=1)
-    assert len(finding.trace["polish"]) == 2
+    finding = brief(seen, restarts=2, group=0.1, refinement="gauss_newton", refinement_steps=1)
+    assert len(finding.trace["refinement"]) == 2
     assert film_of(finding).steps == (0, 1, 2, 3)
 
 
@@ -301,7 +308,7 @@ def test_starts_lie_nearest_to_the_head_inputs_that_are_wanted(model: torch.nn.M
 
 def test_a_second_trial_starts_where_the_classifiers_gradient_points(seen: Observation) -> None:
     def started(observation: Observation) -> tuple[Finding, torch.Tensor]:
-        attack = GradientMatching(steps=5, trials=4, promising=1e-9, learning_rate=1e-6)
+        attack = GradientMatching(steps=5, multi_start=4, acceptance_threshold=1e-9, learning_rate=1e-6)
         finding = attacked(attack, observation)
         return finding, film_of(finding).images[0]
 

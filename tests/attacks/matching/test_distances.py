@@ -4,7 +4,7 @@ import pytest
 import torch
 from fedsim_attacks.matching.distances import (
     DISTANCES,
-    Largest,
+    TopK,
     cosine,
     layer_l2,
     relative_l2,
@@ -153,8 +153,8 @@ def test_a_step_down_the_slope_comes_nearer(distance: str) -> None:
 @given(share=st.floats(0.001, 1), seed=st.integers(0, 1000))
 def test_the_largest_entries_of_each_tensor_are_kept(share: float, seed: int) -> None:
     observed = drawn(seed, 3)
-    largest = Largest.of(observed, share)
-    for kept, whole in zip(largest(observed), observed, strict=True):
+    top = TopK.of(observed, share)
+    for kept, whole in zip(top(observed), observed, strict=True):
         count = max(1, math.ceil(share * whole.numel()))
         assert torch.equal(kept.abs().sort().values, whole.flatten().abs().sort().values[-count:])
 
@@ -162,5 +162,5 @@ def test_the_largest_entries_of_each_tensor_are_kept(share: float, seed: int) ->
 def test_entries_of_another_gradient_are_taken_at_the_same_places() -> None:
     observed = [torch.tensor([[1.0, -9.0], [0.5, 4.0]])]
     found = [torch.tensor([[10.0, 20.0], [30.0, 40.0]])]
-    assert sorted(Largest.of(observed, 0.5)(found)[0].tolist()) == [20.0, 40.0]
-    assert Largest.of(observed, 1e-9)(found)[0].tolist() == [20.0]
+    assert sorted(TopK.of(observed, 0.5)(found)[0].tolist()) == [20.0, 40.0]
+    assert TopK.of(observed, 1e-9)(found)[0].tolist() == [20.0]

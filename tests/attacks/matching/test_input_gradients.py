@@ -6,7 +6,7 @@ import pytest
 import torch
 from descent_cases import flat, objective, one_gradient, pictures, starts, tiny
 from fedsim_attacks.matching.distances import DISTANCES
-from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, Slopes, choose
+from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, InputGradients, choose
 from fedsim_attacks.matching.objective import Objective
 from fedsim_attacks.priors.natural import length, patch_differences, total_variation
 from fedsim_attacks.update.client_gradient import LABELS, Surrogate
@@ -58,8 +58,8 @@ class Holder:
     tensor: torch.Tensor
 
 
-def cosine_of_slopes(one: Slopes, other: Slopes, variables: dict[str, torch.Tensor]) -> float:
-    left, right = (flat(slopes(variables, None, 0.0)).double() for slopes in (one, other))
+def cosine_of_slopes(one: InputGradients, other: InputGradients, variables: dict[str, torch.Tensor]) -> float:
+    left, right = (flat(input_gradients(variables, None, 0.0)).double() for input_gradients in (one, other))
     return float(torch.cosine_similarity(left, right, dim=0))
 
 
@@ -82,28 +82,32 @@ def test_the_difference_of_two_passes_has_the_direction_of_double_backward(
     )
 
 
-@pytest.mark.parametrize("slopes", [DoubleBackward, ForwardDifference])
-def test_slopes_are_those_of_finite_differences(slopes: type[Slopes], batch: LabeledImages) -> None:
+@pytest.mark.parametrize("input_gradients", [DoubleBackward, ForwardDifference])
+def test_input_gradients_are_those_of_finite_differences(
+    input_gradients: type[InputGradients], batch: LabeledImages
+) -> None:
     model, pictures = at_float64(tiny(), batch)
     response, observed = one_gradient(model, pictures)
     priors = [lambda c: total_variation(c.pixels), lambda c: patch_differences(c.pixels, 4), lambda c: length(c.images)]
     goal = objective(response, observed, "cosine", positions=True, priors=priors)
-    found = slopes(goal)
+    found = input_gradients(goal)
     if isinstance(found, ForwardDifference):
         found = dataclasses.replace(found, reach=1e-7)
     at = {name: tensor.double() for name, tensor in starts(1, batch).items()}
     way = torch.randn(at["pictures"].shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     here = found(at, None, 0.0)
     ahead, behind = (found({"pictures": at["pictures"] + s * 1e-6 * way}, None, 0.0).values for s in (1, -1))
-    assert float((ahead - behind) / 2e-6) == pytest.approx(float((here.slopes["pictures"] * way).sum()), rel=1e-4)
+    assert float((ahead - behind) / 2e-6) == pytest.approx(float((here.gradients["pictures"] * way).sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize("with_labels", [False, True])
-@pytest.mark.parametrize("slopes", [DoubleBackward, ForwardDifference])
+@pytest.mark.parametrize("input_gradients", [DoubleBackward, ForwardDifference])
 def test_restarts_in_one_batch_have_the_slopes_that_they_have_alone(
-    slopes: type[Slopes], with_labels: bool, model: torch.nn.Module, batch: LabeledImages
+    input_gradients: type[InputGradients], with_labels: bool, model: torch.nn.Module, batch: LabeledImages
 ) -> None:
-    found = slopes(objective(*one_gradient(model, batch), positions=True, priors=[lambda c: total_variation(c.pixels)]))
+    found = input_gradients(
+        objective(*one_gradient(model, batch), positions=True, priors=[lambda c: total_variation(c.pixels)])
+    )
     variables = starts(3, batch)
     if with_labels:
         variables[LABELS] = torch.randn(3, 2, 10, generator=torch.Generator().manual_seed(1))
@@ -112,17 +116,17 @@ def test_restarts_in_one_batch_have_the_slopes_that_they_have_alone(
         alone = found({name: tensor[index : index + 1] for name, tensor in variables.items()}, None, 0.0)
         assert torch.allclose(alone.values[0], together.values[index], rtol=1e-5)
         for name in variables:
-            assert alone.slopes[name].shape == variables[name][:1].shape
+            assert alone.gradients[name].shape == variables[name][:1].shape
             cosine = torch.cosine_similarity(
-                alone.slopes[name][0].flatten(), together.slopes[name][index].flatten(), dim=0
+                alone.gradients[name][0].flatten(), together.gradients[name][index].flatten(), dim=0
             )
             assert float(cosine) > 0.9999
 
 
 @pytest.mark.parametrize("restarts", [1, 2])
-@pytest.mark.parametrize("slopes", [DoubleBackward, ForwardDifference])
+@pytest.mark.parametrize("input_gradients", [DoubleBackward, ForwardDifference])
 def test_the_model_is_left_as_it_was(
-    slopes: type[Slopes], restarts: int, model: torch.nn.Module, batch: LabeledImages
+    input_gradients: type[InputGradients], restarts: int, model: torch.nn.Module, batch: LabeledImages
 ) -> None:
     attention = [module for module in model.modules() if hasattr(module, "fused_attn")]
     attention[0].fused_attn = False  # type: ignore[assignment]
@@ -130,25 +134,25 @@ def test_the_model_is_left_as_it_was(
     variables = starts(restarts, batch)
     kept = {name: tensor.clone() for name, tensor in variables.items()}
     try:
-        found = slopes(objective(*one_gradient(model, batch)))(variables, None, 0.0)
+        found = input_gradients(objective(*one_gradient(model, batch)))(variables, None, 0.0)
         assert [bool(module.fused_attn) for module in attention] == [False, True]
     finally:
         attention[0].fused_attn = True  # type: ignore[assignment]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad and p.grad_fn is None for p in model.parameters())
     assert all(torch.equal(tensor, kept[name]) and tensor.grad is None for name, tensor in variables.items())
-    assert not found.values.requires_grad and not any(slope.requires_grad for slope in found.slopes.values())
+    assert not found.values.requires_grad and not any(slope.requires_grad for slope in found.gradients.values())
 
 
 def test_the_difference_of_two_passes_needs_no_second_derivative(model: torch.nn.Module, many: LabeledImages) -> None:
     goal = objective(*one_gradient(model, many), positions=True)
     variables, most = starts(1, many), {}
-    for slopes in (DoubleBackward(goal), ForwardDifference(goal)):
+    for input_gradients in (DoubleBackward(goal), ForwardDifference(goal)):
         kept = Kept()
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda holder: holder.tensor):
             for _ in range(2):
-                slopes(variables, None, 0.0)
-        most[type(slopes)] = kept.most
+                input_gradients(variables, None, 0.0)
+        most[type(input_gradients)] = kept.most
         assert kept.now == 0, "a graph outlives its step"
     assert most[ForwardDifference] <= 0.5 * most[DoubleBackward]
 
@@ -197,5 +201,5 @@ def with_response(goal: Objective, is_bfloat16: bool) -> Objective:
 def test_variables_that_no_term_sees_have_a_slope_of_zero(model: torch.nn.Module, batch: LabeledImages) -> None:
     goal = objective(*one_gradient(model, batch))
     variables = {**starts(1, batch), "unused": torch.ones(1, 3)}
-    for slopes in (DoubleBackward(goal), ForwardDifference(goal)):
-        assert not slopes(variables, None, 0.0).slopes["unused"].any()
+    for input_gradients in (DoubleBackward(goal), ForwardDifference(goal)):
+        assert not input_gradients(variables, None, 0.0).gradients["unused"].any()

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from fedsim_attacks.matching.multi_start import Chosen, Kind, Start, Trial, accept, choose_start
+from fedsim_attacks.matching.multi_start import Chosen, Kind, Start, TriedStart, accept, choose_start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-PICTURES = 3
+IMAGES = 3
 
 
 def start(value: float, kind: Kind = "noise") -> Start:
-    return Start({"pictures": torch.full((1, PICTURES, 1, 2, 2), value)}, kind)
+    return Start({"pictures": torch.full((1, IMAGES, 1, 2, 2), value)}, kind)
 
 
 def numbered(kinds: Iterator[Kind]) -> Iterator[Start]:
@@ -85,10 +85,10 @@ def test_the_first_accepted_trial_is_followed_or_the_best_and_no_more_are_made(
 ) -> None:
     made: list[int] = []
 
-    def trials() -> Iterator[Trial[int]]:
+    def trials() -> Iterator[TriedStart[int]]:
         for number, objective in enumerate(objectives):
             made.append(number)
-            yield Trial(number, objective)
+            yield TriedStart(number, objective)
 
     found = accept(trials(), limit, 1.0)
     assert (found.end, len(found.reached), len(made)) == (end, count, count)

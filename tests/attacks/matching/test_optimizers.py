@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fedsim_attacks.matching.input_gradients import Slope
+from fedsim_attacks.matching.input_gradients import Evaluation
 from fedsim_attacks.matching.optimizers import LBFGS, Adam, Optimizer, rate
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,9 +13,9 @@ PULL = torch.tensor([1.0, 10.0, 0.1])
 CENTER = torch.tensor([[1.0, -2.0, 3.0]])
 
 
-def bowl(at: Mapping[str, torch.Tensor]) -> Slope:
+def bowl(at: Mapping[str, torch.Tensor]) -> Evaluation:
     away = at["pictures"].detach() - CENTER
-    return Slope((PULL * away.square()).sum(-1) / 2, {"pictures": PULL * away})
+    return Evaluation((PULL * away.square()).sum(-1) / 2, {"pictures": PULL * away})
 
 
 def leaf(restarts: int = 1) -> dict[str, torch.Tensor]:
@@ -55,41 +55,41 @@ def test_the_rate_rises_from_zero_while_it_warms_up(progress: float, expected: f
 
 
 def test_adam_moves_as_torch_s_does() -> None:
-    variables, mover = leaf(2), adam()
+    variables, ours = leaf(2), adam()
     other = torch.nn.Parameter(torch.zeros(2, 3))
-    optimizer = torch.optim.Adam([other], lr=0.1)
+    theirs = torch.optim.Adam([other], lr=0.1)
     for step in range(20):
         factor = rate("cosine", 0.1, step / 20)
-        mover.step(variables, bowl, factor)
-        other.grad = bowl({"pictures": other}).slopes["pictures"]
-        optimizer.param_groups[0]["lr"] = 0.1 * factor
-        optimizer.step()
+        ours.step(variables, bowl, factor)
+        other.grad = bowl({"pictures": other}).gradients["pictures"]
+        theirs.param_groups[0]["lr"] = 0.1 * factor
+        theirs.step()
     assert torch.equal(variables["pictures"], other)
     assert not torch.equal(other, torch.zeros(2, 3))
 
 
-def test_value_and_slope_are_those_of_the_place_before_the_move() -> None:
-    movers: list[Optimizer] = [adam(), LBFGS(1.0)]
-    for mover in movers:
+def test_value_and_gradient_are_those_of_the_place_before_the_move() -> None:
+    optimizers: list[Optimizer] = [adam(), LBFGS(1.0)]
+    for optimizer in optimizers:
         variables = leaf()
-        found = mover.step(variables, bowl, 1.0)
+        found = optimizer.step(variables, bowl, 1.0)
         assert torch.equal(found.values, bowl(leaf()).values)
-        assert torch.equal(found.slopes["pictures"], bowl(leaf()).slopes["pictures"])
+        assert torch.equal(found.gradients["pictures"], bowl(leaf()).gradients["pictures"])
         assert float(bowl(variables).values) < float(found.values)
 
 
 @settings(max_examples=30)
 @given(scale=st.floats(1e-3, 1e3))
-def test_signed_adam_sees_the_sign_of_the_slope_alone(scale: float) -> None:
-    def scaled(at: Mapping[str, torch.Tensor]) -> Slope:
+def test_signed_adam_sees_the_sign_of_the_gradient_alone(scale: float) -> None:
+    def scaled(at: Mapping[str, torch.Tensor]) -> Evaluation:
         found = bowl(at)
-        return found._replace(slopes={"pictures": scale * found.slopes["pictures"]})
+        return found._replace(gradients={"pictures": scale * found.gradients["pictures"]})
 
     one, other = leaf(), leaf()
-    movers = adam(is_signed=True), adam(is_signed=True)
+    optimizers = adam(is_signed=True), adam(is_signed=True)
     for _ in range(3):
-        movers[0].step(one, bowl, 1.0)
-        movers[1].step(other, scaled, 1.0)
+        optimizers[0].step(one, bowl, 1.0)
+        optimizers[1].step(other, scaled, 1.0)
     assert torch.equal(one["pictures"], other["pictures"])
     # Adam's epsilon aside, the first steps are of the learning rate, whatever the slope.
     torch.testing.assert_close(one["pictures"].data, 0.3 * CENTER.sign(), rtol=1e-4, atol=0)
@@ -98,16 +98,16 @@ def test_signed_adam_sees_the_sign_of_the_slope_alone(scale: float) -> None:
 def test_variables_beside_the_pictures_are_not_signed_and_have_a_rate_of_their_own() -> None:
     variables = {"pictures": torch.nn.Parameter(torch.zeros(1, 3)), "labels": torch.nn.Parameter(torch.zeros(1, 2))}
     slopes = {"pictures": torch.tensor([[5.0, -5.0, 0.0]]), "labels": torch.tensor([[5.0, 1e-9]])}
-    mover = Adam({"pictures": 0.1, "labels": 0.02}, True, "pictures", 0.0, torch.Generator())
-    mover.step(variables, lambda at: Slope(torch.zeros(1), slopes), 0.5)
+    optimizer = Adam({"pictures": 0.1, "labels": 0.02}, True, "pictures", 0.0, torch.Generator())
+    optimizer.step(variables, lambda at: Evaluation(torch.zeros(1), slopes), 0.5)
     torch.testing.assert_close(variables["pictures"].data, torch.tensor([[-0.05, 0.05, 0.0]]))
     assert float(variables["labels"][0, 0].detach()) == pytest.approx(-0.01, rel=1e-4)
     assert abs(float(variables["labels"][0, 1].detach())) < 0.002  # below Adam's epsilon: as unsigned Adam moves
 
 
 def test_noise_comes_from_the_generator_in_units_of_the_rate() -> None:
-    def flat(at: Mapping[str, torch.Tensor]) -> Slope:
-        return Slope(torch.zeros(len(at["pictures"])), {"pictures": torch.zeros_like(at["pictures"])})
+    def flat(at: Mapping[str, torch.Tensor]) -> Evaluation:
+        return Evaluation(torch.zeros(len(at["pictures"])), {"pictures": torch.zeros_like(at["pictures"])})
 
     moved = []
     for seed in (0, 0, 1):
@@ -121,7 +121,7 @@ def test_noise_comes_from_the_generator_in_units_of_the_rate() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_slope_that_is_no_number_moves_nothing(value: float) -> None:
     variables, slope = leaf(), torch.tensor([[value, 1.0, 1.0]])
-    adam().step(variables, lambda at: Slope(torch.zeros(1), {"pictures": slope}), 1.0)
+    adam().step(variables, lambda at: Evaluation(torch.zeros(1), {"pictures": slope}), 1.0)
     assert bool(torch.isfinite(variables["pictures"]).all())
     assert float(variables["pictures"][0, 0].detach()) == 0
 
@@ -133,12 +133,12 @@ def test_lbfgs_reaches_the_bottom_of_a_bowl(seed: int) -> None:
     root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
     curvature, center = root @ root.T + torch.eye(6), torch.randn(6, generator=generator, dtype=torch.float64)
 
-    def tilted(at: Mapping[str, torch.Tensor]) -> Slope:
+    def tilted(at: Mapping[str, torch.Tensor]) -> Evaluation:
         away = at["pictures"].detach() - center
-        return Slope((away @ curvature * away).sum(-1) / 2, {"pictures": away @ curvature})
+        return Evaluation((away @ curvature * away).sum(-1) / 2, {"pictures": away @ curvature})
 
     variables = {"pictures": torch.nn.Parameter(torch.zeros(1, 6, dtype=torch.float64))}
-    mover = LBFGS(1.0)
-    values = [float(mover.step(variables, tilted, 1.0).values) for _ in range(40)]
+    optimizer = LBFGS(1.0)
+    values = [float(optimizer.step(variables, tilted, 1.0).values) for _ in range(40)]
     assert all(after <= before + 1e-12 for before, after in pairwise(values))
     torch.testing.assert_close(variables["pictures"].data[0], center, atol=1e-5, rtol=1e-5)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from descent_cases import objective, one_gradient, pictures, tiny
 from fedsim_attacks.matching.attempt import FRAMES
-from fedsim_attacks.matching.input_gradients import DoubleBackward, ForwardDifference, Slope, Slopes
+from fedsim_attacks.matching.input_gradients import DoubleBackward, Evaluation, ForwardDifference, InputGradients
 from fedsim_attacks.matching.objective import Objective
 from fedsim_attacks.matching.optimizers import Adam, Optimizer
-from fedsim_attacks.matching.search import Course, Trail, search
+from fedsim_attacks.matching.search import Iterates, RunSchedule, search
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,14 +22,14 @@ SHAPE = (1, 1, 1, 1)
 
 
 @dataclass(frozen=True, eq=False)
-class Script(Slopes):
-    """Slopes whose values are written down: step -> one a restart. The pictures' only pixel counts the steps."""
+class Script(InputGradients):
+    """Gradients whose values are written down: step -> one a restart. The pictures' only pixel counts the steps."""
 
     lines: tuple[tuple[float, ...], ...] = ()
 
-    def __call__(self, variables: Mapping[str, torch.Tensor], consensus: Images | None, progress: float) -> Slope:
+    def __call__(self, variables: Mapping[str, torch.Tensor], consensus: Images | None, progress: float) -> Evaluation:
         step = int(variables["pictures"].flatten()[0])
-        return Slope(torch.tensor(self.lines[step], dtype=torch.float64), dict(variables))
+        return Evaluation(torch.tensor(self.lines[step], dtype=torch.float64), dict(variables))
 
     def one(self, *_: object) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
         raise NotImplementedError
@@ -43,9 +43,9 @@ class Count(Optimizer):
     def __init__(self) -> None:
         self.factors: list[float] = []
 
-    def step(self, variables: Mapping[str, torch.Tensor], evaluate: object, factor: float) -> Slope:
+    def step(self, variables: Mapping[str, torch.Tensor], evaluate: object, factor: float) -> Evaluation:
         self.factors.append(factor)
-        found: Slope = evaluate(variables)  # type: ignore[operator]
+        found: Evaluation = evaluate(variables)  # type: ignore[operator]
         with torch.no_grad():
             variables["pictures"].add_(1)
         return found
@@ -56,27 +56,27 @@ def goal() -> Objective:
     return objective(*one_gradient(tiny(), pictures(0)), positions=True)
 
 
-def course(
+def run_schedule(
     steps: int, patience: int = 0, grows_at: float = 0.0, schedule: str = "constant", warm_up: float = 0.0
-) -> Course:
-    return Course(steps, schedule, warm_up, patience, grows_at, 0, steps)  # type: ignore[arg-type]
+) -> RunSchedule:
+    return RunSchedule(steps, schedule, warm_up, patience, grows_at, 0, steps)  # type: ignore[arg-type]
 
 
-def told(lines: list[tuple[float, ...]], **how: float) -> list[Trail]:
+def told(lines: list[tuple[float, ...]], **how: float) -> list[Iterates]:
     variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(torch.zeros(len(lines[0]), *SHAPE))}
-    laps = course(len(lines) - 1, **how)  # type: ignore[arg-type]
+    laps = run_schedule(len(lines) - 1, **how)  # type: ignore[arg-type]
     return search(Script(goal(), tuple(lines)), variables, Count(), laps, lambda _: None, lambda _: None)
 
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
 def test_each_restart_keeps_its_iterate_of_least_objective(lines: list[tuple[float, float]]) -> None:
-    for index, trail in enumerate(told(lines)):
+    for index, iterates in enumerate(told(lines)):
         own = [line[index] for line in lines]
-        assert trail.losses == own
-        assert trail.loss == min(own) == own[trail.step]
-        assert trail.step == own.index(min(own))
-        assert float(trail.variables["pictures"]) == trail.step
+        assert iterates.losses == own
+        assert iterates.loss == min(own) == own[iterates.step]
+        assert iterates.step == own.index(min(own))
+        assert float(iterates.variables["pictures"]) == iterates.step
 
 
 @settings(max_examples=30)
@@ -85,8 +85,8 @@ def test_each_restart_keeps_its_iterate_of_least_objective(lines: list[tuple[flo
     last=st.floats(0, 1),
 )
 def test_an_objective_that_is_no_number_is_never_the_best(before: list[float], last: float) -> None:
-    (trail,) = told([(value,) for value in [*before, last]])
-    assert trail.loss == min(value for value in [*before, last] if math.isfinite(value))
+    (iterates,) = told([(value,) for value in [*before, last]])
+    assert iterates.loss == min(value for value in [*before, last] if math.isfinite(value))
 
 
 def test_a_run_whose_objective_is_never_a_number_keeps_its_start_and_loses_to_every_other() -> None:
@@ -116,22 +116,22 @@ def test_what_came_before_the_objective_grew_a_term_is_forgotten(grows_at: float
 
 @pytest.mark.parametrize("steps", [0, 1, 5, FRAMES - 1, FRAMES, 100])
 def test_frames_of_the_film_are_spread_from_the_start_to_the_end(steps: int) -> None:
-    (trail,) = told([(float(steps - step),) for step in range(steps + 1)])
-    shown = [step for step, _ in trail.frames]
+    (iterates,) = told([(float(steps - step),) for step in range(steps + 1)])
+    shown = [step for step, _ in iterates.frames]
     assert shown[0] == 0 and shown[-1] == steps
     assert len(shown) == min(FRAMES, steps + 1)
     assert all(before < after for before, after in pairwise(shown))
-    assert [float(images) for _, images in trail.frames] == shown
-    assert len(trail.losses) == steps + 1
+    assert [float(images) for _, images in iterates.frames] == shown
+    assert len(iterates.losses) == steps + 1
 
 
 def test_the_rate_follows_the_schedule_and_the_last_step_does_not_move() -> None:
     variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(torch.zeros(1, *SHAPE))}
-    mover = Count()
-    laps = course(4, schedule="cosine", warm_up=0.5)
-    search(Script(goal(), ((1.0,),) * 5), variables, mover, laps, lambda _: None, lambda _: None)
+    optimizer = Count()
+    laps = run_schedule(4, schedule="cosine", warm_up=0.5)
+    search(Script(goal(), ((1.0,),) * 5), variables, optimizer, laps, lambda _: None, lambda _: None)
     halves = [0.0, 0.5, 1.0, 1.0]
-    assert mover.factors == pytest.approx([h * (1 + math.cos(math.pi * s / 4)) / 2 for s, h in enumerate(halves)])
+    assert optimizer.factors == pytest.approx([h * (1 + math.cos(math.pi * s / 4)) / 2 for s, h in enumerate(halves)])
     assert float(variables["pictures"].detach()) == 4
 
 
@@ -148,8 +148,8 @@ def test_what_is_kept_is_confined_and_the_restarts_agree_on_what_they_are() -> N
 
     variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(torch.zeros(2, *SHAPE))}
     script = Script(goal(), ((3.0, 3.0), (2.0, 2.0), (1.0, 1.0)))
-    trails = search(script, variables, Count(), course(5), confine, agree)
-    assert [float(trail.variables["pictures"]) for trail in trails] == [2, 2]
+    runs = search(script, variables, Count(), run_schedule(5), confine, agree)
+    assert [float(iterates.variables["pictures"]) for iterates in runs] == [2, 2]
     assert [float(at["pictures"].max()) for at in seen] == [0, 1, 2, 2, 2, 2]
 
 
@@ -160,19 +160,19 @@ def test_whoever_listens_hears_of_every_step_and_of_the_best_restart() -> None:
     assert [(step.done, step.total, step.loss) for step in steps] == [(0, 2, 3.0), (1, 2, 2.0), (2, 2, 1.0)]
 
 
-@pytest.mark.parametrize("slopes", [DoubleBackward, ForwardDifference])
-def test_restarts_in_one_batch_go_the_way_that_they_go_alone(slopes: type[Slopes]) -> None:
-    found = slopes(goal())
+@pytest.mark.parametrize("input_gradients", [DoubleBackward, ForwardDifference])
+def test_restarts_in_one_batch_go_the_way_that_they_go_alone(input_gradients: type[InputGradients]) -> None:
+    found = input_gradients(goal())
     starts = 0.5 * torch.randn(3, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
-    def run(own: torch.Tensor) -> list[Trail]:
+    def run(own: torch.Tensor) -> list[Iterates]:
         variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(own.clone())}
-        mover = Adam({"pictures": 0.01}, False, "pictures", 0.0, torch.Generator())
-        return search(found, variables, mover, course(6), lambda _: None, lambda _: None)
+        optimizer = Adam({"pictures": 0.01}, False, "pictures", 0.0, torch.Generator())
+        return search(found, variables, optimizer, run_schedule(6), lambda _: None, lambda _: None)
 
     together = run(starts)
-    for index, trail in enumerate(together):
+    for index, iterates in enumerate(together):
         (alone,) = run(starts[index : index + 1])
-        assert trail.losses == pytest.approx(alone.losses, rel=1e-2)
-        assert trail.losses[-1] < trail.losses[0]
-        torch.testing.assert_close(trail.variables["pictures"], alone.variables["pictures"], atol=0.02, rtol=0)
+        assert iterates.losses == pytest.approx(alone.losses, rel=1e-2)
+        assert iterates.losses[-1] < iterates.losses[0]
+        torch.testing.assert_close(iterates.variables["pictures"], alone.variables["pictures"], atol=0.02, rtol=0)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 import torch
 from descent_cases import SIDE, grey, mean_decibels, one_gradient, pictures, tiny
 from fedsim_attacks.head.nearest import NearestStarts
-from fedsim_attacks.newton.dct_starts import Seen, WaveStarts, fitted
-from fedsim_attacks.newton.last_block import LastBlock, separate
-from fedsim_attacks.newton.last_block_residual import Separated
+from fedsim_attacks.newton.dct_starts import DCTStarts, StartFeatures, fitted
+from fedsim_attacks.newton.last_block import LastBlockFeatures, read_last_block
+from fedsim_attacks.newton.last_block_residual import LastBlockResidual
 from fedsim_attacks.newton.residual import Exact, Residual, norm
 from fedsim_attacks.priors.spectrum import Spectrum
 from fedsim_attacks.update.target import Target
@@ -28,8 +28,8 @@ def head_inputs(model: nn.Module, batch: LabeledImages) -> torch.Tensor:
     return models.head_inputs(model, normalized(batch))[0]
 
 
-def last_block(model: nn.Module, batch: LabeledImages) -> LastBlock:
-    return separate(model, gradient(model, batch).tensors, batch.labels, head_inputs(model, batch))
+def last_block(model: nn.Module, batch: LabeledImages) -> LastBlockFeatures:
+    return read_last_block(model, gradient(model, batch).tensors, batch.labels, head_inputs(model, batch))
 
 
 def nearest_to(model: nn.Module, batch: LabeledImages) -> Callable[[torch.Generator], torch.Tensor]:
@@ -39,8 +39,8 @@ def nearest_to(model: nn.Module, batch: LabeledImages) -> Callable[[torch.Genera
     return lambda generator: starts.draw(1, generator)[0]
 
 
-def draws(seen: Seen, count: int, steps: int = 2) -> list[torch.Tensor]:
-    starts = WaveStarts(seen, SPECTRUM, steps, torch.Generator().manual_seed(0))
+def draws(seen: StartFeatures, count: int, steps: int = 2) -> list[torch.Tensor]:
+    starts = DCTStarts(seen, SPECTRUM, steps, torch.Generator().manual_seed(0))
     return list(itertools.islice(starts.draw(lambda error: None), count))
 
 
@@ -60,7 +60,9 @@ def test_a_batch_is_found_from_what_the_last_block_has_seen_and_not_from_what_it
 def test_starts_take_turns() -> None:
     model, batch = tiny(depth=2), pictures(0, 1)
     block = last_block(model, batch)
-    fit, near_grey, nearest, fit_again, other = draws(Seen(2, nearest_to(model, batch), block, None), 5, steps=20)
+    fit, near_grey, nearest, fit_again, other = draws(
+        StartFeatures(2, nearest_to(model, batch), block, None), 5, steps=20
+    )
     assert float(near_grey.abs().max()) < 0.2
     with torch.no_grad():
         error = {
@@ -73,8 +75,8 @@ def test_starts_take_turns() -> None:
 
 def test_starts_without_the_last_block_are_not_fitted_and_without_head_inputs_near_grey() -> None:
     model, batch = tiny(depth=2), pictures(0, 1)
-    near_grey, nearest, other = draws(Seen(2, nearest_to(model, batch), None, None), 3)
-    blind = draws(Seen(2, None, None, "a reason"), 3)
+    near_grey, nearest, other = draws(StartFeatures(2, nearest_to(model, batch), None, None), 3)
+    blind = draws(StartFeatures(2, None, None, "a reason"), 3)
     assert all(float(start.abs().max()) < 0.2 for start in (near_grey, *blind))
     assert not torch.equal(blind[0], blind[1]) and not torch.equal(nearest, other)
     assert min(float(start.abs().max()) for start in (nearest, other)) > 0.2
@@ -85,7 +87,7 @@ def test_further_rows_vanish_at_the_true_pictures_and_have_exact_products() -> N
     response, gradients = one_gradient(model, batch)
     target = Target(response.names, gradients, True, model)
     block, plain = last_block(model, batch), Residual(response, {}, target, 10.0)
-    residual = Separated(response, {}, target, 10.0, block=block)
+    residual = LastBlockResidual(response, {}, target, 10.0, block=block)
     assert norm(Exact(residual, normalized(batch)).left) < 1e-3 * norm(residual.goal)
     here = Exact(residual, torch.zeros(normalized(batch).shape))
     assert len(here.left) == len(gradients) + 1

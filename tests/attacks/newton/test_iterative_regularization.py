@@ -34,7 +34,7 @@ def test_it_stays_at_the_true_picture() -> None:
     batch = pictures(0)
     residual, spectrum = problem(batch)
     true = models.normalization(tiny()).normalize(batch.images)
-    found = list(gauss_newton(residual, spectrum.waves(true), IterativeRegularization(spectrum), 40))
+    found = list(gauss_newton(residual, spectrum.coefficients(true), IterativeRegularization(spectrum), 40))
     assert all(tried.residual < 1e-4 for tried in found)
     assert mean_decibels(models.normalization(tiny()).denormalize(found[-1].images), batch) >= 60
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 from descent_cases import SIDE, pictures, tiny
-from fedsim_attacks.newton.last_block import LastBlock, separate
+from fedsim_attacks.newton.last_block import LastBlockFeatures, read_last_block
 from torch import nn
 from vit_cases import gradient
 
@@ -31,12 +31,12 @@ def truth(model: nn.Module, batch: LabeledImages) -> tuple[torch.Tensor, torch.T
     return images, inputs
 
 
-def separated(model: nn.Module, batch: LabeledImages) -> LastBlock:
-    return separate(model, gradient(model, batch).tensors, batch.labels, truth(model, batch)[1])
+def separated(model: nn.Module, batch: LabeledImages) -> LastBlockFeatures:
+    return read_last_block(model, gradient(model, batch).tensors, batch.labels, truth(model, batch)[1])
 
 
 @torch.no_grad()
-def apart(block: LastBlock, images: torch.Tensor) -> torch.Tensor:
+def apart(block: LastBlockFeatures, images: torch.Tensor) -> torch.Tensor:
     return block.apart(images)
 
 
@@ -66,9 +66,9 @@ def test_soft_labels_are_those_of_the_loss() -> None:
     images, inputs = truth(model, batch)
     labels = smooth(distributions(batch.labels, 10), 0.1)
     tensors = models.gradient_of(model, images, labels)
-    assert float(apart(separate(model, tensors, labels, inputs), images).max()) < 1e-6
+    assert float(apart(read_last_block(model, tensors, labels, inputs), images).max()) < 1e-6
     with pytest.raises(AttackRefusedError, match="fit together"):
-        separate(model, tensors, batch.labels, inputs)
+        read_last_block(model, tensors, batch.labels, inputs)
 
 
 def test_without_a_block_before_it_the_keys_of_a_batch_are_left_out() -> None:
@@ -100,7 +100,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         (without, batch.labels, inputs, r"mlp\.fc2\.weight"),
     ):
         with pytest.raises(AttackRefusedError, match=reason):
-            separate(model, given, labels, seen)
+            read_last_block(model, given, labels, seen)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_the_closed_form_inverts_one_picture() -> None:
     found = list(closed_form(left, start, confined, 6))
     assert torch.equal(found[0].images, start) and len(found) == 7
     assert decibels(found[-1].images, batch) >= decibels(start, batch) + 3
-    left_of_projection = [polished.residual for polished in found]
+    left_of_projection = [refined.residual for refined in found]
     assert left_of_projection == sorted(left_of_projection, reverse=True)
 
 
@@ -160,7 +160,7 @@ def test_the_closed_form_stays_where_it_is_at_the_true_pictures() -> None:
     batch = pictures(0, 50)
     left, true = residual(batch), models.normalization(tiny()).normalize(batch.images)
     found = list(closed_form(left, true, confined, 3))
-    assert all(polished.residual < 1e-5 for polished in found)
+    assert all(refined.residual < 1e-5 for refined in found)
     assert decibels(found[-1].images, batch) >= 80
 
 
@@ -185,16 +185,16 @@ def test_what_is_no_gradient_of_known_scale_is_left_unpolished_with_a_caution() 
     )
     dropped = observed(model, batch, train_mode=True)
     for seen, reason in ((unknown, "scale"), (several, "local steps"), (dropped, "dropout")):
-        finding = TokenMatching(steps=2, polish_steps=2).run(seen, torch.Generator().manual_seed(0))
-        assert finding.trace["polish"] == []
-        assert any("not polished" in caution and reason in caution for caution in finding.cautions)
+        finding = TokenMatching(steps=2, refinement_steps=2).run(seen, torch.Generator().manual_seed(0))
+        assert finding.trace["refinement"] == []
+        assert any("not refined" in caution and reason in caution for caution in finding.cautions)
 
 
 def test_the_step_that_leaves_least_is_kept_and_filmed() -> None:
-    finding = TokenMatching(steps=4, polish_steps=3).run(
+    finding = TokenMatching(steps=4, refinement_steps=3).run(
         observed(tiny(), pictures(0)), torch.Generator().manual_seed(0)
     )
-    left = finding.trace["polish"]
+    left = finding.trace["refinement"]
     assert len(left) == 4 and finding.film is not None and finding.images is not None
     assert finding.film.steps[-3:] == (5, 6, 7)
     best = min(range(4), key=left.__getitem__)

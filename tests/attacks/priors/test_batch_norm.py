@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from fedsim_attacks.priors import auxiliary_network, networks
-from fedsim_attacks.priors.batch_norm import StatisticsPrior, load_prior
+from fedsim_attacks.priors.batch_norm import BatchNormPrior, load_prior
 from fedsim_attacks.priors.networks import PriorNetwork
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,7 +95,7 @@ def pictures(count=2, side=8, seed=0, dtype=torch.float64):
     [("l2", 1 + 3 + 0.5 + 1.75), ("relative", 1 / 4.25**0.5 + 3 / 16.0625**0.5 + 0.5 / 2 + 1.75 / 4)],
 )
 def test_the_distance_is_the_one_computed_by_hand(form, wanted):
-    prior = StatisticsPrior(PriorNetwork(two_layers(), PLAIN, 1, "two layers"), form)
+    prior = BatchNormPrior(PriorNetwork(two_layers(), PLAIN, 1, "two layers"), form)
     pixels = torch.tensor([[[[0.0, 1.0]]], [[[1.0, 0.0]]]])
     assert float(prior(pixels)) == pytest.approx(wanted)
 
@@ -107,7 +107,7 @@ def test_the_distance_is_zero_at_the_network_s_own_statistics():
         inputs = network.train(False)[:place](pixels)
         network[place].running_mean.copy_(inputs.mean((0, 2, 3)).detach())
         network[place].running_var.copy_(inputs.var((0, 2, 3), correction=0).detach())
-    assert float(StatisticsPrior(PriorNetwork(network, PLAIN, 1, "fitted"))(pixels)) < 1e-5
+    assert float(BatchNormPrior(PriorNetwork(network, PLAIN, 1, "fitted"))(pixels)) < 1e-5
 
 
 @settings(max_examples=20)
@@ -118,7 +118,7 @@ def test_the_distance_is_zero_at_the_network_s_own_statistics():
     side=st.sampled_from([1, 12]),
 )
 def test_the_slope_is_that_of_finite_differences(seed, form, count, side):
-    prior = StatisticsPrior(small(seed, side), form)
+    prior = BatchNormPrior(small(seed, side), form)
     pixels = pictures(count, seed=seed).requires_grad_()
     (slope,) = torch.autograd.grad(prior(pixels), pixels)
     assert slope.any()
@@ -130,7 +130,7 @@ def test_the_slope_is_that_of_finite_differences(seed, form, count, side):
 
 
 def test_the_functional_transforms_of_torch_see_the_same_slope():
-    prior, pixels = StatisticsPrior(small(side=12)), pictures().requires_grad_()
+    prior, pixels = BatchNormPrior(small(side=12)), pictures().requires_grad_()
     (wanted,) = torch.autograd.grad(prior(pixels), pixels)
     torch.testing.assert_close(torch.func.grad(prior)(pixels.detach()), wanted)
     stacked = torch.stack([pictures(seed=1), pixels.detach()])
@@ -139,7 +139,7 @@ def test_the_functional_transforms_of_torch_see_the_same_slope():
 
 
 def test_another_precision_may_come_first_inside_a_transform():
-    prior, pixels = StatisticsPrior(small()), pictures(dtype=torch.float32)
+    prior, pixels = BatchNormPrior(small()), pictures(dtype=torch.float32)
     torch.func.grad(prior)(pixels)
     value = prior(pixels)
     assert value.dtype == torch.float32
@@ -149,7 +149,7 @@ def test_another_precision_may_come_first_inside_a_transform():
 def test_no_state_changes_neither_in_the_prior_nor_in_the_network_that_it_was_made_of():
     network = small()
     before = copy.deepcopy(network.module.state_dict())
-    prior, pixels = StatisticsPrior(network), pictures().requires_grad_()
+    prior, pixels = BatchNormPrior(network), pictures().requires_grad_()
     first = prior(pixels)
     torch.autograd.grad(first, pixels)
     assert torch.equal(prior(pixels), first)
@@ -162,7 +162,7 @@ def test_no_state_changes_neither_in_the_prior_nor_in_the_network_that_it_was_ma
 
 def test_two_threads_and_two_forms_do_not_disturb_each_other():
     network = small()
-    priors = [StatisticsPrior(network, "l2"), StatisticsPrior(network, "relative"), StatisticsPrior(network, "l2")]
+    priors = [BatchNormPrior(network, "l2"), BatchNormPrior(network, "relative"), BatchNormPrior(network, "l2")]
     wanted = [float(prior(pictures())) for prior in priors]
     found = {}
 
@@ -186,9 +186,9 @@ def test_a_normalizing_batch_norm_with_activation_is_seen_before_it():
     stem = network.train(False).conv_stem(HALF.normalize(pictures(side=32, dtype=torch.float32)))
     layers[0].running_mean.copy_(stem.mean((0, 2, 3)).detach())
     layers[0].running_var.copy_(stem.var((0, 2, 3), correction=0).detach())
-    prior = StatisticsPrior(PriorNetwork(network, HALF, 3, "test"))
+    prior = BatchNormPrior(PriorNetwork(network, HALF, 3, "test"))
     caught = []
-    prior_distance = StatisticsPrior._distance
+    prior_distance = BatchNormPrior._distance
     for layer in (m for m in next(iter(prior._copies.values())).modules() if isinstance(m, nn.BatchNorm2d)):
         layer.register_forward_pre_hook(lambda layer, inputs: caught.append(prior_distance(prior, layer, inputs[0])))
     total = prior(pictures(side=32, dtype=torch.float32))
@@ -198,7 +198,7 @@ def test_a_normalizing_batch_norm_with_activation_is_seen_before_it():
 
 
 def test_a_gray_picture_goes_in_as_three_equal_channels_and_a_small_one_enlarged():
-    prior = StatisticsPrior(small(side=12))
+    prior = BatchNormPrior(small(side=12))
     gray = pictures()[:, :1]
     torch.testing.assert_close(prior(gray), prior(gray.expand(-1, 3, -1, -1)))
     large = torch.nn.functional.interpolate(pictures(), size=(12, 12), mode="bilinear", align_corners=False)
@@ -259,7 +259,7 @@ def test_the_auxiliary_network_holds_the_statistics_of_the_pictures_as_they_are(
         torch.testing.assert_close(
             block[1].running_var.double(), inputs.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5
         )
-    assert float(StatisticsPrior(PriorNetwork(network, HALF, 3, ""), "relative")(data.images)) < 1e-3
+    assert float(BatchNormPrior(PriorNetwork(network, HALF, 3, ""), "relative")(data.images)) < 1e-3
 
 
 def weights_of(prior):

@@ -23,18 +23,20 @@ def drawn(count: int, seed: int, channels: int = 3, height: int = 12, width: int
 @given(
     channels=st.sampled_from([1, 2, 3]), height=st.integers(1, 12), width=st.integers(1, 12), seed=st.integers(0, 99)
 )
-def test_waves_and_pictures_determine_each_other_and_slopes_are_carried_back(
+def test_coefficients_and_images_determine_each_other_and_gradients_are_carried_back(
     channels: int, height: int, width: int, seed: int
 ) -> None:
     found = spectrum(channels, height, width)
     shape = (channels, height, width)
-    waves, slope = drawn(2, seed, *shape), drawn(2, seed + 100, *shape)
-    images = found.images(waves)
-    assert images.shape == waves.shape
-    torch.testing.assert_close(found.waves(images), waves, rtol=0, atol=1e-3)
-    # <slope, images(waves) - grey> = <slope in waves, waves>
-    along = float(((images - found.grey) * slope).sum())
-    assert float((found.slope(slope) * waves).sum()) == pytest.approx(along, rel=1e-4, abs=1e-3)
+    coefficients, gradient = drawn(2, seed, *shape), drawn(2, seed + 100, *shape)
+    images = found.images(coefficients)
+    assert images.shape == coefficients.shape
+    torch.testing.assert_close(found.coefficients(images), coefficients, rtol=0, atol=1e-3)
+    # <gradient, images(coefficients) - grey> = <gradient in coefficients, coefficients>
+    along = float(((images - found.grey) * gradient).sum())
+    assert float((found.coefficient_gradient(gradient) * coefficients).sum()) == pytest.approx(
+        along, rel=1e-4, abs=1e-3
+    )
 
 
 def test_no_wave_is_a_grey_picture_whatever_the_normalization() -> None:
@@ -54,8 +56,8 @@ def test_photographs_are_about_white_in_it_where_their_pixels_are_not() -> None:
     pool = photos(32)
     images = pool.read(list(range(len(pool)))).images
     found = Spectrum.of((3, 32, 32), Normalization((0.0,) * 3, (1.0,) * 3), CPU)
-    waves = found.waves(images)
-    brightness = waves[:, 0]
+    coefficients = found.coefficients(images)
+    brightness = coefficients[:, 0]
     bands = [slice(1, 3), slice(3, 8), slice(8, 32)]
     sizes = [float(brightness[:, band, band].square().mean().sqrt()) for band in bands]
     assert max(sizes) < 5 * min(sizes)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from descent_cases import SIDE, one_gradient, pictures, tiny
-from fedsim_attacks.update.client_gradient import LABELS, PATH, OneGradient, Response, Surrogate, Unrolled
+from fedsim_attacks.update.client_gradient import LABELS, PATH, ClientGradient, OneGradient, Surrogate, Unrolled
 from fedsim_attacks.update.gradient import mean_gradient
 from torch.nn.functional import cross_entropy
 from vit_cases import observe
@@ -125,7 +125,7 @@ def test_slopes_in_pictures_labels_and_place_are_those_of_finite_differences(kin
     update = trained(double(), images, batch.labels, recipe(2), 4)
     generator = torch.Generator().manual_seed(0)
     variables = {LABELS: torch.randn(4, 10, generator=generator, dtype=torch.float64)}
-    response: Response = Unrolled(model, names, batch.labels, training=recipe(2, 0.9), steps=2, batch_size=2)
+    response: ClientGradient = Unrolled(model, names, batch.labels, training=recipe(2, 0.9), steps=2, batch_size=2)
     if kind == "surrogate":
         variables[PATH] = torch.tensor(0.5, dtype=torch.float64)
         response = Surrogate(model, names, batch.labels, movement=list(update.tensors.values()))

@@ -168,14 +168,14 @@ def test_rounded_zeros_cost_true_pictures_nothing() -> None:
     assert value_at(defended, batch) < value_at(Defended(defended.target), batch)
 
 
-@pytest.mark.parametrize("slopes", [DoubleBackward, ForwardDifference])
+@pytest.mark.parametrize("input_gradients", [DoubleBackward, ForwardDifference])
 @pytest.mark.parametrize("case", CASES)
-def test_all_slopes_are_of_the_defended_objective(case: str, slopes: type) -> None:
+def test_all_input_gradients_are_of_the_defended_objective(case: str, input_gradients: type) -> None:
     seen, batch = CASES[case]()
     goal, variables = objective_of(defended_of(seen), batch), starts(2, batch)
     exact = flat(DoubleBackward(goal)({"pictures": variables["pictures"][:1]}, None, 0.0))
-    alone = flat(slopes(goal)({"pictures": variables["pictures"][:1]}, None, 0.0))
-    together = slopes(goal)(variables, None, 0.0).slopes["pictures"][0].flatten()
+    alone = flat(input_gradients(goal)({"pictures": variables["pictures"][:1]}, None, 0.0))
+    together = input_gradients(goal)(variables, None, 0.0).gradients["pictures"][0].flatten()
     assert float(torch.cosine_similarity(alone, exact, dim=0)) > 0.999
     assert float(torch.cosine_similarity(together, exact, dim=0)) > 0.999
 
@@ -200,7 +200,9 @@ def test_clipping_is_neither_guessed_nor_modeled_where_the_update_is_shorter() -
 
 
 def test_a_picture_that_clipping_hides_from_lengths_is_found_and_another_client_s_is_not() -> None:
-    attack = GradientMatching(steps=100, distance="l2", priors={"total_variation": 0.001}, slopes="forward_difference")
+    attack = GradientMatching(
+        steps=100, distance="l2", priors={"total_variation": 0.001}, input_gradients="forward_difference"
+    )
     model, defense = tiny(patch=8), DPNoise(clip_norm=0.01)
 
     def decibels(batch: LabeledImages, aware: bool) -> float:
@@ -249,13 +251,13 @@ def test_zeros_of_a_pruned_and_rounded_update_are_dropped_entries_not_small_ones
 
 def test_zeros_of_a_delta_of_small_steps_are_less_than_half_a_step_of_its_weights() -> None:
     model, rate = tiny(), 1e-6
-    start, slopes = dict(model.named_parameters()), gradient(model, ONE).tensors
-    tensors = {n: (start[n].detach() - rate * g) - start[n].detach() for n, g in slopes.items()}
+    start, input_gradients = dict(model.named_parameters()), gradient(model, ONE).tensors
+    tensors = {n: (start[n].detach() - rate * g) - start[n].detach() for n, g in input_gradients.items()}
     recipe = TrainingKnowledge("sgd", rate, 0.0, 0.0, 1, None)
     seen = observed(model, ONE, Update(1, 0, "delta", tensors, 1), training=recipe)
     defended = defended_of(seen)
     assert defended.active == ("rounding",)
-    sent = defended.sent([slopes[name] for name in defended.target.names])
+    sent = defended.sent([input_gradients[name] for name in defended.target.names])
     for found, goal, silent in zip(sent, defended.target.gradients, defended.silent, strict=True):
         if silent is not None:
             torch.testing.assert_close(found[silent > 0], goal[silent > 0])
@@ -398,7 +400,12 @@ def test_weights_fall_below_their_level_recover_above_it_and_end_a_run_without_p
 
 def test_known_noise_keeps_the_matching_at_its_level_instead_of_below() -> None:
     seen, batch = noise_case()
-    params: dict[str, Any] = {"steps": 100, "schedule": "cosine", "slopes": "forward_difference", "positions": 10.0}
+    params: dict[str, Any] = {
+        "steps": 100,
+        "schedule": "cosine",
+        "input_gradients": "forward_difference",
+        "positions": 10.0,
+    }
     params |= {"distance": "tensor_cosine", "priors": {"total_variation": {"weight": 0.3, "end": 0.01}}}
     aware, naive = (brief(seen, aware=aware, **params) for aware in (True, False))
     assert "noise" in aware.trace["aware"] and aware.trace["trust"][1] < 0.5

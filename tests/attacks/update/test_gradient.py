@@ -1,6 +1,6 @@
 import pytest
 import torch
-from fedsim_attacks.update.gradient import is_taken_for_one_step, local_steps, mean_gradient, response
+from fedsim_attacks.update.gradient import is_taken_for_one_step, local_steps, mean_gradient, sgd_factors
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -42,7 +42,7 @@ def test_the_response_of_sgd_is_that_of_the_optimizer(
     for _ in range(steps):
         weight.grad = torch.tensor(gradient, dtype=torch.float64)
         optimizer.step()
-    kept, gain = response(knowledge(rate=rate, momentum=momentum), steps, decay)
+    kept, gain = sgd_factors(knowledge(rate=rate, momentum=momentum), steps, decay)
     assert float(weight.detach()) == pytest.approx(kept * start - gain * gradient, abs=1e-9)
 
 

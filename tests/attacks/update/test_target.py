@@ -122,6 +122,7 @@ def test_one_unrolled_step_is_one_gradient(model: torch.nn.Module, both: Labeled
     recipe = dataclasses.replace(RECIPE, momentum=0.9, weight_decay=0.1)
     seen = observed(model, both, update=delta(model, both, recipe), training=recipe)
     losses = [
-        brief(seen, local=local, slopes="double_backward").trace["curves"][0] for local in ("one_gradient", "unrolled")
+        brief(seen, local=local, input_gradients="double_backward").trace["curves"][0]
+        for local in ("one_gradient", "unrolled")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
