@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ import torch
 
 from fedsim import attempt, cli, plugins, simulation, yaml_loader
 from fedsim import plan as planning
+from fedsim.audit import Auditor
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.exchange import Finding
 from fedsim.federation.engine import train
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("without_report")
 
 FIELDS = {
     "schema", "run", "round", "client", "attack", "defenses", "grants", "status", "scores", "controls", "cautions",
-    "trace", "seconds", "seed", "artifacts", "inapplicable", "best_example",
+    "trace", "seconds", "seed", "artifacts", "inapplicable", "best_example", "workload",
 }  # fmt: skip
 CONTROLS = {"grey", "own_mean", "dataset_mean", "wrong_update", "prior", "uniform", "chance"}
 VIEWED = {"psnr@patches", "ssim@patches"}
@@ -119,6 +121,27 @@ def test_the_wrong_update_control_is_the_next_clients_finding_scored(simulate):
         assert {name: value for name, value in wrong.items() if "@" not in name} == {
             name: score.value for name, score in expected.items()
         }
+
+
+def partners(tiny_plan, run_folder, partition, defenses=()):
+    """Return the partner of each client that holds these samples of the training pool."""
+    plan = tiny_plan(federation={"clients": len(partition), "rounds": 1}, defenses=list(defenses))
+    own = dataclasses.replace(plan, data=dataclasses.replace(plan.data, partition=partition))
+    with Auditor(own, run_folder(plan)) as auditor:
+        return [auditor._partner(1, client, range(len(partition))) for client in range(len(partition))]
+
+
+def test_the_wrong_update_control_comes_from_a_client_with_other_pictures_where_there_is_one(tiny_plan, run_folder):
+    assert partners(tiny_plan, run_folder, ((0,), (0,), (1,))) == [2, 2, 0]
+
+
+def test_other_pictures_come_before_equal_defenses(tiny_plan, run_folder):
+    masked = {"name": "partial_sharing", "clients": [0, 1], "params": {"hidden": ["head.*"]}}
+    assert partners(tiny_plan, run_folder, ((0,), (0,), (1,)), [masked]) == [2, 2, 0]
+
+
+def test_where_all_clients_have_the_same_pictures_one_of_them_is_the_control(tiny_plan, run_folder):
+    assert partners(tiny_plan, run_folder, ((0,), (0,))) == [1, 0]
 
 
 def test_the_wrong_update_control_comes_from_a_client_with_equal_defenses_where_there_is_one(simulate):

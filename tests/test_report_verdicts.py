@@ -4,13 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
-from fedsim import plugins
-from fedsim.applicability import Applicability, Setting
-from fedsim.attack import Attack
-from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON, Defense
+from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
 from fedsim.report import summary
 from fedsim.report.evidence import Budget, Calibration, Evidence, Record, Round
 from fedsim.report.glance import client_verdicts, entries, headline, overall
@@ -445,52 +440,3 @@ def test_the_summary_for_programs_holds_verdict_reason_value_control_and_round()
 )
 def test_a_verdict_fails_where_it_is_as_bad_as_asked_or_worse(verdict, failing):
     assert {asked for asked in ("leaks", "partial", "inconclusive") if summary.is_failure(verdict, asked)} == failing
-
-
-ATTACKS = {name: plugins.build("attacks", Attack, name, {}, "attacks") for name in plugins.installed("attacks")}
-DEFENSES = sorted(plugins.installed("defenses"))
-SETTINGS = st.builds(
-    Setting,
-    pictures=st.none() | st.integers(1, 600),
-    batch_size=st.integers(1, 64),
-    kind=st.sampled_from(["gradient", "delta"]),
-    steps=st.none() | st.integers(1, 80),
-    optimizer=st.sampled_from(["sgd", "adamw"]),
-    has_soft_labels=st.booleans(),
-    model=st.frozensets(
-        st.sampled_from(["linear classifier", "learned position embedding", "patch projection", "APRIL first block"])
-    ),
-)
-
-
-@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if not attack.is_control])
-def test_every_attack_says_what_it_is_made_for(name):
-    assert isinstance(ATTACKS[name].applicability, Applicability)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    name=st.sampled_from(sorted(ATTACKS)),
-    defense=st.sampled_from(DEFENSES),
-    setting=SETTINGS,
-    value=st.floats(0, 100),
-    proof=st.sampled_from(["client", "calibration", "none"]),
-    status=st.sampled_from(["found", "failed", "refused"]),
-)
-def test_an_update_that_an_attack_is_not_made_for_is_never_said_to_have_resisted_it(
-    name, defense, setting, value, proof, status
-):
-    attack = ATTACKS[name]
-    obstacles = () if attack.applicability is None else attack.applicability.obstacles(setting)
-    assume(obstacles or attack.is_control)
-    use = {"name": name, "is_control": attack.is_control, "recovers": sorted(attack.recovers)}
-    records = [line(value, 1, status=status, attack=use, defenses=[{"name": defense}], inapplicable=list(obstacles))]
-    if proof == "client":
-        records += [line(60.0, client, attack=use) for client in (0, 2, 3)]
-    known = [calibration(attack={"name": name})] if proof == "calibration" else []
-    found = [entry for entry in entries(judged(*records, calibrations=known)) if entry.client == 1]
-    assert found and all(entry.verdict != "resisted" for entry in found)
-
-
-def test_every_installed_defense_is_found():
-    assert all(issubclass(plugins.load(plugins.find("defenses", n, ""), Defense, ""), Defense) for n in DEFENSES)

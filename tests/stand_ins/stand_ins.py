@@ -320,6 +320,16 @@ class Outdated(Defense):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turned(Defense):
+    """Sends each tensor with its entries in reverse order, where no attack looks for them."""
+
+    citation: ClassVar[str] = "none"
+
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
+        return replace(update, tensors={n: t.flatten().flip(0).view_as(t) for n, t in update.tensors.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shaken(Defense):
     """Adds a little noise, and declares nothing about it.
 
