@@ -85,7 +85,7 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
         partner: client of the same round whose finding is the wrong-update control; None when nobody else was captured.
     """
     planned = plan.attacks[task.attack]
-    tried = attempt.run(plan, folder, task.round, task.client, planned)
+    tried = attempt.read(plan, folder, task.round, task.client, planned)
     record: Record = {
         "schema": SCHEMA,
         "run": folder.run or run_id(plan.scenario),
@@ -136,8 +136,9 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
 @functools.lru_cache(maxsize=256)
 def _adds_noise(plan: Plan, folder: RunFolder, client: int, round: int) -> tuple[bool, ...]:
     """Return which defenses of a client randomize its update in a round, in their order."""
-    past = replay.past(folder, client, round)
-    return tuple(noise.adds_noise(plan, planned, client, round, past) for planned in plan.defenses_of(client))
+    carried = plan.defenses_of(client)
+    past = replay.past(folder, client, round) if carried else None
+    return tuple(noise.adds_noise(plan, planned, client, round, past) for planned in carried)
 
 
 def _by_strategy(plan: Plan) -> list[Record]:
@@ -205,7 +206,7 @@ def _score(
     truth = plan.data.truth(task.client, task.round, plan.scenario.training)
     wrong = None
     if partner is not None:
-        other = attempt.run(plan, folder, task.round, partner, planned)
+        other = attempt.read(plan, folder, task.round, partner, planned)
         wrong = other.finding if other.status == "found" else None
     if wrong is None:
         record["cautions"].append("no wrong-update control: no other client's update of this round gave a finding")

@@ -86,21 +86,19 @@ class Made(NamedTuple):
     content: bytes
 
 
-def run(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt:
-    """Return the attempt, from the folder when it is there, else by running the attack here and storing the finding.
+def read(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt:
+    """Return the stored attempt. It is never made here, since attacks run in processes of their own.
 
     Raises:
-        RunFolderError: the capture is missing or corrupted, or the stored finding belongs to another update.
+        RunFolderError: there is none of these parameters and this version, or it belongs to another update.
     """
-    found = stored(folder, round, client, planned)
+    found, path = stored(folder, round, client, planned), finding_path(folder, round, client, planned)
     if found is None:
-        store(folder, round, client, planned, make(plan, folder, round, client, planned).content)
-        found = stored(folder, round, client, planned)
-        assert found is not None
-    elif found.seed != _seed(plan, planned, round, client):
+        raise RunFolderError(f"{path}: missing, damaged or of another version of the attack. Audit again.")
+    if found.seed != _seed(plan, planned, round, client):
         raise RunFolderError(
-            f"{finding_path(folder, round, client, planned)}: made with the seed {found.seed}, which this attack on "
-            f"client {client} in round {round} does not have. Delete the file to attack again."
+            f"{path}: made with the seed {found.seed}, which this attack on client {client} in round {round} does not have. "
+            "Delete the file to attack again."
         )
     return found
 

@@ -9,8 +9,10 @@ from fedsim import applicability, noise, plugins
 from fedsim.applicability import Setting
 from fedsim.attack import Attack
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
-from fedsim.plan import Plan, PlannedAttack, PlannedDefense
+from fedsim.plan import Plan, PlannedAttack
 from fedsim.training import privacy_budget
+
+_TRIAL_SECONDS = 30.0  # for the trials of a defense in one round
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _under_noise(plan: Plan) -> list[Gap]:
     reasons: dict[str, list[int]] = {}
     for client in plan.audit_clients:
         carried = plan.defenses_of(client)
-        noisy = [planned.info.name for planned in carried if _adds_noise(plan, planned)]
+        noisy = [planned.info.name for planned in carried if _adds_noise(plan, plan.defenses.index(planned))]
         rounds = plan.scenario.federation.rounds
         budget = privacy_budget((planned, plan.context_of(client, rounds, rounds)) for planned in carried)
         if noisy and not (budget is not None and budget.is_meaningful):
@@ -104,7 +106,8 @@ def _under_noise(plan: Plan) -> list[Gap]:
 
 
 @functools.lru_cache(maxsize=32)
-def _adds_noise(plan: Plan, planned: PlannedDefense) -> bool:
+def _adds_noise(plan: Plan, index: int) -> bool:
     """Return whether a defense randomizes its first client's update, in the first or the last of the rounds."""
-    rounds = {plan.audit_rounds[0], plan.audit_rounds[-1]}
-    return any(noise.adds_noise(plan, planned, min(planned.clients), round) for round in sorted(rounds))
+    planned, rounds = plan.defenses[index], {plan.audit_rounds[0], plan.audit_rounds[-1]}
+    client = min(planned.clients)
+    return any(noise.adds_noise(plan, planned, client, round, seconds=_TRIAL_SECONDS) for round in sorted(rounds))

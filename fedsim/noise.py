@@ -25,16 +25,18 @@ from fedsim.defense import LocalStep
 from fedsim.exchange import Update
 from fedsim.federation.limits import contained
 from fedsim.plan import Plan, PlannedDefense
-from fedsim.seeds import derive, seeded, torch_generator
+from fedsim.replay import chooses_inputs
+from fedsim.seeds import derive, seeded, torch_generator, torch_threads
 from fedsim.training import LocalRun, Past
 
-_SECONDS = 30.0  # that a defense may take for its trials in one round
-_PICTURES = 2  # of a local step
+_PICTURES = 8  # of a local step
 
 Gradients = Mapping[str, Tensor]
 
 
-def adds_noise(plan: Plan, planned: PlannedDefense, client: int, round: int, past: Past | None = None) -> bool:
+def adds_noise(
+    plan: Plan, planned: PlannedDefense, client: int, round: int, past: Past | None = None, seconds: float | None = None
+) -> bool:
     """Return whether a defense randomizes the update of one client in one round.
 
     Args:
@@ -43,11 +45,14 @@ def adds_noise(plan: Plan, planned: PlannedDefense, client: int, round: int, pas
         client: who carries it.
         round: server round, from 1; a defense may begin late.
         past: what the client brings from its earlier rounds; None where only the number of the round is known.
+        seconds: that the trials may take; None for as long as a client may.
     """
     # Of an observed app nobody knows the clients' data; the scenario's are dealt to a single one.
     trial = _Trial(plan, planned, client if plan.captured is None else 0, round, past or Past(round - 1))
+    limit = plan.scenario.federation.client_timeout if seconds is None else seconds
     try:
-        return contained(trial.is_random, _SECONDS)
+        with torch_threads(1):
+            return contained(trial.is_random, limit)
     except Exception:  # noqa: BLE001  (a third party's code, whose failure on a real update is recorded where it happens)
         return True
 
@@ -82,6 +87,8 @@ class _Trial:
 
     def _is_step_odd(self) -> bool:
         """Return whether the gradient of each step turns with the one behind the hooks; also where that is not asked for."""
+        if not chooses_inputs(self._planned.defense):
+            return True
         for index in range(len(self._run(0).steps)):
             first, second = self._gradients(index, 1.0), self._gradients(index, -1.0)
             if first is not None and second is not None and not _opposite(first, second):
@@ -146,7 +153,7 @@ def _is_certain(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bo
     return False
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  (torch states no types here)
     """Sees whether anything is drawn from a generator of torch, whichever it is."""
 
     def __init__(self) -> None:

@@ -7,6 +7,7 @@ First-party attacks, defenses and data sources come through the same door as any
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -85,6 +86,16 @@ def installed(kind: Kind) -> dict[str, PluginInfo]:
                 f"{info.distribution} ({info.target}). Uninstall one of the two."
             )
     return found
+
+
+def is_own(info: PluginInfo) -> bool:
+    """Return whether a plug-in comes in the distribution of fedsim itself, whatever that is called."""
+    return info.distribution is not None and info.distribution in _own_distributions()
+
+
+@functools.cache
+def _own_distributions() -> frozenset[str | None]:
+    return frozenset(other.distribution for other in installed("data").values() if other.target.startswith("fedsim."))
 
 
 def find(kind: Kind, name: str, where: str) -> PluginInfo:

@@ -56,7 +56,7 @@ def past(folder: RunFolder, client: int, round: int) -> Past:
     Raises:
         RunFolderError: what its defenses kept is damaged.
     """
-    done = [earlier for earlier in range(1, round) if client in folder.captured(earlier)]
+    done = [earlier for earlier in range(1, round) if folder.has_capture(earlier, client)]
     return Past(len(done), folder.read_state(done[-1], client) if done else ClientState())
 
 
@@ -74,7 +74,7 @@ def trained_on(plan: Plan, folder: RunFolder, client: int, round: int, own: Trut
         NotReproducedError: a hook fails, draws what cannot be drawn again, or there is too much of it.
         RunFolderError: a file of the run is missing or damaged.
     """
-    if not any(_chooses_inputs(planned.defense) for planned in plan.defenses_of(client)):
+    if not any(chooses_inputs(planned.defense) for planned in plan.defenses_of(client)):
         return None
     weights, before, sent = (
         folder.read_global(round, client),
@@ -95,7 +95,8 @@ def trained_on(plan: Plan, folder: RunFolder, client: int, round: int, own: Trut
     return caught.beside(own, plan)
 
 
-def _chooses_inputs(defense: Defense) -> bool:
+def chooses_inputs(defense: Defense) -> bool:
+    """Return whether a defense has a hook that sees what the client trains on."""
     kind = type(defense)
     return kind.protect_batch is not Defense.protect_batch or kind.train_step is not Defense.train_step
 

@@ -2,7 +2,7 @@
 
 The run folder is all that workers share with their parent, and a pipe of steps for whoever watches. Whatever runs tasks, a
 worker or this process, has another process for attacks. That one may hang, die, or leave threads and children behind: it is
-ended with all of them when time is up, when an attempt has failed, and at the end. It reads the run folder and never writes.
+ended with all of them when time is up and when the attempt is over. It reads the run folder and never writes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkContext, SpawnContext
@@ -34,7 +35,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from fedsim import assessment, attempt, calibration, evaluation
+from fedsim import assessment, attempt, calibration, evaluation, plugins
 from fedsim import plan as planning
 from fedsim.assessment import Record, Task
 from fedsim.attempt import Attempt, Made
@@ -137,7 +138,9 @@ def attack(task: Task) -> None:
         return
     with _telling(task) as tell:
         try:
-            made = _work.attacks.call(_made, task, plan.scenario.audit.attack_timeout, tell)
+            made = _work.attacks.call(
+                _made, task, plan.scenario.audit.attack_timeout, tell, plugins.is_own(planned.info)
+            )
         except AttackTimeoutError as error:
             attempt.store_failure(plan, folder, task.round, task.client, planned, str(error), error.seconds)
         else:
@@ -172,9 +175,18 @@ def _telling(task: Task) -> Iterator[Callable[[Step], None] | None]:
 
 
 def assess(task: Task, partner: int | None) -> Record:
-    """Return the record of a stored finding, with the partner's as the wrong-update control."""
+    """Return the record of a stored finding, with the partner's as the wrong-update control.
+
+    Where a finding is gone, or an edited plug-in has made it one of another version, it is made again first.
+
+    Raises:
+        AttackDiedError: the process of that attack died.
+    """
     assert _work is not None
     _work.folder.refresh()
+    for client in (task.client, partner):
+        if client is not None:
+            attack(replace(task, client=client))
     return assessment.assess(_work.plan, _work.folder, task, partner)
 
 
@@ -189,8 +201,9 @@ def calibrate(task: Task) -> Record:
     plan, folder, planned, attacks = _work.plan, _work.folder, _work.plan.attacks[task.attack], _work.attacks
 
     def attack(index: int) -> Attempt:
+        make, limit = functools.partial(_tried, index), plan.scenario.audit.attack_timeout
         try:
-            made = attacks.call(functools.partial(_tried, index), task, plan.scenario.audit.attack_timeout, None)
+            made = attacks.call(make, task, limit, None, plugins.is_own(planned.info))
         except AttackTimeoutError as error:
             return Attempt("failed", Finding(), str(error), error.seconds, 0)
         tried: Attempt = pickle.loads(made.content)
@@ -216,7 +229,8 @@ def evaluate(question: Question) -> EvaluationLine:
     _work.folder.refresh()
     plan, folder = _work.plan, _work.folder
     try:
-        made = _work.attacks.call(_evaluated, question, plan.scenario.audit.attack_timeout, None)
+        limit, is_own = plan.scenario.audit.attack_timeout, plugins.is_own(plan.evaluators[question.evaluator].info)
+        made = _work.attacks.call(_evaluated, question, limit, None, is_own)
     except AttackTimeoutError as error:
         return evaluation.failure(plan, folder, question, str(error), error.seconds)
     line: EvaluationLine = pickle.loads(made.content)
@@ -230,7 +244,10 @@ def _evaluated(question: Question) -> Made:
 
 
 class AttackProcess:
-    """A process that runs one attack after another, made when it is first needed, and anew after a failed attempt.
+    """A process that runs one attempt, made when it is needed and ended afterwards, so that no attack meets what another left.
+
+    A plug-in may replace functions of torch, or of other plug-ins, for the rest of its process. Where a process is made from
+    nothing, in seconds, it is kept from one attempt to the next of fedsim's own plug-ins as long as none fails.
 
     It leads a session of its own, so that it is ended together with the processes that attacks have started.
 
@@ -244,7 +261,9 @@ class AttackProcess:
         self._requests: Connection | None = None
         self._exit = -1
 
-    def call(self, make: Make, task: Any, timeout: float | None, tell: Callable[[Step], None] | None) -> Made:
+    def call(
+        self, make: Make, task: Any, timeout: float | None, tell: Callable[[Step], None] | None, is_own: bool
+    ) -> Made:
         """Return what `make` makes of a task in the process for attacks.
 
         Args:
@@ -252,6 +271,7 @@ class AttackProcess:
             task: its argument.
             timeout: seconds that it may take; None for no limit.
             tell: called with every step of the attack, while this waits.
+            is_own: whether the attack comes with fedsim itself.
 
         Raises:
             AttackTimeoutError: it took longer; the process has been ended.
@@ -263,8 +283,7 @@ class AttackProcess:
         except BaseException:
             self.end()
             raise
-        if made.status == "failed":
-            # Whatever else it has left behind there: the attacks after it shall not meet it.
+        if self._method == "fork" or made.status == "failed" or not is_own:
             self.end()
         return made
 

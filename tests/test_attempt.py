@@ -26,7 +26,8 @@ def made(tiny_plan, run_folder, monkeypatch):
     def make(finding):
         monkeypatch.setattr(stand_ins.Claims, "run", lambda *_: finding() if callable(finding) else finding)
         attempt.finding_path(folder, 1, 0, planned).unlink(missing_ok=True)
-        return attempt.run(plan, folder, 1, 0, planned)
+        attempt.store(folder, 1, 0, planned, attempt.make(plan, folder, 1, 0, planned).content)
+        return attempt.read(plan, folder, 1, 0, planned)
 
     return make
 

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedsim import attempt, cli, plugins, simulation, yaml_loader
+from fedsim import attempt, cli, plugins, simulation, workers, yaml_loader
 from fedsim import plan as planning
+from fedsim.assessment import Task
 from fedsim.audit import Auditor
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.exchange import Finding
@@ -103,7 +105,7 @@ def test_a_record_names_the_defenses_of_its_client_and_their_cautions(simulate):
 def test_scores_are_those_of_the_stored_finding_against_the_derived_truth(simulate):
     plan, folder, records = simulate(training={"batch_size": 2})
     for record in records:
-        tried = attempt.run(plan, folder, record["round"], record["client"], plan.attacks[0])
+        tried = attempt.read(plan, folder, record["round"], record["client"], plan.attacks[0])
         truth = plan.data.truth(record["client"], record["round"], plan.scenario.training)
         expected = scoring.score(("psnr", "ssim", "label_recall"), tried.finding, truth)
         assert {name: score["value"] for name, score in record["scores"].items()} == {
@@ -114,7 +116,7 @@ def test_scores_are_those_of_the_stored_finding_against_the_derived_truth(simula
 def test_the_wrong_update_control_is_the_next_clients_finding_scored(simulate):
     plan, folder, records = simulate(training={"batch_size": 2}, federation={"rounds": 1})
     for client, partner in ((0, 1), (1, 2), (2, 0)):
-        other = attempt.run(plan, folder, 1, partner, plan.attacks[0]).finding
+        other = attempt.read(plan, folder, 1, partner, plan.attacks[0]).finding
         truth = plan.data.truth(client, 1, plan.scenario.training)
         expected = scoring.score(("psnr", "ssim", "label_recall"), other, truth)
         wrong = records[client]["controls"]["wrong_update"]
@@ -149,7 +151,7 @@ def test_the_wrong_update_control_comes_from_a_client_with_equal_defenses_where_
     federation = {"clients": 5, "rounds": 1}
     plan, folder, records = simulate(training={"batch_size": 2}, federation=federation, defenses=two)
     for client, partner in ((0, 2), (1, 3), (2, 0), (3, 1), (4, 0)):
-        other = attempt.run(plan, folder, 1, partner, plan.attacks[0]).finding
+        other = attempt.read(plan, folder, 1, partner, plan.attacks[0]).finding
         truth = plan.data.truth(client, 1, plan.scenario.training)
         expected = scoring.score(("psnr", "ssim", "label_recall"), other, truth)
         wrong = records[client]["controls"]["wrong_update"]
@@ -187,6 +189,40 @@ def test_a_failed_and_a_refused_attempt_are_records_and_the_others_go_on(simulat
         assert set(record) == FIELDS | {"message"} and record["scores"] == record["controls"] == {}
     # Client 0 would be compared with client 1, whose attempt failed.
     assert "wrong_update" not in records[0]["controls"] and "wrong_update" in records[1]["controls"]
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_an_attack_changes_in_its_process_reaches_no_other_attempt(simulate, processes):
+    parts = {"federation": {"rounds": 1}, "audit": {"processes": processes}}
+    _, _, alone = simulate("alone", attacks=[{"name": "stand_ins:Guess"}], **parts)
+    _, _, both = simulate("both", attacks=[{"name": "stand_ins:Poisons"}, {"name": "stand_ins:Guess"}], **parts)
+    assert [record["status"] for record in both] == ["found"] * 6
+    found = [record for record in both if record["attack"]["name"] == "stand_ins:Guess"]
+    for record, expected in zip(found, alone, strict=True):
+        assert {name: record[name] for name in ("scores", "controls", "trace", "seed")} == {
+            name: expected[name] for name in ("scores", "controls", "trace", "seed")
+        }
+
+
+@pytest.mark.slow
+def test_an_attack_of_others_has_a_process_of_its_own_where_that_starts_from_nothing(simulate, monkeypatch):
+    monkeypatch.setattr(workers, "start_method", lambda: "spawn")
+    own = [{"name": "blind_guess"}, {"name": "stand_ins:TellsProcess"}]
+    _, _, records = simulate(attacks=own, federation={"clients": 2, "rounds": 1})
+    processes = [record["trace"]["process"] for record in records[1::2]]
+    assert len(set(processes)) == 2 and os.getpid() not in processes
+
+
+def test_a_finding_that_is_gone_is_made_again_in_a_process_of_its_own_before_it_is_assessed(simulate):
+    plan, folder, _ = simulate(attacks=[{"name": "stand_ins:TellsProcess"}], federation={"clients": 2, "rounds": 1})
+    for client in (0, 1):
+        attempt.finding_path(folder, 1, client, plan.attacks[0]).unlink()
+    with pytest.raises(RunFolderError, match="Audit again"):
+        attempt.read(plan, folder, 1, 0, plan.attacks[0])
+    with workers.InThisProcess(plan, RunFolder(folder.path), "fork") as executor:
+        record = executor.submit(workers.assess, Task(1, 0, 0), 1).result()
+    assert record["status"] == "found" and "wrong_update" in record["controls"]
+    assert record["trace"]["process"] != os.getpid()
 
 
 def test_an_attack_that_ends_python_is_a_failed_attempt(simulate):
@@ -350,7 +386,7 @@ def test_an_update_that_is_not_finite_is_refused_not_attacked(tiny_plan, run_fol
     train(plan, folder)
     broken = {name: tensor * math.nan for name, tensor in plan.initial_weights().items()}
     folder.write_capture(Capture(1, 2, "gradient", broken, {"num-examples": 1}, {}))
-    tried = attempt.run(plan, folder, 1, 2, plan.attacks[0])
+    tried = attempt.attack(plan, plan.attacks[0], folder.read_update(1, 2), folder.read_global(1, 2), 0, {})[0]
     assert tried.status == "refused" and tried.message == "the update is not finite"
 
 

@@ -46,7 +46,7 @@ def timeless(records):
 def test_a_record_holds_the_curves_of_the_film_and_the_best_blind_control(simulate):
     plan, folder, records = simulate()
     for record in records:
-        film = attempt.run(plan, folder, 1, record["client"], plan.attacks[0]).finding.film
+        film = attempt.read(plan, folder, 1, record["client"], plan.attacks[0]).finding.film
         truth = plan.data.truth(record["client"], 1, plan.scenario.training)
         assert record["film"] == {
             "steps": [0, 1, 2, 3, 4],
@@ -64,7 +64,7 @@ def test_a_record_holds_the_curves_of_the_film_and_the_best_blind_control(simula
 
 def test_the_picture_of_a_film_shows_its_frames_beside_the_originals(simulate):
     plan, folder, (record, _) = simulate()
-    film = attempt.run(plan, folder, 1, 0, plan.attacks[0]).finding.film
+    film = attempt.read(plan, folder, 1, 0, plan.attacks[0]).finding.film
     truth = plan.data.truth(0, 1, plan.scenario.training)
     frames = arranged(film, truth.images)
     with Image.open(io.BytesIO((folder.path / record["artifacts"]["film"]).read_bytes())) as picture:
@@ -85,7 +85,7 @@ def test_a_film_comes_back_from_the_stored_finding(simulate):
     plan, folder, records = simulate()
     (folder.path / "records.jsonl").unlink()
     assert simulation.audit(plan, folder, Progress()) == records
-    film = attempt.run(plan, folder, 1, 0, plan.attacks[0]).finding.film
+    film = attempt.read(plan, folder, 1, 0, plan.attacks[0]).finding.film
     assert film.steps == (0, 1, 2, 3, 4) and film.images.shape == (5, 2, 3, 32, 32)
 
 
@@ -221,7 +221,7 @@ def test_a_display_that_fails_ends_the_audit_and_leaves_the_finding(simulate, ti
     plan, folder, records = simulate("alone")
     broken = run_folder(plan, "unused").path.with_name("run")
     name = records[0]["artifacts"]["finding"]
-    assert attempt.run(plan, type(folder)(broken), 1, 0, plan.attacks[0]).status == "found"
+    assert attempt.read(plan, type(folder)(broken), 1, 0, plan.attacks[0]).status == "found"
     assert (broken / name).is_file()
 
 

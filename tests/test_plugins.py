@@ -197,3 +197,10 @@ def test_parameters_are_listed_with_type_and_default(stand_ins):
         ("steps", "int", None, True),
         ("rate", "float", 0.1, False),
     ]
+
+
+def test_a_plug_in_is_fedsims_own_by_its_distribution():
+    assert plugins.is_own(plugins.find("attacks", "patch_embedding", "here"))
+    assert plugins.is_own(plugins.find("defenses", "mjp", "here"))
+    assert not plugins.is_own(plugins.find("attacks", "fedsim_attacks.patch_embedding:PatchEmbedding", "here"))
+    assert not plugins.is_own(PluginInfo("attacks", "x", "fedsim.attack:Attack", "another", "1"))

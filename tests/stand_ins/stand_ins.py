@@ -129,6 +129,34 @@ class TellsAndWaits(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Poisons(Attack):
+    """Leaves `Guess` and torch changed for the rest of its process, and finds something itself."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"images"})
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        def grey(attack: Guess, observation: Observation, generator: torch.Generator) -> Finding:
+            return Finding(images=torch.full((1, *observation.image_shape), 0.5))
+
+        Guess.run = grey  # type: ignore[method-assign]
+        torch.rand = torch.zeros  # type: ignore[assignment]
+        torch.set_grad_enabled(False)
+        return Finding(images=torch.full((1, *observation.image_shape), 0.5))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellsProcess(Attack):
+    """Tells which process it runs in."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"images"})
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        return Finding(images=torch.zeros((1, *observation.image_shape)), trace={"process": os.getpid()})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claims(Attack):
     """Returns whatever the test has put into `finding`."""
 
