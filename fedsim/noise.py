@@ -153,7 +153,7 @@ def _is_certain(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bo
     return False
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  (torch states no types here)
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch states no types here
     """Sees whether anything is drawn from a generator of torch, whichever it is."""
 
     def __init__(self) -> None:
