@@ -35,8 +35,9 @@ _STOCK = ("model.name=vit_micro", "model.kwargs={}", "model.first_block=standard
 _ROW_SPACE = (
     "threat.grants=[batch_size, labels, normalization]",
     "attacks=[{name: april_optimization, params: {steps: 200}}, "
-    "{name: april_optimization, params: {steps: 200, row_space: 1}}, "
-    "{name: gradient_matching, params: {steps: 200}}, {name: gradient_matching, params: {steps: 200, row_space: 1}}]",
+    "{name: april_optimization, params: {steps: 200, priors: {total_variation: 0.1, row_space: 1}}}, "
+    "{name: gradient_matching, params: {steps: 200}}, "
+    "{name: gradient_matching, params: {steps: 200, priors: {total_variation: 0.1, row_space: 1}}}]",
 )
 _PATCHES_OF_8 = ("defenses=[]", "federation.rounds=1", "model.kwargs={patch_size: 8, depth: 2}")
 
