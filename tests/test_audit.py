@@ -647,7 +647,9 @@ def test_one_and_two_worker_processes_give_the_same_records(simulate, left_child
     attacks += [{"name": "stand_ins:RaisesOn"}, {"name": "stand_ins:Guess"}]
     parts = {"attacks": attacks, "training": {"batch_size": 2}, "federation": {"rounds": 1}}
     _, _, alone = simulate("0", **parts, audit={"attack_timeout": 3.0})
-    assert [record["status"] for record in alone[-4:]] == ["found", "found", "refused", "found"]
+    ends = [record for record in alone if record["attack"]["name"] == "stand_ins:EndsOn"]
+    assert [record["status"] for record in ends] == ["failed", "failed", "found"]
+    assert ends[1]["message"] == "its process died"
     for processes in (1, 2):
         heard = []
         audit = {"attack_timeout": 3.0, "processes": processes}

@@ -312,7 +312,9 @@ def ended(*arguments, log):
     """Run the command to its end; returns its exit code."""
     process = command(*arguments, log=log)
     process.join(900)
-    return process.exitcode
+    code = process.exitcode
+    process.kill()
+    return code
 
 
 def kill_at(count, path, *arguments):
