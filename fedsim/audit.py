@@ -344,13 +344,13 @@ class Auditor:
         """
         others = [other for other in clients if other != client]
         alike = [other for other in others if self._carried(other) == self._carried(client)]
-        for chosen in (alike, others):
-            after = sorted(chosen, key=lambda other: (other < client, other))
+        for candidates in (alike, others):
+            after = sorted(candidates, key=lambda other: (other < client, other))
             found = next((other for other in after if not self._shows_same(round, client, other)), None)
             if found is not None:
                 return found
-        rest = alike or others
-        return next((other for other in rest if other > client), rest[0] if rest else None)
+        chosen = alike or others
+        return next((other for other in chosen if other > client), chosen[0] if chosen else None)
 
     def _shows_same(self, round: int, client: int, other: int) -> bool:
         if self._plan.captured is not None:

@@ -58,7 +58,7 @@ def clients_to_calibrate(plan: Plan, planned: PlannedAttack, records: Sequence[R
     # Nothing of an observed app is scored, so no verdict hangs on it.
     if planned.attack.is_control or plan.captured is not None or (choice == "none" and not planned.attack.is_cheap):
         return []
-    typed = [evidence.Record.model_validate(record) for record in records if not record["inapplicable"]]
+    typed = [evidence.Record.model_validate(record) for record in records if not record.get("inapplicable")]
     by_workload: dict[Workload, list[evidence.Record]] = {}
     for record in sorted(typed, key=lambda record: record.client):
         by_workload.setdefault(plan.workload_of(record.client), []).append(record)

@@ -115,11 +115,8 @@ def _draw_thresholds(axes: Axes, written: Scale) -> None:
 
 def _draw_control(axes: Axes, chosen: Sequence[Scored], metric: str) -> None:
     blind: dict[int, float] = {}
-    by_round: dict[int, list[Scored]] = {}
-    for one in chosen:
-        if isinstance(one.record, Record):
-            by_round.setdefault(one.record.round, []).append(one)
-    for round, own in sorted(by_round.items()):
+    for round in sorted({one.attempt.round for one in chosen}):
+        own = [one for one in chosen if one.attempt.round == round]
         means = {name: {metric: value} for name, value in mean_controls(own, metric).items()}
         best = rated_by(metric, means, own[0].score.worse)
         if best is not None:

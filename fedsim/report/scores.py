@@ -46,6 +46,12 @@ class Scored(NamedTuple):
         return None if self.best is None else skill(self.value, self.best.value, self.score.worse)
 
     @property
+    def attempt(self) -> Record:
+        """The attempt on a client's update; to be asked for where it is no trial of a calibration."""
+        assert isinstance(self.record, Record)
+        return self.record
+
+    @property
     def is_alike(self) -> bool:
         """Whether it would be a leak, did the same attack not find as much in another client's update."""
         return self.level == "none" and self.guessed in ("leaks", "partial")

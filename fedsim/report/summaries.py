@@ -227,11 +227,10 @@ def mean_controls(found: Sequence[Scored], metric: str) -> dict[str, float]:
 
 def _peak(one: Scored, metric: str) -> Peak:
     """Return an attempt as what decides; of labels its blind guess is all luck, so that it stands without a control."""
-    assert isinstance(one.record, Record)
     best = None if scale(metric).is_luck else one.best
     return Peak(
-        one.record.round,
-        one.record.client,
+        one.attempt.round,
+        one.attempt.client,
         one.value,
         one.skill if best else None,
         best.value if best else None,
