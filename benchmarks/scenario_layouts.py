@@ -190,6 +190,7 @@ TABLES = {
             _attack("matching and positions", "gradient matching and position gradients"),
             _attack("all of GradViT and positions", "all of GradViT and position gradients"),
             _control("matching"),
+            Line("flat grey (control)", Pick(attack="matching"), ("{grey.psnr.mean:.1f}", "{grey.ssim.mean:.2f}")),
         ),
     ),
     "defense_aware": Table(

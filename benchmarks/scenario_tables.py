@@ -32,7 +32,6 @@ DOCUMENTS = ("README.md", GALLERY, ATTACKS, "defenses/README.md")
 WITHOUT_FILE = (
     "pictures_from_batches",
     "pictures_from_batches_224",
-    "gradvit_ablation",
     "local_steps",
     "cifar10_accuracy",
     "cifar10_fedavg",

@@ -105,6 +105,13 @@ def test_every_layout_is_shown_and_every_run_is_used():
     assert {pick.run for pick in picks} | {run for table in TABLES.values() for run in table.runs} == set(RUNS)
 
 
+@pytest.mark.parametrize("run", sorted(path.stem for path in scenario_runs.RESULTS.glob("*.json")))
+def test_every_file_is_of_the_command_that_is_shown(run):
+    content = json.loads(RUNS[run].file.read_text())
+    assert (content["scenario"], tuple(content["overrides"])) == (RUNS[run].scenario, RUNS[run].overrides)
+    assert re.fullmatch("[0-9a-f]{12}", content["code"])
+
+
 def test_tables_without_a_file_are_the_named_ones_and_say_so():
     lacking = {name for name, table in TABLES.items() if not all(RUNS[run].file.exists() for run in table.runs)}
     assert lacking == set(scenario_tables.WITHOUT_FILE)
