@@ -12,7 +12,8 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -130,18 +131,14 @@ def figures(pick: Pick) -> dict[str, Any]:
     records = [record for record in content["records"] if pick.takes(record)]
     if not records:
         raise ValueError(f"no record of {pick}")
-    metrics = _names(record["scores"] for record in records)
-    controls = _names(record["controls"] for record in records)
     names: dict[str, Any] = {
-        metric: _statistic(records, lambda record, metric=metric: record["scores"].get(metric), metric)
-        for metric in metrics
+        metric: _statistic(records, partial(_score, metric=metric), metric)
+        for metric in _names(record["scores"] for record in records)
     }
-    for control in controls:
-        names[control] = _namespace(records, lambda record, metric, control=control: _control(record, control, metric))
-        names[f"beyond_{control}"] = _namespace(
-            records, lambda record, metric, control=control: _beyond(record, control, metric)
-        )
-    names["seconds"] = _statistic(records, lambda record: record["seconds"])
+    for control in _names(record["controls"] for record in records):
+        names[control] = _namespace(records, control, _control)
+        names[f"beyond_{control}"] = _namespace(records, control, _beyond)
+    names["seconds"] = _statistic(records, itemgetter("seconds"))
     names["accuracy"] = content["accuracy"]
     names["defenses"] = _joined(" + ".join(f"`{name}`" for name in record["defenses"]) or "none" for record in records)
     names["verdict"] = {
@@ -170,11 +167,20 @@ def _statistic(records: Sequence[Record], value: Callable[[Record], float | None
     return Statistic(tuple(number for _, number in found), tuple(client for client, _ in found), examples)
 
 
-def _namespace(records: Sequence[Record], value: Callable[[Record, str], float | None]) -> SimpleNamespace:
-    metrics = _names(values for record in records for values in record["controls"].values())
-    return SimpleNamespace(
-        **{metric: _statistic(records, lambda record, metric=metric: value(record, metric)) for metric in metrics}
-    )
+def _namespace(
+    records: Sequence[Record], control: str, value: Callable[[Record, str, str], float | None]
+) -> SimpleNamespace:
+    metrics = _names(record["controls"].get(control, {}) for record in records)
+
+    def of(metric: str) -> Statistic:
+        return _statistic(records, lambda record: value(record, control, metric))
+
+    return SimpleNamespace(**{metric: of(metric) for metric in metrics})
+
+
+def _score(record: Record, metric: str) -> float | None:
+    value: float | None = record["scores"].get(metric)
+    return value
 
 
 def _control(record: Record, control: str, metric: str) -> float | None:
@@ -183,5 +189,5 @@ def _control(record: Record, control: str, metric: str) -> float | None:
 
 
 def _beyond(record: Record, control: str, metric: str) -> float | None:
-    score, floor = record["scores"].get(metric), _control(record, control, metric)
+    score, floor = _score(record, metric), _control(record, control, metric)
     return None if score is None or floor is None else score - floor
