@@ -16,11 +16,10 @@ step. Made for small networks with smooth activations and few classes; the label
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from fedsim_attacks.matching import Descent, Schedule, default_priors
+from fedsim_attacks.matching import Descent, PriorWeights, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class DLG(Descent):
     stream: ClassVar[str] = "dlg"
 
     distance: str = "l2"
-    priors: Mapping[str, Any] = default_priors()
+    priors: PriorWeights = field(default_factory=dict)
     steps: int = 300
     optimizer: str = "lbfgs"
     learning_rate: float = 1.0

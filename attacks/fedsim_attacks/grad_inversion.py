@@ -19,11 +19,10 @@ two passes through the model and two through the prior network a step and seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from fedsim_attacks.matching import Descent, Schedule, default_priors
+from fedsim_attacks.matching import Descent, PriorWeights, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class GradInversion(Descent):
     stream: ClassVar[str] = "grad_inversion"
 
     distance: str = "layer_l2"
-    priors: Mapping[str, Any] = default_priors(total_variation=0.01, norm=1e-4, batch_norm=1e-3)
+    priors: PriorWeights = field(default_factory=lambda: {"total_variation": 0.01, "norm": 1e-4, "batch_norm": 1e-3})
     group: float = 0.01
     registered: bool = True
     steps: int = 2000

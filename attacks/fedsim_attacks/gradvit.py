@@ -20,11 +20,10 @@ two passes through the model a step, and in the second half two through the prio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from fedsim_attacks.matching import Descent, Schedule, default_priors
+from fedsim_attacks.matching import Descent, PriorWeights, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +36,13 @@ class GradViT(Descent):
     stream: ClassVar[str] = "gradvit"
 
     distance: str = "layer_l2"
-    priors: Mapping[str, Any] = default_priors(
-        total_variation=0.01, patch=0.01, norm=1e-4, batch_norm={"weight": 1e-3, "start": 0.5}
+    priors: PriorWeights = field(
+        default_factory=lambda: {
+            "total_variation": 0.01,
+            "patch": 0.01,
+            "norm": 1e-4,
+            "batch_norm": {"weight": 1e-3, "start": 0.5},
+        }
     )
     second_phase: float = 0.5
     matching_after: float = 0.5

@@ -17,11 +17,10 @@ the model a step. On a ViT of many patches expect the mean color at best: the pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from fedsim_attacks.matching import Descent, default_priors
+from fedsim_attacks.matching import Descent, PriorWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,5 +33,5 @@ class InvertingGradients(Descent):
     )
     stream: ClassVar[str] = "inverting_gradients"
 
-    priors: Mapping[str, Any] = default_priors(total_variation=0.01)
+    priors: PriorWeights = field(default_factory=lambda: {"total_variation": 0.01})
     steps: int = 2400

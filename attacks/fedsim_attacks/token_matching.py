@@ -26,11 +26,10 @@ the steps for every start that is tried; 80 passes for each step of the refineme
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from fedsim_attacks.matching import Descent, Refinement, Schedule, default_priors
+from fedsim_attacks.matching import Descent, PriorWeights, Refinement, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class TokenMatching(Descent):
 
     distance: str = "tensor_cosine"
     positions: float = 10.0
-    priors: Mapping[str, Any] = default_priors(total_variation={"weight": 0.3, "end": 0.01})
+    priors: PriorWeights = field(default_factory=lambda: {"total_variation": {"weight": 0.3, "end": 0.01}})
     steps: int = 400
     learning_rate: float = 0.03
     schedule: Schedule = "cosine"

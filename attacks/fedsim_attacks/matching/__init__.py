@@ -10,8 +10,8 @@ from fedsim_attacks.matching.knowledge import Knowledge
 from fedsim_attacks.matching.multi_start import BLIND, TriedStart, accept
 from fedsim_attacks.matching.objective import Candidate
 from fedsim_attacks.matching.optimizers import OPTIMIZERS, Optimizer, OptimizerKind, Schedule, Settings
-from fedsim_attacks.matching.parameters import Refinement, default_priors
-from fedsim_attacks.matching.priors import PRIORS, Penalty, Prior, SkippedPriorError
+from fedsim_attacks.matching.parameters import Refinement
+from fedsim_attacks.matching.priors import PRIORS, Penalty, Prior, PriorWeights, SkippedPriorError
 from fedsim_attacks.matching.starts import Box
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "PRIORS",
     "Penalty",
     "Prior",
+    "PriorWeights",
     "Reached",
     "Refinement",
     "Schedule",
@@ -36,7 +37,6 @@ __all__ = [
     "SkippedPriorError",
     "TriedStart",
     "accept",
-    "default_priors",
     "shown_steps",
     "trajectory",
 ]

@@ -13,7 +13,7 @@ from fedsim.attack import Attack, Need, Recovers
 from fedsim.registry import Registry
 from fedsim_attacks.matching.distances import DISTANCES
 from fedsim_attacks.matching.optimizers import OPTIMIZERS, Schedule
-from fedsim_attacks.matching.priors import PriorUse, read_priors, written
+from fedsim_attacks.matching.priors import PriorUse, PriorWeights, read_priors, written
 from fedsim_attacks.newton import Products
 from fedsim_attacks.update import Reading
 
@@ -45,11 +45,6 @@ RENAMED: Mapping[str, str] = MappingProxyType(
         "row_space": "priors: {row_space: ...}",
     }
 )
-
-
-def default_priors(**weights: Any) -> Any:
-    """Return a field of priors with these for its default."""
-    return field(default_factory=lambda: dict(weights))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +113,7 @@ class Parameters(Attack):
     layers: tuple[str, ...] = ()
     positions: float = 0.0
     per_token: bool = True
-    priors: Mapping[str, Any] = default_priors(total_variation=0.1)
+    priors: PriorWeights = field(default_factory=lambda: {"total_variation": 0.1})
     second_phase: float = 0.0
     matching_after: float = 1.0
     group: float = 0.0

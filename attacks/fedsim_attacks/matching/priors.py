@@ -27,6 +27,8 @@ from fedsim_attacks.update import Scalar
 
 Penalty = Callable[[Candidate], Scalar]
 Prior = Callable[..., Penalty]
+Setting = bool | int | float | str | None
+PriorWeights = Mapping[str, Setting | Mapping[str, Setting]]  # as a scenario writes them
 
 _HOLD = 0.3  # share of the steps before a weight with an end moves toward it
 _SCHEDULE = ("weight", "end", "hold", "start")
@@ -148,7 +150,7 @@ class PriorUse(NamedTuple):
         return PictureTerm(self.scheduled(), PRIORS.find(self.name)(known, **self.params))
 
 
-def read_priors(given: Mapping[str, Any]) -> tuple[PriorUse, ...]:
+def read_priors(given: PriorWeights) -> tuple[PriorUse, ...]:
     """Return the priors that a scenario names, those of weight 0 left out.
 
     Args:
@@ -174,7 +176,7 @@ def read_priors(given: Mapping[str, Any]) -> tuple[PriorUse, ...]:
     return tuple(found)
 
 
-def written(uses: tuple[PriorUse, ...]) -> dict[str, Any]:
+def written(uses: tuple[PriorUse, ...]) -> PriorWeights:
     """Return priors as a scenario writes them, each as short as it can be."""
     return {use.name: _short(use) for use in uses}
 

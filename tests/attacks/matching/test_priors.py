@@ -39,7 +39,6 @@ def seen() -> Observation:
     [
         ({"patches": 1.0}, "priors.patches: no prior 'patches'. Did you mean 'patch'? Known: total_variation, patch, "),
         ({"patch": -0.1}, "priors.patch: expected a number of at least 0, got -0.1."),
-        ({"patch": math.inf}, "priors.patch: expected a number"),
         ({"patch": True}, "priors.patch: expected a number, got true."),
         ({"patch": "much"}, "priors.patch: expected a number, got 'much'."),
         ({"patch": {"start": 0.5}}, "priors.patch.weight: missing; a prior has a weight."),
@@ -63,6 +62,15 @@ def test_priors_that_mean_nothing_are_refused_with_their_place(given: dict[str, 
     assert str(error.value).startswith("attacks.0.params.priors.") and message.removeprefix("priors.") in str(
         error.value
     )
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, [0.1]])
+def test_weights_that_are_no_numbers_are_refused(value: Any) -> None:
+    with pytest.raises(ScenarioError, match=r"^attacks\.0\.params\.priors: expected a mapping, got "):
+        plugins.configure(GradientMatching, {"priors": {"patch": value}}, "attacks.0.params")
+    if isinstance(value, float):
+        with pytest.raises(ValueError, match=r"^priors\.patch: expected a number"):
+            GradientMatching(priors={"patch": value})
 
 
 def test_weights_move_hold_and_start_as_a_scenario_says() -> None:
