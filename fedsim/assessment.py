@@ -30,6 +30,7 @@ from fedsim.metrics.ratings import PATCHES, TRAINED, scale, viewed
 from fedsim.metrics.skill import best_control
 from fedsim.metrics.unavailable import MetricUnavailableError
 from fedsim.plan import Plan, PlannedAttack, PlannedDefense
+from fedsim.plan_memory import per_plan
 from fedsim.recording import RunFolder
 from fedsim.scenario import Scenario
 from fedsim.seeds import seeded
@@ -133,7 +134,7 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: int | None) -> Re
     return record
 
 
-@functools.lru_cache(maxsize=256)
+@per_plan(most=256)
 def _adds_noise(plan: Plan, folder: RunFolder, client: int, round: int) -> tuple[bool, ...]:
     """Return which defenses of a client randomize its update in a round, in their order."""
     carried = plan.defenses_of(client)
@@ -260,7 +261,7 @@ def _add_views(
             own_values |= {viewed(name, view): value for name, value in values.items()}
 
 
-@functools.lru_cache(maxsize=8)
+@per_plan(most=8)
 def _trained_on(plan: Plan, folder: RunFolder, client: int, round: int) -> replay.TrainedOn | str | None:
     """Return what a client trained on, or why that is not known; None where no defense has a say in it."""
     own = plan.data.truth(client, round, plan.scenario.training)
@@ -326,9 +327,9 @@ def _surplus(tried: Attempt, originals: int, scores: Record) -> list[str]:
     ]
 
 
-@functools.cache
+@per_plan(most=1)
 def _auxiliary(plan: Plan) -> Auxiliary:
-    """Return what the auxiliary pool tells a blind guesser; plans are few and live as long as the process."""
+    """Return what the auxiliary pool tells a blind guesser."""
     pool = plan.data.pools.auxiliary
     samples = pool.read(range(len(pool)))
     return Auxiliary(samples.images.mean(0), samples.labels, plan.num_classes)
@@ -354,7 +355,7 @@ def _head_inputs(plan: Plan, folder: RunFolder, task: Task, images: Images) -> F
     return first
 
 
-@functools.lru_cache(maxsize=8)
+@per_plan(most=8)
 def _mean_input(plan: Plan, folder: RunFolder, round: int, client: int) -> Tensor:
     """Return the mean head input of auxiliary pictures at the round's global weights."""
     pool = plan.data.pools.auxiliary

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from fedsim import applicability, noise, plugins
@@ -10,6 +9,7 @@ from fedsim.applicability import Setting
 from fedsim.attack import Attack
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
 from fedsim.plan import Plan, PlannedAttack
+from fedsim.plan_memory import per_plan
 from fedsim.training import privacy_budget
 
 _TRIAL_SECONDS = 30.0  # for the trials of a defense in one round
@@ -105,7 +105,7 @@ def _under_noise(plan: Plan) -> list[Gap]:
     return [Gap(None, tuple(clients), reason) for reason, clients in reasons.items()]
 
 
-@functools.lru_cache(maxsize=32)
+@per_plan(most=32)
 def _adds_noise(plan: Plan, index: int) -> bool:
     """Return whether a defense randomizes its first client's update, in the first or the last of the rounds."""
     planned, rounds = plan.defenses[index], {plan.audit_rounds[0], plan.audit_rounds[-1]}

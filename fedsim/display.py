@@ -20,10 +20,12 @@ from fedsim import simulation
 from fedsim.audit import Running
 from fedsim.errors import printable, printable_line
 from fedsim.metrics.ratings import Level, scale
-from fedsim.report import evidence
-from fedsim.report.glance import Entry, entries, headline
-from fedsim.report.summaries import NO_DEFENSE, by_client
-from fedsim.report.verdicts import Judge, Verdict
+from fedsim.report import evidence, reading
+from fedsim.report.analysis import Analysis
+from fedsim.report.glance import Entry, entries
+from fedsim.report.naming import NO_DEFENSE
+from fedsim.report.summaries import by_client
+from fedsim.report.verdicts import Verdict
 
 _SHOWN_ROWS = 18
 _BAR_WIDTH = 20
@@ -179,11 +181,11 @@ class Display:
 
 def summary(folder: Path) -> Group:
     """Return the result of a run in one sentence and one table, a line per client, attack and kind of finding."""
-    read = evidence.read(folder)
-    lines = entries(by_client(read.records, Judge.of(read)))
+    analysis = Analysis(reading.read(folder))
+    read = analysis.evidence
     table = _table("client", "defense", "attack", "verdict and mean score")
     previous = None
-    for line in lines:
+    for line in analysis.entries:
         if previous not in (None, line.client):
             table.add_section()
         previous = line.client
@@ -192,4 +194,4 @@ def summary(folder: Path) -> Group:
         table.add_row(str(line.client), carried, _shown(line.summary.attack), _leakage(line, True))
     if read.rounds and read.rounds[-1].accuracy is not None:
         table.caption = f"accuracy of the global model after the last round: {read.rounds[-1].accuracy:.3f}"
-    return Group(Text(printable_line(headline(read, lines)), style="bold"), table)
+    return Group(Text(printable_line(analysis.headline), style="bold"), table)

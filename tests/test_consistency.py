@@ -14,7 +14,7 @@ from fedsim import inputs, simulation
 from fedsim import plan as planning
 from fedsim.errors import RunFolderError
 from fedsim.recording import Capture, RunFolder
-from fedsim.report import evidence
+from fedsim.report import reading
 from fedsim.scenario import parse
 from fedsim.simulation import Progress
 
@@ -192,7 +192,7 @@ def test_a_line_that_does_not_belong_is_refused_by_name_and_nothing_is_written(
 )
 def test_a_report_leaves_out_records_that_do_not_belong_and_says_so(change, note, run):
     edit_line(run / "records.jsonl", 3, **change)
-    found = evidence.read(run)
+    found = reading.read(run)
     assert len(found.records) == 3
     assert [text for text in found.notes if text.startswith(f"records.jsonl, line 4: {note}")], found.notes
 
@@ -209,7 +209,7 @@ def test_a_report_leaves_out_records_that_do_not_belong_and_says_so(change, note
 )
 def test_a_report_leaves_out_calibrations_that_do_not_belong_and_says_so(change, note, run):
     edit_line(run / "calibrations.jsonl", 1, **change)
-    found = evidence.read(run)
+    found = reading.read(run)
     assert [line.round for line in found.calibrations] == [1]
     assert [text for text in found.notes if text.startswith(f"calibrations.jsonl, line 2: {note}")], found.notes
 
@@ -224,7 +224,7 @@ def test_damaged_calibrations_that_are_deleted_are_made_again(run, audit):
 
 def test_a_report_leaves_out_records_of_who_took_no_part(run):
     edit_line(run / "rounds.jsonl", 2, participants=[0])
-    found = evidence.read(run)
+    found = reading.read(run)
     assert [(record.round, record.client) for record in found.records] == [(1, 0), (1, 1), (2, 0)]
     assert found.notes == (
         "records.jsonl, line 4: of client 1 in round 2, which took no part as rounds.jsonl says; left out.",
@@ -241,7 +241,7 @@ def test_an_index_that_says_both_is_refused(run, audit, resume):
         with pytest.raises(RunFolderError, match=says):
             step(run)
     assert "captures/index.jsonl: says that client 1 in round 1 failed, and rounds.jsonl that it took part." in (
-        evidence.read(run).notes
+        reading.read(run).notes
     )
 
 
@@ -301,9 +301,9 @@ def test_captures_that_are_gone_stop_an_audit_and_are_made_again_by_a_resume(gon
     ],
 )
 def test_a_report_says_which_captures_are_gone(gone, note, run):
-    assert evidence.read(run).notes == ()
+    assert reading.read(run).notes == ()
     GONE[gone](run)
-    assert evidence.read(run).notes == (note,)
+    assert reading.read(run).notes == (note,)
 
 
 def test_a_lost_reply_that_comes_out_otherwise_is_not_taken_for_the_lost_one(run, resume):

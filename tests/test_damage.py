@@ -13,9 +13,9 @@ from fedsim import attempt, consistency, environment, inputs, simulation, yaml_l
 from fedsim import plan as planning
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.recording import RunFolder
-from fedsim.report import evidence, gallery, rendering, tables, view
-from fedsim.report.glance import entries, headline
-from fedsim.report.summaries import by_client
+from fedsim.report import reading, rendering, tables, view
+from fedsim.report.analysis import Analysis
+from fedsim.report.gallery import gallery
 from fedsim.scenario import parse
 from fedsim.seeds import numpy_generator
 from fedsim.simulation import Progress
@@ -66,12 +66,12 @@ def with_a_known_scenario(whole, monkeypatch):
 
 def noted(path, is_rendered=True):
     """Return the notes of a report, whose tables can be made, and whose text if that is wanted."""
-    found = evidence.read(path)
-    written = [*tables.csv_files(found).values()]
-    written.append(headline(found, entries(by_client(found.records))))
+    found = reading.read(path)
+    analysis = Analysis(found)
+    written = [*tables.csv_files(analysis).values(), analysis.headline]
     if is_rendered:
-        written.append(rendering._markdown().get_template("report.md.j2").render(view.context(found)))
-    notes = [*found.notes, *gallery.displays(found)[1]]
+        written.append(rendering._markdown().get_template("report.md.j2").render(view.context(analysis)))
+    notes = [*found.notes, *gallery(found, analysis.naming, {}).notes]
     for text in (*written, *notes):
         text.encode()
     return notes

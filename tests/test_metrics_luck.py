@@ -1,12 +1,13 @@
-from statistics import fmean
+from math import sqrt
+from statistics import fmean, median
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t
 
-from fedsim.metrics.luck import SIGNIFICANCE, binomial, exceedance, holm
+from fedsim.metrics.luck import SIGNIFICANCE, BlindSkills, binomial, exceedance, holm
 
 
 @pytest.mark.parametrize(("hits", "examples", "chance"), [(1.0, 1, 0.5), (4.0, 4, 0.5), (3.0, 10, 0.1), (0.0, 5, 0.3)])
@@ -40,26 +41,27 @@ def test_blind_attempts_look_leaky_no_more_often_than_the_error_rate_says():
     families = generator.normal(0.0, 0.4, (1000, 20))
     seen = generator.normal(0.0, 0.4, (1000, 20))
     looks = [
-        any(holm([exceedance(float(s), [float(b) for b in blind], 0.4) for s in family]))
+        any(holm(exceedance(family.tolist(), BlindSkills.of(blind.tolist()), 0.4)))
         for family, blind in zip(families, seen, strict=True)
     ]
     assert fmean(looks) <= SIGNIFICANCE + 0.02
 
 
 def test_an_exact_copy_stands_out_among_a_hundred_rounds():
-    tests = [exceedance(0.0, [0.5] * 100, 0.4)] * 99 + [exceedance(60.0, [0.5] * 100, 0.4)]
+    tests = exceedance([0.0] * 99 + [60.0], BlindSkills.of([0.5] * 100), 0.4)
     assert holm(tests) == (False,) * 99 + (True,)
 
 
 def test_a_skill_of_zero_is_even_odds_and_blind_attempts_below_zero_do_not_widen_the_scatter():
-    assert exceedance(0.0, [], 0.4) == pytest.approx(0.5)
-    assert exceedance(1.0, [-9.0] * 8, 0.4) < exceedance(1.0, [2.0] * 8, 0.4)
+    assert exceedance([0.0], BlindSkills.of([]), 0.4) == pytest.approx([0.5])
+    assert exceedance([1.0], BlindSkills.of([-9.0] * 8), 0.4) < exceedance([1.0], BlindSkills.of([2.0] * 8), 0.4)
 
 
 def test_what_an_attack_finds_in_any_update_is_its_mean_and_no_scatter():
-    assert exceedance(4.0, [2.0] * 8, 0.4) < 0.001
-    assert exceedance(2.0, [2.0] * 8, 0.4) == pytest.approx(0.5)
-    assert exceedance(4.0, [0.0, 4.0] * 4, 0.4) > 0.05
+    at_the_mean, beyond = exceedance([2.0, 4.0], BlindSkills.of([2.0] * 8), 0.4)
+    assert at_the_mean == pytest.approx(0.5) and beyond < 0.001
+    (within_the_scatter,) = exceedance([4.0], BlindSkills.of([0.0, 4.0] * 4), 0.4)
+    assert within_the_scatter > 0.05
 
 
 def test_blind_attempts_with_a_mean_of_their_own_look_leaky_no_more_often_than_the_error_rate_says():
@@ -67,7 +69,7 @@ def test_blind_attempts_with_a_mean_of_their_own_look_leaky_no_more_often_than_t
     families = generator.normal(2.0, 0.4, (1000, 8))
     seen = generator.normal(2.0, 0.4, (1000, 8))
     looks = [
-        any(holm([exceedance(float(s), [float(b) for b in blind], 0.4) for s in family]))
+        any(holm(exceedance(family.tolist(), BlindSkills.of(blind.tolist()), 0.4)))
         for family, blind in zip(families, seen, strict=True)
     ]
     assert fmean(looks) <= SIGNIFICANCE + 0.02
@@ -75,4 +77,24 @@ def test_blind_attempts_with_a_mean_of_their_own_look_leaky_no_more_often_than_t
 
 def test_with_many_blind_attempts_the_test_becomes_that_of_their_own_scatter():
     blind = norm.ppf((np.arange(20_000) + 0.5) / 20_000, scale=1.5).tolist()
-    assert exceedance(3.0, blind, 0.4) == pytest.approx(norm.sf(2.0), rel=0.05)
+    assert exceedance([3.0], BlindSkills.of(blind), 0.4) == pytest.approx([norm.sf(2.0)], rel=0.05)
+
+
+@given(
+    skills=st.lists(st.floats(-5, 60), max_size=6),
+    blind=st.lists(st.floats(-5, 5), max_size=12),
+    scale=st.floats(0.1, 2.0),
+)
+def test_each_probability_is_that_of_the_formula_on_its_own(skills, blind, scale):
+    """One skill after the other, from the definition: the median, the upper half of the scatter, Student's distribution."""
+    count, center = len(blind), max(0.0, median(blind)) if blind else 0.0
+    freedom = 8 + count / 2
+    scatter = sqrt((8 * scale**2 + sum((skill - center) ** 2 for skill in blind if skill > center)) / freedom)
+    scatter = max(scale, scatter) * (sqrt(1 + 1 / count) if center > 0 else 1.0)
+    expected = [1 - t(freedom, loc=center, scale=scatter).cdf(skill) for skill in skills]
+    assert exceedance(skills, BlindSkills.of(blind), scale) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@given(skills=st.lists(st.floats(-5, 5), max_size=12), threshold=st.floats(-5, 5))
+def test_blind_skills_count_those_at_a_threshold_or_beyond(skills, threshold):
+    assert BlindSkills.of(skills).beyond(threshold) == sum(skill >= threshold for skill in skills)

@@ -10,7 +10,7 @@ import torch
 from fedsim import plan as planning
 from fedsim import replay, simulation, training
 from fedsim.recording import RunFolder
-from fedsim.report import evidence, glance
+from fedsim.report import glance, reading
 from fedsim.report.summaries import by_client
 from fedsim.report.verdicts import Judge
 from fedsim.scenario import parse
@@ -59,7 +59,7 @@ def records(folder):
 
 @pytest.fixture(scope="module")
 def verdicts(folder):
-    found = evidence.read(folder)
+    found = reading.read(folder)
     lines = glance.entries(by_client(found.records, Judge.of(found)))
     return {(line.client, line.kind): line for line in lines}
 

@@ -11,8 +11,10 @@ from PIL import Image
 from fedsim import yaml_loader
 from fedsim.errors import RunFolderError
 from fedsim.metrics.ratings import scale
-from fedsim.report import plots, render
-from fedsim.report.evidence import Record, read
+from fedsim.report import gallery, plots, render, view
+from fedsim.report.evidence import Record
+from fedsim.report.naming import Naming
+from fedsim.report.reading import read
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
 
@@ -248,7 +250,8 @@ def test_the_blind_control_is_drawn_where_there_is_one_round() -> None:
     worse = {"value": 1.0, "per_example": [1.0], "worse": "higher"}
     line = {"round": 1, "client": 0, "attack": {"name": "a"}, "status": "found", "scores": {"label_recall": worse}}
     line["controls"] = {"chance": {"label_recall": 0.25}}
-    drawn = plots.leakage([Record.model_validate(line)], "a", "label_recall").decode()
+    records = [Record.model_validate(line)]
+    drawn = plots.leakage(records, "label_recall", Naming(records)).decode()
     # A marker is defined once and placed in the axes and in the legend.
     (marker,) = re.findall(r'<path id="(\w+)"[^>]*stroke: #777777', drawn)
     assert drawn.count(f'"#{marker}"') == 2
@@ -329,3 +332,64 @@ def test_a_run_without_pictures_has_no_figure(run: Path) -> None:
     (run / "records.jsonl").write_text("")
     render(run)
     assert not (run / "figures").exists()
+
+
+def test_lines_that_state_the_same_plugin_share_it_in_memory(run: Path) -> None:
+    records = read(run).records
+    assert len({id(record.attack) for record in records}) == len({record.attack.key for record in records}) > 1
+    assert len({id(use) for record in records for use in record.defenses}) == 1
+
+
+def test_pictures_beyond_the_size_of_a_page_are_left_out_and_those_of_leaks_come_first(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    for line in lines:  # the client that leaks comes last
+        line["client"] = {0: 1, 1: 0}[line["client"]]
+    write_lines(run / "records.jsonl", lines)
+    assert re.findall(r"<h3>Client (\d)", render(run).read_text()) == ["0", "1"]
+    assert "left out" not in (run / "report.md").read_text()
+    monkeypatch.setattr(gallery, "_MOST_EMBEDDED", 1)
+    text = render(run).read_text()
+    assert re.findall(r"<h3>Client (\d)", text) == ["1"] and text.count('id="client-1-round-') == 1
+    assert "Pictures of clients 0 and 1 are left out in part" in Page(text).text
+    assert "Pictures of clients 0 and 1 are left out in part" in (run / "report.md").read_text()
+
+
+def test_attempts_beyond_the_size_of_a_page_are_in_the_tables_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = len(read(run).records)
+    assert f"Every attempt ({count})" in page(run).text
+    monkeypatch.setattr(view, "_SHOWN_ATTEMPTS", 2)
+    assert f"The first 2 attempts of {count}; all are in tables/records.csv" in page(run).text
+    assert f"The first 2 attempts of {count}; all are in tables/records.csv" in (run / "report.md").read_text()
+    rows = (run / "tables" / "records.csv").read_text().splitlines()[1:]
+    assert len({tuple(row.split(",")[1:5]) for row in rows}) == count
+
+
+def test_many_clients_are_drawn_as_their_median_and_range(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines(text: str) -> int:
+        return len(re.findall(r'id="line2d_', text))
+
+    score = {"value": 20.0, "worse": "higher"}
+    records = [
+        Record.model_validate(
+            {
+                "round": round,
+                "client": client,
+                "attack": {"name": "a"},
+                "status": "found",
+                "scores": {"psnr": {**score, "value": 20.0 + client}},
+                "controls": {"grey": {"psnr": 10.0}},
+            }
+        )
+        for round in (1, 2)
+        for client in range(9)
+    ]
+    each = plots.leakage(records, "psnr", Naming(records)).decode()
+    monkeypatch.setattr(plots, "MOST_LINES", 8)
+    together = plots.leakage(records, "psnr", Naming(records)).decode()
+    assert lines(each) - lines(together) == 8
+    assert "FillBetweenPolyCollection" in together and "FillBetweenPolyCollection" not in each
+    assert "one line per client" in page(run).text
+    monkeypatch.setattr(plots, "MOST_LINES", 1)
+    assert "the median and the range of the clients" in page(run).text

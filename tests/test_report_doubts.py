@@ -1,7 +1,7 @@
 import json
 
 from fedsim.report.doubts import limits
-from fedsim.report.evidence import read
+from fedsim.report.reading import read
 
 
 def test_warnings_of_the_strategy_are_told_with_their_round(tmp_path):

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fedsim.report import plots, render
-from fedsim.report.evidence import Record, read
-from fedsim.report.summaries import Naming
+from fedsim.report.evidence import Record
+from fedsim.report.naming import Naming
+from fedsim.report.reading import read
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
 

@@ -14,9 +14,11 @@ from fedsim.metrics.ratings import SCALES, rate, scale, worst
 from fedsim.metrics.scoring import METRICS
 from fedsim.metrics.skill import skill
 from fedsim.report import glance, tables
+from fedsim.report.analysis import Analysis
 from fedsim.report.doubts import Cautions, limits
 from fedsim.report.evidence import Evidence, Record, Round
-from fedsim.report.summaries import Naming, by_client, by_defense
+from fedsim.report.naming import Naming
+from fedsim.report.summaries import by_client, by_defense
 
 
 def record(
@@ -175,7 +177,7 @@ def test_labels_are_rated_against_chance_and_not_against_lucky_guesses() -> None
     one = record(label_recall=[1.0] * 5, controls={**LUCK, "chance": {"label_recall": 0.5}})
     (row,) = by_client([one])
     assert (row.best, row.beside, row.skill, row.verdict) == (("chance", 0.5), ("wrong_update", 1.0), 0.5, "leaks")
-    assert tables.record_rows([one])[0]["best_control"] == "chance"
+    assert tables.record_rows([one], Naming([one]))[0]["best_control"] == "chance"
 
 
 @pytest.mark.parametrize(("labels", "verdict"), [(1, "inconclusive"), (4, "inconclusive"), (5, "leaks")])
@@ -310,6 +312,19 @@ def test_the_headline_says_what_is_known(records: list[Record], expected: str) -
     assert glance.headline(evidence(*records), lines(*records)) == expected
 
 
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, "client 0"),
+        (3, "clients 0, 1 and 2"),
+        (20, f"clients {', '.join(map(str, range(19)))} and 19"),
+        (23, f"clients {', '.join(map(str, range(20)))} and 3 more"),
+    ],
+)
+def test_of_many_clients_the_first_are_named(count: int, expected: str) -> None:
+    assert glance.clients_named(range(count)) == expected
+
+
 def test_cautions_that_differ_in_numbers_alone_are_one_with_a_count() -> None:
     records = [record(client=c, cautions=(f"rank {40 + c} of 48", "few samples")) for c in range(3)]
     records.append(record(client=3, cautions=("few samples",)))
@@ -348,7 +363,9 @@ def test_clients_without_a_record_and_missing_rounds_are_limits() -> None:
 
 def test_every_score_has_a_flat_row_with_all_its_digits() -> None:
     one = record(psnr=[1 / 3], ssim=[0.5], controls=GREY)
-    rows = list(csv.DictReader(io.StringIO(tables.csv_files(evidence(one, record(status="failed")))["records.csv"])))
+    rows = list(
+        csv.DictReader(io.StringIO(tables.csv_files(Analysis(evidence(one, record(status="failed"))))["records.csv"]))
+    )
     assert [row["metric"] for row in rows] == ["psnr", "ssim", ""]
     assert float(rows[0]["value"]) == pytest.approx(1 / 3, rel=1e-9)
     assert (rows[0]["best_control"], rows[0]["floor"]) == ("grey", "own_mean")
@@ -357,7 +374,7 @@ def test_every_score_has_a_flat_row_with_all_its_digits() -> None:
 
 
 def test_tables_without_rows_are_not_written() -> None:
-    assert set(tables.csv_files(evidence())) == {"rounds.csv"}
+    assert set(tables.csv_files(Analysis(evidence()))) == {"rounds.csv"}
 
 
 def test_numbers_are_written_with_unit_and_sign() -> None:
@@ -376,5 +393,5 @@ def test_text_that_a_spreadsheet_would_compute_begins_with_an_apostrophe_and_num
         ("plain", "plain"),
         (None, ""),
     ):
-        (row,) = csv.DictReader(io.StringIO(tables._as_csv([{"cell": value, "last": 1}]), newline=""))
+        (row,) = csv.DictReader(io.StringIO(tables.as_csv([{"cell": value, "last": 1}]), newline=""))
         assert row == {"cell": cell, "last": "1"}

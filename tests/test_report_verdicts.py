@@ -7,6 +7,7 @@ import pytest
 
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
 from fedsim.report import summary
+from fedsim.report.analysis import Analysis
 from fedsim.report.evidence import Budget, Calibration, Evidence, Record, Round
 from fedsim.report.glance import client_verdicts, entries, headline, overall
 from fedsim.report.summaries import by_client
@@ -367,7 +368,7 @@ def audited(*records, clients=(0, 1), rounds=(1,), attacks=("inversion",), calib
         "audit": dict(only),
     }
     found = evidence(*records, scenario=scenario, rounds=took_part, calibrations=calibrations)
-    said = summary.of(found)
+    said = summary.of(Analysis(found))
     return said["headline"], said["verdict"], {int(c): one["verdict"] for c, one in said["clients"].items()}
 
 
@@ -416,7 +417,7 @@ def test_a_leak_stays_a_leak_however_little_was_audited():
 
 
 def test_the_summary_for_programs_holds_verdict_reason_value_control_and_round():
-    found = json.loads(summary.as_json(evidence(line(60.0), line(11.0, client=1, defenses=NOISE))))
+    found = json.loads(summary.as_json(Analysis(evidence(line(60.0), line(11.0, client=1, defenses=NOISE)))))
     assert (found["schema"], found["name"], found["verdict"]) == (1, "one", "leaks")
     assert found["clients"]["1"] == {"verdict": "inconclusive", "kinds": {"pictures": "inconclusive"}}
     first, second = found["attacks"]

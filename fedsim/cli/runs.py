@@ -218,14 +218,16 @@ def records(
 ) -> None:
     """Print the records in the FOLDER of a run: each attack on each update, with its scores."""
     from fedsim.recording import RunFolder
-    from fedsim.report import evidence, tables
+    from fedsim.report import reading, tables
+    from fedsim.report.naming import Naming
 
     if as_json and as_csv:
         raise FedsimError("records: give --json or --csv, and not both.")
     if as_json:
         write_json(RunFolder.open(folder).records.read())
         return
-    rows = tables.record_rows(evidence.read(folder).records)
+    records = reading.read(folder).records
+    rows = tables.record_rows(records, Naming(records))
     if as_csv:
         sys.stdout.write(tables.as_csv(rows))
         return

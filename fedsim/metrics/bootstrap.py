@@ -60,16 +60,16 @@ def interval(
     if data.min() == data.max():
         return Interval(float(data[0]), float(data[0]))
     draw = functools.partial(
-        bootstrap, (data,), _mean, confidence_level=level, batch=max(1, _BLOCK // len(data)), rng=generator
+        bootstrap, (data,), confidence_level=level, batch=max(1, _BLOCK // len(data)), rng=generator
     )
     if len(data) > _MOST:
-        return _bounds(draw(n_resamples=resamples, method="percentile"))
+        return _bounds(draw(np.mean, n_resamples=resamples, method="percentile"))
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore", under="ignore"):
         warnings.simplefilter("ignore", DegenerateDataWarning)
-        corrected = draw(n_resamples=resamples, method="BCa")
+        corrected = draw(_mean, n_resamples=resamples, method="BCa")
     if np.isfinite(corrected.confidence_interval).all():
         return _bounds(corrected)
-    return _bounds(draw(n_resamples=0, bootstrap_result=corrected, method="percentile"))
+    return _bounds(draw(_mean, n_resamples=0, bootstrap_result=corrected, method="percentile"))
 
 
 def _bounds(found: Any) -> Interval:

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 SIGNIFICANCE = 0.05
 """Family-wise error rate: the probability that luck alone makes a client look leaky."""
@@ -33,8 +37,34 @@ def binomial(hits: float, examples: int, chance: float) -> float:
     return float(binom.sf(math.floor(hits + 1e-9) - 1, examples, min(max(chance, 0.0), 1.0)))
 
 
-def exceedance(skill: float, blind_skills: Sequence[float], scale: float) -> float:
-    """Return the probability that an attack which learns nothing reaches this skill: one-sided Student t test.
+@dataclass(frozen=True)
+class BlindSkills:
+    """Skills of one attack on other clients' updates, of which it can learn nothing.
+
+    Args:
+        ascending: the skills.
+        center: their median; zero where that is no better than a blind guess.
+        squares: sum of the squares of how far those above the center are beyond it.
+    """
+
+    ascending: tuple[float, ...]
+    center: float
+    squares: float
+
+    @classmethod
+    def of(cls, skills: Iterable[float]) -> BlindSkills:
+        """Return these skills, made ready to be compared with many others."""
+        ascending = tuple(sorted(skills))
+        center = max(0.0, statistics.median(ascending)) if ascending else 0.0
+        return cls(ascending, center, sum((max(0.0, skill - center) ** 2 for skill in ascending), 0.0))
+
+    def beyond(self, threshold: float) -> int:
+        """Return how many skills are at a threshold or beyond it."""
+        return len(self.ascending) - bisect_left(self.ascending, threshold)
+
+
+def exceedance(skills: Sequence[float], blind: BlindSkills, scale: float) -> list[float]:
+    """Return the probability that an attack which learns nothing reaches each skill: one-sided Student t tests.
 
     What such attacks reach is estimated from attempts known to be blind, those on another client's update: around their median,
     where that is beyond a blind guess, they scatter as these do together with `_PRIOR_ATTEMPTS` attempts of scatter `scale`,
@@ -42,19 +72,19 @@ def exceedance(skill: float, blind_skills: Sequence[float], scale: float) -> flo
     count, as half of a symmetric distribution.
 
     Args:
-        skill: distance beyond the best blind control that looks at no update.
-        blind_skills: the same distances of the same attack on other clients' updates.
+        skills: distances beyond the best blind control that looks at no update.
+        blind: the same distances of the same attack on other clients' updates.
         scale: standard deviation assumed before any blind attempt is seen.
     """
     from scipy.stats import t  # takes a second to import
 
-    center = max(0.0, statistics.median(blind_skills)) if blind_skills else 0.0
-    freedom = _PRIOR_ATTEMPTS + len(blind_skills) / 2
-    squares = _PRIOR_ATTEMPTS * scale**2 + sum(max(0.0, blind - center) ** 2 for blind in blind_skills)
-    scatter = max(scale, math.sqrt(squares / freedom))
+    seen = len(blind.ascending)
+    freedom = _PRIOR_ATTEMPTS + seen / 2
+    scatter = max(scale, math.sqrt((_PRIOR_ATTEMPTS * scale**2 + blind.squares) / freedom))
     # The center is an estimate itself where it is not the blind guess.
-    scatter *= math.sqrt(1 + 1 / len(blind_skills)) if center else 1.0
-    return float(t.sf((skill - center) / scatter, freedom))
+    scatter *= math.sqrt(1 + 1 / seen) if blind.center else 1.0
+    found: list[float] = t.sf((np.asarray(skills) - blind.center) / scatter, freedom).tolist()
+    return found
 
 
 def holm(probabilities: Sequence[float], level: float = SIGNIFICANCE) -> tuple[bool, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
@@ -120,6 +121,7 @@ KIND_OF_FIELD: Mapping[str, str] = MappingProxyType({"images": "pictures", "labe
 """What reports call the fields of a finding."""
 
 
+@lru_cache(maxsize=256)
 def scale(metric: str) -> Scale:
     """Return how a metric is written and rated; one that this version does not know is shown and not rated."""
     name, _, view = metric.partition("@")

@@ -9,7 +9,8 @@ from fedsim.errors import without_numbers
 from fedsim.metrics.ratings import scale
 from fedsim.report.evidence import Evidence, Record
 from fedsim.report.glance import clients_named, enumerated
-from fedsim.report.summaries import Naming, Summary
+from fedsim.report.naming import Naming
+from fedsim.report.summaries import Summary
 
 _FEW = 10
 
@@ -36,46 +37,52 @@ class Caution:
 
 
 class Cautions:
-    """All cautions of a run, numbered in the order of the records; sentences that differ in numbers alone are one."""
+    """All cautions of a run, numbered in the order of the records; sentences that differ in numbers alone are one.
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        self._naming = Naming(records)
-        self._carriers: dict[str, list[tuple[str, Record]]] = {}
+    Args:
+        records: those of the run.
+        naming: names of its attacks.
+    """
+
+    def __init__(self, records: Sequence[Record], naming: Naming | None = None) -> None:
+        naming = naming or Naming(records)
+        numbers: dict[str, int] = {}
+        self._of_text: dict[str, int] = {}
+        self._carriers: dict[int, list[tuple[str, Record]]] = {}
+        self._of_attack: dict[tuple[int, str], set[int]] = {}
         for record in records:
+            of_attack = self._of_attack.setdefault((record.client, naming.attack(record)), set())
             for text in record.cautions:
-                self._carriers.setdefault(without_numbers(text), []).append((text, record))
-        self._numbers = {pattern: number for number, pattern in enumerate(self._carriers, 1)}
+                if text not in self._of_text:
+                    self._of_text[text] = numbers.setdefault(without_numbers(text), len(numbers) + 1)
+                number = self._of_text[text]
+                self._carriers.setdefault(number, []).append((text, record))
+                of_attack.add(number)
+        self._listed = [self._caution(number, naming) for number in self._carriers]
 
     def listed(self) -> list[Caution]:
         """Return every caution once."""
-        found = []
-        for pattern, carriers in self._carriers.items():
-            records = [record for _, record in carriers]
-            found.append(
-                Caution(
-                    number=self._numbers[pattern],
-                    text=carriers[0][0],
-                    varies=len({text for text, _ in carriers}) > 1,
-                    count=len({id(record) for record in records}),
-                    attacks=tuple(dict.fromkeys(self._naming.attack(record) for record in records)),
-                    clients=tuple(sorted({record.client for record in records})),
-                )
-            )
-        return found
+        return self._listed
+
+    def _caution(self, number: int, naming: Naming) -> Caution:
+        carriers = self._carriers[number]
+        records = [record for _, record in carriers]
+        return Caution(
+            number=number,
+            text=carriers[0][0],
+            varies=len({text for text, _ in carriers}) > 1,
+            count=len({id(record) for record in records}),
+            attacks=tuple(dict.fromkeys(naming.attack(record) for record in records)),
+            clients=tuple(sorted({record.client for record in records})),
+        )
 
     def of_record(self, record: Record) -> list[int]:
         """Return the numbers of a record's cautions."""
-        return sorted({self._numbers[without_numbers(text)] for text in record.cautions})
+        return sorted({self._of_text[text] for text in record.cautions})
 
     def of_attack(self, client: int, attack: str) -> list[int]:
         """Return the numbers of the cautions on one attack on one client."""
-        numbers = {
-            self._numbers[pattern]
-            for pattern, carriers in self._carriers.items()
-            for _, record in carriers
-            if record.client == client and self._naming.attack(record) == attack
-        }
-        return sorted(numbers)
+        return sorted(self._of_attack.get((client, attack), ()))
 
 
 def limits(evidence: Evidence, summaries: Sequence[Summary]) -> list[str]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fedsim.report.gallery import Display, Strip
-from fedsim.report.summaries import NO_DEFENSE
+from fedsim.report.naming import NO_DEFENSE
 
 _MOST_CLIENTS = 12
 _INCHES = 1.25

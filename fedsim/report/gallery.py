@@ -7,9 +7,11 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from PIL import Image
@@ -19,8 +21,8 @@ from fedsim.errors import RunFolderError
 from fedsim.metrics.ratings import scale
 from fedsim.pictures import GAP
 from fedsim.report.evidence import Evidence, Record
+from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.report.scores import scored
-from fedsim.report.summaries import NO_DEFENSE, Naming
 
 NOT_KNOWN = "defenses not known"
 """Of the clients of an observed app, where the auditor states none."""
@@ -28,6 +30,7 @@ NOT_KNOWN = "defenses not known"
 _SHOWN_SIDE = 96
 _STORED_SIDE = 128
 _FILM_SIDE = 64
+_MOST_EMBEDDED = 16_000_000  # characters of pictures in one page; a panel is shown whole or not at all
 # What Pillow raises for a damaged PNG, or one so large that it may be an attack.
 _DAMAGE = (
     Image.DecompressionBombError,
@@ -100,6 +103,12 @@ class Panel:
     strips: tuple[Strip, ...]
     films: tuple[Film, ...] = ()
 
+    @property
+    def size(self) -> int:
+        """Characters that its pictures add to a page."""
+        sources = [*(strip.source for strip in self.strips), *(film.source for film in self.films)]
+        return sum(map(len, sources))
+
 
 @dataclass(frozen=True)
 class Display:
@@ -115,34 +124,53 @@ class Display:
         return any(panel.films or any(strip.count > 2 for strip in panel.strips) for panel in self.panels)
 
 
-def displays(
-    evidence: Evidence, deciding: Mapping[int, Collection[int]] | None = None
-) -> tuple[list[Display], list[str]]:
-    """Return the pictures of each client in its first and last audited round and those that decide, and notes on missing files.
+class Gallery(NamedTuple):
+    """The pictures of a page.
+
+    Args:
+        displays: by client.
+        left_out: clients whose pictures, in some round or in all, would have made the page too large.
+        notes: what is missing or damaged, one sentence each.
+    """
+
+    displays: list[Display]
+    left_out: tuple[int, ...]
+    notes: list[str]
+
+
+def gallery(
+    evidence: Evidence, naming: Naming, deciding: Mapping[int, Collection[int]], ranked: Iterable[int] = ()
+) -> Gallery:
+    """Return the pictures of each client in its first and last audited round and those that decide.
 
     Args:
         evidence: what the run folder holds.
-        deciding: client -> the rounds that decide its verdicts; None for none.
+        naming: names of its attacks and defenses.
+        deciding: client -> the rounds that decide its verdicts.
+        ranked: clients whose pictures come first where there are too many for one page.
     """
-    decisive = deciding or {}
-    naming, notes = Naming(evidence.records), list[str]()
     shown = {"originals", "reconstructions"} if evidence.is_observed else {"originals"}
-    with_pictures = [record for record in evidence.records if shown & record.artifacts.keys()]
-    if not with_pictures:
-        return [], notes
-    found = []
-    for client in sorted({record.client for record in with_pictures}):
-        own = [record for record in with_pictures if record.client == client]
-        rounds = sorted({record.round for record in own})
-        panels = [
-            _panel(evidence.folder, naming, [record for record in own if record.round == round], notes)
-            for round in sorted({rounds[0], rounds[-1], *decisive.get(client, ())} & set(rounds))
-        ]
-        defenses = naming.defenses(own[0])
+    by_client: dict[int, dict[int, list[Record]]] = {}
+    for record in evidence.records:
+        if shown & record.artifacts.keys():
+            by_client.setdefault(record.client, {}).setdefault(record.round, []).append(record)
+    found, left_out, embedded = list[Display](), list[int](), 0
+    notes: dict[int, list[str]] = {client: [] for client in sorted(by_client)}
+    for client in dict.fromkeys([*(client for client in ranked if client in by_client), *notes]):
+        own, panels = by_client[client], list[Panel]()
+        rounds = sorted({min(own), max(own), *deciding.get(client, ())} & own.keys())
+        while len(panels) < len(rounds) and embedded < _MOST_EMBEDDED:
+            panels.append(_panel(evidence.folder, naming, own[rounds[len(panels)]], notes[client]))
+            embedded += panels[-1].size
+        if len(panels) < len(rounds):
+            left_out.append(client)
+        defenses = naming.defenses(own[min(own)][0])
         if evidence.is_observed and defenses == NO_DEFENSE:
             defenses = NOT_KNOWN
-        found.append(Display(client, defenses, tuple(panels)))
-    return found, list(dict.fromkeys(notes))
+        if panels:
+            found.append(Display(client, defenses, tuple(panels)))
+    found.sort(key=lambda display: display.client)
+    return Gallery(found, tuple(sorted(left_out)), list(dict.fromkeys(chain.from_iterable(notes.values()))))
 
 
 def _panel(folder: Path, naming: Naming, records: Sequence[Record], notes: list[str]) -> Panel:

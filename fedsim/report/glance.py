@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from fedsim.metrics.ratings import KIND_OF_FIELD, scale
 from fedsim.report.evidence import Evidence
+from fedsim.report.naming import NO_DEFENSE
 from fedsim.report.scope import Scope
-from fedsim.report.summaries import NO_DEFENSE, Peak, Summary
+from fedsim.report.summaries import Peak, Summary
 from fedsim.report.verdicts import KINDS, Verdict, kind_of, worst
+
+_MOST_NAMED = 20  # clients in one sentence
 
 
 @dataclass(frozen=True)
@@ -136,13 +139,21 @@ def enumerated(words: Iterable[object]) -> str:
 
 
 def clients_named(numbers: Sequence[int]) -> str:
-    """Return "client 3" or "clients 0, 1 and 2"."""
-    return f"client{'s' if len(numbers) != 1 else ''} {enumerated(numbers)}"
+    """Return "client 3" or "clients 0, 1 and 2", of more than `_MOST_NAMED` the first ones and how many more."""
+    named = [str(number) for number in numbers[:_MOST_NAMED]]
+    more = [f"{len(numbers) - _MOST_NAMED} more"] if len(numbers) > _MOST_NAMED else []
+    return f"client{'s' if len(numbers) != 1 else ''} {enumerated([*named, *more])}"
 
 
-def headline(evidence: Evidence, lines: Sequence[Entry]) -> str:
-    """Return the result in one sentence: the gravest kind of finding, and the others in short."""
-    scope = Scope.of(evidence)
+def headline(evidence: Evidence, lines: Sequence[Entry], scope: Scope | None = None) -> str:
+    """Return the result in one sentence: the gravest kind of finding, and the others in short.
+
+    Args:
+        evidence: what the run folder holds.
+        lines: all of the table.
+        scope: what the audit covers; worked out where it is not given.
+    """
+    scope = scope or Scope.of(evidence)
     looking = [line for line in lines if not line.summary.is_control]
     known = [(kind, own) for kind in KINDS if (own := [line for line in looking if line.kind == kind])]
     if known:
@@ -183,7 +194,8 @@ def _claim(lines: Sequence[Entry], kind: str, took_part: int) -> str:
     for verdict, part in (("leaks", ""), ("partial", "part of ")):
         numbers = clients.get(verdict, [])  # type: ignore[call-overload]
         if numbers:
-            hit = [line for line in lines if line.client in numbers and line.verdict == verdict]
+            own = set(numbers)
+            hit = [line for line in lines if line.client in own and line.verdict == verdict]
             verb, whose = ("leaks", "its") if len(numbers) == 1 else ("leak", "their")
             counted = str(len(numbers)) if parts else f"{len(numbers)} of {_counted(total)}"
             parts.append(f"{counted} {verb} {part}{whose} {kind}: {_who(hit)}, {_reach(hit)}")
@@ -192,8 +204,9 @@ def _claim(lines: Sequence[Entry], kind: str, took_part: int) -> str:
         whom = _all(total) if attacked == total else f"{attacked} of {_counted(total)}"
         return f"Inconclusive for the {kind} of {whom}: {_why(lines, unknown)}"
     if resisted:
+        own = set(resisted)
         attacks, others = (
-            dict.fromkeys(line.summary.attack for line in lines if line.client in resisted and line.verdict == verdict)
+            dict.fromkeys(line.summary.attack for line in lines if line.client in own and line.verdict == verdict)
             for verdict in ("resisted", "inconclusive")
         )
         counted = str(len(resisted)) if parts else f"No leak of {kind} was found: {len(resisted)} of {_counted(total)}"
@@ -212,8 +225,9 @@ def _all(total: int) -> str:
 def _why(lines: Sequence[Entry], clients: Sequence[int]) -> str:
     """Return the most frequent reason of these clients' inconclusive lines, with the attack that it is about."""
     reasons: dict[tuple[str, str], int] = {}
+    wanted = set(clients)
     for line in lines:
-        if line.client in clients and line.verdict == "inconclusive":
+        if line.client in wanted and line.verdict == "inconclusive":
             key = (line.summary.attack, line.reason)
             reasons[key] = reasons.get(key, 0) + 1
     attack, reason = max(reasons, key=lambda key: reasons[key])
@@ -243,13 +257,11 @@ def _too(lines: Sequence[Entry], kind: str) -> str:
 
 
 def _who(hit: Sequence[Entry]) -> str:
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, dict[int, None]] = {}
     for line in hit:
-        numbers = groups.setdefault(line.summary.defenses, [])
-        if line.client not in numbers:
-            numbers.append(line.client)
+        groups.setdefault(line.summary.defenses, {})[line.client] = None
     return enumerated(
-        f"{clients_named(numbers)} ({'no defense' if defenses == NO_DEFENSE else defenses})"
+        f"{clients_named(list(numbers))} ({'no defense' if defenses == NO_DEFENSE else defenses})"
         for defenses, numbers in groups.items()
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,13 +15,17 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from fedsim.metrics.ratings import Scale, scale
 from fedsim.report.evidence import Record, Round
+from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.report.scores import Scored, rated_by, scored
-from fedsim.report.summaries import NO_DEFENSE, Naming, mean_controls
+from fedsim.report.summaries import mean_controls
 
 # Okabe and Ito's palette: told apart with any color vision; line styles and markers say the same again.
 _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_LINES = 40
+"""Lines of clients in one plot; more would only hide one another."""
+
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fedsim",
     "svg.fonttype": "path",
@@ -41,6 +46,17 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def are_many(records: Sequence[Record]) -> bool:
+    """Return whether attempts are on more clients than one plot shows line by line."""
+    return len({record.client for record in records}) > MOST_LINES
+
+
+class _Point(NamedTuple):
+    client: int
+    round: int
+    value: float | None
+
+
 def _svg(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context():
@@ -57,22 +73,26 @@ def _rounds_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def leakage(records: Sequence[Record], attack: str, metric: str) -> bytes:
+def leakage(records: Sequence[Record], metric: str, naming: Naming) -> bytes:
     """Return one attack over rounds: a line per client, colored by its defenses.
 
+    For more clients than `MOST_LINES` it is a line per set of defenses, their median, within the range of all of them.
     Pictures are drawn by skill, so that zero is a blind guess. Labels and features are drawn by value, beside the best blind
     control on average over the clients: on a small batch a single blind label guess is all luck.
 
     Args:
-        records: all records of the run.
-        attack: name of the attack, as `Naming` gives it.
+        records: all attempts of the attack.
         metric: name of the metric.
+        naming: names of the run's defenses.
     """
-    naming, written = Naming(records), scale(metric)
-    chosen = scored([record for record in records if naming.attack(record) == attack], metric)
-    sets = _sets(records, naming)
-    clients = sorted({record.client for record in records})
+    written, chosen = scale(metric), scored(records, metric)
+    clients = {client: place for place, client in enumerate(sorted({record.client for record in naming.records}))}
+    by_set: dict[str, list[_Point]] = {defenses: [] for defenses in naming.sets}
     by_skill = written.recovers == "images"
+    for one in chosen:
+        if isinstance(one.record, Record):
+            point = _Point(one.record.client, one.record.round, one.skill if by_skill else one.value)
+            by_set[naming.defenses(one.record)].append(point)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -80,13 +100,11 @@ def leakage(records: Sequence[Record], attack: str, metric: str) -> bytes:
             _draw_thresholds(axes, written)
         else:
             _draw_control(axes, chosen, metric)
-        for position, defenses in enumerate(sets):
-            points = [
-                (one.record.client, one.record.round, one.skill if by_skill else one.value)
-                for one in chosen
-                if isinstance(one.record, Record) and naming.defenses(one.record) == defenses
-            ]
-            _draw_clients(axes, points, position, _carried(defenses), clients)
+        for position, (defenses, points) in enumerate(by_set.items()):
+            if are_many(records):
+                _draw_range(axes, points, position, _carried(defenses))
+            else:
+                _draw_clients(axes, points, position, _carried(defenses), clients)
         unit = f" ({written.unit.strip()})" if written.unit else ""
         is_lower = not by_skill and any(one.score.worse == "lower" for one in chosen)
         meaning = " beyond blind" if by_skill else ", lower leaks more" if is_lower else ""
@@ -95,11 +113,6 @@ def leakage(records: Sequence[Record], attack: str, metric: str) -> bytes:
         figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
 
     return _svg(draw, 5.4, 3.9)
-
-
-def _sets(records: Sequence[Record], naming: Naming) -> list[str]:
-    """Return the sets of defenses in the order of their colors, which is one for all plots of a run."""
-    return sorted({naming.defenses(record) for record in records}, key=lambda name: (name != NO_DEFENSE, name))
 
 
 def _carried(defenses: str) -> str:
@@ -115,8 +128,10 @@ def _draw_thresholds(axes: Axes, written: Scale) -> None:
 
 def _draw_control(axes: Axes, chosen: Sequence[Scored], metric: str) -> None:
     blind: dict[int, float] = {}
-    for round in sorted({one.attempt.round for one in chosen}):
-        own = [one for one in chosen if one.attempt.round == round]
+    by_round: dict[int, list[Scored]] = {}
+    for one in chosen:
+        by_round.setdefault(one.attempt.round, []).append(one)
+    for round, own in sorted(by_round.items()):
         means = {name: {metric: value} for name, value in mean_controls(own, metric).items()}
         best = rated_by(metric, means, own[0].score.worse)
         if best is not None:
@@ -135,22 +150,43 @@ def _draw_control(axes: Axes, chosen: Sequence[Scored], metric: str) -> None:
     )
 
 
-def _draw_clients(
-    axes: Axes, points: Sequence[tuple[int, int, float | None]], position: int, label: str, clients: Sequence[int]
-) -> None:
-    own = sorted({client for client, _, _ in points})
-    for client in own:
+def _draw_clients(axes: Axes, points: Sequence[_Point], position: int, label: str, clients: Mapping[int, int]) -> None:
+    own: dict[int, list[_Point]] = {}
+    for point in points:
+        own.setdefault(point.client, []).append(point)
+    for number, client in enumerate(sorted(own)):
         # Clients stand side by side within a round, so that equal values do not hide one another.
-        shift = 0.3 * ((clients.index(client) + 0.5) / len(clients) - 0.5)
-        drawn = sorted((round, value) for c, round, value in points if c == client and value is not None)
+        shift = 0.3 * ((clients[client] + 0.5) / len(clients) - 0.5)
+        drawn = sorted((round, value) for _, round, value in own[client] if value is not None)
         axes.plot(
             [round + shift for round, _ in drawn],
             [value for _, value in drawn],
             color=_COLORS[position % len(_COLORS)],
             linestyle=_LINES[position % len(_LINES)],
             marker=_MARKERS[position % len(_MARKERS)],
-            label=label if client == own[0] else None,
+            label=None if number else label,
         )
+
+
+def _draw_range(axes: Axes, points: Sequence[_Point], position: int, label: str) -> None:
+    """Draw the median of several clients round by round, within the range of all of them."""
+    by_round: dict[int, list[float]] = {}
+    for _, round, value in points:
+        if value is not None:
+            by_round.setdefault(round, []).append(value)
+    if not by_round:
+        return
+    rounds, style = sorted(by_round), position % len(_COLORS)
+    low, middle, high = ([of(by_round[round]) for round in rounds] for of in (min, statistics.median, max))
+    axes.fill_between(rounds, low, high, color=_COLORS[style], alpha=0.2, linewidth=0)
+    axes.plot(
+        rounds,
+        middle,
+        color=_COLORS[style],
+        linestyle=_LINES[position % len(_LINES)],
+        marker=_MARKERS[position % len(_MARKERS)],
+        label=f"{label}: median and range",
+    )
 
 
 def film(records: Sequence[Record], naming: Naming) -> bytes:
@@ -161,7 +197,7 @@ def film(records: Sequence[Record], naming: Naming) -> bytes:
         naming: names of the run's defenses.
     """
     films = [(record, record.film) for record in records if record.film is not None]
-    sets = _sets(naming.records, naming)
+    sets = naming.sets
     controls = [film.control.value for _, film in films if film.control is not None]
 
     def draw(figure: Figure) -> None:

@@ -11,7 +11,8 @@ import jinja2
 from markupsafe import Markup
 
 from fedsim.recording import RunFolder
-from fedsim.report import evidence, summary, tables
+from fedsim.report import reading, summary, tables
+from fedsim.report.analysis import Analysis
 from fedsim.report.figure import overview
 from fedsim.report.view import context
 
@@ -30,13 +31,13 @@ def render(folder: Path) -> Path:
         RunFolderError: no run folder, one of a schema that this version does not know, or one in which a part of the report
             would have to be written through a link.
     """
-    found = evidence.read(folder)
-    values = context(found)
+    analysis = Analysis(reading.read(folder))
+    values = context(analysis)
     page = folder / "report.html"
     write = RunFolder(folder).write
     write(folder / "report.md", _markdown().get_template("report.md.j2").render(values))
-    write(folder / "summary.json", summary.as_json(found))
-    for name, content in tables.csv_files(found).items():
+    write(folder / "summary.json", summary.as_json(analysis))
+    for name, content in tables.csv_files(analysis).items():
         write(folder / "tables" / name, content)
     picture = overview(values["displays"])
     if picture is not None:

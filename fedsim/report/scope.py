@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fedsim.errors import ScenarioError
 from fedsim.report.evidence import Evidence
@@ -52,7 +53,7 @@ class Scope:
         """Whether nothing is missing and nothing was left out."""
         return not self.missing and self.clients == self.audited_clients and self.rounds == self.audited_rounds
 
-    @property
+    @cached_property
     def lacking_clients(self) -> frozenset[int]:
         """Clients of which a record is missing."""
         return frozenset(client for client, _ in self.missing)
@@ -85,14 +86,15 @@ def _missing(
     try:
         rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
         clients = select_clients(scenario.audit.clients, scenario.federation.clients, scenario.seed, "audit.clients")
+        audited = frozenset(clients)
     except ScenarioError:
         return {}
     # By name alone: records hold all parameters of an attack, the scenario those that were given.
     asked = Counter(part.name for part in scenario.attacks)
     found = Counter((record.round, record.client, record.attack.name) for record in evidence.records)
     missing: dict[tuple[int, str], list[int]] = {}
-    for round, participants in took_part.items():
-        for client in set(participants) & set(clients) if round in rounds else ():
+    for round in sorted(took_part.keys() & set(rounds)):
+        for client in audited.intersection(took_part[round]):
             for name, times in asked.items():
                 lost = times - found[round, client, name]
                 missing.setdefault((client, name), []).extend([round] * max(0, lost))

@@ -70,14 +70,17 @@ def scored(records: Iterable[Record | Trial], metric: str) -> list[Scored]:
 def _scored(record: Record | Trial, metric: str, score: RecordedScore, value: float) -> Scored:
     best = rated_by(metric, record.controls, score.worse)
     floor = None if scale(metric).is_luck else floor_control(metric, record.controls, score.worse)
-    others = rated_by(metric, _without_wrong_update(record.controls), score.worse) or best
+    others = best
+    if best is not None and best.name == WRONG_UPDATE:
+        others = rated_by(metric, _without_wrong_update(record.controls), score.worse) or best
 
     def rated(control: Control | None) -> Level:
         return rate(
             metric, value, control.value if control else None, score.worse, None if floor is None else floor.value
         )
 
-    level, guessed = rated(best), rated(others)
+    level = rated(best)
+    guessed = level if others is best else rated(others)
     severity = None
     if others is not None and level != "unrated":
         severity = relative(metric, skill(value, others.value, score.worse), others.value)

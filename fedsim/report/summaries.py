@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fedsim.metrics.bootstrap import Interval, interval
 from fedsim.metrics.ratings import Level, scale
 from fedsim.metrics.skill import Control, Direction, floor_control, skill
-from fedsim.report.evidence import BestExample, PluginUse, Record
+from fedsim.report.evidence import BestExample, Record
+from fedsim.report.naming import Naming
 from fedsim.report.scores import WRONG_UPDATE, Scored, rated_by, scored
 from fedsim.report.verdicts import Judge, Verdict, kind_of, significance
 from fedsim.seeds import numpy_generator
 
-NO_DEFENSE = "none"
 _BOOTSTRAP_SEED = 0
 
 
@@ -93,49 +93,21 @@ class Summary:
     recovers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Naming:
-    """Names of attacks and defenses: the label, or parameters are added where one name stands for several settings."""
-
-    records: Sequence[Record]
-
-    def attack(self, record: Record) -> str:
-        """Return the name of a record's attack."""
-        return self.use(record.attack)
-
-    def use(self, attack: PluginUse) -> str:
-        """Return the name of an attack beside those of the records."""
-        return _named(attack, [other.attack for other in self.records])
-
-    def defenses(self, record: Record) -> str:
-        """Return the names of a record's defenses in order of application."""
-        others = [use for other in self.records for use in other.defenses]
-        return " + ".join(_named(use, others) for use in record.defenses) or NO_DEFENSE
-
-
-def _named(use: PluginUse, others: Iterable[PluginUse]) -> str:
-    if use.label:
-        return use.label
-    settings = [other.params for other in others if other.name == use.name]
-    differing = [k for k, v in use.params.items() if any(other.get(k) != v for other in settings)]
-    values = ", ".join(f"{key}={use.params[key]}" for key in differing)
-    return f"{use.name} ({values})" if values else use.name
-
-
-def by_client(records: Sequence[Record], judge: Judge | None = None) -> list[Summary]:
+def by_client(records: Sequence[Record], judge: Judge | None = None, naming: Naming | None = None) -> list[Summary]:
     """Return one summary per client, set of defenses, attack and metric.
 
     Args:
         records: attempts.
         judge: what verdicts rest on; the records alone where it is not given.
+        naming: names of attacks and defenses; those of the records where it is not given.
     """
-    naming = Naming(records)
+    naming = naming or Naming(records)
     return _summarize(records, naming, judge, lambda record: (str(record.client), naming.defenses(record)))
 
 
-def by_defense(records: Sequence[Record], judge: Judge | None = None) -> list[Summary]:
+def by_defense(records: Sequence[Record], judge: Judge | None = None, naming: Naming | None = None) -> list[Summary]:
     """Return one summary per set of defenses, attack and metric; see `by_client`."""
-    naming = Naming(records)
+    naming = naming or Naming(records)
     return _summarize(records, naming, judge, lambda record: (naming.defenses(record),))
 
 
@@ -147,9 +119,10 @@ def _summarize(
     for record in sorted(records, key=lambda record: record.client):
         groups.setdefault((*key(record), naming.attack(record)), []).append(record)
     order = {group: position for position, group in enumerate(dict.fromkeys(group[:-1] for group in groups))}
-    attacks = list(dict.fromkeys(naming.attack(record) for record in records))
+    names = dict.fromkeys(naming.attack(record) for record in records)
+    attacks = {name: position for position, name in enumerate(names)}
     rows = []
-    for group in sorted(groups, key=lambda group: (order[group[:-1]], attacks.index(group[-1]))):
+    for group in sorted(groups, key=lambda group: (order[group[:-1]], attacks[group[-1]])):
         members = groups[group]
         metrics: list[str | None] = list(dict.fromkeys(metric for record in members for metric in record.scores))
         rows += [_summary(members, naming, judge, metric, group) for metric in metrics or [None]]

@@ -6,32 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedsim.report import evidence as reader
-from fedsim.report.evidence import Evidence
-from fedsim.report.glance import Entry, client_verdicts, entries, headline, overall
-from fedsim.report.scope import Scope
-from fedsim.report.summaries import by_client
-from fedsim.report.verdicts import CORRECTION, ORDER, Judge, Verdict
+from fedsim.report import reading
+from fedsim.report.analysis import Analysis
+from fedsim.report.glance import Entry
+from fedsim.report.verdicts import CORRECTION, ORDER, Verdict
 
 SCHEMA = 1
 
 
-def of(evidence: Evidence) -> dict[str, Any]:
+def of(analysis: Analysis) -> dict[str, Any]:
     """Return the result of a run as plain data.
 
     README documents the fields. Values are means over all attempts of a line, except of a round and its picture that decide.
     """
-    lines, scope = entries(by_client(evidence.records, Judge.of(evidence))), Scope.of(evidence)
+    evidence, lines = analysis.evidence, analysis.entries
     return {
         "schema": SCHEMA,
         "name": evidence.name,
         "run": evidence.records[0].run if evidence.records else None,
-        "headline": headline(evidence, lines),
-        "verdict": overall(lines, scope),
+        "headline": analysis.headline,
+        "verdict": analysis.verdict,
         "correction": CORRECTION,
         "clients": {
             str(client): {"verdict": found.verdict, "kinds": dict(found.kinds)}
-            for client, found in client_verdicts(lines, scope).items()
+            for client, found in analysis.client_verdicts.items()
         },
         "attacks": [_line(line) for line in lines],
     }
@@ -62,9 +60,9 @@ def _line(line: Entry) -> dict[str, Any]:
     }
 
 
-def as_json(evidence: Evidence) -> str:
+def as_json(analysis: Analysis) -> str:
     """Return the text of summary.json."""
-    return json.dumps(of(evidence), indent=2, allow_nan=False) + "\n"
+    return json.dumps(of(analysis), indent=2, allow_nan=False) + "\n"
 
 
 def verdict_of(folder: Path) -> Verdict:
@@ -73,8 +71,7 @@ def verdict_of(folder: Path) -> Verdict:
     Raises:
         RunFolderError: no run folder, or one of a schema that this version does not know.
     """
-    found = reader.read(folder)
-    return overall(entries(by_client(found.records, Judge.of(found))), Scope.of(found))
+    return Analysis(reading.read(folder)).verdict
 
 
 def is_failure(verdict: Verdict, fail_on: Verdict) -> bool:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedsim.report import evaluations
-from fedsim.report.evidence import Evidence, Record, Round
+from fedsim.report.analysis import Analysis
+from fedsim.report.evidence import Record, Round
+from fedsim.report.naming import Naming
 from fedsim.report.scores import scored
-from fedsim.report.summaries import Naming, Summary, by_client, by_defense
-from fedsim.report.verdicts import Judge
+from fedsim.report.summaries import Summary
 
 Row = dict[str, Any]
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also in full width
 
 
-def record_rows(records: Sequence[Record]) -> list[Row]:
+def record_rows(records: Sequence[Record], naming: Naming) -> list[Row]:
     """Return one row per attempt and metric; an attempt without a score has one row, its metric None."""
-    naming = Naming(records)
     return [
         {
             "run": record.run,
@@ -30,7 +29,7 @@ def record_rows(records: Sequence[Record]) -> list[Row]:
             "defenses": naming.defenses(record),
             "attack": naming.attack(record),
             "version": record.attack.version,
-            "params": json.dumps(record.attack.params, sort_keys=True),
+            "params": record.attack.key[1],
             "status": record.status,
             **_score_columns(record, metric),
             "cautions": len(record.cautions),
@@ -116,9 +115,8 @@ def budget_rows(rounds: Iterable[Round]) -> list[Row]:
     ]
 
 
-def film_rows(records: Sequence[Record]) -> list[Row]:
+def film_rows(records: Sequence[Record], naming: Naming) -> list[Row]:
     """Return one row per frame that an attack saved on its way."""
-    naming = Naming(records)
     return [
         {
             "attack": naming.attack(record),
@@ -134,16 +132,16 @@ def film_rows(records: Sequence[Record]) -> list[Row]:
     ]
 
 
-def csv_files(evidence: Evidence) -> dict[str, str]:
+def csv_files(analysis: Analysis) -> dict[str, str]:
     """Return the tables of a run by file name; a table without rows is left out."""
-    judge = Judge.of(evidence)
+    evidence, naming = analysis.evidence, analysis.naming
     tables = {
-        "records.csv": record_rows(evidence.records),
-        "by_client.csv": summary_rows(by_client(evidence.records, judge)),
-        "by_defense.csv": summary_rows(by_defense(evidence.records, judge)),
+        "records.csv": record_rows(evidence.records, naming),
+        "by_client.csv": summary_rows(analysis.by_client),
+        "by_defense.csv": summary_rows(analysis.by_defense),
         "rounds.csv": round_rows(evidence.rounds),
         "privacy.csv": budget_rows(evidence.rounds),
-        "films.csv": film_rows(evidence.records),
+        "films.csv": film_rows(evidence.records, naming),
         "evaluations.csv": evaluations.rows(evidence.evaluations),
     }
     return {name: as_csv(rows) for name, rows in tables.items() if rows}

@@ -8,7 +8,6 @@ clients of the run or of a calibration. Whatever lacks one of these is `inconclu
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -41,6 +40,7 @@ FEWEST_TRIALS = 2
 """So many updates without a defense at least must have been attacked before their leaks prove anything."""
 
 _AttackKey = tuple[str, str]
+_NO_BLIND = luck.BlindSkills.of(())
 
 
 class Judgment(NamedTuple):
@@ -80,7 +80,7 @@ class Place(NamedTuple):
 
 def place_of(line: Record | Calibration) -> Place:
     """Return the place that an attempt or a calibration belongs to."""
-    return Place(_key(line.attack), line.round, line.workload, tuple(sorted(line.grants)))
+    return Place(line.attack.key, line.round, line.workload, tuple(sorted(line.grants)))
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -109,39 +109,42 @@ class Significance:
     lucky: int
 
 
-def significance(found: Sequence[Scored], metric: str, blind_severities: Sequence[float]) -> Significance:
+def significance(found: Sequence[Scored], metric: str, blind: luck.BlindSkills) -> Significance:
     """Return what attempts by one metric show.
 
     Args:
         found: the attempts, at least one.
         metric: name of the metric.
-        blind_severities: of the same attack and metric on other clients' updates, all over the run.
+        blind: severities of the same attack and metric on other clients' updates, all over the run.
     """
     written = scale(metric)
     if written.is_luck:
         return _pooled(found, metric)
     by_severity = sorted(found, key=lambda one: (one.severity is not None, one.severity or 0.0, one.value))
     rated = [one for one in by_severity if one.severity is not None]
-    tests = [_by_luck(one, blind_severities, written.scatter) for one in rated]
+    tests = _by_luck(rated, blind, written.scatter)
     levels = {id(one): one.level if is_kept else "none" for one, is_kept in zip(rated, luck.holm(tests), strict=True)}
     for level in ("leaks", "partial"):
         hit = [one for one in rated if levels[id(one)] == level]
         if hit:
             return Significance(level, hit[-1], 0)
     lucky = sum(one.level in ("leaks", "partial") for one in rated)
-    beyond = sum(severity >= (written.partial or 0.0) for severity in blind_severities)
     # None alone, but too many together: how often blind attempts get there bounds how many may by luck. Means are counted, not
     # the best picture of each, as of the blind attempts.
-    chance, means = (1 + beyond) / (2 + len(blind_severities)), lucky - sum(one.example is not None for one in rated)
+    chance = (1 + blind.beyond(written.partial or 0.0)) / (2 + len(blind.ascending))
+    means = lucky - sum(one.example is not None for one in rated)
     if means > 0 and luck.binomial(float(means), len(rated), chance) <= luck.JOINT_SIGNIFICANCE:
         return Significance("partial", by_severity[-1], 0)
     return Significance("none" if rated else "unrated", by_severity[-1], lucky)
 
 
-def _by_luck(one: Scored, blind_severities: Sequence[float], scatter: float) -> float:
-    """Return the probability that luck gives what an attempt shows; the best picture is the best of the whole batch."""
-    single = luck.exceedance(one.severity or 0.0, blind_severities, scatter)
-    return min(1.0, single * (1 if one.example is None else len(one.score.examples)))
+def _by_luck(rated: Sequence[Scored], blind: luck.BlindSkills, scatter: float) -> list[float]:
+    """Return the probability that luck gives what each attempt shows; the best picture is the best of the whole batch."""
+    single = luck.exceedance([one.severity or 0.0 for one in rated], blind, scatter)
+    return [
+        min(1.0, chance * (1 if one.example is None else len(one.score.examples)))
+        for one, chance in zip(rated, single, strict=True)
+    ]
 
 
 def _pooled(found: Sequence[Scored], metric: str) -> Significance:
@@ -191,10 +194,6 @@ def _by_chance(found: Sequence[Scored], metric: str, control: float | None) -> f
     bound = control * (1 - (scale(metric).partial or 0.0))
     hits = sum(value <= bound for value in examples)
     return luck.binomial(float(hits), len(examples), chance)
-
-
-def _key(use: PluginUse) -> _AttackKey:
-    return use.name, json.dumps(use.params, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
@@ -248,14 +247,19 @@ class Judge:
     tried: Mapping[tuple[Place, str], Tried] = field(default_factory=dict)
     calibrations: Mapping[Place, Calibration] = field(default_factory=dict)
     budgets: Mapping[int, Budget] = field(default_factory=dict)
-    blind: Mapping[tuple[_AttackKey, str], Sequence[float]] = field(default_factory=dict)
+    blind: Mapping[tuple[_AttackKey, str], luck.BlindSkills] = field(default_factory=dict)
     missing: Mapping[tuple[int, str], Sequence[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, evidence: Evidence) -> Judge:
-        """Return the judge of what a run folder holds."""
+    def of(cls, evidence: Evidence, scope: Scope | None = None) -> Judge:
+        """Return the judge of what a run folder holds.
+
+        Args:
+            evidence: what the folder holds.
+            scope: what its audit covers; worked out where it is not given.
+        """
         budgets = {client: budget for line in evidence.rounds for client, budget in line.epsilon.items()}
-        missing = Scope.of(evidence).missing
+        missing = (scope or Scope.of(evidence)).missing
         return replace(cls.of_records(evidence.records, evidence.calibrations, budgets), missing=missing)
 
     @classmethod
@@ -275,18 +279,19 @@ class Judge:
                 for one in scored([record], metric):
                     severity = blind_severity(one, metric)
                     if severity is not None:
-                        severities.setdefault((_key(record.attack), metric), []).append(severity)
+                        severities.setdefault((record.attack.key, metric), []).append(severity)
         known = {place_of(calibration): calibration for calibration in calibrations}
         tried = {}
         for place in {**unprotected, **known}:
             made = known[place].trials if place in known else ()
             for kind, found in updates_without_defense(made, unprotected.get(place, ())).items():
                 tried[place, kind] = found
-        return cls(tried, known, budgets or {}, severities)
+        blind = {place: luck.BlindSkills.of(found) for place, found in severities.items()}
+        return cls(tried, known, budgets or {}, blind)
 
-    def severities(self, use: PluginUse, metric: str) -> Sequence[float]:
+    def severities(self, use: PluginUse, metric: str) -> luck.BlindSkills:
         """Return the severities of an attack on other clients' updates, which can learn nothing."""
-        return self.blind.get((_key(use), metric), ())
+        return self.blind.get((use.key, metric), _NO_BLIND)
 
     def is_proven(self, record: Record, kind: str) -> bool:
         """Return whether an attack is known to work on updates like that of an attempt, had it no defense."""
@@ -445,7 +450,8 @@ def _leaking(attempts: Sequence[Scored], metric: str) -> set[int]:
         # One guess may be right by luck, so that all of them are looked at together.
         kept = [_by_chance(attempts, metric, pooled_control(attempts, metric)) <= luck.SIGNIFICANCE] * len(leaking)
     else:
-        tests = {id(one): _by_luck(one, (), scale(metric).scatter) for one in attempts if one.severity is not None}
-        significant = dict(zip(tests, luck.holm(list(tests.values())), strict=True))
-        kept = [significant.get(id(one), False) for one in leaking]
+        rated = [one for one in attempts if one.severity is not None]
+        significant = luck.holm(_by_luck(rated, _NO_BLIND, scale(metric).scatter))
+        beyond = {id(one) for one, is_kept in zip(rated, significant, strict=True) if is_kept}
+        kept = [id(one) in beyond for one in leaking]
     return {id(one.record) for one, is_kept in zip(leaking, kept, strict=True) if is_kept}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,19 +12,22 @@ from fedsim.errors import ScenarioError
 from fedsim.metrics.ratings import SCALES, scale
 from fedsim.metrics.skill import CONTROL_TITLES
 from fedsim.pictures import spread
-from fedsim.report import evaluations, gallery, plots
+from fedsim.report import evaluations, plots
+from fedsim.report.analysis import Analysis
 from fedsim.report.citations import citations
 from fedsim.report.doubts import Cautions, limits
 from fedsim.report.evidence import Budget, Calibration, Evidence, Found, Record
-from fedsim.report.glance import Entry, client_verdicts, entries, headline, overall
-from fedsim.report.scope import Scope
+from fedsim.report.gallery import NOT_KNOWN, gallery
+from fedsim.report.glance import ClientVerdict, Entry, clients_named
+from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.report.scores import scored
-from fedsim.report.summaries import NO_DEFENSE, Naming, Summary, by_client, by_defense
-from fedsim.report.verdicts import CORRECTION, Judge, updates_without_defense
+from fedsim.report.summaries import Summary
+from fedsim.report.verdicts import CORRECTION, ORDER, updates_without_defense
 from fedsim.scenario import parse, select_clients
 
 _SHOWN_ROUNDS = 8
 _SHOWN_CLASSES = 20
+_SHOWN_ATTEMPTS = 2000
 _KINDS = {"delta": "delta, new weights minus those sent", "gradient": "gradient, as the clients state"}
 
 GRANTS: Mapping[str, str] = {
@@ -57,43 +61,42 @@ class ClientCost:
     budget: Budget | None
 
 
-def context(evidence: Evidence) -> dict[str, Any]:
+def context(analysis: Analysis) -> dict[str, Any]:
     """Return everything the templates refer to."""
-    naming, cautions = Naming(evidence.records), Cautions(evidence.records)
-    judge = Judge.of(evidence)
-    summaries = by_client(evidence.records, judge)
-    lines = entries(summaries)
-    scope = Scope.of(evidence)
-    verdicts = client_verdicts(lines, scope)
-    displays, missing = gallery.displays(evidence, _deciding_rounds(lines))
+    evidence, naming, summaries, lines = analysis.evidence, analysis.naming, analysis.by_client, analysis.entries
+    verdicts = analysis.client_verdicts
+    displays, left_out, missing = gallery(evidence, naming, _deciding_rounds(lines), _ranked(verdicts))
+    films = _films(evidence, naming)
     return {
         "evidence": evidence,
         "naming": naming,
-        "headline": headline(evidence, lines),
-        "overall": overall(lines, scope),
+        "headline": analysis.headline,
+        "overall": analysis.verdict,
         "facts": _captured_facts(evidence) if evidence.is_observed else _facts(evidence),
         "lines": lines,
         "verdicts": verdicts,
         "correction": CORRECTION,
         "shown_rounds": {(display.client, panel.round) for display in displays for panel in display.panels},
         "legend": [scale.thresholds() for name, scale in SCALES.items() if _is_used(evidence, name)],
-        "cautions": cautions,
+        "cautions": Cautions(evidence.records, naming),
         "limits": limits(evidence, summaries),
         "notes": [*evidence.notes, *missing],
         "displays": displays,
+        "left_out": clients_named(left_out) if left_out else None,
         "is_mixed": bool(evidence.part("training").get("mixup")),
         "findings": [record for record in evidence.records if record.found is not None],
         "labels_found": _labels_found,
-        "undefended": gallery.NOT_KNOWN if evidence.is_observed else "no defense",
-        "leakage_plots": _leakage_plots(evidence, lines),
-        "film_plots": _film_plots(evidence, naming),
-        "films": _films(evidence, naming),
+        "undefended": NOT_KNOWN if evidence.is_observed else "no defense",
+        "leakage_plots": _leakage_plots(analysis),
+        "film_plots": _film_plots(films, naming),
+        "films": films,
         "utility_plot": _utility_plot(evidence),
         "budgets": _budgets(evidence),
         "budget_rounds": _shown_rounds(evidence),
         "costs": [] if evidence.is_observed else _costs(evidence, naming),
         "by_client": [summary for summary in summaries if summary.mean is not None],
-        "by_defense": [summary for summary in by_defense(evidence.records, judge) if summary.mean is not None],
+        "by_defense": [summary for summary in analysis.by_defense if summary.mean is not None],
+        "shown_records": evidence.records[:_SHOWN_ATTEMPTS],
         "metrics": list(dict.fromkeys(metric for record in evidence.records for metric in record.scores)),
         "controls": list(dict.fromkeys(name for summary in summaries for name in summary.controls or {})),
         "failed_clients": [
@@ -124,6 +127,11 @@ def _deciding_rounds(lines: Sequence[Entry]) -> dict[int, set[int]]:
             if summary.peak is not None and not summary.is_control:
                 found.setdefault(line.client, set()).add(summary.peak.round)
     return found
+
+
+def _ranked(verdicts: Mapping[int, ClientVerdict]) -> list[int]:
+    """Return the clients, the worst verdicts first."""
+    return sorted(verdicts, key=lambda client: (-ORDER.index(verdicts[client].verdict), client))
 
 
 def _calibrated(calibration: Calibration) -> str:
@@ -215,23 +223,30 @@ def _figure(caption: str, alt: str, svg: bytes) -> Plot:
     return Plot(caption, alt, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}")
 
 
-def _leakage_plots(evidence: Evidence, lines: Sequence[Entry]) -> list[Plot]:
+def _leakage_plots(analysis: Analysis) -> list[Plot]:
+    naming = analysis.naming
     shown: dict[tuple[str, str], list[Summary]] = {}
-    for line in lines:
+    for line in analysis.entries:
         if line.summary.metric and line.summary.skill is not None:
             shown.setdefault((line.summary.attack, line.summary.metric), []).append(line.summary)
+    records: dict[str, list[Record]] = {}
+    for record in analysis.evidence.records:
+        records.setdefault(naming.attack(record), []).append(record)
     figures = []
     for (attack, metric), summaries in shown.items():
         written = scale(metric)
-        means = "; ".join(
-            f"client {summary.clients[0]} ({summary.defenses}) {written.write(summary.skill or 0.0, True)}"
-            for summary in summaries
-        )
+        of_clients, lines = "", "the median and the range of the clients, by their defenses"
+        if not plots.are_many(records[attack]):
+            means = "; ".join(
+                f"client {summary.clients[0]} ({summary.defenses}) {written.write(summary.skill or 0.0, True)}"
+                for summary in summaries
+            )
+            of_clients, lines = f" Mean skill by client: {means}.", "one line per client"
         figures.append(
             _figure(
-                f"{attack}: {written.title} over rounds, one line per client.",
-                f"{written.title} of {attack} over rounds. Mean skill by client: {means}.",
-                plots.leakage(evidence.records, attack, metric),
+                f"{attack}: {written.title} over rounds, {lines}.",
+                f"{written.title} of {attack} over rounds.{of_clients}",
+                plots.leakage(records[attack], metric, naming),
             )
         )
     return figures
@@ -247,9 +262,11 @@ def _films(evidence: Evidence, naming: Naming) -> dict[tuple[str, int], list[Rec
     return dict(sorted(found.items()))
 
 
-def _film_plots(evidence: Evidence, naming: Naming) -> list[Plot]:
+def _film_plots(films: Mapping[tuple[str, int], Sequence[Record]], naming: Naming) -> list[Plot]:
     psnr, figures = scale("psnr"), []
-    for (attack, round), records in _films(evidence, naming).items():
+    for (attack, round), found in films.items():
+        records = [found[position] for position in spread(len(found), plots.MOST_LINES)]
+        many = f", for {len(records)} of {len(found)}" if len(records) < len(found) else ""
         ways = "; ".join(
             f"client {record.client} ({naming.defenses(record)}) {psnr.write(film.psnr[0])} to {psnr.write(film.psnr[-1])}"
             for record in records
@@ -258,7 +275,7 @@ def _film_plots(evidence: Evidence, naming: Naming) -> list[Plot]:
         figures.append(
             _figure(
                 f"{attack}, round {round}: its loss (dotted, left) and the PSNR of its pictures (right) at each iteration that "
-                "it saved, one line per client. PSNR was drawn afterwards by the auditor; no attack ever saw it.",
+                f"it saved, one line per client{many}. PSNR was drawn afterwards by the auditor; no attack ever saw it.",
                 f"Loss and PSNR of {attack} in round {round} against iteration. PSNR from first to last: {ways}.",
                 plots.film(records, naming),
             )
@@ -298,14 +315,12 @@ def _budgets(evidence: Evidence) -> dict[int, dict[int, Budget]]:
 
 def _costs(evidence: Evidence, naming: Naming) -> list[ClientCost]:
     defenses = _planned_defenses(evidence) | {record.client: naming.defenses(record) for record in evidence.records}
-    taken = [client for line in evidence.rounds for client in line.participants]
-    failed = [client for line in evidence.rounds for client in line.failed]
+    taken = Counter(client for line in evidence.rounds for client in line.participants)
+    failed = Counter(client for line in evidence.rounds for client in line.failed)
     last = {client: budget for line in evidence.rounds for client, budget in line.epsilon.items()}
     clients = sorted({*defenses, *taken, *failed, *range(evidence.planned_clients or 0)})
     return [
-        ClientCost(
-            client, defenses.get(client, "not recorded"), taken.count(client), failed.count(client), last.get(client)
-        )
+        ClientCost(client, defenses.get(client, "not recorded"), taken[client], failed[client], last.get(client))
         for client in clients
     ]
 
@@ -316,7 +331,7 @@ def _planned_defenses(evidence: Evidence) -> dict[int, str]:
         scenario = parse(dict(evidence.scenario), "scenario.yaml")
         clients, seed = scenario.federation.clients, scenario.seed
         chosen = [
-            (part.name, select_clients(part.clients, clients, seed, f"defenses.{index}.clients"))
+            (part.name, frozenset(select_clients(part.clients, clients, seed, f"defenses.{index}.clients")))
             for index, part in enumerate(scenario.defenses)
         ]
     except ScenarioError:

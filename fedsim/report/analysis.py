@@ -1,0 +1,68 @@
+"""What a run comes to: names, summaries and verdicts, each worked out once for the page, the tables and the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from fedsim.report.evidence import Evidence
+from fedsim.report.glance import ClientVerdict, Entry, client_verdicts, entries, headline, overall
+from fedsim.report.naming import Naming
+from fedsim.report.scope import Scope
+from fedsim.report.summaries import Summary, by_client, by_defense
+from fedsim.report.verdicts import Judge, Verdict
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a run comes to.
+
+    Args:
+        evidence: what its folder holds.
+    """
+
+    evidence: Evidence
+
+    @cached_property
+    def naming(self) -> Naming:
+        """Names of its attacks and defenses."""
+        return Naming(self.evidence.records)
+
+    @cached_property
+    def scope(self) -> Scope:
+        """What its audit covers."""
+        return Scope.of(self.evidence)
+
+    @cached_property
+    def _judge(self) -> Judge:
+        return Judge.of(self.evidence, self.scope)
+
+    @cached_property
+    def by_client(self) -> list[Summary]:
+        """Summaries by client, set of defenses, attack and metric."""
+        return by_client(self.evidence.records, self._judge, self.naming)
+
+    @cached_property
+    def by_defense(self) -> list[Summary]:
+        """Summaries by set of defenses, attack and metric."""
+        return by_defense(self.evidence.records, self._judge, self.naming)
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """The lines of the first table: by client, attack and kind of finding."""
+        return entries(self.by_client)
+
+    @cached_property
+    def client_verdicts(self) -> dict[int, ClientVerdict]:
+        """The verdict of each client."""
+        return client_verdicts(self.entries, self.scope)
+
+    @cached_property
+    def headline(self) -> str:
+        """The result in one sentence."""
+        return headline(self.evidence, self.entries, self.scope)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The verdict of the whole run."""
+        return overall(self.entries, self.scope)
