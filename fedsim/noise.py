@@ -12,7 +12,7 @@ What fails on the trial counts as well: what it does is unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,10 +68,12 @@ class _Trial:
     def is_random(self) -> bool:
         if self._planned.defense.budget(self._run(0).context(self._planned)) is not None:
             return True
-        watch = _Draws()
-        with watch:
-            first = self._update(0, watch)
-        return watch.has_drawn or _differ(first, self._update(1)) or not (self._is_step_odd() and self._is_update_odd())
+        with _Draws() as own:
+            first = self._update(0)
+        with _Draws() as plain:  # of dropout in the model
+            training.carry_out(self._plain_run())
+        has_drawn = own.count != plain.count
+        return has_drawn or _differ(first, self._update(1)) or not (self._is_step_odd() and self._is_update_odd())
 
     def _run(self, seed: int) -> LocalRun:
         run = training.prepared(self._plan, self._client, self._round, self._weights, self._past)
@@ -79,11 +81,11 @@ class _Trial:
         brief = [step[:_PICTURES] for step in steps]
         return replace(run, steps=brief, seed=derive(seed, "trial"), innermost=_plain)
 
-    def _update(self, seed: int, draws: _Draws | None = None) -> Gradients:
-        run = self._run(seed)
-        if draws is not None:
-            run = replace(run, innermost=draws.unwatched(run.innermost))
-        return training.carry_out(run).update.tensors
+    def _plain_run(self) -> LocalRun:
+        return replace(self._run(0), plan=replace(self._plan, defenses=()))
+
+    def _update(self, seed: int) -> Gradients:
+        return training.carry_out(self._run(seed)).update.tensors
 
     def _is_step_odd(self) -> bool:
         """Return whether the gradient of each step turns with the one behind the hooks; also where that is not asked for."""
@@ -120,8 +122,7 @@ class _Trial:
 
     def _is_update_odd(self) -> bool:
         """Return whether what is sent turns with the update."""
-        plain = replace(self._run(0), plan=replace(self._plan, defenses=()))
-        update = training.carry_out(plain).update
+        update = training.carry_out(self._plain_run()).update
         turned = replace(update, tensors={name: -tensor for name, tensor in update.tensors.items()})
         return _opposite(self._sent(update), self._sent(turned))
 
@@ -153,30 +154,16 @@ def _is_certain(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bo
     return False
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch states no types here
-    """Sees whether anything is drawn from a generator of torch, whichever it is."""
+class _Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is drawn from generators of torch, whichever they are."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.has_drawn = False
-        self._is_paused = False
+        self.count = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        is_draw = torch.Tag.nondeterministic_seeded in func.tags and not _is_certain(func, args, kwargs or {})
-        if is_draw and not self._is_paused:
-            self.has_drawn = True
+        if torch.Tag.nondeterministic_seeded in func.tags and not _is_certain(func, args, kwargs or {}):
+            self.count += 1
         return func(*args, **(kwargs or {}))
-
-    def unwatched(self, take: Callable[[LocalStep], Tensor]) -> Callable[[LocalStep], Tensor]:
-        """Return a step within which draws do not count."""
-
-        def unwatched(step: LocalStep) -> Tensor:
-            before, self._is_paused = self._is_paused, True
-            try:
-                return take(step)
-            finally:
-                self._is_paused = before
-
-        return unwatched

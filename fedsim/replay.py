@@ -28,6 +28,7 @@ from fedsim.recording import RunFolder
 from fedsim.training import Past
 
 _TOLERANCE = 1e-3  # of the captured update's norm, for another machine's rounding
+_INSIDE = 10**9  # deeper than any hook
 _MOST_VALUES = 2**27  # pixels of all pictures together, 512 MiB
 
 
@@ -82,7 +83,9 @@ def trained_on(plan: Plan, folder: RunFolder, client: int, round: int, own: Trut
         folder.read_update(round, client),
     )
     caught = _Caught(math.prod(plan.image_shape), plan.num_classes)
-    run = replace(training.prepared(plan, client, round, weights, before), watch=caught.watch)
+    run = replace(
+        training.prepared(plan, client, round, weights, before), watch=caught.watch, innermost=caught.innermost
+    )
     mu, seconds = training.proximal_mu(plan.scenario), plan.scenario.federation.client_timeout
     try:
         again = contained(lambda: training.carry_out(run, mu), seconds).update
@@ -136,6 +139,17 @@ class _Caught:
         if depth == self._depth:
             copied = replace(step, images=step.images.detach().clone(), labels=step.labels.detach().clone())
             self._deepest.append(copied)
+
+    def innermost(self, step: LocalStep) -> Tensor:
+        """Take the plain step, and keep what its model cuts into patches, which a hook on the model may have changed."""
+        arrived: list[Tensor] = []
+        handle = step.model.patch_embed.register_forward_pre_hook(lambda _, inputs: arrived.append(inputs[0]))  # type: ignore[union-attr]
+        try:
+            loss = training.plain_step(step)
+        finally:
+            handle.remove()
+        self.watch(_INSIDE, replace(step, images=arrived[0]))
+        return loss
 
     def _keep(self) -> None:
         for step in self._deepest:

@@ -22,7 +22,7 @@ def adds_noise(tiny_plan, name, round=1, past=None, training=GRADIENT, model=Non
 @pytest.mark.parametrize(
     ("hook", "source", "relative"),
     [
-        *itertools.product(("batch", "step", "update"), ("given", "own", "global"), (False,)),
+        *itertools.product(("batch", "step", "backward", "update"), ("given", "own", "global"), (False,)),
         *itertools.product(("step", "update"), ("numpy",), (False, True)),
     ],
 )

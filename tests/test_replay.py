@@ -149,9 +149,10 @@ def test_epochs_with_a_proximal_term_noise_and_a_state_are_done_again_to_the_bit
     assert sorted(found.truth.labels.tolist()) == sorted([*own.labels.tolist()] * 2)
 
 
+@pytest.mark.parametrize("hook", ["batch", "step", "model"])
 @pytest.mark.parametrize("part", [{"batch_size": 4}, EPOCHS], ids=["gradient", "epochs"])
-def test_mirrored_pictures_are_those_that_reached_the_model(tiny_plan, run_folder, part):
-    _, own, found = replayed(tiny_plan, run_folder, [{"name": STAND_INS}], **part)
+def test_mirrored_pictures_are_those_that_reached_the_model(tiny_plan, run_folder, part, hook):
+    _, own, found = replayed(tiny_plan, run_folder, [{"name": STAND_INS, "params": {"hook": hook}}], **part)
     assert torch.allclose(found.truth.images, own.images.flip(-1), atol=1e-6)
     assert torch.equal(found.truth.labels, own.labels)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -362,7 +363,7 @@ class Shaken(Defense):
     """Adds a little noise, and declares nothing about it.
 
     Args:
-        hook: where.
+        hook: where; `backward` is that of every parameter, set in the step.
         source: `given`, the hook's generator; `own` and `numpy`, generators with a seed of its own; `global`, torch's.
         relative: whether the noise has the scale of what it is added to.
         kind: the only kind of update that it is added to; all for none. Hooks before the update do not know it.
@@ -372,7 +373,7 @@ class Shaken(Defense):
 
     citation: ClassVar[str] = "none"
 
-    hook: Literal["batch", "step", "update"] = "update"
+    hook: Literal["batch", "step", "backward", "update"] = "update"
     source: Literal["given", "own", "numpy", "global"] = "given"
     relative: bool = False
     kind: str | None = None
@@ -406,7 +407,12 @@ class Shaken(Defense):
         proceed: Callable[[LocalStep], Tensor],
     ) -> Tensor:
         """Add noise to the gradient where that is its place."""
-        loss = proceed(step)
+        with contextlib.ExitStack() as hooks:
+            for parameter in step.model.parameters():
+                if self._is_on("backward", context):
+                    handle = parameter.register_hook(lambda gradient: gradient + self._noise(gradient, generator))
+                    hooks.callback(handle.remove)
+            loss = proceed(step)
         for parameter in step.model.parameters():
             if parameter.grad is not None and self._is_on("step", context):
                 parameter.grad += self._noise(parameter.grad, generator)
@@ -428,14 +434,14 @@ class Rearranges(Defense):
     Args:
         how: `mirrors` the pictures, `shuffles` their patches of 8 pixels, `turns` each patch by half, `renames` the classes,
             `drops` all pictures but the first, `repeats` every step.
-        hook: where.
+        hook: where; `model` is on its way into the model.
         source: of the order of the patches; `fresh` is drawn from the system, so that nobody can draw it again.
     """
 
     citation: ClassVar[str] = "none"
 
     how: Literal["mirrors", "shuffles", "turns", "renames", "drops", "repeats"] = "mirrors"
-    hook: Literal["batch", "step"] = "batch"
+    hook: Literal["batch", "step", "model"] = "batch"
     source: Literal["given", "fresh"] = "given"
 
     def _changed(self, images: Images, labels: Labels, generator: torch.Generator) -> tuple[Images, Labels]:
@@ -480,6 +486,12 @@ class Rearranges(Defense):
             step = replace(step, images=images, labels=labels)
         if self.how == "repeats":
             proceed(step)
+        if self.hook == "model":
+            changes = lambda _, inputs: (self._changed(inputs[0], step.labels, generator)[0],)  # noqa: E731
+            handle = step.model.register_forward_pre_hook(changes)
+            loss = proceed(step)
+            handle.remove()
+            return loss
         return proceed(step)
 
 
