@@ -20,7 +20,7 @@ from fedsim.exchange import Finding, Images, Truth
 from fedsim.metrics import blind, feature, image, label
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.feature import Features
-from fedsim.metrics.matching import match, match_patches
+from fedsim.metrics.matching import Found, Originals, match, match_patches
 from fedsim.metrics.skill import FLOORS, Direction, skill
 from fedsim.metrics.unavailable import MetricUnavailableError
 
@@ -141,7 +141,7 @@ def _matched(finding: Finding, truth: Truth, grid: PatchGrid | None) -> Images |
     return _arranged(_pixels(found), _pixels(truth.images), grid)
 
 
-def _arranged(candidates: Images, originals: Images, grid: PatchGrid | None) -> Images:
+def _arranged(candidates: Found, originals: Originals, grid: PatchGrid | None) -> Originals:
     """Return the candidate of each original, picture by picture or, with a grid, patch by patch."""
     matched = match(candidates, originals)
     if grid is not None:

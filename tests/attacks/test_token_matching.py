@@ -25,7 +25,8 @@ def test_two_pictures_are_found_together_with_little_left_hidden_and_another_upd
 
 def test_smoothness_falls_on_the_way() -> None:
     attack = TokenMatching()
-    assert attack.total_variation_end is not None and attack.total_variation_end < attack.total_variation
+    smoothness = attack.priors["total_variation"]
+    assert smoothness["end"] < smoothness["weight"]
     assert attack.positions and attack.per_token
 
 
