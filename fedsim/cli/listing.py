@@ -37,7 +37,7 @@ def list_(
 ) -> None:
     """List what a scenario can name, with parameters and defaults; with a name, all that is known of it.
 
-    KIND is data, models, strategies, defenses, attacks, metrics or scenarios; NAME is one of that kind.
+    KIND is data, models, strategies, defenses, attacks, evaluators, metrics or scenarios; NAME is one of them.
     """
     if kind is None:
         sections = catalogue.sections()
