@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 
 from fedsim import scenario
 from fedsim.exchange import Finding, Truth
+from fedsim.metrics import ratings
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.image import psnr
 from fedsim.metrics.scoring import METRICS, PSNR_CAP, best_examples, control_scores, controls, score
-from fedsim.metrics.skill import best_control, skill
+from fedsim.metrics.skill import best_control, blind, skill
+from fedsim.models import PatchGrid
 
 
 def pictures(seed: int, count: int = 3) -> torch.Tensor:
@@ -212,3 +214,28 @@ def test_luck_is_what_the_best_picture_of_another_update_reaches() -> None:
     best = best_examples(score(["psnr"], wrong, truth), control_scores(["psnr"], truth, None, wrong))["psnr"]
     assert best.luck == pytest.approx(best.value - best.control)
     assert best_examples(score(["label_recall"], Finding(labels=torch.tensor([1])), truth), {}) == {}
+
+
+# Views
+
+
+def test_a_view_has_the_scale_of_its_metric_and_patches_need_three_times_as_much_for_a_partial_leak() -> None:
+    plain, trained, patches = (ratings.scale(name) for name in ("psnr", "psnr@trained", "psnr@trained+patches"))
+    assert (trained.partial, trained.leaks, trained.recovers) == (plain.partial, plain.leaks, "images")
+    assert (patches.partial, patches.leaks) == (3.0, 6.0)
+    assert trained.title == "PSNR of what was trained on"
+    assert ratings.scale("psnr@nothing").partial is None and ratings.scale("nothing@trained").partial is None
+
+
+def test_the_best_places_make_no_leak_of_pictures_that_have_nothing_in_common() -> None:
+    generator, grid = torch.Generator().manual_seed(0), PatchGrid(8, 4, 4, 3)
+    for _ in range(20):
+        # Blocks of color, so that patches differ and some of another picture fit well.
+        blocks = torch.rand((3, 1, 3, 4, 4), generator=generator).repeat_interleave(8, -1).repeat_interleave(8, -2)
+        true, found, wrong = blocks + 0.05 * torch.randn((3, 1, 3, 32, 32), generator=generator)
+        truth = Truth(true.clamp(0, 1), torch.zeros(1, dtype=torch.long))
+        scored = score(["psnr"], Finding(images=found.clamp(0, 1)), truth, grid=grid)["psnr"]
+        others = control_scores(["psnr"], truth, None, Finding(images=wrong.clamp(0, 1)), grid=grid)
+        values = {name: {"psnr@patches": one["psnr"].value} for name, one in others.items() if one["psnr"].value}
+        best = best_control("psnr@patches", blind(values), "higher")
+        assert ratings.rate("psnr@patches", scored.value, best.value, "higher") == "none"
