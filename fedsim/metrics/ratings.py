@@ -107,7 +107,7 @@ VIEWS: Mapping[str, str] = MappingProxyType(
 """What else a finding is compared with than the client's own pictures as they are: `psnr@trained` is a metric of its own."""
 
 
-# The best places alone bring unrelated pictures up to 2.6 dB (shapes) or 3.2 dB (photos) beyond controls that are arranged alike.
+# Best places alone bring unrelated pictures up to 2.6 dB (shapes) or 3.2 dB (photos) beyond controls that are arranged alike.
 _PATCHES_PARTIAL = 3
 
 
