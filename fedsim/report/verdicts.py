@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from fedsim.metrics import luck
 from fedsim.metrics.ratings import ORDER as LEVELS
-from fedsim.metrics.ratings import SCALES, Level, leaves_no_room, rate, scale
+from fedsim.metrics.ratings import PATCHES, SCALES, Level, leaves_no_room, rate, scale
 from fedsim.report.evidence import Budget, Calibration, Evidence, PluginUse, Record, Trial, Workload
 from fedsim.report.scope import Scope
 from fedsim.report.scores import CHANCE, Scored, blind_severity, rated_by, scored
@@ -346,7 +346,8 @@ class Judge:
         if unscored is not None or metric is None:
             return unscored
         (one,) = scored([record], metric)
-        if one.is_alike:
+        # Patches in their best places are beyond grey, which has no places, in whatever update they were found.
+        if one.is_alike and (one.guessed == "leaks" or PATCHES not in metric):
             return _Doubt(
                 "it finds as much in another client's update, so what it finds here need not be this client's", True
             )
