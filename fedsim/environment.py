@@ -19,7 +19,6 @@ _PACKAGES = (
     "torch",
     "torchvision",
     "timm",
-    "opacus",
     "numpy",
     "scipy",
     "scikit-image",

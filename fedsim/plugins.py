@@ -18,7 +18,9 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fedsim.coercion import coerce
+from pydantic import PydanticUserError
+
+from fedsim.coercion import Parameters
 from fedsim.errors import PluginError, ScenarioError, nearest, printable
 from fedsim.faults import shown
 
@@ -192,6 +194,15 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
+@functools.lru_cache(maxsize=128)
+def _typed(cls: type) -> Parameters:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    return Parameters(
+        {field.name: hints[field.name] for field in fields}, [field.name for field in fields if _is_required(field)]
+    )
+
+
 def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
     """Build an instance from YAML parameters.
 
@@ -199,27 +210,17 @@ def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
     former names to what is written instead: those are refused with it.
 
     Raises:
-        ScenarioError: an unknown, missing or wrongly typed parameter, or a value that the class refuses.
+        ScenarioError: unknown, missing or wrongly typed parameters, or a value that the class refuses.
         PluginError: a field whose annotation does not resolve.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    try:
-        hints = typing.get_type_hints(cls)
-    except NameError as error:
-        raise PluginError(f"{where}: the type of a field of {cls.__qualname__} is not to be had: {error}.") from None
-    values: dict[str, Any] = {}
-    for name, value in params.items():
+    fields = {field.name for field in dataclasses.fields(cls) if field.init}
+    for name in params:
         if name not in fields and (new := getattr(cls, "renamed", {}).get(name)):
             raise ScenarioError(f"{where}.{name}", f"has another name now: {new}.")
-        if name not in fields:
-            allowed = ", ".join(fields) or "none"
-            raise ScenarioError(
-                f"{where}.{name}", f"unknown parameter.{nearest(str(name), fields)} Allowed: {allowed}."
-            )
-        values[name] = coerce(value, hints[name], f"{where}.{name}")
-    for name, field in fields.items():
-        if _is_required(field) and name not in values:
-            raise ScenarioError(f"{where}.{name}", "missing; this parameter has no default.")
+    try:
+        values = _typed(cls).read(params, where)
+    except (NameError, PydanticUserError) as error:
+        raise PluginError(f"{where}: the type of a field of {cls.__qualname__} is not to be had: {error}.") from None
     try:
         return cls(**values)
     except ValueError as error:

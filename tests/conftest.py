@@ -70,7 +70,7 @@ def drawn_once(monkeypatch: pytest.MonkeyPatch, drawings: dict[tuple[str, str], 
 
     def once(name: str, draw: Callable[..., bytes]) -> Callable[..., bytes]:
         def drawn(*arguments: object) -> bytes:
-            key = name, repr(arguments)
+            key = name, repr((plots.MOST_LINES, *arguments))
             if key not in drawings:
                 drawings[key] = draw(*arguments)
             return drawings[key]

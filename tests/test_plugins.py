@@ -1,9 +1,13 @@
 """Plug-ins by name: finding, loading and configuring, and what each refusal says."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
+from typing import Annotated
 
 import pytest
+from pydantic import Field
 
 from fedsim import installation, plugins
 from fedsim.attack import Attack
@@ -170,7 +174,7 @@ def test_parameters_take_the_types_of_their_fields(stand_ins):
         ({"steps": 1, "doubled": 2}, "attacks.0.params.doubled: unknown parameter."),
         ({"steps": "x"}, "attacks.0.params.steps: expected a whole number, got 'x'."),
         ({"steps": True}, "attacks.0.params.steps: expected a whole number, got true."),
-        ({"steps": 1, "rate": float("inf")}, "attacks.0.params.rate: expected a number, got inf."),
+        ({"steps": 1, "rate": float("inf")}, "attacks.0.params.rate: expected a finite number, got inf."),
         ({"steps": 0}, "attacks.0.params.steps: expected at least 1, got 0."),
         ({"steps": 1, "rate": 2}, "attacks.0.params: a rate above the number of steps makes no sense."),
     ],
@@ -179,6 +183,35 @@ def test_bad_parameters_are_refused_at_their_path(params, message, stand_ins):
     with pytest.raises(ScenarioError) as caught:
         steps(**params)
     assert str(caught.value).startswith(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduled:
+    """Parameters that hold others, and one with the name of a method of every pydantic model."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    copy: bool = False
+
+
+def test_parameters_may_be_mappings_and_lists():
+    given = {"weights": {"head": "1e-1", "embedding": 2}, "layers": [0, "3"], "share": 0.5, "copy": True}
+    assert plugins.configure(Scheduled, given, "here") == Scheduled(
+        weights={"head": 0.1, "embedding": 2.0}, layers=(0, 3), share=0.5, copy=True
+    )
+    assert plugins.configure(Scheduled, {}, "here") == Scheduled()
+
+
+def test_faults_inside_parameters_are_told_by_their_path_all_at_once():
+    with pytest.raises(ScenarioError) as caught:
+        plugins.configure(Scheduled, {"weights": {"head": "x"}, "layers": [0, True], "share": 2, "lairs": 1}, "here")
+    assert str(caught.value).splitlines() == [
+        "here.weights.head: expected a number, got 'x'.",
+        "here.layers.1: expected a whole number, got true.",
+        "here.share: expected at most 1, got 2.",
+        "here.lairs: unknown parameter. Did you mean 'layers'? Allowed: weights, layers, share, copy.",
+    ]
 
 
 def test_a_source_is_configured_beside_its_name():

@@ -10,7 +10,7 @@ from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import Mod
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.coercion import coerce
+from fedsim.coercion import Parameters
 from fedsim.errors import ScenarioError, nearest
 from fedsim.federation import records
 from fedsim.federation.constraints import clients_fault, range_fault
@@ -56,7 +56,8 @@ def all_parameters(part: FederationPart) -> dict[str, Any]:
 
 def _coerced(name: str, params: dict[str, Any], path: str) -> dict[str, Any]:
     allowed = strategy_parameters(name)
-    return {k: v if k == "strategy" else coerce(v, allowed[k].annotation, f"{path}.{k}") for k, v in params.items()}
+    annotations = {key: Any if key == "strategy" else allowed[key].annotation for key in params}
+    return Parameters(annotations).read(params, path)
 
 
 def _with_defaults(name: str, values: dict[str, Any], part: FederationPart) -> dict[str, Any]:
