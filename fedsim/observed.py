@@ -10,10 +10,11 @@ from math import prod
 from typing import Any
 
 from fedsim import files
-from fedsim.correspondence import Shape
 from fedsim.errors import RunFolderError
 from fedsim.lines import SCHEMA
 from fedsim.recording import RunFolder
+
+Shape = tuple[int, ...]
 
 _LOG = "observed.json"
 _KEPT = 5  # errors of the observer that are kept in the folder; all of them are in the app's log
