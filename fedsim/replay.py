@@ -20,7 +20,7 @@ from fedsim import training
 from fedsim.client_state import ClientState
 from fedsim.defense import Defense, LocalStep
 from fedsim.errors import told
-from fedsim.exchange import Labels, Truth, Update
+from fedsim.exchange import Truth, Update
 from fedsim.federation.limits import contained
 from fedsim.labels import distributions
 from fedsim.plan import Plan
@@ -182,7 +182,7 @@ class _Caught:
         )
 
 
-def _as(rows: Tensor, own: Labels) -> Labels:
+def _as(rows: Tensor, own: Tensor) -> Tensor:
     """Return labels as hard ones where the client's own are and each names one class."""
     is_hard = own.ndim == 1 and bool((rows.max(1).values == 1).all()) and bool((rows.sum(1) == 1).all())
     return rows.argmax(1) if is_hard else rows

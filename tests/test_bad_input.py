@@ -202,7 +202,7 @@ SETTINGS = {
     ),
     # models
     "unknown model": ({"model.name": "vit_nan"}, "model.name: no model 'vit_nan'. Did you mean 'vit_nano'?"),
-    "model that is no ViT": ({"model": {"name": "resnet18"}}, "model.name: 'resnet18' is none of"),
+    "model of nobody": ({"model": {"name": "no_such:Model"}}, "model.name: cannot import 'no_such:Model'"),
     "unknown weights of a model": (
         {"model": {"name": "vit_tiny_patch16_224.augreg"}},
         "model.name: no published weights 'vit_tiny_patch16_224.augreg'",
