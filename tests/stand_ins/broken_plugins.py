@@ -76,7 +76,9 @@ function = NoSubclass
 class MadeForAMapping(_Found):
     """States what it is made for as something else than an Applicability."""
 
-    applies: ClassVar[Any] = {"pictures": 1}
+    @property
+    def applicability(self) -> Any:
+        return {"pictures": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
