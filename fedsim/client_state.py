@@ -79,7 +79,7 @@ class ClientState:
             raise ValueError("it states what its defenses keep in a form that is none of fedsim's") from None
 
 
-def gathered(states: Iterable[tuple[str, State]]) -> ClientState:
+def gathered(states: Iterable[tuple[str, Mapping[Any, Any]]]) -> ClientState:
     """Return what the defenses of a client keep, checked.
 
     Args:

@@ -231,8 +231,8 @@ def test_a_calibration_is_clipped_as_the_strategy_has_its_clients_clip(tmp_path,
     plan = planning.make(scenario(training=training, federation=clipping(0.01, adaptive), attacks=[CHEAP], defenses=[]))
     folder = RunFolder.create(tmp_path / "run", plan.scenario)
     records = simulation.simulate(plan, folder, simulation.Progress())
-    seen = []
-    monkeypatch.setattr("fedsim.attempt.attack", lambda own, planned, update, *_: seen.append(update) or (None, b""))
+    seen, tried = [], Attempt("failed", Finding(), "not tried", 0.0, 0)
+    monkeypatch.setattr("fedsim.attempt.attack", lambda own, planned, update, *_: seen.append(update) or (tried, b""))
     calibration.attack(plan, folder, 1, 0, plan.attacks[0], 0)
     sent = [folder.read_update(1, client) for client in (0, 1)]
     assert all(calibration._norm(update) == pytest.approx(0.01, rel=1e-3) for update in (*seen, *sent))

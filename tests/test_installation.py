@@ -18,6 +18,27 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = ("console_scripts", "fedsim.attacks")
 
 
+class Installed(metadata.Distribution):
+    """A distribution of a version and groups of entry points, without files."""
+
+    def __init__(self, version, groups):
+        self._version, self._groups = version, groups
+
+    @property
+    def version(self):
+        return self._version
+
+    @property
+    def entry_points(self):
+        return [SimpleNamespace(group=group) for group in self._groups]
+
+    def read_text(self, filename):
+        return None
+
+    def locate_file(self, path):
+        return Path(path)
+
+
 @pytest.fixture
 def beside(monkeypatch):
     """Return a function that makes these distributions, each with its groups of entry points, all that is installed."""
@@ -26,8 +47,7 @@ def beside(monkeypatch):
         def distribution(name):
             if name not in groups:
                 raise metadata.PackageNotFoundError(name)
-            points = [SimpleNamespace(group=group) for group in groups[name]]
-            return SimpleNamespace(version=version, entry_points=points)
+            return Installed(version, groups[name])
 
         monkeypatch.setattr(installation, "distribution", distribution)
 

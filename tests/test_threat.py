@@ -14,8 +14,9 @@ from fedsim import attempt
 from fedsim.context import training_knowledge
 from fedsim.data.batches import FederatedData
 from fedsim.data.source import Pool, Pools
+from fedsim.defense import knowledge_of
 from fedsim.errors import RunFolderError
-from fedsim.exchange import DefenseKnowledge, Normalization, Truth
+from fedsim.exchange import Normalization, Truth
 from fedsim.federation.engine import train
 from fedsim.plan import Plan, PlannedDefense
 from fedsim.scenario import Scenario
@@ -57,7 +58,7 @@ def test_grants_tell_the_truth(observe):
     assert seen.normalization == plan.normalization
     assert seen.training == training_knowledge(plan.scenario.training, plan.model())
     assert seen.training.decay_exempt == ("cls_token", "pos_embed")
-    assert seen.defenses == (DefenseKnowledge("dp_noise", plan.defenses[0].params),)
+    assert seen.defenses == (knowledge_of("dp_noise", plan.defenses[0].defense),)
     assert len(seen.auxiliary_data) == 8
     for picture in seen.auxiliary_data.images:
         assert not any(torch.equal(picture, own) for own in truth.images)

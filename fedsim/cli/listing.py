@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +23,7 @@ def _kinds(incomplete: str) -> list[str]:
     return [kind for kind in catalogue.sections() if kind.startswith(incomplete)]
 
 
-def _names(context: typer.Context, incomplete: str) -> list[str]:
+def _names(context: click.Context, incomplete: str) -> list[str]:
     section = catalogue.sections().get(str(context.params.get("kind")))
     try:
         return [name for name in section.names() if name.startswith(incomplete)] if section else []

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -18,8 +18,10 @@ from fedsim.cli.arguments import AsJson, Engine, FailOn, Folder, Overrides, Verd
 from fedsim.cli.preparation import load, prepared
 from fedsim.cli.terminal import complain, note, say, write_json
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError, printable_line
-from fedsim.lines import EvaluationLine
 from fedsim.scenario import Scenario
+
+if TYPE_CHECKING:
+    from fedsim.lines import EvaluationLine  # imports torch
 
 _TOO_BAD = 3  # a verdict that --fail-on names
 _COLUMNS = {

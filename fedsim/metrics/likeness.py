@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fedsim.exchange import Images
 
 Thumbnails = Float[Tensor, "image pixel"]
+Others = Float[Tensor, "other pixel"]
 
 _SIDE = 16
 # Decibels between thumbnails; the same picture, stored again or slightly cropped, is above.
@@ -21,7 +22,7 @@ def thumbnails(images: Images) -> Thumbnails:
     return nn.functional.adaptive_avg_pool2d(images.detach().float(), side).flatten(1)
 
 
-def alike(first: Thumbnails, second: Thumbnails) -> int:
+def alike(first: Thumbnails, second: Others) -> int:
     """Return how many of the first pictures have one among the second that shows the same."""
     squared = torch.cdist(first, second).square() / first.shape[1]
     return int((squared.min(dim=1).values <= 10 ** (-_NEAR / 10)).sum())

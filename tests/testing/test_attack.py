@@ -232,13 +232,21 @@ def test_soft_labels_pass(soft_label: list[float], monkeypatch: pytest.MonkeyPat
     check_attack(Sound)
 
 
+def unchecked(**facts: Any) -> Applicability:
+    """Return an Applicability of facts that no type checker has seen, as a plug-in may state them."""
+    made = Applicability()
+    for name, value in facts.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
 FACTS = {
     "unknown grant": ("needs", frozenset({"label"}), "needs must be a frozenset out of batch_size, labels"),
     "needs as a set": ("needs", {"labels"}, "needs must be a frozenset"),
     "unknown finding": ("recovers", frozenset({"pixels"}), "recovers must be a frozenset out of images, labels, feat"),
     "made for a mapping": ("applies", {"pictures": 1}, "applicability is faulty: expected an Applicability or None"),
-    "made for half a picture": ("applies", Applicability(pictures=0.5), "pictures: expected None or a whole number"),
-    "made for a model unheard of": ("applies", Applicability(model=("a head",)), "model: 'a head' is none of linear"),
+    "made for half a picture": ("applies", unchecked(pictures=0.5), "pictures: expected None or a whole number"),
+    "made for a model unheard of": ("applies", unchecked(model=("a head",)), "model: 'a head' is none of linear"),
     "nothing recovered": ("recovers", frozenset(), "recovers is empty"),
     "labels unannounced": ("recovers", frozenset({"images"}), "found features, labels, which Sound.recovers does not"),
 }
