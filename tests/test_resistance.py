@@ -12,7 +12,8 @@ from fedsim.applicability import Applicability
 from fedsim.attack import Attack
 from fedsim.defense import Defense
 from fedsim.recording import RunFolder
-from fedsim.report import evidence, summary
+from fedsim.report import reading, summary
+from fedsim.report.analysis import Analysis
 from fedsim.scenario import parse
 
 ATTACKS = {name: plugins.build("attacks", Attack, name, {}, "attacks") for name in sorted(plugins.installed("attacks"))}
@@ -23,7 +24,7 @@ SMALL = {
     "data": {"name": "shapes", "samples": 24, "test_samples": 4, "auxiliary_samples": 8},
     "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
 }
-_BUDGET = re.compile(r"(^|_)(steps|iterations|restarts|trials|epochs)$")
+_BUDGET = re.compile(r"(^|_)(steps|iterations|restarts|multi_start|epochs)$")
 
 
 def at_least(attack):
@@ -55,8 +56,8 @@ def audited(tmp_path_factory):
                 # Figures take longer than all the rest.
                 patch.setattr("fedsim.report.render", lambda path: path / "report.html")
                 simulation.simulate(plan, folder, simulation.Progress())
-            found = evidence.read(folder.path)
-            made[name] = plan, found, summary.of(found)
+            found = reading.read(folder.path)
+            made[name] = plan, found, summary.of(Analysis(found))
         return made[name]
 
     return audit

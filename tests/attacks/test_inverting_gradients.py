@@ -22,4 +22,4 @@ def test_it_follows_the_paper_in_distance_optimizer_and_schedule() -> None:
     attack = InvertingGradients()
     assert (attack.distance, attack.optimizer, attack.schedule) == ("cosine", "signed_adam", "step")
     assert (attack.learning_rate, attack.priors) == (0.1, {"total_variation": 0.01})
-    assert not attack.positions and not attack.seams and not attack.statistics
+    assert not attack.positions

@@ -244,7 +244,11 @@ FACTS = {
     "unknown grant": ("needs", frozenset({"label"}), "needs must be a frozenset out of batch_size, labels"),
     "needs as a set": ("needs", {"labels"}, "needs must be a frozenset"),
     "unknown finding": ("recovers", frozenset({"pixels"}), "recovers must be a frozenset out of images, labels, feat"),
-    "made for a mapping": ("applies", {"pictures": 1}, "applicability is faulty: expected an Applicability or None"),
+    "made for a mapping": (
+        "applicability",
+        {"pictures": 1},
+        "applicability is faulty: expected an Applicability or None",
+    ),
     "made for half a picture": ("applies", unchecked(pictures=0.5), "pictures: expected None or a whole number"),
     "made for a model unheard of": ("applies", unchecked(model=("a head",)), "model: 'a head' is none of linear"),
     "nothing recovered": ("recovers", frozenset(), "recovers is empty"),
