@@ -412,7 +412,7 @@ def test_a_shell_completes_scenarios_kinds_and_names(words, offered, monkeypatch
         ("run", "SCENARIO is a YAML file, or a name that "),
         ("check", "SCENARIO is a YAML file, or a name that "),
         ("audit", "FOLDER is that of a run"),
-        ("list", "KIND is data, models, strategies, defenses, attacks, metrics or scenarios"),
+        ("list", "KIND is data, models, strategies, defenses, attacks, evaluators, metrics or scenarios"),
     ],
 )
 def test_help_says_what_the_arguments_are(command, says, fedsim):

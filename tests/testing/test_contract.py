@@ -152,7 +152,7 @@ CAUGHT = {
     AcceptsNaN: "accepts added=nan",
     NamesNoField: "refuses added=-1 with 'expected at least 0, got -1.'; begin the message with the field",
     ListByDefault: "a scenario file turns .*added=\\[1, 2\\].* into .*added=\\(1, 2\\)",
-    NumberedKeys: "its parameters do not survive a scenario file: NumberedKeys.added: expected",
+    NumberedKeys: "its parameters do not survive a scenario file: NumberedKeys.added.1: expected text, got 1",
     Unpicklable: "cannot be pickled",
     WithoutCitation: "citation must be a text with a link.*got None",
     CitesWithoutLink: "citation must be a text with a link.*got 'Somebody",
