@@ -233,7 +233,7 @@ def _add_views(
     rated = [name for name in record["scores"] if scale(name).partial is not None]
     images = [name for name in rated if scale(name).recovers == "images"]
     labels = [name for name in rated if scale(name).recovers in ("labels", "soft labels")]
-    grid = models.patch_grid(plan.model())
+    grid = _patch_grid(plan)
     views: list[tuple[str, list[str], Truth, models.PatchGrid | None]] = []
     trained = _trained_on(plan, folder, task.client, task.round)
     if isinstance(trained, str):
@@ -247,9 +247,10 @@ def _add_views(
         }
         changed = [*(images if trained.has_other_pictures else []), *(labels if trained.has_other_labels else [])]
         views.append((TRAINED, changed, truth, None))
-        if trained.has_other_pictures:
+        if trained.has_other_pictures and grid is not None:
             views.append((f"{TRAINED}+{PATCHES}", images, truth, grid))
-    views.append((PATCHES, images, own, grid))
+    if grid is not None:
+        views.append((PATCHES, images, own, grid))
     for view, names, truth, arranged in views:
         if not names:
             continue
@@ -259,6 +260,14 @@ def _add_views(
         for control, values in found["controls"].items():
             own_values = record["controls"].setdefault(control, {})
             own_values |= {viewed(name, view): value for name, value in values.items()}
+
+
+def _patch_grid(plan: Plan) -> models.PatchGrid | None:
+    """Return how the model cuts pictures; None for one that does not."""
+    try:
+        return models.patch_grid(plan.model())
+    except models.ModelInterfaceError:
+        return None
 
 
 @per_plan(most=8)

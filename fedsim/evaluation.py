@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from fedsim.errors import EvaluationRefusedError, printable, told
+from fedsim.errors import EvaluationRefusedError, message_of, printable, told
 from fedsim.evaluator import Evaluation, PixelModel
 from fedsim.lines import SCHEMA, EvaluationLine
 from fedsim.plan import Plan, PlannedEvaluator
@@ -50,7 +50,7 @@ def of_line(plan: Plan, line: EvaluationLine) -> Question | None:
 
 
 def evaluate(plan: Plan, folder: RunFolder, question: Question) -> EvaluationLine:
-    """Return the line of one evaluation; whatever the evaluator raises is a failed one.
+    """Return the line of one evaluation; whatever the evaluator raises, SystemExit too, is a failed one.
 
     Raises:
         RunFolderError: the weights are missing or corrupted.
@@ -68,8 +68,8 @@ def evaluate(plan: Plan, folder: RunFolder, question: Question) -> EvaluationLin
             )
         scores, cautions = _checked(found)
     except EvaluationRefusedError as error:
-        return _line(plan, folder, question, "refused", _cut(str(error)), {}, (), time.perf_counter() - started)
-    except Exception as error:  # noqa: BLE001  (boundary: a failed evaluation is a line, the audit goes on)
+        return _line(plan, folder, question, "refused", _cut(message_of(error)), {}, (), time.perf_counter() - started)
+    except BaseException as error:  # noqa: BLE001  (boundary: a failed evaluation is a line, the audit goes on)
         return _line(plan, folder, question, "failed", _cut(told(error)), {}, (), time.perf_counter() - started)
     return _line(plan, folder, question, "found", None, scores, cautions, time.perf_counter() - started)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim import training
 from fedsim.client_state import ClientState
@@ -141,9 +141,14 @@ class _Caught:
             self._deepest.append(copied)
 
     def innermost(self, step: LocalStep) -> Tensor:
-        """Take the plain step, and keep what its model cuts into patches, which a hook on the model may have changed."""
+        """Take the plain step, and keep what its model cuts into patches, which a hook on the model may have changed.
+
+        Of a model without patches, what the model itself gets is kept.
+        """
         arrived: list[Tensor] = []
-        handle = step.model.patch_embed.register_forward_pre_hook(lambda _, inputs: arrived.append(inputs[0]))  # type: ignore[union-attr]
+        embed = getattr(step.model, "patch_embed", None)
+        first = embed if isinstance(embed, nn.Module) else step.model
+        handle = first.register_forward_pre_hook(lambda _, inputs: arrived.append(inputs[0]))
         try:
             loss = training.plain_step(step)
         finally:

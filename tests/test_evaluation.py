@@ -60,6 +60,7 @@ def test_rounds_are_chosen_for_each_evaluator(run):
     ("how", "said"),
     [
         ("raises", "RuntimeError: no answer"),
+        ("leaves", "SystemExit: done"),
         ("exits", "its process died"),
         ("waits", "took longer than audit.attack_timeout"),
         ("infinite", "not a finite number"),

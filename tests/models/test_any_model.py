@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from fedsim import models, simulation
+from fedsim import models, replay, simulation
 from fedsim.errors import ScenarioError
 from fedsim.models import ModelInterfaceError
 from fedsim.recording import RunFolder
@@ -165,6 +165,22 @@ def test_a_weights_file_of_a_cnn_is_loaded_but_for_a_head_of_another_size(tmp_pa
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(ScenarioError, match=r"does not hold the weights of this model: it lacks layer1\.0\.\*"):
         models.build(ModelPart(name="resnet18", pretrained=str(tmp_path / "other.pth")), 10, 32, 0)
+
+
+def test_what_a_cnn_trained_on_is_found_out_behind_a_defense_that_changes_pictures(tiny_plan, run_folder):
+    plan = tiny_plan(
+        model={"name": "convnet", "kwargs": {}},
+        defenses=["stand_ins:Rearranges"],
+        federation={"rounds": 1},
+        training={"batch_size": 1},
+        attacks=["label_count"],
+    )
+    folder = run_folder(plan)
+    simulation.simulate(plan, folder, Progress())
+    own = plan.data.truth(1, 1, plan.scenario.training)
+    found = replay.trained_on(plan, folder, 1, 1, own)
+    assert found.has_other_pictures and not found.has_other_labels
+    torch.testing.assert_close(found.truth.images, own.images.flip(-1), atol=1e-5, rtol=0)
 
 
 # Rectangles
