@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from fedsim import attempt, environment, models, noise, pictures, replay
 from fedsim.attempt import Attempt
-from fedsim.exchange import Film, Finding, Images, Truth
+from fedsim.exchange import Finding, Images, Trajectory, Truth
 from fedsim.lines import SCHEMA
-from fedsim.metrics import film as films
 from fedsim.metrics import scoring
+from fedsim.metrics import trajectory as trajectories
 from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.feature import Features
 from fedsim.metrics.matching import match
@@ -216,11 +216,11 @@ def _score(
         _add_views(plan, folder, task, truth, tried.finding, wrong, record)
     record["cautions"] += _surplus(tried, len(truth.images), record["scores"])
     _write_strips(folder, task, planned, truth, tried, record)
-    film = tried.finding.film
-    if film is not None and film.images.numel():
+    trajectory = tried.finding.trajectory
+    if trajectory is not None and trajectory.images.numel():
         has_psnr = "psnr" in record["scores"]
         blind = record["controls"] if has_psnr else scoring.controls(["psnr"], truth, _auxiliary(plan), wrong)
-        _show_film(folder, task, planned, truth, film, blind, record)
+        _show_trajectory(folder, task, planned, truth, trajectory, blind, record)
 
 
 def _add_views(
@@ -395,26 +395,26 @@ def _write_strips(
     record["artifacts"]["reconstructions"] = folder.relative(path)
 
 
-def _show_film(
+def _show_trajectory(
     folder: RunFolder,
     task: Task,
     planned: PlannedAttack,
     truth: Truth,
-    film: Film,
+    trajectory: Trajectory,
     controls: dict[str, scoring.Scores],
     record: Record,
 ) -> None:
-    """Put a film's curves into the record, and write some of its frames as a picture."""
-    frames = films.arranged(film, truth.images)
-    shown = pictures.spread(len(film.steps), pictures.SHOWN)
+    """Put a trajectory's curves into the record, and write some of its frames as a picture."""
+    frames = trajectories.arranged(trajectory, truth.images)
+    shown = pictures.spread(len(trajectory.steps), pictures.SHOWN)
     path = folder.artifact(task.round, task.client, f"{planned.slug}-film.png")
-    folder.write(path, pictures.png_film(frames[shown], truth.images))
+    folder.write(path, pictures.png_trajectory(frames[shown], truth.images))
     record["artifacts"]["film"] = folder.relative(path)
     best = best_control("psnr", controls, "higher")
     record["film"] = {
-        "steps": list(film.steps),
-        "losses": [loss if math.isfinite(loss) else None for loss in film.losses],
-        "psnr": list(films.psnr_by_frame(frames, truth.images)),
+        "steps": list(trajectory.steps),
+        "losses": [loss if math.isfinite(loss) else None for loss in trajectory.losses],
+        "psnr": list(trajectories.psnr_by_frame(frames, truth.images)),
         "control": None if best is None else best._asdict(),
-        "shown": [film.steps[position] for position in shown],
+        "shown": [trajectory.steps[position] for position in shown],
     }

@@ -50,7 +50,7 @@ class Attack(ABC):
         """Recover what can be recovered from one observation.
 
         One that iterates may call `fedsim.progress.advance` at every iteration, so that whoever watches sees how far it is,
-        and save some of its iterates in `Finding.film`, to which the auditor draws the PSNR once it has ended.
+        and save some of its iterates in `Finding.trajectory`, to which the auditor draws the PSNR once it has ended.
 
         Args:
             observation: the only source of knowledge; must not be changed.

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedsim import files, installation, lines
 from fedsim.errors import AttackRefusedError, RunFolderError
-from fedsim.exchange import FRAMES, Film, Finding, Update
+from fedsim.exchange import FRAMES, Finding, Trajectory, Update
 from fedsim.pictures import spread
 from fedsim.plan import Plan, PlannedAttack
 from fedsim.recording import RunFolder
@@ -234,7 +234,7 @@ def _checked(claimed: Any, image_shape: tuple[int, int, int], num_classes: int) 
     """
     if not isinstance(claimed, Finding):
         raise TypeError(f"the attack returned {type(claimed).__name__}, not a Finding")
-    images, labels, features, film = claimed.images, claimed.labels, claimed.features, claimed.film
+    images, labels, features, trajectory = claimed.images, claimed.labels, claimed.features, claimed.trajectory
     pictures = None if images is None else _checked_images(images, image_shape)
     return Finding(
         images=pictures,
@@ -242,7 +242,7 @@ def _checked(claimed: Any, image_shape: tuple[int, int, int], num_classes: int) 
         features=None if features is None else _checked_features(features),
         trace=_checked_trace(claimed.trace),
         cautions=_checked_cautions(claimed.cautions),
-        film=None if film is None else _checked_film(film, pictures),
+        trajectory=None if trajectory is None else _checked_trajectory(trajectory, pictures),
     )
 
 
@@ -339,29 +339,29 @@ def _checked_cautions(value: Any) -> tuple[str, ...]:
     return tuple(map(_text, cautions))
 
 
-def _checked_film(film: Any, pictures: Tensor | None) -> Film:
-    """Check a film beside the pictures of its finding; losses may be infinite, as an attack may have diverged on its way."""
-    if not isinstance(film, Film):
-        raise TypeError(f"the attack returned {type(film).__name__}, not a Film")
+def _checked_trajectory(trajectory: Any, pictures: Tensor | None) -> Trajectory:
+    """Check a trajectory beside the pictures of its finding; losses may be infinite, as an attack may have diverged."""
+    if not isinstance(trajectory, Trajectory):
+        raise TypeError(f"the attack returned {type(trajectory).__name__}, not a Trajectory")
     if pictures is None:
-        raise ValueError("the attack returned a film, but no pictures")
-    steps, losses = [operator.index(step) for step in film.steps], [float(loss) for loss in film.losses]
-    frames = _floats("frames", film.images)
+        raise ValueError("the attack returned a trajectory, but no pictures")
+    steps, losses = [operator.index(step) for step in trajectory.steps], [float(loss) for loss in trajectory.losses]
+    frames = _floats("frames", trajectory.images)
     if frames.shape[1:] != pictures.shape:
         raise ValueError(f"the attack returned frames of shape {tuple(frames.shape[1:])}, not {tuple(pictures.shape)}")
     if not 0 < len(steps) == len(frames) == len(losses):
         raise ValueError(
-            f"the attack returned {len(steps)} steps, {len(frames)} frames and {len(losses)} losses as a film"
+            f"the attack returned {len(steps)} steps, {len(frames)} frames and {len(losses)} losses as a trajectory"
         )
     if steps[0] < 0 or any(later <= step for step, later in pairwise(steps)):
-        raise ValueError("the attack returned a film whose steps do not increase from 0")
+        raise ValueError("the attack returned a trajectory whose steps do not increase from 0")
     if steps[-1].bit_length() > _WIDEST_NUMBER:
-        raise ValueError(f"the attack returned a film with a step of more than {_WIDEST_NUMBER} bits")
+        raise ValueError(f"the attack returned a trajectory with a step of more than {_WIDEST_NUMBER} bits")
     if not bool(torch.isfinite(frames).all()):
-        raise ValueError("the attack returned a film whose pixels are not finite")
+        raise ValueError("the attack returned a trajectory whose pixels are not finite")
     kept = spread(len(steps), FRAMES)
     images = frames[kept].float().clamp(0, 1)
-    return Film(tuple(steps[i] for i in kept), images, tuple(losses[i] for i in kept))
+    return Trajectory(tuple(steps[i] for i in kept), images, tuple(losses[i] for i in kept))
 
 
 def _plain(value: Any, levels: int) -> Any:
@@ -388,10 +388,10 @@ def _where(folder: RunFolder, round: int, client: int) -> dict[str, Any]:
 
 def _content(planned: PlannedAttack, attempt: Attempt, where: Mapping[str, Any]) -> bytes:
     finding = attempt.finding
-    film = finding.film
+    trajectory = finding.trajectory
     tensors = {"images": finding.images, "labels": finding.labels, "features": finding.features}
-    if film is not None:
-        tensors["film"] = film.images
+    if trajectory is not None:
+        tensors["film"] = trajectory.images
     header = {
         "schema": lines.SCHEMA,
         **where,
@@ -402,7 +402,7 @@ def _content(planned: PlannedAttack, attempt: Attempt, where: Mapping[str, Any])
         "cautions": list(finding.cautions),
         "seconds": attempt.seconds,
         "seed": attempt.seed,
-        "film": None if film is None else {"steps": film.steps, "losses": film.losses},
+        "film": None if trajectory is None else {"steps": trajectory.steps, "losses": trajectory.losses},
     }
     return save(
         {
@@ -432,10 +432,10 @@ def _read(folder: RunFolder, round: int, client: int, planned: PlannedAttack) ->
         return None
     folder.check_place(path, (header.round, header.client, header.run), (round, client))
     frames = tensors.pop("film", None)
-    if not set(tensors) <= {"images", "labels", "features"} or (frames is None) != (header.film is None):
+    if not set(tensors) <= {"images", "labels", "features"} or (frames is None) != (header.trajectory is None):
         return None
-    film = None
-    if frames is not None and header.film is not None:
-        film = Film(tuple(header.film.steps), frames, tuple(header.film.losses))
-    finding = Finding(**tensors, trace=header.trace, cautions=tuple(header.cautions), film=film)
+    trajectory = None
+    if frames is not None and header.trajectory is not None:
+        trajectory = Trajectory(tuple(header.trajectory.steps), frames, tuple(header.trajectory.losses))
+    finding = Finding(**tensors, trace=header.trace, cautions=tuple(header.cautions), trajectory=trajectory)
     return Attempt(header.status, finding, header.message, header.seconds, header.seed)

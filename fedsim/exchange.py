@@ -19,7 +19,7 @@ SoftLabels = Float[Tensor, "batch class"]
 Labels = HardLabels | SoftLabels
 
 FRAMES = 32
-"""Frames of a film that are kept; of longer ones those are left out that lie between."""
+"""Frames of a trajectory that are kept; of longer ones those are left out that lie between."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Film:
+class Trajectory:
     """What an attack saved on its way, for the auditor to look at once it has ended.
 
     Args:
@@ -222,7 +222,7 @@ class Finding:
         features: head inputs, one row a picture; None when the attack recovers none.
         trace: observable quantities of the run (loss, residual, condition number), JSON-able.
         cautions: reasons to doubt the finding, each one sentence.
-        film: iterates on the way to `images`; None when the attack does not iterate or saved none.
+        trajectory: iterates on the way to `images`; None when the attack does not iterate or saved none.
     """
 
     images: Images | None = None
@@ -230,4 +230,4 @@ class Finding:
     features: Float[Tensor, "recovered embed"] | None = None
     trace: Mapping[str, Any] = field(default_factory=dict)
     cautions: tuple[str, ...] = ()
-    film: Film | None = None
+    trajectory: Trajectory | None = None

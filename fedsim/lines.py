@@ -167,8 +167,8 @@ class StateHeader(_Line):
     run: str | None = None
 
 
-class FilmHeader(_Line):
-    """The curve of an attack's film."""
+class TrajectoryHeader(_Line):
+    """The curve of an attack's trajectory."""
 
     steps: list[Count]
     losses: list[float]
@@ -186,7 +186,7 @@ class FindingHeader(_Line):
     cautions: list[str]
     seconds: float
     seed: int
-    film: FilmHeader | None = None
+    trajectory: TrajectoryHeader | None = pydantic.Field(None, alias="film")  # as run folders have always named it
     run: str | None = None
 
 

@@ -1,4 +1,4 @@
-"""Pictures as files: strips and films of tensors as PNG."""
+"""Pictures as files: strips and trajectories of tensors as PNG."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from fedsim.exchange import Images
-from fedsim.metrics.film import Frames
+from fedsim.metrics.trajectory import Frames
 
-SHOWN = 8  # pictures of one update that the report shows, and frames of a film; the findings hold all
+SHOWN = 8  # pictures of one update that the report shows, and frames of a trajectory; the findings hold all
 
-GAP = 1 / 8  # of a picture's width, before the originals of a film
+GAP = 1 / 8  # of a picture's width, before the originals of a trajectory
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -29,7 +29,7 @@ def png_strip(images: Images) -> bytes:
     return _png(torch.cat(list(images[:SHOWN]), dim=-1))
 
 
-def png_film(frames: Frames, originals: Images) -> bytes:
+def png_trajectory(frames: Frames, originals: Images) -> bytes:
     """Return frames as the columns of a PNG, the first pictures of the batch as its rows, and the originals set apart.
 
     Args:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedsim import attempt
-from fedsim.exchange import Film, Finding
+from fedsim.exchange import Finding, Trajectory
 from fedsim.federation.engine import train
 
 GREY = torch.full((1, 3, 32, 32), 0.5)
@@ -160,24 +160,24 @@ def test_texts_are_encodable_and_cut_with_their_length_said(made):
     assert found.cautions == ("a\\ud800b", "x" * 2000 + "... (cut, of 5,000,000 characters)")
 
 
-def test_a_film_with_odd_parts_is_a_failed_attempt(made):
-    def film(**fields):
-        kept = object.__new__(Film)
+def test_a_trajectory_with_odd_parts_is_a_failed_attempt(made):
+    def trajectory(**fields):
+        kept = object.__new__(Trajectory)
         for name, value in {"steps": (0,), "images": GREY[None], "losses": (1.0,), **fields}.items():
             object.__setattr__(kept, name, value)
-        return claim(images=GREY, film=kept)
+        return claim(images=GREY, trajectory=kept)
 
-    assert made(film()).status == "found"
+    assert made(trajectory()).status == "found"
     assert_failures(
         made,
         [
-            (film(images=GREY[None].to(torch.complex64)), "frames as complex64, not as floats"),
-            (film(images=None), "frames as NoneType, not as a tensor"),
-            (film(steps=(2**70,)), "a film with a step of more than 64 bits"),
+            (trajectory(images=GREY[None].to(torch.complex64)), "frames as complex64, not as floats"),
+            (trajectory(images=None), "frames as NoneType, not as a tensor"),
+            (trajectory(steps=(2**70,)), "a trajectory with a step of more than 64 bits"),
         ],
     )
     for odd in ({"steps": None}, {"losses": None}, {"losses": ("low",)}, {"steps": (0.5,)}):
-        assert made(film(**odd)).status == "failed"
+        assert made(trajectory(**odd)).status == "failed"
 
 
 def test_fields_are_read_once_and_one_that_raises_is_a_failed_attempt(made):
@@ -196,7 +196,7 @@ def test_fields_are_read_once_and_one_that_raises_is_a_failed_attempt(made):
 
     raising, changing = object.__new__(Raises), object.__new__(Changes)
     for finding in (raising, changing):
-        finding.__dict__.update(images=None, labels=None, features=None, trace={}, cautions=(), film=None)
+        finding.__dict__.update(images=None, labels=None, features=None, trace={}, cautions=(), trajectory=None)
     assert made(raising).message.startswith("SystemExit: no pictures (test_attempt.py:")
     assert torch.equal(made(changing).finding.labels, torch.tensor([1])) and Changes.asked == 1
 

@@ -49,7 +49,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def without_drawing(monkeypatch):
     """Curves take longer than all the rest."""
-    for name in ("leakage", "film", "utility"):
+    for name in ("leakage", "trajectory", "utility"):
         monkeypatch.setattr(f"fedsim.report.plots.{name}", lambda *_: b"")
 
 

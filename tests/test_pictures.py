@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedsim.pictures import png_film, png_strip, spread
+from fedsim.pictures import png_strip, png_trajectory, spread
 
 
 def read(png: bytes) -> np.ndarray:
@@ -24,10 +24,10 @@ def test_positions_are_spread_evenly_from_the_first_to_the_last(count: int, most
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_film_has_a_column_per_frame_a_row_per_picture_and_the_originals_apart(channels: int) -> None:
+def test_a_trajectory_has_a_column_per_frame_a_row_per_picture_and_the_originals_apart(channels: int) -> None:
     frames = torch.rand(3, 2, channels, 16, 16, generator=torch.Generator().manual_seed(0))
     originals = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(1))
-    picture = read(png_film(frames, originals)).reshape(32, 3 * 16 + 2 + 16, channels)
+    picture = read(png_trajectory(frames, originals)).reshape(32, 3 * 16 + 2 + 16, channels)
     for row in range(2):
         band = picture[16 * row : 16 * (row + 1)]
         for column, expected in enumerate(frames[:, row]):
@@ -37,8 +37,8 @@ def test_a_film_has_a_column_per_frame_a_row_per_picture_and_the_originals_apart
         assert np.abs(band[:, 50:] - originals[row].movedim(0, -1).numpy()).max() <= 0.5 / 255 + 1e-6
 
 
-def test_a_film_shows_eight_pictures_of_a_large_batch() -> None:
-    picture = read(png_film(torch.rand(2, 20, 3, 8, 8), torch.rand(20, 3, 8, 8)))
+def test_a_trajectory_shows_eight_pictures_of_a_large_batch() -> None:
+    picture = read(png_trajectory(torch.rand(2, 20, 3, 8, 8), torch.rand(20, 3, 8, 8)))
     assert picture.shape == (64, 2 * 8 + 1 + 8, 3)
 
 

@@ -60,24 +60,24 @@ class RecordedScore(_Line):
         return self.per_example or (self.value,)
 
 
-class FilmControl(_Line):
-    """The best control of a film."""
+class TrajectoryControl(_Line):
+    """The best control of a trajectory."""
 
     name: str
     value: Value
 
 
-class RecordedFilm(_Line):
+class RecordedTrajectory(_Line):
     """How one attempt went, iteration by iteration: its own loss, and the PSNR that the auditor computed afterwards."""
 
     steps: tuple[Count, ...] = pydantic.Field(min_length=1)
     losses: tuple[Value | None, ...]
     psnr: tuple[Value, ...]
-    control: FilmControl | None = None
+    control: TrajectoryControl | None = None
     shown: tuple[Count, ...] = pydantic.Field(min_length=1)
 
     @pydantic.model_validator(mode="after")
-    def _fits(self) -> RecordedFilm:
+    def _fits(self) -> RecordedTrajectory:
         if not len(self.steps) == len(self.losses) == len(self.psnr):
             raise ValueError("expected as many losses and PSNR values as steps")
         return self
@@ -140,7 +140,7 @@ class Record(_Line):
     seconds: Value | None = None
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**64)] | None = None
     artifacts: dict[str, str] = {}
-    film: RecordedFilm | None = None
+    trajectory: RecordedTrajectory | None = pydantic.Field(None, alias="film")  # as records have always named it
     found: Found | None = None
     trained_on: TrainedOn | None = None
 

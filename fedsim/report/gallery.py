@@ -29,7 +29,7 @@ NOT_KNOWN = "defenses not known"
 
 _SHOWN_SIDE = 96
 _STORED_SIDE = 128
-_FILM_SIDE = 64
+_TRAJECTORY_SIDE = 64
 _MOST_EMBEDDED = 16_000_000  # characters of pictures in one page; a panel is shown whole or not at all
 # What Pillow raises for a damaged PNG, or one so large that it may be an attack.
 _DAMAGE = (
@@ -73,7 +73,7 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Film:
+class Trajectory:
     """How one attack came to its pictures: a column per frame, a row per picture, the originals last.
 
     Args:
@@ -97,16 +97,16 @@ class Film:
 
 @dataclass(frozen=True)
 class Panel:
-    """One client in one round: originals first, where they are known, then each attack; below them the films."""
+    """One client in one round: originals first, where they are known, then each attack; below them the trajectories."""
 
     round: int
     strips: tuple[Strip, ...]
-    films: tuple[Film, ...] = ()
+    trajectories: tuple[Trajectory, ...] = ()
 
     @property
     def size(self) -> int:
         """Characters that its pictures add to a page."""
-        sources = [*(strip.source for strip in self.strips), *(film.source for film in self.films)]
+        sources = [*(strip.source for strip in self.strips), *(trajectory.source for trajectory in self.trajectories)]
         return sum(map(len, sources))
 
 
@@ -121,7 +121,7 @@ class Display:
     @property
     def is_wide(self) -> bool:
         """Whether its strips need the whole width of the page."""
-        return any(panel.films or any(strip.count > 2 for strip in panel.strips) for panel in self.panels)
+        return any(panel.trajectories or any(strip.count > 2 for strip in panel.strips) for panel in self.panels)
 
 
 class Gallery(NamedTuple):
@@ -176,17 +176,17 @@ def gallery(
 def _panel(folder: Path, naming: Naming, records: Sequence[Record], notes: list[str]) -> Panel:
     originals = records[0].artifacts.get("originals")
     strips = [] if originals is None else [_strip(folder, originals, "Original", ("", ""), notes)]
-    films = []
+    trajectories = []
     for record in records:
         title = naming.attack(record)
         if "reconstructions" in record.artifacts:
             strips.append(_strip(folder, record.artifacts["reconstructions"], title, _score(record), notes))
-        if record.film is not None and "film" in record.artifacts:
-            films.append(_film(folder, record.artifacts["film"], title, record.film.shown, notes))
+        if record.trajectory is not None and "film" in record.artifacts:
+            trajectories.append(_trajectory(folder, record.artifacts["film"], title, record.trajectory.shown, notes))
     return Panel(
         records[0].round,
         tuple(strip for strip in strips if strip is not None),
-        tuple(film for film in films if film is not None),
+        tuple(trajectory for trajectory in trajectories if trajectory is not None),
     )
 
 
@@ -223,16 +223,16 @@ def _strip(folder: Path, relative: str, title: str, score: tuple[str, str], note
     )
 
 
-def _film(folder: Path, relative: str, title: str, steps: tuple[int, ...], notes: list[str]) -> Film | None:
+def _trajectory(folder: Path, relative: str, title: str, steps: tuple[int, ...], notes: list[str]) -> Trajectory | None:
     picture = _opened(folder, relative, notes)
     if picture is None:
         return None
     side = picture.width / (len(steps) + 1 + GAP)
-    scale = max(1, round(_FILM_SIDE / side)) if side <= _FILM_SIDE else _FILM_SIDE / side
+    scale = max(1, round(_TRAJECTORY_SIDE / side)) if side <= _TRAJECTORY_SIDE else _TRAJECTORY_SIDE / side
     width, height = round(picture.width * scale), round(picture.height * scale)
     if scale < 1:
         picture = _reduced(picture, width, height)
-    return Film(title, steps, quote(relative), _source(picture), width, height, scale > 1)
+    return Trajectory(title, steps, quote(relative), _source(picture), width, height, scale > 1)
 
 
 def _opened(folder: Path, relative: str, notes: list[str]) -> Image.Image | None:

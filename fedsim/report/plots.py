@@ -189,35 +189,35 @@ def _draw_range(axes: Axes, points: Sequence[_Point], position: int, label: str)
     )
 
 
-def film(records: Sequence[Record], naming: Naming) -> bytes:
+def trajectory(records: Sequence[Record], naming: Naming) -> bytes:
     """Return loss (left, dotted) and PSNR (right) of one attack in one round against iteration, a line per client.
 
     Args:
-        records: those of the attack and round that have a film.
+        records: those of the attack and round that have a trajectory.
         naming: names of the run's defenses.
     """
-    films = [(record, record.film) for record in records if record.film is not None]
+    trajectories = [(record, record.trajectory) for record in records if record.trajectory is not None]
     sets = naming.sets
-    controls = [film.control.value for _, film in films if film.control is not None]
+    controls = [trajectory.control.value for _, trajectory in trajectories if trajectory.control is not None]
 
     def draw(figure: Figure) -> None:
         left = figure.add_subplot()
         right = left.twinx()
         named = set[str]()
-        for record, film in films:
+        for record, trajectory in trajectories:
             defenses = naming.defenses(record)
             color = _COLORS[sets.index(defenses) % len(_COLORS)]
             label = None if defenses in named else f"PSNR, {_carried(defenses)}"
             named.add(defenses)
-            losses = [math.nan if loss is None else loss for loss in film.losses]
-            left.plot(film.steps, losses, color=color, linestyle=":", marker=_lone(film.steps, "x"))
-            right.plot(film.steps, film.psnr, color=color, marker=_lone(film.steps, "o"), label=label)
+            losses = [math.nan if loss is None else loss for loss in trajectory.losses]
+            left.plot(trajectory.steps, losses, color=color, linestyle=":", marker=_lone(trajectory.steps, "x"))
+            right.plot(trajectory.steps, trajectory.psnr, color=color, marker=_lone(trajectory.steps, "o"), label=label)
         left.plot([], [], color="#555555", linestyle=":", label="loss")
         if controls:
             blind = math.fsum(controls) / len(controls)
             right.axhline(blind, color="#555555", linestyle="--", label="best blind control, mean")
         # A logarithm leaves out zeros as well; losses below zero have none at all.
-        known = [loss for _, film in films for loss in film.losses if loss]
+        known = [loss for _, trajectory in trajectories for loss in trajectory.losses if loss]
         if known and min(known) > 0:
             left.set_yscale("log", nonpositive="mask")
             left.yaxis.set_major_formatter(LogFormatter())

@@ -115,7 +115,7 @@ def budget_rows(rounds: Iterable[Round]) -> list[Row]:
     ]
 
 
-def film_rows(records: Sequence[Record], naming: Naming) -> list[Row]:
+def trajectory_rows(records: Sequence[Record], naming: Naming) -> list[Row]:
     """Return one row per frame that an attack saved on its way."""
     return [
         {
@@ -127,8 +127,8 @@ def film_rows(records: Sequence[Record], naming: Naming) -> list[Row]:
             "psnr": psnr,
         }
         for record in records
-        if (film := record.film) is not None
-        for step, loss, psnr in zip(film.steps, film.losses, film.psnr, strict=True)
+        if (trajectory := record.trajectory) is not None
+        for step, loss, psnr in zip(trajectory.steps, trajectory.losses, trajectory.psnr, strict=True)
     ]
 
 
@@ -141,7 +141,7 @@ def csv_files(analysis: Analysis) -> dict[str, str]:
         "by_defense.csv": summary_rows(analysis.by_defense),
         "rounds.csv": round_rows(evidence.rounds),
         "privacy.csv": budget_rows(evidence.rounds),
-        "films.csv": film_rows(evidence.records, naming),
+        "films.csv": trajectory_rows(evidence.records, naming),
         "evaluations.csv": evaluations.rows(evidence.evaluations),
     }
     return {name: as_csv(rows) for name, rows in tables.items() if rows}

@@ -66,7 +66,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
     evidence, naming, summaries, lines = analysis.evidence, analysis.naming, analysis.by_client, analysis.entries
     verdicts = analysis.client_verdicts
     displays, left_out, missing = gallery(evidence, naming, _deciding_rounds(lines), _ranked(verdicts))
-    films = _films(evidence, naming)
+    trajectories = _trajectories(evidence, naming)
     return {
         "evidence": evidence,
         "naming": naming,
@@ -88,8 +88,8 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "labels_found": _labels_found,
         "undefended": NOT_KNOWN if evidence.is_observed else "no defense",
         "leakage_plots": _leakage_plots(analysis),
-        "film_plots": _film_plots(films, naming),
-        "films": films,
+        "trajectory_plots": _trajectory_plots(trajectories, naming),
+        "trajectories": trajectories,
         "utility_plot": _utility_plot(evidence),
         "budgets": _budgets(evidence),
         "budget_rounds": _shown_rounds(evidence),
@@ -252,32 +252,33 @@ def _leakage_plots(analysis: Analysis) -> list[Plot]:
     return figures
 
 
-def _films(evidence: Evidence, naming: Naming) -> dict[tuple[str, int], list[Record]]:
-    """Return attack and round -> attempts with a film, for the first and the last round that has one."""
-    with_film = [record for record in evidence.records if record.film is not None]
+def _trajectories(evidence: Evidence, naming: Naming) -> dict[tuple[str, int], list[Record]]:
+    """Return attack and round -> attempts with a trajectory, for the first and the last round that has one."""
+    with_trajectory = [record for record in evidence.records if record.trajectory is not None]
     found: dict[tuple[str, int], list[Record]] = {}
-    for record in with_film:
-        if record.round in (with_film[0].round, with_film[-1].round):
+    for record in with_trajectory:
+        if record.round in (with_trajectory[0].round, with_trajectory[-1].round):
             found.setdefault((naming.attack(record), record.round), []).append(record)
     return dict(sorted(found.items()))
 
 
-def _film_plots(films: Mapping[tuple[str, int], Sequence[Record]], naming: Naming) -> list[Plot]:
+def _trajectory_plots(trajectories: Mapping[tuple[str, int], Sequence[Record]], naming: Naming) -> list[Plot]:
     psnr, figures = scale("psnr"), []
-    for (attack, round), found in films.items():
+    for (attack, round), found in trajectories.items():
         records = [found[position] for position in spread(len(found), plots.MOST_LINES)]
         many = f", for {len(records)} of {len(found)}" if len(records) < len(found) else ""
         ways = "; ".join(
-            f"client {record.client} ({naming.defenses(record)}) {psnr.write(film.psnr[0])} to {psnr.write(film.psnr[-1])}"
+            f"client {record.client} ({naming.defenses(record)}) "
+            f"{psnr.write(trajectory.psnr[0])} to {psnr.write(trajectory.psnr[-1])}"
             for record in records
-            if (film := record.film) is not None
+            if (trajectory := record.trajectory) is not None
         )
         figures.append(
             _figure(
                 f"{attack}, round {round}: its loss (dotted, left) and the PSNR of its pictures (right) at each iteration that "
                 f"it saved, one line per client{many}. PSNR was drawn afterwards by the auditor; no attack ever saw it.",
                 f"Loss and PSNR of {attack} in round {round} against iteration. PSNR from first to last: {ways}.",
-                plots.film(records, naming),
+                plots.trajectory(records, naming),
             )
         )
     return figures

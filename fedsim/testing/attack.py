@@ -18,7 +18,7 @@ from torch import Tensor
 from fedsim import applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Film, Finding, Observation, UpdateKind
+from fedsim.exchange import Finding, Observation, Trajectory, UpdateKind
 from fedsim.progress import Step, listening
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.ambience import (
@@ -177,9 +177,9 @@ def _check_run(attack: Attack, seen: Observation, faults: Faults) -> Finding | N
                 equal(getattr(finding, name), getattr(again, name)),
                 f"{who}: same observation, same generator state, but other {name}. Draw from the generator alone.",
             )
-    with faults.of("films of equal runs"):
-        alike = _same_film(finding.film, again.film)
-        expect(alike, f"{who}: same observation, same generator state, but another film.")
+    with faults.of("trajectories of equal runs"):
+        alike = _same_trajectory(finding.trajectory, again.trajectory)
+        expect(alike, f"{who}: same observation, same generator state, but another trajectory.")
     with faults.of("trace of equal runs"):
         expect(
             (finding.trace, finding.cautions) == (again.trace, again.cautions),
@@ -206,8 +206,8 @@ def _run(attack: Attack, seen: Observation, global_seed: int) -> Finding | None:
     return finding
 
 
-def _same_film(first: object, second: object) -> bool:
-    if not (isinstance(first, Film) and isinstance(second, Film)):
+def _same_trajectory(first: object, second: object) -> bool:
+    if not (isinstance(first, Trajectory) and isinstance(second, Trajectory)):
         return type(first) is type(second)
     return (first.steps, first.losses) == (second.steps, second.losses) and equal(first.images, second.images)
 
@@ -244,9 +244,9 @@ def _check_finding(attack: Attack, finding: Finding, seen: Observation, faults: 
             features = finding.features
             ok = features.ndim == 2 and features.is_floating_point() and bool(torch.isfinite(features).all())
             expect(ok, f"{who}: features must be finite rows, one a picture; got {_describe(features)}.")
-    with faults.of("film"):
-        if finding.film is not None:
-            _check_film(who, finding.film, finding.images)
+    with faults.of("trajectory"):
+        if finding.trajectory is not None:
+            _check_trajectory(who, finding.trajectory, finding.images)
     with faults.of("trace"):
         expect(
             isinstance(finding.trace, Mapping) and _is_json(dict(finding.trace)),
@@ -281,32 +281,36 @@ def _check_images(who: str, images: Tensor, shape: tuple[int, int, int]) -> None
     expect(inside, f"{who}: pixels must be finite and in [0, 1], so denormalize and clamp; got {_describe(images)}.")
 
 
-def _check_film(who: str, film: object, pictures: Tensor | None) -> None:
-    expect(isinstance(film, Film), f"{who}: the film must be a Film, got {type(film).__name__}.")
-    assert isinstance(film, Film)
-    expect(pictures is not None, f"{who} returns a film without pictures, of which it would show nothing.")
+def _check_trajectory(who: str, trajectory: object, pictures: Tensor | None) -> None:
+    expect(
+        isinstance(trajectory, Trajectory),
+        f"{who}: the trajectory must be a Trajectory, got {type(trajectory).__name__}.",
+    )
+    assert isinstance(trajectory, Trajectory)
+    expect(pictures is not None, f"{who} returns a trajectory without pictures, of which it would show nothing.")
     assert pictures is not None
-    _check_dense(who, "frames", film.images)
-    frames = film.images
+    _check_dense(who, "frames", trajectory.images)
+    frames = trajectory.images
     expect(
         frames.ndim == 5
         and frames.shape[1:] == pictures.shape
         and frames.is_floating_point()
         and not frames.requires_grad,
-        f"{who}: a film must be detached floats of shape (frames, {', '.join(map(str, pictures.shape))}), the finding's "
+        f"{who}: a trajectory must be detached floats of shape (frames, {', '.join(map(str, pictures.shape))}), the finding's "
         f"pictures in each frame; got {_describe(frames)}.",
     )
     inside = bool(((frames >= 0) & (frames <= 1)).all())
-    expect(inside, f"{who}: pixels of a film must be finite and in [0, 1]; got {_describe(frames)}.")
-    steps = film.steps
+    expect(inside, f"{who}: pixels of a trajectory must be finite and in [0, 1]; got {_describe(frames)}.")
+    steps = trajectory.steps
     expect(
-        0 < len(steps) == len(frames) == len(film.losses),
-        f"{who}: a film needs a step and a loss for each frame; got {len(steps)} and {len(film.losses)} for {len(frames)}.",
+        0 < len(steps) == len(frames) == len(trajectory.losses),
+        f"{who}: a trajectory needs a step and a loss for each frame; "
+        f"got {len(steps)} and {len(trajectory.losses)} for {len(frames)}.",
     )
     rises = all(isinstance(step, int) and step >= 0 for step in steps) and all(a < b for a, b in pairwise(steps))
-    expect(rises, f"{who}: steps of a film must be iterations that increase, from 0; got {steps}.")
-    known = all(isinstance(loss, float) and math.isfinite(loss) for loss in film.losses)
-    expect(known, f"{who}: losses of a film must be finite numbers; got {film.losses}.")
+    expect(rises, f"{who}: steps of a trajectory must be iterations that increase, from 0; got {steps}.")
+    known = all(isinstance(loss, float) and math.isfinite(loss) for loss in trajectory.losses)
+    expect(known, f"{who}: losses of a trajectory must be finite numbers; got {trajectory.losses}.")
 
 
 def _check_labels(who: str, labels: Tensor, num_classes: int) -> None:

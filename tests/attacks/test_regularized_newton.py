@@ -5,13 +5,13 @@ import torch
 from descent_cases import (
     against_own_and_other,
     attacked,
-    film_of,
     grey,
     images_of,
     mean_color,
     observed,
     pictures,
     tiny,
+    trajectory_of,
     with_update,
 )
 from fedsim_attacks.regularized_newton import RegularizedNewton
@@ -46,12 +46,12 @@ def test_one_picture_is_found_and_another_clients_is_not() -> None:
 
 def test_one_stage_follows_the_other_and_the_least_residual_wins() -> None:
     finding = attacked(brief(steps=3, refinement_steps=2), observed(tiny(), pictures(0)))
-    left, film = finding.trace["left"], film_of(finding)
+    left, trajectory = finding.trace["left"], trajectory_of(finding)
     assert len(left) == 4 + 2 and len(finding.trace["multi_start"]) == 1
     assert left[0] == finding.trace["multi_start"][0]
-    assert film.steps == tuple(range(6)) and film.losses == tuple(left)
+    assert trajectory.steps == tuple(range(6)) and trajectory.losses == tuple(left)
     best = min(range(6), key=left.__getitem__)
-    assert torch.equal(film.images[best], images_of(finding))
+    assert torch.equal(trajectory.images[best], images_of(finding))
 
 
 def test_starts_are_tried_until_one_is_promising() -> None:

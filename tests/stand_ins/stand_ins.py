@@ -23,7 +23,7 @@ from fedsim.data.source import Pool
 from fedsim.defense import ClientContext, Defense, LocalStep, PrivacyBudget
 from fedsim.errors import AttackRefusedError, EvaluationRefusedError
 from fedsim.evaluator import Evaluation, Evaluator, PixelModel
-from fedsim.exchange import Film, Finding, Images, Labels, Observation, Update
+from fedsim.exchange import Finding, Images, Labels, Observation, Trajectory, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class EndsOn(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Fades(Attack):
-    """One set of random pictures fades into another; tells every step and films it."""
+    """One set of random pictures fades into another; tells every step and trajectories it."""
 
     citation: ClassVar[str] = "none"
     recovers = frozenset({"images"})
@@ -110,8 +110,8 @@ class Fades(Attack):
             frames.append(start.lerp(end, step / self.steps))
             losses.append(observation.update.norm() / (1 + step))
             progress.advance(step, self.steps, losses[-1])
-        film = Film(tuple(range(self.steps + 1)), torch.stack(frames), tuple(losses))
-        return Finding(images=frames[-1], film=film)
+        trajectory = Trajectory(tuple(range(self.steps + 1)), torch.stack(frames), tuple(losses))
+        return Finding(images=frames[-1], trajectory=trajectory)
 
 
 @dataclass(frozen=True, kw_only=True)

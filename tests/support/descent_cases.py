@@ -16,7 +16,7 @@ from vit_cases import build, gradient, observe, photos
 
 from fedsim import models
 from fedsim.attack import Attack
-from fedsim.exchange import Film, Finding, LabeledImages, Observation, Update
+from fedsim.exchange import Finding, LabeledImages, Observation, Trajectory, Update
 from fedsim.metrics import blind
 from fedsim.metrics.image import psnr
 from fedsim.metrics.matching import match
@@ -118,6 +118,6 @@ def images_of(finding: Finding) -> torch.Tensor:
     return finding.images
 
 
-def film_of(finding: Finding) -> Film:
-    assert finding.film is not None
-    return finding.film
+def trajectory_of(finding: Finding) -> Trajectory:
+    assert finding.trajectory is not None
+    return finding.trajectory

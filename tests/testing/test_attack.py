@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Film, Finding, Observation
+from fedsim.exchange import Finding, Observation, Trajectory
 from fedsim.progress import advance
 from fedsim.seeds import torch_generator
 from fedsim.testing import ALL_GRANTS, check_attack, observation, random_pictures
@@ -49,15 +49,15 @@ SOUND = Sound.run
 
 
 def filmed(**changes: Any) -> Any:
-    """Return a `run` whose finding has a film of two frames with these fields exchanged."""
+    """Return a `run` whose finding has a trajectory of two frames with these fields exchanged."""
 
     def run(self: Attack, observation: Observation, generator: torch.Generator) -> Finding:
         finding = SOUND(self, observation, generator)
         assert finding.images is not None
-        film = Film((0, 1), torch.stack([finding.images / 2, finding.images]), (1.0, 0.5))
+        trajectory = Trajectory((0, 1), torch.stack([finding.images / 2, finding.images]), (1.0, 0.5))
         for name, change in changes.items():
-            object.__setattr__(film, name, change(getattr(film, name)) if callable(change) else change)
-        object.__setattr__(finding, "film", film)
+            object.__setattr__(trajectory, name, change(getattr(trajectory, name)) if callable(change) else change)
+        object.__setattr__(finding, "trajectory", trajectory)
         return finding
 
     return run
@@ -163,26 +163,35 @@ BROKEN = {
     "caution of one word": (altered(cautions=("Doubtful.",)), "must be one sentence"),
     "caution without stop": (altered(cautions=("this may be wrong",)), "ends with a full stop"),
     "caution on two lines": (altered(cautions=("This may\nbe wrong.",)), "on one line"),
-    "film as a list": (altered(film=[1.0]), "the film must be a Film, got list"),
-    "film with a graph": (
+    "trajectory as a list": (altered(trajectory=[1.0]), "the trajectory must be a Trajectory, got list"),
+    "trajectory with a graph": (
         filmed(images=lambda x: x.requires_grad_()),
-        "a film must be detached floats .* requires_grad",
+        "a trajectory must be detached floats .* requires_grad",
     ),
-    "film of other size": (
+    "trajectory of other size": (
         filmed(images=lambda x: x[..., :16]),
         r"shape \(frames, 2, 3, 32, 32\), the finding's pictures",
     ),
-    "film of other count": (filmed(images=lambda x: x[:, :1]), r"shape \(frames, 2, 3, 32, 32\)"),
-    "film too bright": (filmed(images=lambda x: x + 1), r"pixels of a film must be finite and in \[0, 1\]"),
-    "film not finite": (filmed(images=lambda x: x / 0), "pixels of a film must be finite"),
-    "complex film": (filmed(images=lambda x: x.to(torch.complex64)), "frames must be real, got complex64"),
-    "film of no frames": (filmed(images=lambda x: x[:0], steps=(), losses=()), "a step and a loss for each frame"),
-    "film of other length": (filmed(losses=(1.0,)), "got 2 and 1 for 2"),
-    "film that stands still": (filmed(steps=(3, 3)), r"iterations that increase, from 0; got \(3, 3\)"),
-    "film from before the start": (filmed(steps=(-1, 3)), "iterations that increase, from 0"),
-    "film of halves": (filmed(steps=(0.5, 1.5)), "iterations that increase, from 0"),
-    "film with a lost loss": (filmed(losses=(float("nan"), 1.0)), "losses of a film must be finite numbers"),
-    "film remembered": (filmed(losses=lambda x: (float(next(calls)), 0.0)), "same generator state, but another film"),
+    "trajectory of other count": (filmed(images=lambda x: x[:, :1]), r"shape \(frames, 2, 3, 32, 32\)"),
+    "trajectory too bright": (filmed(images=lambda x: x + 1), r"pixels of a trajectory must be finite and in \[0, 1\]"),
+    "trajectory not finite": (filmed(images=lambda x: x / 0), "pixels of a trajectory must be finite"),
+    "complex trajectory": (filmed(images=lambda x: x.to(torch.complex64)), "frames must be real, got complex64"),
+    "trajectory of no frames": (
+        filmed(images=lambda x: x[:0], steps=(), losses=()),
+        "a step and a loss for each frame",
+    ),
+    "trajectory of other length": (filmed(losses=(1.0,)), "got 2 and 1 for 2"),
+    "trajectory that stands still": (filmed(steps=(3, 3)), r"iterations that increase, from 0; got \(3, 3\)"),
+    "trajectory from before the start": (filmed(steps=(-1, 3)), "iterations that increase, from 0"),
+    "trajectory of halves": (filmed(steps=(0.5, 1.5)), "iterations that increase, from 0"),
+    "trajectory with a lost loss": (
+        filmed(losses=(float("nan"), 1.0)),
+        "losses of a trajectory must be finite numbers",
+    ),
+    "trajectory remembered": (
+        filmed(losses=lambda x: (float(next(calls)), 0.0)),
+        "same generator state, but another trajectory",
+    ),
     "step beyond the last": (doing(lambda o: advance(3, 2)), "tells that 3 of 2 iterations lie behind it"),
     "no finding": (lambda self, observation, generator: {}, "must return a Finding, got dict"),
     "promise not kept": (altered(features=None), "recovers promises features, but no finding holds it"),
@@ -208,21 +217,21 @@ def test_a_sound_attack_passes() -> None:
     check_attack(Sound)
 
 
-def test_a_film_and_steps_that_are_told_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trajectory_and_steps_that_are_told_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sound, "run", filmed())
     check_attack(Sound)
     monkeypatch.setattr(Sound, "run", doing(lambda seen: advance(1, 2, 0.5)))
     check_attack(Sound)
 
 
-def test_a_film_without_pictures_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trajectory_without_pictures_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(self: Attack, observation: Observation, generator: torch.Generator) -> Finding:
         finding = filmed()(self, observation, generator)
         object.__setattr__(finding, "images", None)
         return finding
 
     monkeypatch.setattr(Sound, "run", run)
-    with pytest.raises(AssertionError, match="returns a film without pictures"):
+    with pytest.raises(AssertionError, match="returns a trajectory without pictures"):
         check_attack(Sound)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Film, Finding, Images, Labels, Normalization, Observation
+from fedsim.exchange import Finding, Images, Labels, Normalization, Observation, Trajectory
 from fedsim.models import patch_grid
 from fedsim_attacks.closed_form import assess
 from fedsim_attacks.head import KnownLabels, known_labels
@@ -44,7 +44,7 @@ class Reached(NamedTuple):
     labels: Labels
     trace: dict[str, Any]
     cautions: Sequence[str | None]
-    trajectory: Film
+    trajectory: Trajectory
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ class Attempt:
             labels=reached.labels,
             trace=reached.trace,
             cautions=tuple(c for c in (*self.known.cautions, *self.defended.cautions, *reached.cautions) if c),
-            film=reached.trajectory,
+            trajectory=reached.trajectory,
         )
         if self.defended.hidden is not None:
             grid = patch_grid(self.defended.target.model)
@@ -144,7 +144,7 @@ def trajectory(
     images_at: Callable[[int], Tensor],
     losses: Sequence[float],
     normalization: Normalization,
-) -> Film:
+) -> Trajectory:
     """Return a trajectory.
 
     Args:
@@ -154,4 +154,4 @@ def trajectory(
         normalization: of the model's input.
     """
     images = torch.stack([to_pixels(images_at(place), normalization) for place in range(len(steps))])
-    return Film(tuple(steps), images, tuple(losses[step] for step in steps))
+    return Trajectory(tuple(steps), images, tuple(losses[step] for step in steps))

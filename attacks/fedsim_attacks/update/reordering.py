@@ -32,10 +32,10 @@ def rearranged(finding: Finding, loose: Bool[Tensor, " patch"], grid: PatchGrid,
     def arranged(images: Images) -> Images:
         return grid.join(grid.cut(images).gather(1, orders[..., None].expand(-1, -1, grid.values)))
 
-    trajectory = finding.film
+    trajectory = finding.trajectory
     if trajectory is not None:
         trajectory = replace(trajectory, images=torch.stack([arranged(images) for images in trajectory.images]))
-    return replace(finding, images=arranged(finding.images), film=trajectory)
+    return replace(finding, images=arranged(finding.images), trajectory=trajectory)
 
 
 def fitting_order(

@@ -4,7 +4,18 @@ from typing import Any
 
 import pytest
 import torch
-from descent_cases import FOUR_PATCHES, ONE_PATCH, SIDE, attacked, brief, film_of, images_of, observed, pictures, tiny
+from descent_cases import (
+    FOUR_PATCHES,
+    ONE_PATCH,
+    SIDE,
+    attacked,
+    brief,
+    images_of,
+    observed,
+    pictures,
+    tiny,
+    trajectory_of,
+)
 from fedsim_attacks.gradient_matching import GradientMatching
 from fedsim_attacks.head.nearest import NearestStarts
 from fedsim_attacks.matching.descent import Descent
@@ -112,9 +123,9 @@ def test_the_same_generator_gives_the_same_bytes_and_another_one_others(
     one, two, other = (brief(seen, seed, **params) for seed in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(images_of(one), images_of(two)) and one.trace == two.trace
-    assert torch.equal(film_of(one).images, film_of(two).images)
+    assert torch.equal(trajectory_of(one).images, trajectory_of(two).images)
     assert not torch.equal(images_of(one), images_of(other))
-    assert bool(torch.isfinite(film_of(one).images).all()) and images_of(one).shape == (1, 3, SIDE, SIDE)
+    assert bool(torch.isfinite(trajectory_of(one).images).all()) and images_of(one).shape == (1, 3, SIDE, SIDE)
 
 
 @pytest.mark.parametrize("restarts", [1, 2])
@@ -133,21 +144,21 @@ def test_dropout_on_the_client_draws_from_the_attack_s_generator(restarts: int) 
 def test_the_iterate_of_least_objective_is_returned(params: dict[str, Any]) -> None:
     own = observed(tiny(ONE_PATCH), pictures(0))
     finding = brief(own, **{"steps": 12, **params})
-    trace, curves, film = finding.trace, finding.trace["curves"], film_of(finding)
+    trace, curves, trajectory = finding.trace, finding.trace["curves"], trajectory_of(finding)
     assert len(curves) == params.get("restarts", 1)
     assert all(len(curve) == 13 for curve in curves)
     assert trace["loss"] == min(min(curve) for curve in curves) == curves[trace["restart"]][trace["step"]]
     assert trace["loss"] < curves[trace["restart"]][0]
-    assert film.steps == tuple(range(13))
-    assert film.losses == tuple(curves[trace["restart"]])
-    assert torch.equal(film.images[trace["step"]], images_of(finding))
+    assert trajectory.steps == tuple(range(13))
+    assert trajectory.losses == tuple(curves[trace["restart"]])
+    assert torch.equal(trajectory.images[trace["step"]], images_of(finding))
 
 
-def test_long_curves_and_films_are_thinned() -> None:
+def test_long_curves_and_trajectories_are_thinned() -> None:
     finding = brief(observed(tiny(ONE_PATCH), pictures(0)), steps=102)
     assert 50 <= len(finding.trace["curves"][0]) <= 76
-    assert film_of(finding).steps[0] == 0 and film_of(finding).steps[-1] == 102
-    assert len(film_of(finding).steps) <= 32
+    assert trajectory_of(finding).steps[0] == 0 and trajectory_of(finding).steps[-1] == 102
+    assert len(trajectory_of(finding).steps) <= 32
 
 
 def test_each_restart_has_a_start_and_a_curve_of_its_own(model: torch.nn.Module) -> None:
@@ -208,7 +219,7 @@ def test_a_trial_redraws_one_picture_and_its_label_alone(place: int, restarts: i
 
 def test_no_step_returns_the_start(seen: Observation) -> None:
     finding = brief(seen, steps=0)
-    assert finding.trace["step"] == 0 and film_of(finding).steps == (0,)
+    assert finding.trace["step"] == 0 and trajectory_of(finding).steps == (0,)
     assert images_of(finding).shape == (2, 3, SIDE, SIDE)
     assert abs(float(images_of(finding).mean()) - 0.5) < 0.1
 
@@ -222,7 +233,7 @@ def test_a_start_of_tiles_repeats_one_patch(seen: Observation) -> None:
 
 
 def test_pictures_stay_in_the_range_of_pixels_at_every_frame(seen: Observation) -> None:
-    frames = film_of(brief(seen, learning_rate=3.0, steps=5)).images
+    frames = trajectory_of(brief(seen, learning_rate=3.0, steps=5)).images
     assert bool(((frames >= 0) & (frames <= 1)).all())
     assert float(((frames == 0) | (frames == 1)).float().mean()) > 0.1
 
@@ -280,13 +291,13 @@ def test_half_precision_still_comes_nearer(seen: Observation) -> None:
 def test_restarts_that_agree_are_polished_too(seen: Observation) -> None:
     finding = brief(seen, restarts=2, group=0.1, refinement="gauss_newton", refinement_steps=1)
     assert len(finding.trace["refinement"]) == 2
-    assert film_of(finding).steps == (0, 1, 2, 3)
+    assert trajectory_of(finding).steps == (0, 1, 2, 3)
 
 
 def test_patience_ends_a_run_that_does_not_get_on(seen: Observation) -> None:
     stuck = brief(seen, learning_rate=1e-12, patience=2, steps=30, priors={})
     assert len(stuck.trace["curves"][0]) <= 10
-    assert film_of(stuck).steps[-1] < 30
+    assert trajectory_of(stuck).steps[-1] < 30
 
 
 def test_starts_lie_nearest_to_the_head_inputs_that_are_wanted(model: torch.nn.Module) -> None:
@@ -310,7 +321,7 @@ def test_a_second_trial_starts_where_the_classifiers_gradient_points(seen: Obser
     def started(observation: Observation) -> tuple[Finding, torch.Tensor]:
         attack = GradientMatching(steps=5, multi_start=4, acceptance_threshold=1e-9, learning_rate=1e-6)
         finding = attacked(attack, observation)
-        return finding, film_of(finding).images[0]
+        return finding, trajectory_of(finding).images[0]
 
     told, images = started(seen)
     shared = {name: tensor for name, tensor in seen.update.tensors.items() if not name.startswith("head.")}

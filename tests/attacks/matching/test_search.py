@@ -115,7 +115,7 @@ def test_what_came_before_the_objective_grew_a_term_is_forgotten(grows_at: float
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5, FRAMES - 1, FRAMES, 100])
-def test_frames_of_the_film_are_spread_from_the_start_to_the_end(steps: int) -> None:
+def test_frames_of_the_trajectory_are_spread_from_the_start_to_the_end(steps: int) -> None:
     (iterates,) = told([(float(steps - step),) for step in range(steps + 1)])
     shown = [step for step, _ in iterates.frames]
     assert shown[0] == 0 and shown[-1] == steps

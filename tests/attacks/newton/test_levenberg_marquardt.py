@@ -195,11 +195,11 @@ def test_the_step_that_leaves_least_is_kept_and_filmed() -> None:
         observed(tiny(), pictures(0)), torch.Generator().manual_seed(0)
     )
     left = finding.trace["refinement"]
-    assert len(left) == 4 and finding.film is not None and finding.images is not None
-    assert finding.film.steps[-3:] == (5, 6, 7)
+    assert len(left) == 4 and finding.trajectory is not None and finding.images is not None
+    assert finding.trajectory.steps[-3:] == (5, 6, 7)
     best = min(range(4), key=left.__getitem__)
     assert finding.trace["step"] == 4 + best
-    assert torch.equal(finding.film.images[finding.film.steps.index(4 + best)], finding.images)
+    assert torch.equal(finding.trajectory.images[finding.trajectory.steps.index(4 + best)], finding.images)
 
 
 def test_iterates_end_before_the_first_that_leaves_less_than_noise_but_the_start_counts() -> None:

@@ -30,11 +30,11 @@ from fedsim.defense import ClientContext, Defense, LocalStep, knowledge_of
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import (
     DefenseKnowledge,
-    Film,
     Finding,
     LabeledImages,
     Observation,
     TrainingKnowledge,
+    Trajectory,
     Update,
     UpdateEffects,
 )
@@ -320,10 +320,10 @@ def test_shuffled_patches_of_photographs_go_back_to_their_places_but_for_flat_on
         order, places = torch.arange(grid.count), loose.nonzero().flatten()
         order[places] = places.roll(1)
         shuffled = grid.join(grid.cut(true)[:, order])
-        film = Film((0, 1), torch.stack([shuffled, shuffled]), (1.0, 0.5))
-        found = rearranged(Finding(images=shuffled, film=film), loose, grid, generator)
+        trajectory = Trajectory((0, 1), torch.stack([shuffled, shuffled]), (1.0, 0.5))
+        found = rearranged(Finding(images=shuffled, trajectory=trajectory), loose, grid, generator)
         images = images_of(found)
-        assert found.film is not None and torch.equal(found.film.images, torch.stack([images, images]))
+        assert found.trajectory is not None and torch.equal(found.trajectory.images, torch.stack([images, images]))
         assert torch.equal(grid.cut(images)[:, ~loose], grid.cut(true)[:, ~loose])
         restored += torch.equal(images, true)
     assert restored >= 4
@@ -416,7 +416,7 @@ def test_known_noise_keeps_the_matching_at_its_level_instead_of_below() -> None:
 def test_without_a_prior_a_noisy_run_ends_at_its_level() -> None:
     seen, _ = noise_case(3e-3)
     finding = brief(seen, steps=150, priors={}, learning_rate=0.05)
-    assert finding.film is not None and finding.film.steps[-1] < 150
+    assert finding.trajectory is not None and finding.trajectory.steps[-1] < 150
     assert finding.trace["step"] < 150
 
 

@@ -1,4 +1,4 @@
-"""A film against the originals, once the attack has ended: which picture is whose, and the PSNR of every frame."""
+"""A trajectory against the originals, once the attack has ended: which picture is whose, and the PSNR of every frame."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedsim.exchange import Film, Images
+from fedsim.exchange import Images, Trajectory
 from fedsim.metrics import blind, scoring
 from fedsim.metrics.matching import match
 
 Frames = Float[Tensor, "frame batch channel height width"]
 
 
-def arranged(film: Film, true: Images) -> Frames:
+def arranged(trajectory: Trajectory, true: Images) -> Frames:
     """Return the picture of each original in every frame, grey where there is none; pixels clamped to [0, 1].
 
     The last frame is matched to the originals, as a finding is, and its assignment serves all frames: one picture is
     followed from its start.
 
     Args:
-        film: of any number of pictures.
+        trajectory: of any number of pictures.
         true: the originals.
     """
-    taken = film.images.clamp(0, 1)
+    taken = trajectory.images.clamp(0, 1)
     frames = blind.grey(true).repeat(len(taken), 1, 1, 1, 1)
     for original, index in enumerate(match(taken[-1], true)):
         if index is not None:

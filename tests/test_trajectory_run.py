@@ -1,4 +1,4 @@
-"""Films and progress of a whole run: from what an attack saves and tells to records, pictures and whoever watches."""
+"""Trajectories and progress of a whole run: from what an attack saves and tells to records, pictures and whoever watches."""
 
 import io
 import json
@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from fedsim import attempt, simulation
-from fedsim.exchange import FRAMES, Film, Finding
+from fedsim.exchange import FRAMES, Finding, Trajectory
 from fedsim.metrics import scoring
-from fedsim.metrics.film import arranged, psnr_by_frame
+from fedsim.metrics.trajectory import arranged, psnr_by_frame
 from fedsim.simulation import Progress
 
 pytestmark = pytest.mark.usefixtures("without_report")
@@ -40,18 +40,18 @@ def timeless(records):
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
-# Films
+# Trajectories
 
 
-def test_a_record_holds_the_curves_of_the_film_and_the_best_blind_control(simulate):
+def test_a_record_holds_the_curves_of_the_trajectory_and_the_best_blind_control(simulate):
     plan, folder, records = simulate()
     for record in records:
-        film = attempt.read(plan, folder, 1, record["client"], plan.attacks[0]).finding.film
+        trajectory = attempt.read(plan, folder, 1, record["client"], plan.attacks[0]).finding.trajectory
         truth = plan.data.truth(record["client"], 1, plan.scenario.training)
         assert record["film"] == {
             "steps": [0, 1, 2, 3, 4],
-            "losses": list(film.losses),
-            "psnr": list(psnr_by_frame(arranged(film, truth.images), truth.images)),
+            "losses": list(trajectory.losses),
+            "psnr": list(psnr_by_frame(arranged(trajectory, truth.images), truth.images)),
             "control": record["film"]["control"],
             "shown": [0, 1, 2, 3, 4],
         }
@@ -62,11 +62,11 @@ def test_a_record_holds_the_curves_of_the_film_and_the_best_blind_control(simula
             assert picture.size == (5 * 32 + 4 + 32, 2 * 32)
 
 
-def test_the_picture_of_a_film_shows_its_frames_beside_the_originals(simulate):
+def test_the_picture_of_a_trajectory_shows_its_frames_beside_the_originals(simulate):
     plan, folder, (record, _) = simulate()
-    film = attempt.read(plan, folder, 1, 0, plan.attacks[0]).finding.film
+    trajectory = attempt.read(plan, folder, 1, 0, plan.attacks[0]).finding.trajectory
     truth = plan.data.truth(0, 1, plan.scenario.training)
-    frames = arranged(film, truth.images)
+    frames = arranged(trajectory, truth.images)
     with Image.open(io.BytesIO((folder.path / record["artifacts"]["film"]).read_bytes())) as picture:
         first = picture.crop((0, 0, 32, 32)).tobytes()
         original = picture.crop((164, 32, 196, 64)).tobytes()
@@ -81,15 +81,15 @@ def test_the_control_is_known_where_the_audit_does_not_ask_for_psnr(simulate):
     assert all("psnr" not in record["scores"] for record in without)
 
 
-def test_a_film_comes_back_from_the_stored_finding(simulate):
+def test_a_trajectory_comes_back_from_the_stored_finding(simulate):
     plan, folder, records = simulate()
     (folder.path / "records.jsonl").unlink()
     assert simulation.audit(plan, folder, Progress()) == records
-    film = attempt.read(plan, folder, 1, 0, plan.attacks[0]).finding.film
-    assert film.steps == (0, 1, 2, 3, 4) and film.images.shape == (5, 2, 3, 32, 32)
+    trajectory = attempt.read(plan, folder, 1, 0, plan.attacks[0]).finding.trajectory
+    assert trajectory.steps == (0, 1, 2, 3, 4) and trajectory.images.shape == (5, 2, 3, 32, 32)
 
 
-def test_a_film_of_many_frames_is_thinned_out_from_the_first_to_the_last(simulate):
+def test_a_trajectory_of_many_frames_is_thinned_out_from_the_first_to_the_last(simulate):
     _, _, (record, _) = simulate(attacks=[{**FADES, "params": {"steps": 300, "pictures": 1}}], training={})
     steps = record["film"]["steps"]
     assert len(steps) == len(record["film"]["psnr"]) == FRAMES
@@ -98,7 +98,7 @@ def test_a_film_of_many_frames_is_thinned_out_from_the_first_to_the_last(simulat
     assert len(json.dumps(record)) < 10_000
 
 
-def test_attacks_without_a_film_have_records_as_before(simulate):
+def test_attacks_without_a_trajectory_have_records_as_before(simulate):
     _, _, records = simulate(attacks=[{"name": "stand_ins:RaisesOn"}], federation={"clients": 3, "rounds": 1})
     assert [record["status"] for record in records] == ["found", "failed", "refused"]
     assert all("film" not in record and "film" not in record["artifacts"] for record in records)
@@ -108,19 +108,19 @@ GREY = torch.full((1, 3, 32, 32), 0.5)
 FRAMES_OF_GREY = GREY.repeat(2, 1, 1, 1, 1)
 
 
-def film_of(images=FRAMES_OF_GREY, steps=(0, 1), losses=(1.0, 0.5)):
-    return Film(steps, images, losses)
+def trajectory_of(images=FRAMES_OF_GREY, steps=(0, 1), losses=(1.0, 0.5)):
+    return Trajectory(steps, images, losses)
 
 
 @pytest.fixture
 def claim(simulate, stand_ins, monkeypatch):
-    """Return a function: a film -> the record of an attack that returns it beside one grey picture."""
+    """Return a function: a trajectory -> the record of an attack that returns it beside one grey picture."""
     import stand_ins as module
 
-    def run(film, **finding):
+    def run(trajectory, **finding):
         claimed = Finding(**{"images": GREY, **finding})
         # Past the type check of the constructor, which is active in these tests alone.
-        object.__setattr__(claimed, "film", film)
+        object.__setattr__(claimed, "trajectory", trajectory)
         monkeypatch.setattr(module.Claims, "finding", claimed)
         return simulate(attacks=[{"name": "stand_ins:Claims"}], federation={"clients": 1, "rounds": 1}, training={})[2][
             0
@@ -130,52 +130,67 @@ def claim(simulate, stand_ins, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("film", "message"),
+    ("trajectory", "message"),
     [
-        (film_of(FRAMES_OF_GREY * math.nan), "ValueError: the attack returned a film whose pixels are not finite"),
         (
-            film_of(FRAMES_OF_GREY[..., :16, :16]),
+            trajectory_of(FRAMES_OF_GREY * math.nan),
+            "ValueError: the attack returned a trajectory whose pixels are not finite",
+        ),
+        (
+            trajectory_of(FRAMES_OF_GREY[..., :16, :16]),
             "ValueError: the attack returned frames of shape (1, 3, 16, 16), not (1, 3, 32, 32)",
         ),
         (
-            film_of(FRAMES_OF_GREY.repeat(1, 2, 1, 1, 1)),
+            trajectory_of(FRAMES_OF_GREY.repeat(1, 2, 1, 1, 1)),
             "ValueError: the attack returned frames of shape (2, 3, 32, 32), not (1, 3, 32, 32)",
         ),
-        (film_of(steps=(0, 1, 2)), "ValueError: the attack returned 3 steps, 2 frames and 2 losses as a film"),
-        (film_of(losses=(0.0,)), "ValueError: the attack returned 2 steps, 2 frames and 1 losses as a film"),
         (
-            film_of(FRAMES_OF_GREY[:0], (), ()),
-            "ValueError: the attack returned 0 steps, 0 frames and 0 losses as a film",
+            trajectory_of(steps=(0, 1, 2)),
+            "ValueError: the attack returned 3 steps, 2 frames and 2 losses as a trajectory",
         ),
-        (film_of(steps=(1, 1)), "ValueError: the attack returned a film whose steps do not increase from 0"),
-        (film_of(steps=(-1, 1)), "ValueError: the attack returned a film whose steps do not increase from 0"),
-        ([GREY], "TypeError: the attack returned list, not a Film"),
+        (
+            trajectory_of(losses=(0.0,)),
+            "ValueError: the attack returned 2 steps, 2 frames and 1 losses as a trajectory",
+        ),
+        (
+            trajectory_of(FRAMES_OF_GREY[:0], (), ()),
+            "ValueError: the attack returned 0 steps, 0 frames and 0 losses as a trajectory",
+        ),
+        (
+            trajectory_of(steps=(1, 1)),
+            "ValueError: the attack returned a trajectory whose steps do not increase from 0",
+        ),
+        (
+            trajectory_of(steps=(-1, 1)),
+            "ValueError: the attack returned a trajectory whose steps do not increase from 0",
+        ),
+        ([GREY], "TypeError: the attack returned list, not a Trajectory"),
     ],
     ids=["NaN", "size", "count", "steps", "losses", "none", "equal", "negative", "a list"],
 )
-def test_a_film_that_is_none_is_a_failed_attempt(claim, film, message):
-    record = claim(film)
+def test_a_trajectory_that_is_none_is_a_failed_attempt(claim, trajectory, message):
+    record = claim(trajectory)
     assert record["status"] == "failed" and record["message"].startswith(message)
     assert "film" not in record
 
 
-def test_a_film_without_pictures_is_a_failed_attempt(claim):
-    record = claim(film_of(), images=None)
-    assert record["status"] == "failed" and "a film, but no pictures" in record["message"]
+def test_a_trajectory_without_pictures_is_a_failed_attempt(claim):
+    record = claim(trajectory_of(), images=None)
+    assert record["status"] == "failed" and "a trajectory, but no pictures" in record["message"]
 
 
 def test_losses_that_are_not_finite_are_recorded_as_unknown(claim):
-    record = claim(film_of(losses=(math.inf, math.nan)))
+    record = claim(trajectory_of(losses=(math.inf, math.nan)))
     assert record["status"] == "found" and record["film"]["losses"] == [None, None]
 
 
-def test_a_film_of_no_pictures_has_no_curve(claim):
-    record = claim(film_of(FRAMES_OF_GREY[:, :0]), images=GREY[:0])
+def test_a_trajectory_of_no_pictures_has_no_curve(claim):
+    record = claim(trajectory_of(FRAMES_OF_GREY[:, :0]), images=GREY[:0])
     assert record["status"] == "found" and "film" not in record
 
 
 def test_frames_are_clamped_to_pixels(claim):
-    record = claim(film_of(torch.stack([GREY - 9, GREY])))
+    record = claim(trajectory_of(torch.stack([GREY - 9, GREY])))
     grey = scoring.PSNR_CAP > record["film"]["psnr"][1] == pytest.approx(record["controls"]["grey"]["psnr"])
     assert grey and record["film"]["psnr"][0] > 0
 
