@@ -18,12 +18,12 @@ from breaching_labels import version
 from torch import Tensor, nn
 
 from fedsim import models
+from fedsim.audit.threat import ModelFactory
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Normalization, Observation, Update
 from fedsim.metrics.blind import grey
 from fedsim.metrics.image import psnr
 from fedsim.seeds import seeded, torch_generator
-from fedsim.threat import ModelFactory
 
 _PROBE = 8  # iterations of which the pace is measured
 

@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedsim import plan as planning
 from fedsim.federation.engine import train
-from fedsim.recording import RunFolder
+from fedsim.planning import preparation as planning
+from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import parse
 
 SCENARIO = {

@@ -23,10 +23,10 @@ from victims import State
 
 from fedsim import models, plugins
 from fedsim.attack import Attack
-from fedsim.data.source import Pools
 from fedsim.exchange import Observation, Update
 from fedsim.metrics.feature import feature_errors
 from fedsim.seeds import torch_generator
+from fedsim.source import Pools
 
 KINDS = ("distinct", "drawn", "one class")
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from victims import Recipe, State, assess, kept, train
 
 from fedsim import models
-from fedsim.data.source import Pool, Pools
 from fedsim.exchange import LabeledImages
 from fedsim.scenario import ModelPart
 from fedsim.seeds import torch_generator
+from fedsim.source import Pool, Pools
 
 SIZE = 32
 MODEL = ModelPart(name="vit_micro", kwargs={"patch_size": 8})  # a quarter of the preset's tokens: trains in a minute

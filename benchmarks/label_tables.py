@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from victims import State, all_in_memory
 
 from fedsim import models, plugins
-from fedsim.data.source import Pools, Source
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import LabeledImages, Observation, Update
 from fedsim.metrics.label import label_recall
 from fedsim.seeds import torch_generator
+from fedsim.source import Pools, Source
 
 REFERENCES = 64
 TRAINED_TO = [0.5, 0.8]

@@ -11,6 +11,7 @@ from torch import nn
 from victims import State
 
 from fedsim import models
+from fedsim.audit.threat import ModelFactory
 from fedsim.data.batches import FederatedData
 from fedsim.defense import Defense
 from fedsim.exchange import LabeledImages, Observation, Truth, Update
@@ -18,7 +19,6 @@ from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.scoring import Scores, controls
 from fedsim.seeds import torch_generator
 from fedsim.testing import client_context
-from fedsim.threat import ModelFactory
 
 Part = Literal["train", "test"]
 

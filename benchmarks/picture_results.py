@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedsim.files import write_atomically
 from fedsim.metrics.bootstrap import interval
 from fedsim.metrics.skill import best_control
+from fedsim.recording.files import write_atomically
 from fedsim.seeds import numpy_generator
 
 Row = dict[str, Any]

@@ -23,11 +23,11 @@ import torch
 from torch import nn
 from victims import JUDGED, Recipe, State, accuracy, all_in_memory, assess, kept, train
 
-from fedsim import plan as planning
-from fedsim.data.source import Pools
 from fedsim.federation.engine import train as train_federation
-from fedsim.plan import Plan
+from fedsim.planning import preparation as planning
+from fedsim.planning.plan import Plan
 from fedsim.scenario import parse
+from fedsim.source import Pools
 
 STATES = ("fresh", "one_epoch", "half")
 HALF = 0.5

@@ -37,12 +37,12 @@ from safetensors.torch import load_file, save_file
 from victims import State, all_in_memory
 
 from fedsim import models, plugins
-from fedsim.data.source import Source
 from fedsim.defense import Defense
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding
 from fedsim.metrics.scoring import score
 from fedsim.scenario import ModelPart
+from fedsim.source import Source
 
 
 class Bench:

@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedsim import pictures, yaml_loader
+from fedsim import strips
 from fedsim.metrics.ratings import PATCHES, viewed
+from fedsim.scenario import yaml_loader
 from fedsim.seeds import numpy_generator, torch_generator
 
 RUN = "report-size"
@@ -81,7 +82,7 @@ def write_run(folder: Path, clients: int, rounds: int) -> None:
             for round in range(1, rounds + 1)
             for client in range(clients)
         )
-    strips = [pictures.png_strip(torch.rand(BATCH, 3, 32, 32, generator=torch_generator(n, RUN))) for n in range(8)]
+    strips = [strips.png_strip(torch.rand(BATCH, 3, 32, 32, generator=torch_generator(n, RUN))) for n in range(8)]
     for round in range(1, rounds + 1):
         (folder / "captures" / f"round-{round:04d}").mkdir()
         for client in range(clients):

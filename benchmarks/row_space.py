@@ -16,11 +16,11 @@ import torch
 from fedsim_attacks.closed_form.row_space import RowSpace
 
 from fedsim import models, plugins
-from fedsim.data.source import Pool, Source
+from fedsim.audit.threat import ModelFactory
 from fedsim.exchange import LabeledImages, Observation, Update
 from fedsim.scenario import ModelPart
 from fedsim.seeds import torch_generator
-from fedsim.threat import ModelFactory
+from fedsim.source import Pool, Source
 
 CLASSES, SIZE, OTHERS = 10, 32, 16
 KWARGS = {"patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 4}

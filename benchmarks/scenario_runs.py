@@ -19,9 +19,9 @@ from typing import Any
 from pictures import sources
 
 from fedsim import scenario as scenarios
-from fedsim.environment import imported_from
-from fedsim.files import write_atomically
-from fedsim.json_lines import read_lines
+from fedsim.recording.environment import imported_from
+from fedsim.recording.files import write_atomically
+from fedsim.recording.json_lines import read_lines
 from fedsim.scenario import Scenario
 
 ROOT = Path(__file__).parent.parent

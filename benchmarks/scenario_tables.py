@@ -24,7 +24,7 @@ from scenario_figures import filled, stored
 from scenario_layouts import TABLES, Table
 from scenario_runs import ROOT, RUNS, make
 
-from fedsim.files import write_atomically
+from fedsim.recording.files import write_atomically
 
 GALLERY, ATTACKS = "scenarios/README.md", "attacks/README.md"
 DOCUMENTS = ("README.md", GALLERY, ATTACKS, "defenses/README.md")

@@ -25,9 +25,9 @@ from victims import State, all_in_memory
 
 from fedsim import models, plugins
 from fedsim.attack import Attack
-from fedsim.data.source import Pools, Source
 from fedsim.exchange import Observation, Update
 from fedsim.seeds import torch_generator
+from fedsim.source import Pools, Source
 
 FORMS = ("smoothing", "mixup", "one_hot")
 EXACT = 1e-3

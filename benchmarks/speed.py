@@ -32,12 +32,12 @@ from scipy.stats import bootstrap
 
 from fedsim import models, plugins
 from fedsim.attack import Attack
-from fedsim.data.source import Source
+from fedsim.audit.threat import ModelFactory
 from fedsim.exchange import Observation, Update
-from fedsim.files import write_atomically
+from fedsim.recording.files import write_atomically
 from fedsim.scenario import ModelPart
 from fedsim.seeds import numpy_generator, torch_generator
-from fedsim.threat import ModelFactory
+from fedsim.source import Source
 
 CLASSES, SIZE = 10, 32
 MODEL = ModelPart(name="vit_mini")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedsim import models
-from fedsim.data.source import Pool, Pools
 from fedsim.seeds import torch_generator
+from fedsim.source import Pool, Pools
 
 JUDGED = 1000  # pictures of an evaluation during training
 

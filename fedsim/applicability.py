@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from fedsim.exchange import UpdateKind
-from fedsim.faults import shown
+from fedsim.validation import shown
 
 Optimizer = Literal["sgd", "adamw"]
 ModelFact = Literal["linear classifier", "learned position embedding", "patch projection", "APRIL first block"]

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic_core import PydanticKnownError
 
-from fedsim import faults
+from fedsim import validation
 from fedsim.errors import ScenarioError, nearest, printable
-from fedsim.faults import shown
+from fedsim.validation import shown
 
 _WORDS = {
     int: "a whole number",
@@ -95,9 +95,9 @@ class Parameters:
                 break
             annotation, value, path = inner, value[part], [*path, part]
         if rest and rest[-1] == "[key]":
-            return path, faults.message(detail)
+            return path, validation.message(detail)
         if kind == "value_error" or (is_whole and not _is_choice(annotation) and not kind.endswith(_OF_TYPE)):
-            return path, faults.message(detail)
+            return path, validation.message(detail)
         guess = nearest(value, _literals(annotation)) if isinstance(value, str) else ""
         return path, f"expected {describe(annotation)}, got {shown(value)}.{guess}"
 

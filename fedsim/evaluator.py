@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedsim.data.source import Pool
 from fedsim.exchange import Images, Normalization
+from fedsim.source import Pool
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Truth:
-    """The pictures behind an update, for `fedsim.threat` and `fedsim.metrics` alone.
+    """The pictures behind an update, for `fedsim.audit.threat` and `fedsim.metrics` alone.
 
     Args:
         images: every distinct input the client trained on in the round, pixels in [0, 1]; blends where it mixes pictures.

@@ -22,7 +22,7 @@ from pydantic import PydanticUserError
 
 from fedsim.coercion import Parameters
 from fedsim.errors import PluginError, ScenarioError, nearest, printable
-from fedsim.faults import shown
+from fedsim.validation import shown
 
 Kind = Literal["attacks", "defenses", "evaluators", "data"]
 _NOUN = {"attacks": "attack", "defenses": "defense", "evaluators": "evaluator", "data": "data source"}

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from fedsim.errors import ScenarioError, nearest
-from fedsim.faults import shown
+from fedsim.validation import shown
 
 _SUFFIXES = (".yaml", ".yml")
 

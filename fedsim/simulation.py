@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim import consistency, environment, files, inputs, report
-from fedsim.assessment import Record
-from fedsim.audit import Auditor, Running
+from fedsim import report
+from fedsim.audit.assessment import Record
+from fedsim.audit.auditor import Auditor, Running
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.engine import train
-from fedsim.inputs import Inputs
-from fedsim.plan import Plan
-from fedsim.recording import RunFolder
+from fedsim.planning import inputs
+from fedsim.planning.inputs import Inputs
+from fedsim.planning.plan import Plan
+from fedsim.recording import consistency, environment, files
+from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import Scenario
 from fedsim.seeds import torch_threads
 

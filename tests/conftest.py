@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from processes import ServedContext, start_worker
 
-from fedsim import plan as planning
 from fedsim.cli import main
-from fedsim.plan import Plan
-from fedsim.recording import RunFolder
+from fedsim.planning import preparation as planning
+from fedsim.planning.plan import Plan
+from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import Scenario, parse
 
 # A loaded machine must not fail a test, nor must luck: `--hypothesis-profile explore` draws other examples each time.
@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 # No test needs an accelerator; beside one, processes for attacks start from nothing, without what a test has patched.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-STAND_INS = Path(__file__).parent / "stand_ins"
+STUBS = Path(__file__).parent / "stubs"
 TINY: dict[str, Any] = {
     "name": "tiny",
     "seed": 3,
@@ -38,7 +38,7 @@ TINY: dict[str, Any] = {
     "data": {"name": "shapes", "samples": 48, "test_samples": 8, "auxiliary_samples": 8},
     "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
     "federation": {"clients": 3, "rounds": 2},
-    "attacks": [{"name": "stand_ins:Guess"}],
+    "attacks": [{"name": "stubs:Guess"}],
     "audit": {"processes": 0, "calibrate": "none"},
 }
 
@@ -86,20 +86,20 @@ def drawn_once(monkeypatch: pytest.MonkeyPatch, drawings: dict[tuple[str, str], 
 def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the audit's workers start in the environment of now without importing everything anew, which takes seconds."""
     start = functools.partial(start_worker, dict(os.environ))
-    monkeypatch.setattr("fedsim.workers.start_worker", start)
+    monkeypatch.setattr("fedsim.audit.workers.start_worker", start)
     contexts = {"spawn": ServedContext(), "fork": multiprocessing.get_context("fork")}
     monkeypatch.setattr("multiprocessing.get_context", contexts.__getitem__)
 
 
 @pytest.fixture
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make `stand_ins` importable, here and in worker processes."""
-    monkeypatch.syspath_prepend(STAND_INS)
-    monkeypatch.setenv("PYTHONPATH", str(STAND_INS), prepend=os.pathsep)
+def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `stubs` importable, here and in worker processes."""
+    monkeypatch.syspath_prepend(STUBS)
+    monkeypatch.setenv("PYTHONPATH", str(STUBS), prepend=os.pathsep)
 
 
 @pytest.fixture
-def tiny_scenario(stand_ins: None) -> Callable[..., Scenario]:
+def tiny_scenario(stubs: None) -> Callable[..., Scenario]:
     """Return a function: parts of a scenario -> the tiny scenario with these parts merged in."""
 
     def make(**parts: Any) -> Scenario:
@@ -120,9 +120,7 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def fedsim(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stand_ins: None
-) -> Callable[..., Outcome]:
+def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stubs: None) -> Callable[..., Outcome]:
     """Return a function: command-line arguments -> what came of them, in this process."""
 
     def run(*arguments: str | Path) -> Outcome:

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fedsim import models, simulation
-from fedsim import plan as planning
-from fedsim.recording import RunFolder
+from fedsim.planning import preparation as planning
+from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import ModelPart, parse
 
-STAND_INS = Path(__file__).parent / "stand_ins"
+STUBS = Path(__file__).parent / "stubs"
 
 BASE: dict[str, Any] = {
     "name": "bad",
@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
     "data": {"name": "shapes", "samples": 24, "test_samples": 4, "auxiliary_samples": 4, "classes": 2},
     "model": {"name": "vit_nano"},
     "federation": {"clients": 3, "rounds": 2},
-    "attacks": [{"name": "stand_ins:Guess"}],
+    "attacks": [{"name": "stubs:Guess"}],
     "audit": {"processes": 0, "calibrate": "none"},
 }
 
@@ -108,16 +108,16 @@ SETTINGS = {
     "unknown data parameter": ({"data.sample": 3}, "data.sample: unknown parameter", "Did you mean 'samples'?"),
     "data parameter out of range": ({"data.classes": 1}, "data.classes: expected 2 to"),
     "module that is not there": ({"attacks.0.name": "no_such:Attack"}, "attacks.0.name: cannot import", "no_such"),
-    "class that is not there": ({"attacks.0.name": "stand_ins:Gess"}, "attacks.0.name: cannot import", "Gess"),
+    "class that is not there": ({"attacks.0.name": "stubs:Gess"}, "attacks.0.name: cannot import", "Gess"),
     "half a module and class": ({"attacks.0.name": ":Guess"}, "attacks.0.name: expected a name, or 'module:Class'"),
-    "class that is no attack": ({"attacks.0.name": "stand_ins:Scales"}, "attacks.0.name: stand_ins:Scales is not"),
+    "class that is no attack": ({"attacks.0.name": "stubs:Scales"}, "attacks.0.name: stubs:Scales is not"),
     "attack that is no frozen dataclass": (
         {"attacks.0.name": "broken_plugins:Undecorated"},
         "attacks.0.name: broken_plugins:Undecorated must be a concrete dataclass",
     ),
     "attack listed twice": (
-        {"attacks": [{"name": "stand_ins:Guess"}, {"name": "stand_ins:Guess", "params": {"pictures": 1}}]},
-        "attacks.1: stand_ins:Guess is listed before, as attacks.0, with equal parameters.",
+        {"attacks": [{"name": "stubs:Guess"}, {"name": "stubs:Guess", "params": {"pictures": 1}}]},
+        "attacks.1: stubs:Guess is listed before, as attacks.0, with equal parameters.",
     ),
     # what the threat model grants
     "ungranted need": (
@@ -128,20 +128,20 @@ SETTINGS = {
     "grant given twice": ({"threat.grants": ["labels", "labels"]}, "threat.grants: a grant is listed twice"),
     # clients and rounds by number
     "defense on a client beyond the last": (
-        {"defenses": [{"name": "stand_ins:Scales", "clients": [3]}]},
+        {"defenses": [{"name": "stubs:Scales", "clients": [3]}]},
         "defenses.0.clients: no client 3; federation.clients is 3, so 0 to 2.",
     ),
     "range of clients backwards": (
-        {"defenses": [{"name": "stand_ins:Scales", "clients": "2-0"}]},
+        {"defenses": [{"name": "stubs:Scales", "clients": "2-0"}]},
         "defenses.0.clients: the range '2-0' runs backwards.",
     ),
     "clients in other words": (
-        {"defenses": [{"name": "stand_ins:Scales", "clients": "most"}]},
+        {"defenses": [{"name": "stubs:Scales", "clients": "most"}]},
         'defenses.0.clients: expected all, [0, 2], "0-3" or {fraction: 0.5}',
         "got 'most'.",
     ),
     "client selector of another type": (
-        {"defenses": [{"name": "stand_ins:Scales", "clients": 1}]},
+        {"defenses": [{"name": "stubs:Scales", "clients": 1}]},
         'defenses.0.clients: expected all, [0, 2], "0-3" or {fraction: 0.5}',
         "got 1.",
     ),
@@ -485,7 +485,7 @@ def finished(tmp_path_factory) -> Path:
     """A finished run; tests copy it."""
     path = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(STAND_INS)
+        patch.syspath_prepend(STUBS)
         scenario = parse(BASE, "base")
         plan = planning.of(scenario)
         simulation.simulate(plan, RunFolder.create(path, scenario), simulation.Progress())
@@ -589,12 +589,12 @@ ATTACKS = {
     "no YAML": ("{name: x", "--attack: not valid YAML"),
     "unknown key": ("{name: x, param: {}}", "--attack.param: unknown key. Did you mean 'params'?"),
     "without a name": ("{params: {}}", "--attack.name: missing"),
-    "unknown parameter": ("{name: stand_ins:Guess, params: {picture: 2}}", "attacks.1.params.picture: unknown"),
+    "unknown parameter": ("{name: stubs:Guess, params: {picture: 2}}", "attacks.1.params.picture: unknown"),
     "ungranted need": (
         "broken_plugins:NeedsLabels",
         "attacks.1.name: broken_plugins:NeedsLabels needs the grant labels",
     ),
-    "equal to another": ("{name: stand_ins:Guess, params: {pictures: 1}}", "attacks.1: stand_ins:Guess is listed"),
+    "equal to another": ("{name: stubs:Guess, params: {pictures: 1}}", "attacks.1: stubs:Guess is listed"),
 }
 
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 import fedsim
-from fedsim import environment, installation
+from fedsim import installation
 from fedsim.errors import FedsimError
+from fedsim.recording import environment
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -3,6 +3,7 @@ import graphlib
 from pathlib import Path
 
 import pytest
+import structure
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = ("fedsim_attacks", "fedsim_defenses")
@@ -72,7 +73,7 @@ def identified(path):
 
 
 def test_the_files_are_found():
-    assert len(CORE) > 40 and ROOT / "fedsim" / "threat.py" in CORE
+    assert len(CORE) > 40 and ROOT / "fedsim" / "audit" / "threat.py" in CORE
     assert {path.relative_to(ROOT).parts[1] for path in THEIRS} == set(PLUGINS)
     assert ROOT / "fedsim" / "testing" / "attack.py" in KIT
 
@@ -82,7 +83,7 @@ def test_the_simulator_knows_no_plugin(path):
     source = path.read_text()
     assert not [name for name in imports(source) if is_under(name, (*PLUGINS, *FOLDERS))]
     # environment.json says where they were imported from, without importing them.
-    if path != ROOT / "fedsim" / "environment.py":
+    if path != ROOT / "fedsim" / "recording" / "environment.py":
         assert not set(names(source)) & set(PLUGINS)
 
 
@@ -102,14 +103,14 @@ def test_the_kit_needs_no_test_framework(path):
 @pytest.mark.parametrize(
     "source",
     [
-        "from fedsim import plan",
+        "from fedsim.planning import plan",
         "from fedsim.data.batches import FederatedData",
-        "def f():\n    import fedsim.threat as t",
-        "import fedsim.recording",
-        "from fedsim import calibration",
-        "from fedsim.coverage import gaps",
-        "import fedsim.inputs",
-        "from fedsim.replay import trained_on",
+        "def f():\n    import fedsim.audit.threat as t",
+        "import fedsim.recording.run_folder",
+        "from fedsim.audit import calibration",
+        "from fedsim.audit.coverage import gaps",
+        "import fedsim.planning.inputs",
+        "from fedsim.audit.replay import trained_on",
         "import fedsim",
         "from fedsim import *",
         "from fedsim import a_module_that_is_added_later",
@@ -134,37 +135,31 @@ def test_the_check_sees_every_way_to_name_the_truth(source):
     assert "Truth" in set(names(source))
 
 
-def attack_modules():
-    """Return the modules of the attacks by their parts below `fedsim_attacks`, packages included."""
-    paths = {path.relative_to(ATTACKS).with_suffix("").parts: path for path in ATTACKS.rglob("*.py")}
-    return {parts[:-1] if parts[-1] == "__init__" else parts: path for parts, path in paths.items()}
-
-
-def imported_attack_modules(path):
-    """Return the modules of the attacks that a file imports."""
-    known, found = attack_modules(), set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and is_under(node.module, ["fedsim_attacks"]):
-            package = tuple(node.module.split(".")[1:])
-            inside = {(*package, alias.name) for alias in node.names}
-            found |= (inside & known.keys()) or {package}
-    return found
-
-
 def test_every_package_of_the_attacks_has_its_floor():
-    assert {parts[0] for parts, path in attack_modules().items() if path.name == "__init__.py" and parts} == set(FLOOR)
+    assert {
+        parts[0] for parts, path in structure.modules(ATTACKS).items() if path.name == "__init__.py" and parts
+    } == set(FLOOR)
 
 
 @pytest.mark.parametrize("path", sorted(ATTACKS.rglob("*.py")), ids=identified)
 def test_imports_between_packages_of_the_attacks_go_down_and_through_the_package(path):
     own, *inside = path.relative_to(ATTACKS).parts
     floor = FLOOR[own] if inside else len(FLOORS)
-    others = {parts for parts in imported_attack_modules(path) if not inside or parts[0] != own}
+    others = {parts for parts in structure.imported(ATTACKS, path) if not inside or parts[0] != own}
     assert all(len(parts) == 1 and FLOOR.get(parts[0], len(FLOORS)) < floor for parts in others), others
 
 
 def test_no_circle_of_imports_in_the_attacks():
-    modules = attack_modules()
-    graph = {parts: imported_attack_modules(path) - {parts[:1]} for parts, path in modules.items() if len(parts) > 1}
+    modules = structure.modules(ATTACKS)
+    graph = {
+        parts: structure.imported(ATTACKS, path) - {parts[:1]} for parts, path in modules.items() if len(parts) > 1
+    }
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
     assert order.index(("matching", "descent")) > order.index(("newton",))
+
+
+def test_no_circle_of_imports_between_the_rooms_of_the_simulator():
+    floors = structure.floors(structure.rooms(ROOT / "fedsim"))  # raises CycleError
+    order = ["errors", "scenario", "models", "metrics", "recording", "verdicts", "report", "simulation", "cli"]
+    assert sorted(order, key=floors.get) == order
+    assert floors["exchange"] == 0 and floors["planning"] < floors["federation"] < floors["audit"]

@@ -11,10 +11,10 @@ from pydantic import Field
 
 from fedsim import installation, plugins
 from fedsim.attack import Attack
-from fedsim.data.source import Source
 from fedsim.defense import Defense
 from fedsim.errors import PluginError, ScenarioError
 from fedsim.plugins import PluginInfo
+from fedsim.source import Source
 
 CONTRACTS = {"attacks": Attack, "defenses": Defense, "data": Source}
 
@@ -123,19 +123,19 @@ def test_what_is_neither_name_nor_class_is_refused(name):
         ("Undecorated", "must be a concrete dataclass"),
     ],
 )
-def test_a_class_that_breaks_the_contract_is_refused(name, says, stand_ins):
+def test_a_class_that_breaks_the_contract_is_refused(name, says, stubs):
     info = plugins.find("attacks", f"broken_plugins:{name}", "here")
     with pytest.raises(PluginError, match=rf"^here: broken_plugins:{name} {says}"):
         plugins.load(info, Attack, "here")
 
 
-def test_a_class_of_another_contract_is_refused(stand_ins):
+def test_a_class_of_another_contract_is_refused(stubs):
     with pytest.raises(PluginError, match=r"is not a subclass of fedsim\.defense\.Defense"):
-        plugins.build("defenses", Defense, "stand_ins:Guess", {}, "here")
+        plugins.build("defenses", Defense, "stubs:Guess", {}, "here")
 
 
-def test_a_class_that_cannot_be_imported_is_the_users_fault_unless_it_was_installed(offered, stand_ins):
-    for name in ("no_such_module:A", "stand_ins:NoSuchClass"):
+def test_a_class_that_cannot_be_imported_is_the_users_fault_unless_it_was_installed(offered, stubs):
+    for name in ("no_such_module:A", "stubs:NoSuchClass"):
         with pytest.raises(ScenarioError, match=r"^here: cannot import '.*'module:Class', importable here"):
             plugins.load(plugins.find("attacks", name, "here"), Attack, "here")
         offered(point("far", name, "somebodys-attacks"))
@@ -157,7 +157,7 @@ def steps(**params):
     return plugins.build("attacks", Attack, "broken_plugins:Steps", params, "attacks.0")
 
 
-def test_parameters_take_the_types_of_their_fields(stand_ins):
+def test_parameters_take_the_types_of_their_fields(stubs):
     built = steps(steps="3", rate="1e-1")
     assert (built.steps, built.rate, built.doubled) == (3, 0.1, 6)
     assert steps(steps=3.0).rate == 0.1
@@ -179,7 +179,7 @@ def test_parameters_take_the_types_of_their_fields(stand_ins):
         ({"steps": 1, "rate": 2}, "attacks.0.params: a rate above the number of steps makes no sense."),
     ],
 )
-def test_bad_parameters_are_refused_at_their_path(params, message, stand_ins):
+def test_bad_parameters_are_refused_at_their_path(params, message, stubs):
     with pytest.raises(ScenarioError) as caught:
         steps(**params)
     assert str(caught.value).startswith(message)
@@ -219,12 +219,12 @@ def test_a_source_is_configured_beside_its_name():
         plugins.build("data", Source, "shapes", {"sampels": 3}, "data")
 
 
-def test_an_annotation_that_does_not_resolve_is_the_plug_ins_fault(stand_ins):
+def test_an_annotation_that_does_not_resolve_is_the_plug_ins_fault(stubs):
     with pytest.raises(PluginError, match="Unresolvable is not to be had: name 'Decimal' is not defined"):
         plugins.build("attacks", Attack, "broken_plugins:Unresolvable", {}, "attacks.0")
 
 
-def test_parameters_are_listed_with_type_and_default(stand_ins):
+def test_parameters_are_listed_with_type_and_default(stubs):
     cls = plugins.load(plugins.find("attacks", "broken_plugins:Steps", "here"), Attack, "here")
     assert [(p.name, p.type, p.default, p.required) for p in plugins.parameters(cls)] == [
         ("steps", "int", None, True),

@@ -19,8 +19,8 @@ from scenario_layouts import TABLES  # noqa: E402
 from scenario_runs import RUNS, StaleRunError  # noqa: E402
 
 from fedsim import scenario as scenarios  # noqa: E402
-from fedsim import yaml_loader  # noqa: E402
-from fedsim.environment import as_json  # noqa: E402
+from fedsim.recording.environment import as_json  # noqa: E402
+from fedsim.scenario import yaml_loader  # noqa: E402
 
 RESULTS = [
     ROOT / "benchmarks" / "results" / f"pictures{name}.json" for name in ("", "_trained", "_newton", "_defended")

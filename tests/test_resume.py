@@ -11,9 +11,10 @@ import traceback
 import pytest
 from processes import command
 
-from fedsim import simulation, yaml_loader
+from fedsim import simulation
 from fedsim.errors import RunFolderError
-from fedsim.recording import RunFolder
+from fedsim.recording.run_folder import RunFolder
+from fedsim.scenario import yaml_loader
 from fedsim.seeds import numpy_generator
 from fedsim.simulation import Progress
 
@@ -23,13 +24,13 @@ NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise
 RUNS = {
     "FedAvg": {
         "federation": {"rounds": 3},
-        "defenses": [NOISE, {"name": "stand_ins:Halves", "clients": [0]}],
-        "evaluators": [{"name": "stand_ins:Asks", "rounds": [1, "last"]}],
+        "defenses": [NOISE, {"name": "stubs:Halves", "clients": [0]}],
+        "evaluators": [{"name": "stubs:Asks", "rounds": [1, "last"]}],
     },
     "FedAdam": {
         "federation": {"rounds": 3, "strategy": "FedAdam", "strategy_params": {"eta": 0.01}},
         "training": {"shares": "delta", "batch_size": 2, "local_steps": 2},
-        "defenses": [NOISE, {"name": "stand_ins:FailsIn", "clients": [2], "params": {"round": 3}}],
+        "defenses": [NOISE, {"name": "stubs:FailsIn", "clients": [2], "params": {"round": 3}}],
     },
 }
 

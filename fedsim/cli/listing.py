@@ -11,12 +11,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fedsim import catalogue
-from fedsim.catalogue import Entry
 from fedsim.cli.arguments import AsJson
 from fedsim.cli.terminal import out, say, write_json
 from fedsim.errors import PluginError, printable_line, printable_lines
-from fedsim.faults import shown
+from fedsim.planning import catalogue
+from fedsim.planning.catalogue import Entry
+from fedsim.validation import shown
 
 
 def _kinds(incomplete: str) -> list[str]:

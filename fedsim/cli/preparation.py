@@ -19,8 +19,8 @@ def load(named: str, overrides: Sequence[str] | None, engine: str | None) -> tup
 
 def prepared(scenario: Scenario, folder: Any = None) -> tuple[Any, Any]:
     """Return the plan of a scenario, or of the audit of a folder, and its inputs, for which every picture has been read."""
-    from fedsim import inputs
-    from fedsim import plan as planning
+    from fedsim.planning import inputs
+    from fedsim.planning import preparation as planning
 
     with out.status("Preparing data and model"):
         plan = planning.of(scenario) if folder is None else planning.of_folder(folder, scenario)

@@ -12,16 +12,15 @@ import typer
 from rich.table import Table
 
 from fedsim import scenario as scenarios
-from fedsim import yaml_loader
 from fedsim.cli import terminal
 from fedsim.cli.arguments import AsJson, Engine, FailOn, Folder, Overrides, Verdict, shipped_names
 from fedsim.cli.preparation import load, prepared
 from fedsim.cli.terminal import complain, note, say, write_json
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError, printable_line
-from fedsim.scenario import Scenario
+from fedsim.scenario import Scenario, yaml_loader
 
 if TYPE_CHECKING:
-    from fedsim.lines import EvaluationLine  # imports torch
+    from fedsim.recording.records import EvaluationLine  # imports torch
 
 _TOO_BAD = 3  # a verdict that --fail-on names
 _COLUMNS = {
@@ -52,7 +51,7 @@ def run(
 
     SCENARIO is a YAML file, or a name that "fedsim list scenarios" shows.
     """
-    from fedsim.recording import RunFolder
+    from fedsim.recording.run_folder import RunFolder
 
     if (scenario is None) == (resume is None):
         raise FedsimError(
@@ -87,7 +86,7 @@ def _noted(scenario: Scenario, folder: Any = None) -> tuple[Any, Any]:
 
 def _carry_out(plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict | None) -> None:
     from fedsim import simulation
-    from fedsim.display import Display, summary
+    from fedsim.cli.display import Display, summary
 
     say(f"Run folder: {folder.path}")
     try:
@@ -153,7 +152,7 @@ def audit(
     FOLDER is that of a run. Other attempts that have a record are left alone; delete records.jsonl, calibrations.jsonl
     and artifacts/ to make all of them again.
     """
-    from fedsim.recording import RunFolder
+    from fedsim.recording.run_folder import RunFolder
 
     opened = RunFolder.open(folder)
     # Another process may be adding an attack: what the run has is read once this one holds it.
@@ -165,7 +164,8 @@ def audit(
 
 def _scenario_of_observed(folder: Any, named: str) -> Scenario:
     """Return the scenario of a file for the folder of an observed app; once checked, the audit stores it there."""
-    from fedsim import environment, inputs
+    from fedsim.planning import inputs
+    from fedsim.recording import environment
 
     if not environment.is_observed(folder.path):
         raise ScenarioError(
@@ -197,9 +197,9 @@ def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
 
 def report(folder: Folder) -> None:
     """Render report.html, report.md and tables/ from the FOLDER of a run."""
-    from fedsim import inputs
     from fedsim import report as reports
-    from fedsim.recording import RunFolder
+    from fedsim.planning import inputs
+    from fedsim.recording.run_folder import RunFolder
 
     opened = RunFolder.open(folder)
     scenario = None
@@ -219,7 +219,7 @@ def records(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one line per attempt and metric.")] = False,
 ) -> None:
     """Print the records in the FOLDER of a run: each attack on each update, with its scores."""
-    from fedsim.recording import RunFolder
+    from fedsim.recording.run_folder import RunFolder
     from fedsim.report import reading, tables
     from fedsim.report.naming import Naming
 

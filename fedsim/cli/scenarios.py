@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fedsim import starter
+from fedsim.cli import starter
 from fedsim.cli.arguments import AsJson, Engine, Overrides, ScenarioName
 from fedsim.cli.preparation import load, prepared
 from fedsim.cli.terminal import note, out, say, write_json
@@ -47,7 +47,7 @@ def _splits(plan: Any) -> dict[str, int]:
 
 
 def _table(loaded: Scenario, plan: Any) -> Table:
-    from fedsim import coverage
+    from fedsim.audit import coverage
 
     table = Table(show_header=False, box=None, pad_edge=False)
     sizes = [len(samples) for samples in plan.data.partition]
@@ -76,7 +76,7 @@ def _table(loaded: Scenario, plan: Any) -> Table:
 
 def _as_data(loaded: Scenario, plan: Any) -> dict[str, Any]:
     """Return what the table shows as JSON holds it, with every parameter and every class name."""
-    from fedsim import coverage
+    from fedsim.audit import coverage
 
     return {
         "name": loaded.name,
@@ -141,6 +141,6 @@ def init(
 
 def schema() -> None:
     """Print the JSON Schema of a scenario, with which editors complete and check it."""
-    from fedsim import schema as schemas
+    from fedsim.planning import schema as schemas
 
     write_json(schemas.of())

@@ -17,12 +17,12 @@ from fedsim import plugins
 from fedsim.data import mixup
 from fedsim.data.mixup import Mixture
 from fedsim.data.partition import deal
-from fedsim.data.source import Pool, Pools, Source
 from fedsim.errors import ScenarioError
 from fedsim.exchange import LabeledImages, Truth
 from fedsim.labels import distributions, smooth
 from fedsim.scenario import DataPart, TrainingPart
 from fedsim.seeds import numpy_generator
+from fedsim.source import Pool, Pools, Source
 
 Step = tuple[int, ...]
 Inputs = tuple[Mixture, ...]

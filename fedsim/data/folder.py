@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.data.listing import Listing, pools
-from fedsim.data.source import Pools, Source
 from fedsim.data.splits import Child, divide, split_of
 from fedsim.errors import ScenarioError, nearest
+from fedsim.source import Pools, Source
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 _LEFT_BY_TOOLS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "lost+found"})

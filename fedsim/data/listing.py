@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from fedsim.data.decoding import Encoded, conversions, decode
-from fedsim.data.source import Pool, Pools, Source
 from fedsim.errors import ScenarioError, nearest
 from fedsim.seeds import numpy_generator
+from fedsim.source import Pool, Pools, Source
 
 
 @dataclass(frozen=True)

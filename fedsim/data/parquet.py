@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from fedsim.data.class_labels import code_labels
 from fedsim.data.decoding import Encoded, stored
 from fedsim.data.listing import Listing, check_column, pools
-from fedsim.data.source import Pools, Source
 from fedsim.data.splits import Split, split_of
 from fedsim.errors import ScenarioError
+from fedsim.source import Pools, Source
 
 
 @dataclass(frozen=True, kw_only=True)

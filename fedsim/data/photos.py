@@ -35,9 +35,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedsim.data.source import Pool, Pools, Source
 from fedsim.errors import ScenarioError
 from fedsim.seeds import numpy_generator
+from fedsim.source import Pool, Pools, Source
 
 Split = Literal["train", "test", "auxiliary"]
 Side = Literal["left", "right", "bottom"]

@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fedsim.data.source import Pool, Pools, Source
 from fedsim.seeds import numpy_generator
+from fedsim.source import Pool, Pools, Source
 
 Outline = tuple[tuple[float, float], ...]  # corners in units of the shape's radius, y downwards
 

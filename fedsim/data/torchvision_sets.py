@@ -9,8 +9,8 @@ import numpy as np
 
 from fedsim.data.class_labels import code_labels
 from fedsim.data.listing import Listing, pools
-from fedsim.data.source import Pools, Source
 from fedsim.errors import ScenarioError, nearest
+from fedsim.source import Pools, Source
 
 _BY_SPLIT = ("STL10", "SVHN")
 _BY_FLAG = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")

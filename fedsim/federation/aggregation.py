@@ -11,14 +11,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedsim import wire
 from fedsim.errors import FedsimError, ScenarioError, printable, told, without_numbers
-from fedsim.federation import records
-from fedsim.federation.constraints import clients_fault
-from fedsim.federation.quiet import quiet_flower
-from fedsim.federation.strategy import all_parameters, build_strategy
+from fedsim.federation.training import NonFiniteUpdateError
+from fedsim.federation.validity import tensors_fault
 from fedsim.scenario import FederationPart
-from fedsim.training import NonFiniteUpdateError
-from fedsim.validity import tensors_fault
+from fedsim.strategies.building import all_parameters, build_strategy
+from fedsim.strategies.constraints import clients_fault
+from fedsim.strategies.quiet import quiet_flower
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class CheckedStrategy(Strategy):
         if not said:
             raise ClientsFailedError(f"no client delivered an update in round {round}; none was asked.")
         client, reason = min(said.items())
-        message = records.failure_text(reason)
+        message = wire.failure_text(reason)
         text = f"no client delivered an update in round {round}; client {client} said: {message}."
         if NonFiniteUpdateError.advice in message:
             raise ScenarioError("training.learning_rate", text)
@@ -174,7 +174,7 @@ class CheckedStrategy(Strategy):
         )
 
     def _check_model(self, round: int, arrays: ArrayRecord) -> None:
-        found, sent = records.to_tensors(arrays), records.to_tensors(self._sent)
+        found, sent = wire.to_tensors(arrays), wire.to_tensors(self._sent)
         # Some strategies compute in double precision.
         expected = {name: tensor.to(found[name].dtype) if name in found else tensor for name, tensor in sent.items()}
         fault = tensors_fault(found, expected)

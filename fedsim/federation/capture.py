@@ -12,12 +12,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedsim.client_state import ClientState
+from fedsim import wire
 from fedsim.errors import RunFolderError
 from fedsim.exchange import UpdateKind
-from fedsim.federation import records
 from fedsim.federation.grid import Exchange
-from fedsim.recording import Capture, RunFolder
+from fedsim.recording.client_state import ClientState
+from fedsim.recording.run_folder import Capture, RunFolder
 
 
 class Recorder:
@@ -85,7 +85,7 @@ class Recorder:
         if round is None:
             round = self._counted[client] = self._counted.get(client, 0) + 1
         if reply.has_error():
-            self._write(self._folder.write_failure, round, client, records.failure_text(reply.error.reason or ""))
+            self._write(self._folder.write_failure, round, client, wire.failure_text(reply.error.reason or ""))
             return
         for way, content in (("request", request.content), ("reply", reply.content)):
             if len(content.array_records) != 1:
@@ -93,15 +93,15 @@ class Recorder:
                 return
         (sent,), (got,) = request.content.array_records.values(), reply.content.array_records.values()
         self._store_global(round, client, sent)
-        stated: Any = reply.content.get(records.UPDATE, {})
-        side = {name: dict(record) for name, record in reply.content.config_records.items() if name == records.PRIVACY}
+        stated: Any = reply.content.get(wire.UPDATE, {})
+        side = {name: dict(record) for name, record in reply.content.config_records.items() if name == wire.PRIVACY}
         metrics: dict[str, Any] = {}
         for record in reply.content.metric_records.values():
             metrics.update({key: value for key, value in record.items() if not isinstance(value, list)})
         kind: UpdateKind = "gradient" if stated.get("kind") == "gradient" else "delta"
         buffers = tuple(stated.get("buffers", ()))
-        tensors = records.to_tensors(got)
-        kept: Any = reply.content.config_records.get(records.STATE)
+        tensors = wire.to_tensors(got)
+        kept: Any = reply.content.config_records.get(wire.STATE)
         if kept is not None:
             # First: a capture in the index then tells that this is there, too.
             self._write(self._folder.write_state, round, client, ClientState.from_wire(kept))
@@ -111,7 +111,7 @@ class Recorder:
         # Strategies put one shared record into all messages of a round: the identity check spares the comparison.
         if self._sent is not None and self._sent[0] == round and self._sent[1] is sent:
             return
-        weights = records.to_tensors(sent)
+        weights = wire.to_tensors(sent)
         self._wait(0)
         if not self._folder.has_global(round):
             self._write(self._folder.write_global, round, weights)
@@ -128,8 +128,8 @@ class Recorder:
 def round_of(request: Message) -> int | None:
     """Return the server round that a request states: in its config, or in its group id as legacy strategies do."""
     for record in request.content.config_records.values():
-        if records.ROUND in record:
-            return int(record[records.ROUND])  # type: ignore[arg-type]
+        if wire.ROUND in record:
+            return int(record[wire.ROUND])  # type: ignore[arg-type]
     return int(request.metadata.group_id) if request.metadata.group_id.isdigit() else None
 
 
@@ -194,10 +194,10 @@ class Replayer:
         client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
         if request.metadata.message_type != "train" or round is None:
             return None
-        self._compare(round, client, request.content[records.ARRAYS])  # type: ignore[arg-type]
+        self._compare(round, client, request.content[wire.ARRAYS])  # type: ignore[arg-type]
         failure = self._folder.failures(round).get(client)
         if failure is not None:
-            return records.failure(request, failure)
+            return wire.failure(request, failure)
         if not self._folder.has_capture(round, client):
             self.asked.add(round)
             return None
@@ -205,9 +205,9 @@ class Replayer:
         self._replayed.add(client)
         content = RecordDict(
             {
-                records.ARRAYS: ArrayRecord({name: Array(tensor.numpy()) for name, tensor in capture.arrays.items()}),
-                records.METRICS: MetricRecord(dict(capture.metrics)),
-                records.UPDATE: ConfigRecord(
+                wire.ARRAYS: ArrayRecord({name: Array(tensor.numpy()) for name, tensor in capture.arrays.items()}),
+                wire.METRICS: MetricRecord(dict(capture.metrics)),
+                wire.UPDATE: ConfigRecord(
                     {"kind": capture.kind, **({"buffers": list(capture.buffers)} if capture.buffers else {})}
                 ),
             }
@@ -227,7 +227,7 @@ class Replayer:
         # Strategies put one shared record into all messages of a round.
         if self._compared is not None and self._compared[0] == round and self._compared[1] is sent:
             return
-        weights = records.to_tensors(sent)
+        weights = wire.to_tensors(sent)
         if not self._folder.has_global(round):
             if self._folder.captured(round):
                 self._folder.write_global(round, weights)
@@ -251,10 +251,10 @@ class Replayer:
         client, round = self._client_of(request.metadata.dst_node_id), round_of(request)
         if request.metadata.message_type == "train" and round is not None and client in self._replayed:
             done = [earlier for earlier in range(1, round) if client in self._folder.captured(earlier)]
-            config: Any = dict(request.content[records.CONFIG])
+            config: Any = dict(request.content[wire.CONFIG])
             content = RecordDict(dict(request.content))
-            content[records.CONFIG] = ConfigRecord({**config, records.PARTICIPATIONS: len(done)})
+            content[wire.CONFIG] = ConfigRecord({**config, wire.PARTICIPATIONS: len(done)})
             kept = self._folder.read_state(done[-1], client) if done else ClientState()
             if kept:
-                content[records.STATE] = ConfigRecord(kept.to_wire())  # type: ignore[arg-type]
+                content[wire.STATE] = ConfigRecord(kept.to_wire())  # type: ignore[arg-type]
             request.content = content

@@ -1,4 +1,4 @@
-"""The client side of the Flower app: a thin shell around `fedsim.training`."""
+"""The client side of the Flower app: a thin shell around `fedsim.federation.training`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedsim import plan as planning
-from fedsim import training
-from fedsim.client_state import ClientState
-from fedsim.federation import records
+from fedsim import wire
+from fedsim.federation import training
 from fedsim.federation.limits import contained
-from fedsim.federation.strategy import CLIENT_SIDE_MODS
+from fedsim.planning import preparation as planning
+from fedsim.planning.plan import Plan
+from fedsim.recording.client_state import ClientState
 from fedsim.scenario import Scenario, parse
 from fedsim.seeds import torch_threads
+from fedsim.strategies.building import CLIENT_SIDE_MODS
 
 
 class Client:
@@ -28,7 +29,7 @@ class Client:
     def __init__(self, scenario: Scenario) -> None:
         self._resolved = json.dumps(scenario.resolved())
 
-    def _plan(self) -> planning.Plan:
+    def _plan(self) -> Plan:
         return planning.of(parse(json.loads(self._resolved), "scenario"))
 
     def train(self, message: Message, context: Context) -> Message:
@@ -40,14 +41,14 @@ class Client:
         plan = self._plan()
         return contained(lambda: self._train(plan, message, context), plan.scenario.federation.client_timeout)
 
-    def _train(self, plan: planning.Plan, message: Message, context: Context) -> Message:
-        client = int(context.node_config[records.PARTITION])
-        config: Any = message.content[records.CONFIG]
-        weights = records.to_tensors(message.content[records.ARRAYS])  # type: ignore[arg-type]
+    def _train(self, plan: Plan, message: Message, context: Context) -> Message:
+        client = int(context.node_config[wire.PARTITION])
+        config: Any = message.content[wire.CONFIG]
+        weights = wire.to_tensors(message.content[wire.ARRAYS])  # type: ignore[arg-type]
         past = self._past(message, context)
         with torch_threads(1):
             result = training.local_update(
-                plan, client, int(config[records.ROUND]), weights, float(config.get("proximal-mu", 0.0)), past
+                plan, client, int(config[wire.ROUND]), weights, float(config.get("proximal-mu", 0.0)), past
             )
         update = result.update
         arrays = dict(update.tensors)
@@ -57,17 +58,17 @@ class Client:
         stated: dict[str, Any] = {"kind": update.kind, **({"buffers": list(update.buffers)} if update.buffers else {})}
         content = RecordDict(
             {
-                records.ARRAYS: records.to_arrays({name: arrays[name] for name in weights}),
-                records.METRICS: MetricRecord({records.NUM_EXAMPLES: update.num_examples, records.LOSS: result.loss}),
-                records.UPDATE: ConfigRecord(stated),
+                wire.ARRAYS: wire.to_arrays({name: arrays[name] for name in weights}),
+                wire.METRICS: MetricRecord({wire.NUM_EXAMPLES: update.num_examples, wire.LOSS: result.loss}),
+                wire.UPDATE: ConfigRecord(stated),
             }
         )
         if result.budget is not None:
-            content[records.PRIVACY] = ConfigRecord(asdict(result.budget))
+            content[wire.PRIVACY] = ConfigRecord(asdict(result.budget))
         context.state["privacy"] = ConfigRecord({"participations": past.participations + 1})
-        context.state.pop(records.STATE, None)
+        context.state.pop(wire.STATE, None)
         if result.state:
-            content[records.STATE] = context.state[records.STATE] = ConfigRecord(result.state.to_wire())  # type: ignore[arg-type]
+            content[wire.STATE] = context.state[wire.STATE] = ConfigRecord(result.state.to_wire())  # type: ignore[arg-type]
         return Message(content, reply_to=message)
 
     @staticmethod
@@ -77,19 +78,19 @@ class Client:
         That is what its node holds; after a restart the node holds nothing, and the server gives back what it has on record.
         """
         held: Any = context.state.get("privacy", {})
-        config: Any = message.content[records.CONFIG]
-        participations = max(int(held.get("participations", 0)), int(config.get(records.PARTICIPATIONS, 0)))
-        if records.PARTICIPATIONS in config:
-            kept: Any = message.content.get(records.STATE)
+        config: Any = message.content[wire.CONFIG]
+        participations = max(int(held.get("participations", 0)), int(config.get(wire.PARTICIPATIONS, 0)))
+        if wire.PARTICIPATIONS in config:
+            kept: Any = message.content.get(wire.STATE)
         else:
-            kept = context.state.get(records.STATE)
+            kept = context.state.get(wire.STATE)
         return training.Past(participations, ClientState() if kept is None else ClientState.from_wire(kept))
 
     @staticmethod
     def identify(message: Message, context: Context) -> Message:
         """Say which partition this node holds."""
-        answer = ConfigRecord({records.PARTITION: int(context.node_config[records.PARTITION])})
-        return Message(RecordDict({records.NODE: answer}), reply_to=message)
+        answer = ConfigRecord({wire.PARTITION: int(context.node_config[wire.PARTITION])})
+        return Message(RecordDict({wire.NODE: answer}), reply_to=message)
 
 
 def client_app(scenario: Scenario) -> ClientApp:

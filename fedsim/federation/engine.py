@@ -9,11 +9,11 @@ from flwr.serverapp import ServerApp
 from torch import Tensor
 
 from fedsim.federation.client_app import client_app
-from fedsim.federation.quiet import quiet_flower
 from fedsim.federation.server_app import RoundLine, server_app
-from fedsim.plan import Plan
-from fedsim.recording import RunFolder
+from fedsim.planning.plan import Plan
+from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import torch_threads
+from fedsim.strategies.quiet import quiet_flower
 
 
 def _engine(name: str) -> Callable[[ServerApp, ClientApp, int], None]:

@@ -12,8 +12,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim import wire
 from fedsim.errors import message_of
-from fedsim.federation import records
 from fedsim.federation._flwr_private import Run, identify_process
 
 
@@ -32,7 +32,7 @@ class InlineGrid(Grid):
         self._waiting: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._contexts = {
-            1000 + i: Context(1, 1000 + i, {records.PARTITION: i, "num-partitions": clients}, RecordDict(), {})
+            1000 + i: Context(1, 1000 + i, {wire.PARTITION: i, "num-partitions": clients}, RecordDict(), {})
             for i in range(clients)
         }
 
@@ -85,7 +85,7 @@ class InlineGrid(Grid):
             raise
         except BaseException as error:  # noqa: BLE001  (as Flower's worker: any client fault becomes an error reply)
             said = message_of(error) or type(error).__name__
-            return records.failure(message, f"ClientAppException occurred. Message: {said}")
+            return wire.failure(message, f"ClientAppException occurred. Message: {said}")
         return copy
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedsim import wire
 from fedsim.errors import FedsimError
-from fedsim.federation import records
 
 _log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class CheckingGrid(PairingGrid):
 
     def _give_up(self, message_id: str) -> Message:
         _, patience = self._given_up_at.pop(message_id)
-        return records.failure(self._sent.pop(message_id), f"did not answer within {patience:.0f} s")
+        return wire.failure(self._sent.pop(message_id), f"did not answer within {patience:.0f} s")
 
     def _received(self, exchange: Exchange) -> Message:
         self._given_up_at.pop(exchange.request.metadata.message_id, None)
@@ -226,7 +226,7 @@ class CheckingGrid(PairingGrid):
         if fault is None:
             return exchange.reply
         self._on_refused(exchange, fault)
-        return records.failure(exchange.request, f"its reply was refused: {fault}")
+        return wire.failure(exchange.request, f"its reply was refused: {fault}")
 
 
 class OrderedGrid(GridProxy):
@@ -273,12 +273,12 @@ def partitions(grid: Grid, nodes: Iterable[int], timeout: float) -> dict[int, in
         if answer is None:
             raise FedsimError(f"node {node} did not say within {timeout:.0f} s which client it is.")
         if answer.has_error():
-            said = records.failure_text(answer.error.reason or "")
+            said = wire.failure_text(answer.error.reason or "")
             raise FedsimError(f"node {node} could not say which client it is; it said: {said}.")
-        stated: Any = answer.content.get(records.NODE, {})
-        if records.PARTITION not in stated:
+        stated: Any = answer.content.get(wire.NODE, {})
+        if wire.PARTITION not in stated:
             raise FedsimError(f"node {node} did not say which client it is, so it does not run fedsim's ClientApp.")
-        found[node] = int(stated[records.PARTITION])
+        found[node] = int(stated[wire.PARTITION])
     return found
 
 
@@ -339,17 +339,17 @@ class AppliedGradientsGrid(GridProxy):
         return replies
 
     def _apply(self, request: Message, reply: Message) -> None:
-        weights = records.to_tensors(request.content[records.ARRAYS])  # type: ignore[arg-type]
-        gradients = records.to_tensors(reply.content[records.ARRAYS])  # type: ignore[arg-type]
-        stated: Any = reply.content[records.UPDATE]
+        weights = wire.to_tensors(request.content[wire.ARRAYS])  # type: ignore[arg-type]
+        gradients = wire.to_tensors(reply.content[wire.ARRAYS])  # type: ignore[arg-type]
+        stated: Any = reply.content[wire.UPDATE]
         buffers = stated.get("buffers", ())
         stepped = {
             name: gradients[name] if name in buffers else weight - self._learning_rate * gradients[name]
             for name, weight in weights.items()
         }
-        reply.content[records.ARRAYS] = records.to_arrays(stepped)
+        reply.content[wire.ARRAYS] = wire.to_arrays(stepped)
 
 
 def _kind(reply: Message) -> str:
-    stated: Any = reply.content.get(records.UPDATE, {})
+    stated: Any = reply.content.get(wire.UPDATE, {})
     return str(stated.get("kind", "delta"))

@@ -13,16 +13,16 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from fedsim.client_state import ClientState
+from fedsim import wire
 from fedsim.errors import told
 from fedsim.exchange import UpdateKind
-from fedsim.faults import shown
-from fedsim.federation import records
 from fedsim.federation.grid import Exchange
-from fedsim.federation.strategy import client_metrics
-from fedsim.plan import Plan
-from fedsim.training import NonFiniteUpdateError, most_examples
-from fedsim.validity import examples_fault, tensors_fault
+from fedsim.federation.training import NonFiniteUpdateError, most_examples
+from fedsim.federation.validity import examples_fault, tensors_fault
+from fedsim.planning.plan import Plan
+from fedsim.recording.client_state import ClientState
+from fedsim.strategies.building import client_metrics
+from fedsim.validation import shown
 
 
 class ReplyCheck:
@@ -44,11 +44,11 @@ class ReplyCheck:
         if exchange.request.metadata.message_type != "train":
             return None
         content = exchange.reply.content
-        for found, expected in ((content.array_records, records.ARRAYS), (content.metric_records, records.METRICS)):
+        for found, expected in ((content.array_records, wire.ARRAYS), (content.metric_records, wire.METRICS)):
             if list(found) != [expected]:
                 return f"expected {expected} as its only record of that type, got {shown(list(found))}"
         return (
-            self._metrics_fault(content.metric_records[records.METRICS])
+            self._metrics_fault(content.metric_records[wire.METRICS])
             or self._kind_fault(content)
             or _privacy_fault(content)
             or _state_fault(content)
@@ -61,10 +61,10 @@ class ReplyCheck:
         for name, value in metrics.items():
             if not isinstance(value, int | float) or not math.isfinite(value):
                 return f"the metric {name} is {shown(value)}, expected a finite number"
-        return examples_fault(metrics[records.NUM_EXAMPLES], self._most_examples)
+        return examples_fault(metrics[wire.NUM_EXAMPLES], self._most_examples)
 
     def _kind_fault(self, content: RecordDict) -> str | None:
-        record = content.config_records.get(records.UPDATE)
+        record = content.config_records.get(wire.UPDATE)
         stated = None if record is None else record.get("kind")
         if stated != self._kind:
             return f"it states to hold {shown(stated)}, expected a {self._kind}"
@@ -74,9 +74,9 @@ class ReplyCheck:
         return None
 
     def _arrays_fault(self, request: RecordDict, reply: RecordDict) -> str | None:
-        weights = self._weights(request.array_records[records.ARRAYS])
+        weights = self._weights(request.array_records[wire.ARRAYS])
         try:
-            arrays = records.to_tensors(reply.array_records[records.ARRAYS])
+            arrays = wire.to_tensors(reply.array_records[wire.ARRAYS])
         except Exception as error:  # noqa: BLE001  (boundary: whatever its bytes make a decoder raise is the client's fault)
             return f"its arrays cannot be read: {told(error)}"
         # A gradient is in the parameters' own format, also where a strategy sends out weights in another.
@@ -99,12 +99,12 @@ class ReplyCheck:
     def _weights(self, sent: ArrayRecord) -> dict[str, Tensor]:
         # Strategies put one shared record into all messages of a round: it is decoded once.
         if self._sent is None or self._sent[0] is not sent:
-            self._sent = (sent, records.to_tensors(sent))
+            self._sent = (sent, wire.to_tensors(sent))
         return self._sent[1]
 
 
 def _privacy_fault(content: RecordDict) -> str | None:
-    stated = content.config_records.get(records.PRIVACY)
+    stated = content.config_records.get(wire.PRIVACY)
     if stated is None:
         return None
     numbers = [stated.get(name) for name in ("epsilon", "delta")]
@@ -115,7 +115,7 @@ def _privacy_fault(content: RecordDict) -> str | None:
 
 
 def _state_fault(content: RecordDict) -> str | None:
-    kept = content.config_records.get(records.STATE)
+    kept = content.config_records.get(wire.STATE)
     try:
         if kept is not None:
             ClientState.from_wire(kept)

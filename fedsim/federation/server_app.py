@@ -13,9 +13,9 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from fedsim import environment, observed, training
+from fedsim import wire
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
-from fedsim.federation import records
+from fedsim.federation import training
 from fedsim.federation.aggregation import CheckedStrategy, Warnings
 from fedsim.federation.capture import Recorder, Replayer, keep_refused
 from fedsim.federation.grid import (
@@ -28,9 +28,10 @@ from fedsim.federation.grid import (
     partitions,
 )
 from fedsim.federation.replies import ReplyCheck
-from fedsim.lines import SCHEMA
-from fedsim.plan import Plan
-from fedsim.recording import RunFolder
+from fedsim.planning.plan import Plan
+from fedsim.recording import environment, observed
+from fedsim.recording.records import SCHEMA
+from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import load
 from fedsim.seeds import seeded
 
@@ -86,14 +87,14 @@ def server_app(
             with seeded(scenario.seed, "server"):
                 result = strategy.start(
                     grid=grid,
-                    initial_arrays=records.to_arrays(plan.initial_weights()),
+                    initial_arrays=wire.to_arrays(plan.initial_weights()),
                     num_rounds=scenario.federation.rounds,
                     timeout=_TIMEOUT,
                     evaluate_fn=log,
                 )
         finally:
             log.flush()
-        weights = records.to_tensors(result.arrays)
+        weights = wire.to_tensors(result.arrays)
         if folder is not None:
             folder.write_model(weights)
         if on_model:
@@ -136,7 +137,7 @@ class _RoundLog:
         line, warnings = self._known.get(round), self._warnings.take()
         is_trained_again = self._replayer is not None and round in self._replayer.asked
         if line is None or is_trained_again:
-            accuracy, loss = training.evaluate(self._plan, records.to_tensors(arrays))
+            accuracy, loss = training.evaluate(self._plan, wire.to_tensors(arrays))
             if not math.isfinite(loss):
                 self._refuse_loss(round, loss)
             made: RoundLine = {"schema": SCHEMA, "round": round, "accuracy": accuracy, "loss": loss}
@@ -181,7 +182,7 @@ class _RoundLog:
         return {
             "participants": participants,
             "failed": {str(client): text for client, text in sorted(folder.failures(round).items())},
-            "epsilon": {str(c): side[records.PRIVACY] for c, side in sides.items() if records.PRIVACY in side},
+            "epsilon": {str(c): side[wire.PRIVACY] for c, side in sides.items() if wire.PRIVACY in side},
             "seconds": float(f"{seconds:.4g}"),
         }
 

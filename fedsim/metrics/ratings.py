@@ -2,7 +2,7 @@
 
 The thresholds are conventions, stated in the report's legend. They apply to skill, the distance to the best blind control,
 never to a bare score: 15 dB may be a flat grey. A level is what the scores of one attempt show; whether the absence of a leak
-means that the client resisted is a question for `fedsim.report.verdicts`.
+means that the client resisted is a question for `fedsim.verdicts.judge`.
 """
 
 from __future__ import annotations

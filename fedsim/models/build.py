@@ -10,12 +10,12 @@ import timm
 from torch import nn
 
 from fedsim.errors import ScenarioError, nearest
-from fedsim.faults import shown
 from fedsim.models import custom, hub_weights, trial, vit, weights
 from fedsim.models.weights import in_one_line
 from fedsim.presets import PRESETS
 from fedsim.scenario import ModelPart, NormalizationPart
 from fedsim.seeds import seeded
+from fedsim.validation import shown
 
 
 class Built(NamedTuple):

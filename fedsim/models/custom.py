@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from fedsim.errors import ScenarioError, nearest, printable, told
-from fedsim.faults import shown
+from fedsim.validation import shown
 
 _LONGEST = 200  # characters of a "module:factory"
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.errors import ScenarioError
-from fedsim.faults import shown
 from fedsim.models.interface import shared_state, trained
 from fedsim.models.weights import in_one_line
 from fedsim.scenario import ModelPart
 from fedsim.seeds import seeded
+from fedsim.validation import shown
 
 
 def run(

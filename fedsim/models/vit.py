@@ -13,10 +13,10 @@ from timm.models import VisionTransformer, is_model_in_modules
 
 from fedsim.coercion import coerce
 from fedsim.errors import ScenarioError, nearest
-from fedsim.faults import shown
 from fedsim.models.first_block import make_april
 from fedsim.models.weights import in_one_line
 from fedsim.scenario import ModelPart
+from fedsim.validation import shown
 
 Size = tuple[int, int]
 """Height and width of the pictures."""

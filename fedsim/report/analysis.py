@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedsim.report.evidence import Evidence
-from fedsim.report.glance import ClientVerdict, Entry, client_verdicts, entries, headline, overall
+from fedsim.recording.run_data import Evidence
 from fedsim.report.naming import Naming
-from fedsim.report.scope import Scope
+from fedsim.report.overview import ClientVerdict, Entry, client_verdicts, entries, headline, overall
 from fedsim.report.summaries import Summary, by_client, by_defense
-from fedsim.report.verdicts import Judge, Verdict
+from fedsim.verdicts.judge import Judge, Verdict
+from fedsim.verdicts.scope import Scope
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fedsim.lines import Asked, EvaluationLine
-from fedsim.report.evidence import PluginUse, Record
+from fedsim.recording.records import Asked, EvaluationLine
+from fedsim.recording.run_data import PluginUse, Record
 
 
 @dataclass(frozen=True)

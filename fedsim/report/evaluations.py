@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim.lines import EvaluationLine
-from fedsim.pictures import spread
+from fedsim.recording.records import EvaluationLine
+from fedsim.strips import spread
 
 _MOST_ROUNDS = 8  # columns of a table; all of them are in tables/evaluations.csv
 _MOST_SCORES = 50

@@ -16,13 +16,13 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from fedsim import files
 from fedsim.errors import RunFolderError
 from fedsim.metrics.ratings import scale
-from fedsim.pictures import GAP
-from fedsim.report.evidence import Evidence, Record
+from fedsim.recording import files
+from fedsim.recording.run_data import Evidence, Record
 from fedsim.report.naming import NO_DEFENSE, Naming
-from fedsim.report.scores import scored
+from fedsim.strips import GAP
+from fedsim.verdicts.scores import scored
 
 NOT_KNOWN = "defenses not known"
 """Of the clients of an observed app, where the auditor states none."""

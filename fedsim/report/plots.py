@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from fedsim.metrics.ratings import Scale, scale
-from fedsim.report.evidence import Record, Round
+from fedsim.recording.run_data import Record, Round
 from fedsim.report.naming import NO_DEFENSE, Naming
-from fedsim.report.scores import Scored, rated_by, scored
 from fedsim.report.summaries import mean_controls
+from fedsim.verdicts.scores import Scored, rated_by, scored
 
 # Okabe and Ito's palette: told apart with any color vision; line styles and markers say the same again.
 _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

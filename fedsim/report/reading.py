@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from fedsim import files, observed, yaml_loader
 from fedsim.errors import RunFolderError, ScenarioError
-from fedsim.lines import SCHEMA, EvaluationLine, IndexLine, client_key
-from fedsim.observed import Captured, EmptyCaptureError
-from fedsim.recording import RunFolder
-from fedsim.report.evidence import Calibration, Evidence, PluginUse, Record, Round
+from fedsim.recording import files, observed
+from fedsim.recording.observed import Captured, EmptyCaptureError
+from fedsim.recording.records import SCHEMA, EvaluationLine, IndexLine, client_key
+from fedsim.recording.run_data import Calibration, Evidence, PluginUse, Record, Round
+from fedsim.recording.run_folder import RunFolder
+from fedsim.scenario import yaml_loader
 
 _AnyLine = TypeVar("_AnyLine", Record, Round, Calibration, IndexLine, EvaluationLine)
 

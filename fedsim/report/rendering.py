@@ -10,13 +10,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from fedsim.recording import RunFolder
+from fedsim.recording.run_folder import RunFolder
 from fedsim.report import reading, summary, tables
 from fedsim.report.analysis import Analysis
 from fedsim.report.figure import overview
 from fedsim.report.view import context
 
-_TEMPLATES = Path(__file__).parent.parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(folder: Path) -> Path:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from fedsim.metrics.bootstrap import Interval, interval
 from fedsim.metrics.ratings import Level, scale
 from fedsim.metrics.skill import Control, Direction, floor_control, skill
-from fedsim.report.evidence import BestExample, Record
+from fedsim.recording.run_data import BestExample, Record
 from fedsim.report.naming import Naming
-from fedsim.report.scores import WRONG_UPDATE, Scored, rated_by, scored
-from fedsim.report.verdicts import Judge, Verdict, kind_of, significance
 from fedsim.seeds import numpy_generator
+from fedsim.verdicts.judge import Judge, Verdict, kind_of, significance
+from fedsim.verdicts.scores import WRONG_UPDATE, Scored, rated_by, scored
 
 _BOOTSTRAP_SEED = 0
 

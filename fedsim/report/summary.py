@@ -8,8 +8,8 @@ from typing import Any
 
 from fedsim.report import reading
 from fedsim.report.analysis import Analysis
-from fedsim.report.glance import Entry
-from fedsim.report.verdicts import CORRECTION, ORDER, Verdict
+from fedsim.report.overview import Entry
+from fedsim.verdicts.judge import CORRECTION, ORDER, Verdict
 
 SCHEMA = 1
 

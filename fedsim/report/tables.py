@@ -7,12 +7,12 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedsim.recording.run_data import Record, Round
 from fedsim.report import evaluations
 from fedsim.report.analysis import Analysis
-from fedsim.report.evidence import Record, Round
 from fedsim.report.naming import Naming
-from fedsim.report.scores import scored
 from fedsim.report.summaries import Summary
+from fedsim.verdicts.scores import scored
 
 Row = dict[str, Any]
 

@@ -11,19 +11,19 @@ from typing import Any
 from fedsim.errors import ScenarioError
 from fedsim.metrics.ratings import SCALES, scale
 from fedsim.metrics.skill import CONTROL_TITLES
-from fedsim.pictures import spread
+from fedsim.recording.run_data import Budget, Calibration, Evidence, Found, Record
 from fedsim.report import evaluations, plots
 from fedsim.report.analysis import Analysis
 from fedsim.report.citations import citations
-from fedsim.report.doubts import Cautions, limits
-from fedsim.report.evidence import Budget, Calibration, Evidence, Found, Record
 from fedsim.report.gallery import NOT_KNOWN, gallery
-from fedsim.report.glance import ClientVerdict, Entry, clients_named
+from fedsim.report.limitations import Cautions, limits
 from fedsim.report.naming import NO_DEFENSE, Naming
-from fedsim.report.scores import scored
+from fedsim.report.overview import ClientVerdict, Entry, clients_named
 from fedsim.report.summaries import Summary
-from fedsim.report.verdicts import CORRECTION, ORDER, updates_without_defense
 from fedsim.scenario import parse, select_clients
+from fedsim.strips import spread
+from fedsim.verdicts.judge import CORRECTION, ORDER, updates_without_defense
+from fedsim.verdicts.scores import scored
 
 _SHOWN_ROUNDS = 8
 _SHOWN_CLASSES = 20

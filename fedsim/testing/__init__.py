@@ -23,7 +23,7 @@ For a defense, `make_update(small_model(), pictures)` is an update to protect, `
 from fedsim.testing.attack import check_attack
 from fedsim.testing.defense import check_defense
 from fedsim.testing.evaluator import check_evaluator
-from fedsim.testing.material import ALL_GRANTS, client_context, make_update, observation, random_pictures, small_model
+from fedsim.testing.fixtures import ALL_GRANTS, client_context, make_update, observation, random_pictures, small_model
 
 __all__ = [
     "check_attack",

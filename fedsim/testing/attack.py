@@ -21,7 +21,9 @@ from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation, Trajectory, UpdateKind
 from fedsim.progress import Step, listening
 from fedsim.seeds import seeded, torch_generator
-from fedsim.testing.ambience import (
+from fedsim.testing.contract import check_contract
+from fedsim.testing.fixtures import ALL_GRANTS, observation, random_pictures
+from fedsim.testing.isolation import (
     Fault,
     Faults,
     check_cautions,
@@ -31,8 +33,6 @@ from fedsim.testing.ambience import (
     no_global_effect,
     told_at_once,
 )
-from fedsim.testing.contract import check_contract
-from fedsim.testing.material import ALL_GRANTS, observation, random_pictures
 
 _BUDGET = re.compile(r"(^|_)(steps|iterations|restarts|multi_start|trials|epochs)$")
 _BRIEF = 3

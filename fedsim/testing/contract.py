@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from fedsim import plugins, yaml_loader
+from fedsim import plugins
 from fedsim.errors import ScenarioError
-from fedsim.testing.ambience import Fault, Faults, expect
+from fedsim.scenario import yaml_loader
+from fedsim.testing.isolation import Fault, Faults, expect
 
 _LINK = re.compile(r"https?://\S+")
 # A year, "et al.", an identifier or a link: what a citation of a paper has, and a sentence about an own idea has not.

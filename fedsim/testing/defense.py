@@ -13,22 +13,14 @@ import torch
 from timm.models import VisionTransformer
 from torch import nn
 
-from fedsim.client_state import ClientState, gathered
 from fedsim.defense import Defense, PrivacyBudget
 from fedsim.exchange import Update, UpdateEffects, UpdateKind
+from fedsim.recording.client_state import ClientState, gathered
 from fedsim.seeds import seeded, torch_generator
-from fedsim.testing.ambience import check_cautions, equal, expect, no_change, no_global_effect, told_at_once
 from fedsim.testing.contract import check_contract
-from fedsim.testing.local_step import (
-    Batch,
-    hook,
-    picture_batch,
-    plain_local_step,
-    protected_local_step,
-    same,
-    weights,
-)
-from fedsim.testing.material import client_context, image_shape, make_update, random_pictures, small_model
+from fedsim.testing.fixtures import client_context, image_shape, make_update, random_pictures, small_model
+from fedsim.testing.isolation import check_cautions, equal, expect, no_change, no_global_effect, told_at_once
+from fedsim.testing.local_step import Batch, hook, picture_batch, plain_local_step, protected_local_step, same, weights
 from fedsim.testing.preparation import check_preparation
 
 _STEPS = ((1, 0.0, False), (3, 0.75, False), (2, 0.5, True))  # batch size, progress, whether labels are soft

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from fedsim import models
-from fedsim.data.source import Pool
 from fedsim.errors import EvaluationRefusedError
 from fedsim.evaluator import Evaluation, Evaluator, PixelModel
 from fedsim.seeds import seeded, torch_generator
-from fedsim.testing.ambience import check_cautions, expect, no_global_effect, told_at_once
+from fedsim.source import Pool
 from fedsim.testing.contract import check_contract
-from fedsim.testing.material import random_pictures, small_model
+from fedsim.testing.fixtures import random_pictures, small_model
+from fedsim.testing.isolation import check_cautions, expect, no_global_effect, told_at_once
 
 _PICTURES = 24
 

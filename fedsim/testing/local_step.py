@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from fedsim import models
 from fedsim.defense import Defense, LocalStep
 from fedsim.exchange import Images, Labels
+from fedsim.federation.training import plain_step
 from fedsim.labels import distributions, smooth
 from fedsim.seeds import seeded, torch_generator
-from fedsim.testing.ambience import equal, expect, no_change, no_global_effect
-from fedsim.testing.material import client_context, image_shape, random_pictures
-from fedsim.training import plain_step
+from fedsim.testing.fixtures import client_context, image_shape, random_pictures
+from fedsim.testing.isolation import equal, expect, no_change, no_global_effect
 
 _SMOOTHING = 0.1
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedsim.defense import Defense
 from fedsim.seeds import seeded
-from fedsim.testing.ambience import TORCH_GENERATOR, Fault, equal, expect, no_global_effect
+from fedsim.testing.isolation import TORCH_GENERATOR, Fault, equal, expect, no_global_effect
 from fedsim.testing.local_step import hook, picture_batch, plain_local_step, protected_local_step, same, weights
 
 

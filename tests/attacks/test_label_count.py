@@ -6,11 +6,11 @@ from fedsim_attacks.head.counts import picture_count
 from fedsim_attacks.label_count import LabelCount
 from vit_cases import CLASSES, build, delta, gradient, observe, photos
 
+from fedsim.audit.threat import ThreatModel
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import LabeledImages, TrainingKnowledge, Update
+from fedsim.federation.training import local_update
 from fedsim.metrics.label import label_recall
-from fedsim.threat import ThreatModel
-from fedsim.training import local_update
 
 
 def drawn(batch_size, seed, classes=CLASSES):

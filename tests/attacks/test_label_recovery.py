@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vit_cases import CLASSES, build, delta, gradient, noisy, observe, photos
 
+from fedsim.audit.threat import ModelFactory
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import LabeledImages, Observation, TrainingKnowledge, Update
 from fedsim.metrics.label import label_recall
 from fedsim.seeds import seeded
-from fedsim.threat import ModelFactory
 
 
 def drawn(batch_size, seed, classes=CLASSES):

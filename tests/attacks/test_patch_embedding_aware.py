@@ -18,10 +18,10 @@ from vit_cases import best_control, build, decibels, delta, gradient, noisy, obs
 from fedsim.defense import LocalStep, knowledge_of
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import TrainingKnowledge, Update
+from fedsim.federation.training import plain_step
 from fedsim.models import normalization, patch_grid
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing import client_context
-from fedsim.training import plain_step
 
 POOL = photos()
 FEW = (200, 333, 431)

@@ -15,15 +15,15 @@ from fedsim_attacks.matching.optimizers import OPTIMIZERS
 from fedsim_attacks.matching.priors import PRIORS
 
 from fedsim import installation, models, plugins
-from fedsim import plan as planning
 from fedsim.attack import Attack, Need
-from fedsim.data.source import Pool, Source
 from fedsim.defense import Defense
 from fedsim.errors import ScenarioError
 from fedsim.exchange import Observation
+from fedsim.planning import preparation as planning
 from fedsim.scenario import ModelPart, parse
+from fedsim.source import Pool, Source
 from fedsim.testing import check_attack, check_defense
-from fedsim.testing.material import ALL_GRANTS, observation, random_pictures
+from fedsim.testing.fixtures import ALL_GRANTS, observation, random_pictures
 
 ROOT = Path(__file__).parents[2]
 OWN = "fedsim"

@@ -7,12 +7,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
+from fedsim import wire
 from fedsim.errors import ScenarioError
-from fedsim.federation import records
 from fedsim.federation.aggregation import CheckedStrategy, ClientsFailedError, Warnings
 from fedsim.federation.engine_inline import InlineGrid
-from fedsim.federation.strategy import STRATEGIES
 from fedsim.scenario import FederationPart
+from fedsim.strategies.building import STRATEGIES
 
 START = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
 WRAPPER = "DifferentialPrivacyServerSideFixedClipping"
@@ -29,14 +29,14 @@ class Round:
         self.strategy = CheckedStrategy(part, self._nodes)
 
     def aggregate(self, round=1, failed=(), said="out of battery"):
-        asks = list(self.strategy.configure_train(round, records.to_arrays(START), ConfigRecord(), self._grid))
+        asks = list(self.strategy.configure_train(round, wire.to_arrays(START), ConfigRecord(), self._grid))
         return self.strategy.aggregate_train(round, [self._answer(ask, failed, said) for ask in asks])[0]
 
     def _answer(self, ask, failed, said):
         client = self._nodes[ask.metadata.dst_node_id]
         if client in failed:
-            return records.failure(ask, said)
-        arrays = records.to_arrays({name: tensor + client + 1 for name, tensor in START.items()})
+            return wire.failure(ask, said)
+        arrays = wire.to_arrays({name: tensor + client + 1 for name, tensor in START.items()})
         metrics = MetricRecord({"num-examples": 1, "train_loss": 0.5})
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=ask)
 
@@ -77,7 +77,7 @@ def arrays_of(**tensors):
 @pytest.mark.parametrize("strategy", ["FedAvg", "FedMedian", "FedAdam", "QFedAvg"])
 def test_what_a_strategy_makes_of_finite_replies_passes(strategy):
     round = Round(strategy, {"client_learning_rate": 0.1} if strategy == "QFedAvg" else {})
-    found = records.to_tensors(round.aggregate())
+    found = wire.to_tensors(round.aggregate())
     assert list(found) == ["b", "a"] and round.strategy.warnings.take() == []
     if strategy == "FedAvg":
         assert torch.equal(found["b"], START["b"] + 2.5)

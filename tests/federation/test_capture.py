@@ -5,15 +5,15 @@ import pytest
 import torch
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from fedsim import wire
 from fedsim.errors import RunFolderError
-from fedsim.federation import records
 from fedsim.federation._flwr_private import identify_process
 from fedsim.federation.capture import Recorder, Replayer, round_of
 from fedsim.federation.grid import Exchange
-from fedsim.recording import RunFolder
+from fedsim.recording.run_folder import RunFolder
 
 WEIGHTS = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
-SENT = records.to_arrays(WEIGHTS)
+SENT = wire.to_arrays(WEIGHTS)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def exchange(client=0, factor=2.0, kind=None, metrics=None, more=(), **asked):
     asking = request(client, **asked)
     content = RecordDict(
         {
-            "arrays": records.to_arrays({name: factor * tensor for name, tensor in WEIGHTS.items()}),
+            "arrays": wire.to_arrays({name: factor * tensor for name, tensor in WEIGHTS.items()}),
             "metrics": MetricRecord(metrics or {"num-examples": 4, "train_loss": 0.5}),
             **dict(more),
         }
@@ -89,13 +89,13 @@ def test_other_messages_are_not_the_observers_business(folder):
 
 
 def test_messages_without_one_array_record_each_way_are_left_alone(folder):
-    two = {"more": records.to_arrays(WEIGHTS)}
+    two = {"more": wire.to_arrays(WEIGHTS)}
     found = recorded(folder, exchange(0, more=two.items()), exchange(1, kind="gradient"))
     assert found.captured(1) == (1,)
 
 
 def test_the_rounds_weights_are_stored_once(folder):
-    found = recorded(folder, exchange(0), exchange(1), exchange(2, sent=records.to_arrays(WEIGHTS)))
+    found = recorded(folder, exchange(0), exchange(1), exchange(2, sent=wire.to_arrays(WEIGHTS)))
     assert [path.name for path in sorted((found.path / "captures" / "round-0001").iterdir())] == [
         "client-000.safetensors",
         "client-001.safetensors",
@@ -106,7 +106,7 @@ def test_the_rounds_weights_are_stored_once(folder):
 
 
 def test_weights_that_one_client_alone_was_sent_are_stored_beside_the_rounds(folder):
-    tampered = records.to_arrays({name: -tensor for name, tensor in WEIGHTS.items()})
+    tampered = wire.to_arrays({name: -tensor for name, tensor in WEIGHTS.items()})
     found = recorded(folder, exchange(0), exchange(1, sent=tampered), exchange(2))
     assert torch.equal(found.read_global(1, 1)["b"], -WEIGHTS["b"])
     assert torch.equal(found.read_global(1, 0)["b"], WEIGHTS["b"])
@@ -210,7 +210,7 @@ def test_recorded_replies_are_replayed_bit_for_bit(folder):
 def test_recorded_failures_are_replayed_as_failures(folder):
     replayed = Replayer(recorded(folder, failure(1)), client_of).replay(request(1))
     assert replayed is not None and replayed.has_error()
-    assert records.failure_text(replayed.error.reason) == "out of battery"
+    assert wire.failure_text(replayed.error.reason) == "out of battery"
 
 
 @pytest.mark.parametrize(
@@ -252,4 +252,4 @@ def test_a_client_is_told_how_often_it_took_part_before_the_restart(folder):
     ],
 )
 def test_a_failure_is_told_in_the_clients_own_words(reason, expected):
-    assert records.failure_text(reason) == expected
+    assert wire.failure_text(reason) == expected

@@ -4,10 +4,10 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedsim.federation import records
+from fedsim import wire
 from fedsim.federation.client_app import Client, client_app
 from fedsim.federation.engine_inline import InlineGrid
-from fedsim.training import local_update, privacy_budget
+from fedsim.federation.training import local_update, privacy_budget
 
 DELTA = {"shares": "delta", "batch_size": 2, "local_steps": 2}
 NOISE = {"name": "dp_noise", "params": {"clip_norm": 1.0, "noise_multiplier": 1.0}, "clients": [1]}
@@ -22,7 +22,7 @@ class Server:
     def ask(self, client, round=1, **config):
         content = RecordDict(
             {
-                "arrays": records.to_arrays(self.plan.initial_weights()),
+                "arrays": wire.to_arrays(self.plan.initial_weights()),
                 "config": ConfigRecord({"server-round": round, **config}),
             }
         )
@@ -43,7 +43,7 @@ def test_a_gradient_crosses_the_wire_bit_for_bit(tiny_plan):
     plan = tiny_plan(training={"batch_size": 2})
     content = Server(plan).ask(1, round=2).content
     expected = local_update(plan, 1, 2, plan.initial_weights()).update.tensors
-    found = records.to_tensors(content["arrays"])
+    found = wire.to_tensors(content["arrays"])
     assert content["update"]["kind"] == "gradient"
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -52,7 +52,7 @@ def test_a_delta_crosses_the_wire_as_new_weights(tiny_plan):
     plan = tiny_plan(training=DELTA)
     content, weights = Server(plan).ask(2).content, plan.initial_weights()
     expected = local_update(plan, 2, 1, weights).update.tensors
-    found = records.to_tensors(content["arrays"])
+    found = wire.to_tensors(content["arrays"])
     assert content["update"]["kind"] == "delta"
     for name, delta in expected.items():
         assert torch.equal(found[name], weights[name] + delta)
@@ -61,10 +61,10 @@ def test_a_delta_crosses_the_wire_as_new_weights(tiny_plan):
 def test_the_server_sets_the_proximal_coefficient(tiny_plan):
     plan = tiny_plan(training={**DELTA, "learning_rate": 0.1})
     server, weights = Server(plan), plan.initial_weights()
-    found = records.to_tensors(server.ask(0, **{"proximal-mu": 3.0}).content["arrays"])
+    found = wire.to_tensors(server.ask(0, **{"proximal-mu": 3.0}).content["arrays"])
     expected = local_update(plan, 0, 1, weights, proximal_mu=3.0).update.tensors
     assert all(torch.equal(found[name], weights[name] + expected[name]) for name in expected)
-    plain = records.to_tensors(server.ask(0).content["arrays"])
+    plain = wire.to_tensors(server.ask(0).content["arrays"])
     assert not torch.equal(plain["head.weight"], found["head.weight"])
 
 
@@ -100,7 +100,7 @@ def test_after_a_restart_the_server_states_the_participations_on_record(tiny_pla
 
 
 def test_a_client_that_fails_spends_no_budget(tiny_plan):
-    plan = tiny_plan(defenses=[{"name": "stand_ins:FailsIn", "params": {"round": 2}}, {**NOISE, "clients": "all"}])
+    plan = tiny_plan(defenses=[{"name": "stubs:FailsIn", "params": {"round": 2}}, {**NOISE, "clients": "all"}])
     server = Server(plan)
     assert server.ask(1, round=2).has_error()
     epsilon = server.ask(1, round=3).content["privacy"]["epsilon"]
@@ -108,9 +108,9 @@ def test_a_client_that_fails_spends_no_budget(tiny_plan):
 
 
 def test_a_client_that_raises_sends_its_message(tiny_plan):
-    reply = Server(tiny_plan(defenses=[{"name": "stand_ins:FailsIn", "clients": [1]}])).ask(1)
+    reply = Server(tiny_plan(defenses=[{"name": "stubs:FailsIn", "clients": [1]}])).ask(1)
     assert reply.has_error()
-    assert records.failure_text(reply.error.reason) == "out of battery"
+    assert wire.failure_text(reply.error.reason) == "out of battery"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_flowers_client_side_wrappers_find_their_clipping(tiny_plan, name, confi
     weights = plan.initial_weights()
     assert local_update(plan, 1, 1, weights).update.norm() > 0.011
     reply = Server(plan).ask(1, clipping_norm=0.01)
-    sent = records.to_tensors(reply.content["arrays"])
+    sent = wire.to_tensors(reply.content["arrays"])
     norm = sum(float((sent[name] - weights[name]).double().square().sum()) for name in weights) ** 0.5
     assert norm == pytest.approx(0.01, rel=1e-2)
     assert ("norm_bit" in reply.content["metrics"]) == ("Adaptive" in name)
@@ -137,7 +137,7 @@ def test_a_client_travels_to_workers_as_its_scenario_alone(tiny_plan):
     wire = pickle.dumps(Client(plan.scenario))
     assert len(wire) < 10_000
     content = RecordDict(
-        {"arrays": records.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
+        {"arrays": wire.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
     )
     InlineGrid(client_app(plan.scenario), 3)  # gives this process the identity that messages need
     message = Message(content, 1001, "train")
@@ -145,4 +145,4 @@ def test_a_client_travels_to_workers_as_its_scenario_alone(tiny_plan):
     context = Context(1, 1001, {"partition-id": 1}, RecordDict(), {})
     reply = pickle.loads(wire).train(message, context)
     expected = local_update(plan, 1, 1, plan.initial_weights()).update.tensors
-    assert torch.equal(records.to_tensors(reply.content["arrays"])["head.weight"], expected["head.weight"])
+    assert torch.equal(wire.to_tensors(reply.content["arrays"])["head.weight"], expected["head.weight"])

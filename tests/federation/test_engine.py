@@ -9,12 +9,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from processes import command
 
-from fedsim import cli, yaml_loader
+from fedsim import cli
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.aggregation import ClientsFailedError
 from fedsim.federation.engine import train
-from fedsim.recording import RunFolder
-from fedsim.training import evaluate, local_update
+from fedsim.federation.training import evaluate, local_update
+from fedsim.recording.run_folder import RunFolder
+from fedsim.scenario import yaml_loader
 
 DELTA = {"shares": "delta", "batch_size": 2, "local_steps": 2}
 GRADIENT = {"shares": "gradient", "batch_size": 2}
@@ -128,7 +129,7 @@ def test_flowers_log_is_quiet_inside_and_as_before_afterwards(tiny_plan, caplog)
 
 
 def failing(round=1, clients=(1,), **params):
-    return {"name": "stand_ins:FailsIn", "clients": list(clients), "params": {"round": round, **params}}
+    return {"name": "stubs:FailsIn", "clients": list(clients), "params": {"round": round, **params}}
 
 
 @pytest.mark.parametrize("strategy", ["FedAvg", "FedMedian", "Krum", "DifferentialPrivacyServerSideFixedClipping"])

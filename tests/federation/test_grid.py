@@ -8,8 +8,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedMedian
 
+from fedsim import wire
 from fedsim.errors import FedsimError
-from fedsim.federation import records
 from fedsim.federation.engine_inline import InlineGrid
 from fedsim.federation.grid import (
     AppliedGradientsGrid,
@@ -131,7 +131,7 @@ def test_a_strategy_may_change_replies_without_changing_what_was_observed():
     seen = {}
 
     def copy(exchange):
-        sent, got = (records.to_tensors(m.content["arrays"]) for m in (exchange.request, exchange.reply))
+        sent, got = (wire.to_tensors(m.content["arrays"]) for m in (exchange.request, exchange.reply))
         seen[exchange.reply.metadata.src_node_id] = (sent["w"], got["w"])
 
     grid = ObservingGrid(InlineGrid(adding_app(), 3), copy)
@@ -184,7 +184,7 @@ def test_errors_of_clients_are_shown_too():
     grid = ObservingGrid(InlineGrid(adding_app(fails=(1,)), 2), seen.append)
     replies = list(grid.send_and_receive(requests(grid)))
     assert [reply.has_error() for reply in replies] == [False, True]
-    assert records.failure_text(seen[1].reply.error.reason) == "out of battery"
+    assert wire.failure_text(seen[1].reply.error.reason) == "out of battery"
 
 
 def test_waiting_ends_with_the_timeout_and_gives_what_has_come():
@@ -235,7 +235,7 @@ def gradient_app(gradient, kind="gradient", fails=()):
             raise RuntimeError("out of battery")
         content = RecordDict(
             {
-                "arrays": records.to_arrays(gradient),
+                "arrays": wire.to_arrays(gradient),
                 "metrics": MetricRecord({"num-examples": 1}),
                 "update": ConfigRecord({"kind": kind}),
             }
@@ -255,8 +255,8 @@ def test_an_applied_gradient_is_one_step_of_sgd():
         parameter.grad = gradient[name]
     torch.optim.SGD(parameters.values(), lr=0.3).step()
     grid = AppliedGradientsGrid(InlineGrid(gradient_app(gradient), 2), learning_rate=0.3)
-    for reply in grid.send_and_receive(requests(grid, arrays=records.to_arrays(weights))):
-        stepped = records.to_tensors(reply.content["arrays"])
+    for reply in grid.send_and_receive(requests(grid, arrays=wire.to_arrays(weights))):
+        stepped = wire.to_tensors(reply.content["arrays"])
         assert list(stepped) == ["a", "b"]
         for name, parameter in parameters.items():
             torch.testing.assert_close(stepped[name], parameter.detach())
@@ -267,5 +267,5 @@ def test_replies_that_are_no_gradients_pass_unchanged(kind):
     given = {"w": torch.ones(3)}
     grid = AppliedGradientsGrid(InlineGrid(gradient_app(given, kind, fails=(1,)), 2), learning_rate=0.3)
     first, second = grid.send_and_receive(requests(grid))
-    assert torch.equal(records.to_tensors(first.content["arrays"])["w"], given["w"])
+    assert torch.equal(wire.to_tensors(first.content["arrays"])["w"], given["w"])
     assert second.has_error()

@@ -7,14 +7,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 from safetensors import safe_open
 
+from fedsim import wire
 from fedsim.errors import RunFolderError
-from fedsim.federation import engine_inline, records
+from fedsim.federation import engine_inline
 from fedsim.federation.client_app import Client, client_app
 from fedsim.federation.engine_inline import InlineGrid
 from fedsim.federation.grid import CheckingGrid, Exchange, GridProxy
 from fedsim.federation.replies import ReplyCheck
 from fedsim.federation.server_app import server_app
-from fedsim.recording import Capture, RunFolder
+from fedsim.recording.run_folder import Capture, RunFolder
 
 NAME = "cls_token"
 
@@ -88,7 +89,7 @@ def exchange(tiny_plan):
 
     def make(tamper=lambda content: None):
         content = RecordDict(
-            {"arrays": records.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
+            {"arrays": wire.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
         )
         request = Message(content, 1001, "train")
         (reply,) = InlineGrid(tampering(plan, tamper), 3).send_and_receive([request])
@@ -121,7 +122,7 @@ def test_an_update_of_nothing_is_refused_where_the_server_would_divide_by_its_no
     for federation, is_refused in (({}, False), (clipping, True)):
         plan = tiny_plan(federation=federation)
         content = RecordDict(
-            {"arrays": records.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
+            {"arrays": wire.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
         )
         grid = InlineGrid(tampering(plan, nothing), 3)
         request = Message(content, 1001, "train")
@@ -201,7 +202,7 @@ def test_a_client_that_never_answers_fails_when_patience_ends(exchange):
         Deaf(InlineGrid(client_app(plan.scenario), 3)), lambda e: None, lambda e, f: None, lambda n: 0.0
     )
     content = RecordDict(
-        {"arrays": records.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
+        {"arrays": wire.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
     )
     (reply,) = grid.send_and_receive([Message(content, 1001, "train")], timeout=60.0)
     assert reply.has_error() and reply.error.reason == "did not answer within 0 s"
@@ -212,14 +213,14 @@ def test_a_client_that_ends_python_or_never_ends_has_failed(tiny_plan):
         ("exits", "tried to end its process: SystemExit: 0"),
         ("waits", "took longer than federation.client"),
     ):
-        defense = {"name": "stand_ins:EndsClient", "clients": [1], "params": {"how": how}}
+        defense = {"name": "stubs:EndsClient", "clients": [1], "params": {"how": how}}
         plan = tiny_plan(defenses=[defense], federation={"client_timeout": 1.0})
         content = RecordDict(
-            {"arrays": records.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
+            {"arrays": wire.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
         )
         grid = InlineGrid(client_app(plan.scenario), 3)
         (reply,) = grid.send_and_receive([Message(content, 1001, "train")])
-        assert reply.has_error() and text in records.failure_text(reply.error.reason)
+        assert reply.has_error() and text in wire.failure_text(reply.error.reason)
 
 
 def test_an_exception_that_cannot_be_told_and_an_exit_of_a_foreign_client_are_failures():
@@ -235,7 +236,7 @@ def test_an_exception_that_cannot_be_told_and_an_exit_of_a_foreign_client_are_fa
             raise error
 
         (reply,) = InlineGrid(app, 1).send_and_receive([Message(RecordDict(), 1000, "train")])
-        assert reply.has_error() and records.failure_text(reply.error.reason) == text
+        assert reply.has_error() and wire.failure_text(reply.error.reason) == text
 
 
 def test_an_interruption_from_the_keyboard_ends_the_inline_engine_at_once():

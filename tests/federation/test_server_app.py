@@ -10,10 +10,11 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg, FedMedian
 
 import fedsim
-from fedsim import cli, yaml_loader
+from fedsim import cli, wire
 from fedsim.errors import FedsimError, RunFolderError
-from fedsim.federation import engine_inline, records
-from fedsim.recording import RunFolder
+from fedsim.federation import engine_inline
+from fedsim.recording.run_folder import RunFolder
+from fedsim.scenario import yaml_loader
 
 START = {"slope": np.arange(6, dtype=np.float32).reshape(2, 3), "offset": np.float32([0.5])}
 
@@ -291,5 +292,5 @@ def test_an_observed_run_is_not_trained_on(audit):
 
 def test_the_wire_names_of_records_and_tensors_are_kept():
     tensors = {"b": torch.arange(3.0), "a": torch.tensor(2.0)}
-    back = records.to_tensors(records.to_arrays(tensors))
+    back = wire.to_tensors(wire.to_arrays(tensors))
     assert list(back) == ["b", "a"] and all(torch.equal(back[name], tensors[name]) for name in tensors)

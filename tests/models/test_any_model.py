@@ -7,14 +7,15 @@ import timm
 import torch
 from torch import nn
 
-from fedsim import models, replay, simulation
+from fedsim import models, simulation
+from fedsim.audit import replay
+from fedsim.audit.threat import ThreatModel
 from fedsim.errors import ScenarioError
+from fedsim.federation.training import evaluate, local_update
 from fedsim.models import ModelInterfaceError
-from fedsim.recording import RunFolder
+from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import ModelPart
 from fedsim.simulation import Progress
-from fedsim.threat import ThreatModel
-from fedsim.training import evaluate, local_update
 
 RESNET = {"name": "resnet18", "kwargs": {}}
 DELTA = {"shares": "delta", "batch_size": 4, "local_steps": 2, "mode": "train"}
@@ -110,7 +111,7 @@ def test_frozen_parameters_stay_and_are_told(tiny_plan):
 
 
 def test_a_guarantee_is_refused_where_buffers_travel(tiny_scenario):
-    from fedsim import plan as planning
+    from fedsim.planning import preparation as planning
 
     noise = {"name": "dp_noise", "params": {"clip_norm": 1.0, "noise_multiplier": 1.0}}
     with pytest.raises(
@@ -170,7 +171,7 @@ def test_a_weights_file_of_a_cnn_is_loaded_but_for_a_head_of_another_size(tmp_pa
 def test_what_a_cnn_trained_on_is_found_out_behind_a_defense_that_changes_pictures(tiny_plan, run_folder):
     plan = tiny_plan(
         model={"name": "convnet", "kwargs": {}},
-        defenses=["stand_ins:Rearranges"],
+        defenses=["stubs:Rearranges"],
         federation={"rounds": 1},
         training={"batch_size": 1},
         attacks=["label_count"],

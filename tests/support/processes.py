@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from fedsim import workers
+from fedsim.audit import workers
 from fedsim.cli import main
 
 _PRELOADED = ["__main__", "processes", "fedsim.simulation", "fedsim.report"]

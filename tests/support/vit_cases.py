@@ -5,13 +5,13 @@ from typing import Any
 import torch
 
 from fedsim import models
+from fedsim.audit.threat import ModelFactory
 from fedsim.data.photos import Photos
-from fedsim.data.source import Pool
 from fedsim.exchange import LabeledImages, Observation, TrainingKnowledge, Update
 from fedsim.metrics import blind
 from fedsim.metrics.image import psnr
 from fedsim.scenario import ModelPart
-from fedsim.threat import ModelFactory
+from fedsim.source import Pool
 
 CLASSES = 10
 

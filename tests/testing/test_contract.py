@@ -13,8 +13,8 @@ import torch
 from fedsim.attack import Attack
 from fedsim.defense import Defense
 from fedsim.testing import check_attack, check_defense
-from fedsim.testing.ambience import told_at_once
 from fedsim.testing.contract import check_contract as check_with
+from fedsim.testing.isolation import told_at_once
 
 if TYPE_CHECKING:
     from fractions import Fraction

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedsim import models
+from fedsim.audit.threat import ModelFactory
 from fedsim.data.photos import Photos
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import LabeledImages, Observation, TrainingKnowledge, Update
 from fedsim.metrics.label import label_recall
 from fedsim.scenario import ModelPart
-from fedsim.threat import ModelFactory
 
 CLASSES = 10
 

@@ -38,10 +38,10 @@ from fedsim.exchange import (
     Update,
     UpdateEffects,
 )
+from fedsim.federation.training import plain_step
 from fedsim.models import normalization, patch_grid, prefix_rows
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing import client_context
-from fedsim.training import plain_step
 
 ONE, OTHER = pictures(0), pictures(50)
 JIGSAW = MJP(gamma=0.5, mask="random")

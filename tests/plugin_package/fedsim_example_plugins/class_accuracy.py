@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import torch
 
-from fedsim.data.source import Pool
 from fedsim.evaluator import Evaluation, Evaluator, PixelModel
+from fedsim.source import Pool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from fedsim_example_plugins.sign_of_bias import SignOfBias
 from fedsim_example_plugins.top_k import TopK
 from torch import nn
 
-from fedsim.data.source import Pool
 from fedsim.errors import AttackRefusedError
 from fedsim.evaluator import PixelModel
 from fedsim.exchange import Normalization, Update
+from fedsim.source import Pool
 from fedsim.testing import (
     check_attack,
     check_defense,

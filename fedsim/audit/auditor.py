@@ -1,0 +1,533 @@
+"""The audit: which updates, which attacks, which process; one record per attempt.
+
+Attempts (the attack itself) and assessments (scores and controls) are separate tasks joined by a stored finding, since
+the wrong-update control of one client is another client's finding. Tasks run in this process or on a pool, attacks in
+processes beside these (see `fedsim.audit.workers`). Where a process dies, the tasks it may have died of are tried again one by
+one, and the one that a second process dies of has failed. Records are appended as they come and put into canonical order at
+the end, so the number of processes leaves no trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import multiprocessing
+import queue
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+from fedsim.applicability import Workload
+from fedsim.audit import attempt, calibration, evaluation, workers
+from fedsim.audit.assessment import Record, Task
+from fedsim.audit.evaluation import Question
+from fedsim.audit.workers import AttackDiedError, InThisProcess, StepPipe, Workers
+from fedsim.errors import FedsimError, RunFolderError
+from fedsim.metrics import likeness
+from fedsim.metrics.likeness import Thumbnails
+from fedsim.planning.plan import Plan
+from fedsim.planning.planned import PlannedAttack
+from fedsim.progress import Step
+from fedsim.recording.records import EvaluationLine
+from fedsim.recording.run_folder import RunFolder
+
+_Kind = Literal["attempt", "assess", "calibrate", "evaluate"]
+
+
+class Running(NamedTuple):
+    """An attack under way that tells how far it has come."""
+
+    round: int
+    client: int
+    attack: str
+    step: Step
+
+
+class _Place(NamedTuple):
+    """One attack in one round."""
+
+    round: int
+    attack: int
+
+
+class _Calibrated(NamedTuple):
+    """What a calibration belongs to: one attack in one round on clients that train equally much."""
+
+    round: int
+    attack: int
+    workload: Workload
+
+
+class _Event(NamedTuple):
+    kind: Literal["rounds", "attempt", "assess", "calibrate", "evaluate", "step", "closed", "abandoned"]
+    rounds: tuple[int, ...] = ()
+    task: Task | Question | None = None
+    future: Future[Any] | None = None
+    step: Step | None = None
+
+
+class Auditor:
+    """Audits the captures of one run, round by round as they become complete.
+
+    As a context it ends its workers at once when an exception leaves the block; what has a record stays.
+
+    Args:
+        plan: the run's plan.
+        folder: the run; attempts that already have a record are left alone.
+        on_record: called with every new record, in the order of completion.
+        on_total: called with the number of records that the rounds seen so far will have.
+        on_running: called with all attacks under way whenever one has come further or has ended; None where nobody watches.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        on_record: Callable[[Record], None] | None = None,
+        on_total: Callable[[int], None] | None = None,
+        on_running: Callable[[tuple[Running, ...]], None] | None = None,
+    ) -> None:
+        # A view of its own: the run's writes go on in other threads while this one reads the index.
+        self._plan, self._folder = plan, RunFolder(folder.path)
+        self._on_record, self._on_total, self._on_running = on_record, on_total, on_running
+        self._events: queue.Queue[_Event] = queue.Queue()
+        self._context = multiprocessing.get_context("spawn")
+        # Workers hold the other end, and end with this one.
+        self._lifeline, self._line = self._context.Pipe(duplex=False)
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._records = {_task_of(plan, record): record for record in self._folder.records.read()}
+        made = self._folder.calibrations.read()
+        # What an earlier version made, or an audit with other grants, is made again.
+        current = [line for line in made if calibration.is_current(plan, line)]
+        self._calibrations = {_calibrated_by(plan, line): line for line in current}
+        self._evaluations = {
+            question: line
+            for line in self._folder.read_evaluations()
+            if (question := evaluation.of_line(plan, line)) is not None
+        }
+        self._unevaluated: deque[Question] = deque()
+        self._asked = set(self._evaluations)
+        self._unrecorded: dict[_Place, set[Task]] = {}
+        self._uncalibrated: deque[Task] = deque()
+        self._partners: dict[Task, int | None] = {}
+        self._thumbnails: dict[int, Thumbnails] = {}
+        self._todo: dict[Task, None] = {}
+        self._attempted: set[Task] = set()
+        self._unassessed: set[Task] = set()
+        self._ready: deque[Task] = deque()
+        self._suspects: deque[tuple[_Kind, Task | Question]] = deque()
+        self._is_broken = False
+        self._is_trial = False
+        self._fatal: set[Task] = set()
+        self._running = 0
+        self._attacking: dict[Task, Step | None] = {}
+        self._total = 0
+
+    def __enter__(self) -> Auditor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._line.close()
+        if kind is not None and self._thread is not None:
+            self._events.put(_Event("abandoned"))
+            self._thread.join()
+        self._lifeline.close()
+
+    def add_round(self, round: int) -> None:
+        """Tell that every capture of a round is on disk."""
+        self._events.put(_Event("rounds", rounds=(round,)))
+
+    def redo(self) -> None:
+        """Forget what an audit by hand makes again: failed attempts, those of a "module:Class" edited since, old labels.
+
+        So are the records that lack a control because of one, and those of an earlier version that lack what verdicts rest on.
+        To be called before the first round is added, by whoever has locked the folder.
+        """
+        failed = {
+            Task(round, client, planned.index)
+            for round in self._folder.captured_rounds()
+            for client in self._folder.captured(round)
+            for planned in self._plan.attacks
+            if attempt.forget_failure(self._folder, round, client, planned)
+        }
+        places = {(task.round, task.attack) for task in failed}
+        stale = [
+            task
+            for task, record in self._records.items()
+            if record["status"] == "failed"
+            or ("wrong_update" not in record["controls"] and (task.round, task.attack) in places)
+            or self._is_edited(self._plan.attacks[task.attack], record)
+            or "workload" not in record
+        ]
+        for task in stale:
+            del self._records[task]
+        if stale:
+            self._folder.records.rewrite(self._in_order())
+        unsound = [
+            place
+            for place, line in self._calibrations.items()
+            if line["status"] == "failed"
+            or any(trial["status"] == "failed" for trial in line["trials"])
+            or self._is_edited(self._plan.attacks[place.attack], line)
+        ]
+        for place in unsound:
+            del self._calibrations[place]
+        if self._calibrations_in_order() != self._folder.calibrations.read():
+            self._folder.calibrations.rewrite(self._calibrations_in_order())
+        unanswered = [question for question, line in self._evaluations.items() if line.status == "failed"]
+        for question in unanswered:
+            del self._evaluations[question]
+            self._asked.discard(question)
+        if unanswered:
+            self._folder.evaluations.rewrite(self._evaluations_in_order())
+
+    @staticmethod
+    def _is_edited(planned: PlannedAttack, record: Record) -> bool:
+        is_renamed = record["attack"].get("label") != planned.label
+        return is_renamed or (
+            planned.info.distribution is None and record["attack"].get("version") != planned.info.version
+        )
+
+    def _in_order(self) -> list[Record]:
+        return [record for _, record in sorted(self._records.items(), key=lambda item: item[0])]
+
+    def _calibrations_in_order(self) -> list[Record]:
+        return [line for _, line in sorted(self._calibrations.items())]
+
+    def _evaluations_in_order(self) -> list[dict[str, Any]]:
+        return [line.as_json() for _, line in sorted(self._evaluations.items())]
+
+    def start(self) -> None:
+        """Audit on worker processes, beside whatever this process does, until `finish`."""
+        self._thread = threading.Thread(target=self._work_and_keep_error, name="auditor", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> list[Record]:
+        """Wait until all rounds added so far are audited; returns all records of the run, in canonical order.
+
+        Raises:
+            RunFolderError: a capture is missing or corrupted; what was audited before is saved.
+        """
+        self._events.put(_Event("closed"))
+        if self._thread is None:
+            self._work_and_keep_error()
+        else:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        records = self._in_order()
+        if records != self._folder.records.read():
+            self._folder.records.rewrite(records)
+        calibrations = self._calibrations_in_order()
+        if calibrations != self._folder.calibrations.read():
+            self._folder.calibrations.rewrite(calibrations)
+        evaluations = self._evaluations_in_order()
+        if evaluations != self._folder.evaluations.read():
+            self._folder.evaluations.rewrite(evaluations)
+        return records
+
+    # The loop: one thread, one queue of events
+
+    def _work_and_keep_error(self) -> None:
+        try:
+            if self._thread is not None:
+                # Workers inherit it: an interruption from the keyboard is the parent's to deal with. Starting the tracker
+                # lets the signal through again, so that comes first.
+                resource_tracker.ensure_running()
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            with self._watching() as steps, self._executor(steps) as executor:
+                try:
+                    self._work(executor)
+                except BaseException:
+                    executor.shutdown(wait=False, cancel_futures=True)
+                    raise
+        except BaseException as error:  # noqa: BLE001  (handed over to the thread that calls finish)
+            self._error = error
+
+    def _watching(self) -> contextlib.AbstractContextManager[StepPipe | None]:
+        """Open the pipe for the steps of workers' attacks, where somebody watches; the workers end before it does."""
+        if self._on_running is None or self._plan.scenario.audit.processes == 0:
+            return contextlib.nullcontext()
+        return StepPipe(self._context, lambda task, step: self._events.put(_Event("step", task=task, step=step)))
+
+    def _executor(self, steps: StepPipe | None) -> Executor:
+        if self._plan.scenario.audit.processes == 0:
+            tell = self._hear if self._on_running else None
+            return InThisProcess(self._plan, self._folder, workers.start_method(), tell)
+        return Workers(functools.partial(self._pool, steps))
+
+    def _pool(self, steps: StepPipe | None) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self._plan.scenario.audit.processes,
+            mp_context=self._context,
+            initializer=workers.start_worker,
+            initargs=(str(self._folder.path), self._lifeline, steps.sender if steps else None),
+        )
+
+    def _work(self, executor: Executor) -> None:
+        closed = False
+        while not (closed and not self._running and not self._waiting()):
+            event = self._events.get()
+            if event.kind == "closed":
+                closed = True
+                self._ask(range(self._plan.scenario.federation.rounds + 1))
+            elif event.kind == "abandoned":
+                executor.shutdown(wait=False, cancel_futures=True)
+                return
+            elif event.kind == "rounds":
+                self._plan_rounds(event.rounds)
+                # What a round sends out is the global model after the one before.
+                self._ask([round - 1 for round in event.rounds])
+            elif event.kind == "step":
+                assert isinstance(event.task, Task) and event.step is not None
+                self._hear(event.task, event.step)
+            else:
+                self._take(event)
+            self._submit(executor)
+
+    def _waiting(self) -> bool:
+        return bool(self._todo or self._ready or self._suspects or self._uncalibrated or self._unevaluated)
+
+    def _ask(self, rounds: Iterable[int]) -> None:
+        """Plan the evaluations after these rounds whose weights are there."""
+        if not self._plan.evaluators:
+            return
+        self._folder.refresh()
+        for round in rounds:
+            for planned in self._plan.evaluators:
+                question = Question(round, planned.index)
+                is_due = round in planned.rounds and question not in self._asked
+                if is_due and evaluation.has_weights(self._plan, self._folder, round):
+                    self._asked.add(question)
+                    self._unevaluated.append(question)
+
+    def _plan_rounds(self, rounds: Iterable[int]) -> None:
+        self._folder.refresh()
+        for round in rounds:
+            captured = self._folder.captured(round)
+            wanted = self._plan.audit_clients if round in self._plan.audit_rounds else ()
+            audited = [client for client in wanted if client in captured]
+            others = audited if len(audited) > 1 else captured
+            partners: dict[int, int | None] = {}
+            self._thumbnails.clear()
+            for planned in self._plan.attacks:
+                tasks = [Task(round, client, planned.index) for client in audited]
+                self._total += len(tasks)
+                for task in tasks:
+                    if task in self._records:
+                        continue
+                    if task.client not in partners:
+                        partners[task.client] = self._partner(round, task.client, others)
+                    self._partners[task] = partners[task.client]
+                    self._add(task)
+                if tasks:
+                    place = _Place(round, planned.index)
+                    self._unrecorded[place] = {task for task in tasks if task not in self._records}
+                    self._calibrate_if_complete(place)
+        if self._on_total:
+            self._on_total(self._total)
+
+    def _partner(self, round: int, client: int, clients: Sequence[int]) -> int | None:
+        """Return the client whose finding is the wrong-update control: the next one, the last one's being the first.
+
+        One with equal defenses goes before any other, since an attack may find less in a defended update whosever it is. But
+        first of all come those whose pictures do not show the same: of a copy the attack finds as much.
+        """
+        others = [other for other in clients if other != client]
+        alike = [other for other in others if self._carried(other) == self._carried(client)]
+        for candidates in (alike, others):
+            after = sorted(candidates, key=lambda other: (other < client, other))
+            found = next((other for other in after if not self._shows_same(round, client, other)), None)
+            if found is not None:
+                return found
+        chosen = alike or others
+        return next((other for other in chosen if other > client), chosen[0] if chosen else None)
+
+    def _shows_same(self, round: int, client: int, other: int) -> bool:
+        if self._plan.captured is not None:
+            return False
+        for one in (client, other):
+            if one not in self._thumbnails:
+                truth = self._plan.data.truth(one, round, self._plan.scenario.training)
+                self._thumbnails[one] = likeness.thumbnails(truth.images)
+        return likeness.alike(self._thumbnails[client], self._thumbnails[other]) > 0
+
+    def _carried(self, client: int) -> list[tuple[str, dict[str, Any]]]:
+        return [(planned.info.name, planned.params) for planned in self._plan.defenses_of(client)]
+
+    def _add(self, task: Task) -> None:
+        self._unassessed.add(task)
+        self._todo.update(dict.fromkeys(self._needed(task)))
+
+    def _needed(self, task: Task) -> list[Task]:
+        partner = self._partners[task]
+        return [task] if partner is None else [task, Task(task.round, partner, task.attack)]
+
+    def _calibrate_if_complete(self, place: _Place) -> None:
+        """Calibrate an attack in a round once all its records of the round are there, where a verdict may rest on it."""
+        if self._unrecorded[place]:
+            return
+        own = {task: record for task, record in self._records.items() if (task.round, task.attack) == place}
+        planned = self._plan.attacks[place.attack]
+        for client in calibration.clients_to_calibrate(self._plan, planned, list(own.values())):
+            task = Task(place.round, client, place.attack)
+            if self._calibrated(task) not in self._calibrations:
+                self._uncalibrated.append(task)
+
+    def _calibrated(self, task: Task) -> _Calibrated:
+        return _Calibrated(task.round, task.attack, self._plan.workload_of(task.client))
+
+    def _hear(self, task: Task, step: Step) -> None:
+        # Steps take another way than results, so one may come late.
+        if task in self._attacking:
+            self._attacking[task] = step
+            self._tell_running()
+
+    def _tell_running(self) -> None:
+        if self._on_running:
+            names = [planned.title for planned in self._plan.attacks]
+            told = [(task, step) for task, step in self._attacking.items() if step is not None]
+            self._on_running(tuple(Running(task.round, task.client, names[task.attack], step) for task, step in told))
+
+    def _take(self, event: _Event) -> None:
+        assert event.task is not None and event.future is not None
+        self._running -= 1
+        if event.kind == "attempt" and isinstance(event.task, Task) and self._attacking.pop(event.task) is not None:
+            self._tell_running()
+        is_trial, self._is_trial = self._is_trial, False
+        error = event.future.exception()
+        if isinstance(error, BrokenProcessPool | AttackDiedError):
+            self._is_broken = self._is_broken or isinstance(error, BrokenProcessPool)
+            kind: _Kind = event.kind if event.kind in ("assess", "calibrate", "evaluate") else "attempt"
+            if is_trial:
+                self._blame(kind, event.task)
+            else:
+                self._suspects.append((kind, event.task))
+            return
+        result = event.future.result()
+        if isinstance(event.task, Question):
+            self._store_evaluation(event.task, result)
+        elif event.kind == "assess":
+            self._records[event.task] = result
+            self._folder.records.append(result)
+            if self._on_record:
+                self._on_record(result)
+            place = _Place(event.task.round, event.task.attack)
+            self._unrecorded[place].discard(event.task)
+            self._calibrate_if_complete(place)
+        elif event.kind == "calibrate":
+            self._store_calibration(event.task, result)
+        else:
+            self._found(event.task)
+
+    def _store_calibration(self, task: Task, line: Record) -> None:
+        self._calibrations[self._calibrated(task)] = line
+        self._folder.calibrations.append(line)
+
+    def _store_evaluation(self, question: Question, line: EvaluationLine) -> None:
+        self._evaluations[question] = line
+        self._folder.evaluations.append(line.as_json())
+
+    def _found(self, task: Task) -> None:
+        self._attempted.add(task)
+        ready = sorted(task for task in self._unassessed if self._attempted.issuperset(self._needed(task)))
+        self._unassessed.difference_update(ready)
+        self._ready.extend(ready)
+
+    def _blame(self, kind: _Kind, task: Task | Question) -> None:
+        """Store that an attempt failed because its process died, alone in the pool; its assessment may be what kills."""
+        if isinstance(task, Question):
+            self._store_evaluation(task, evaluation.failure(self._plan, self._folder, task, "its process died"))
+            return
+        planned = self._plan.attacks[task.attack]
+        if kind == "calibrate":
+            self._store_calibration(
+                task,
+                calibration.failure(self._plan, self._folder.run, task.round, task.client, planned, "its process died"),
+            )
+            return
+        if task in self._fatal:
+            raise FedsimError(f"audit: the process that assesses {task} dies, though its attack is left out.")
+        self._fatal.add(task)
+        attempt.store_failure(self._plan, self._folder, task.round, task.client, planned, "its process died")
+        if kind == "assess":
+            self._ready.append(task)
+        else:
+            self._found(task)
+
+    def _submit(self, executor: Executor) -> None:
+        if self._is_broken:
+            # Whatever the pool held ends with it; nothing is begun anew where the parent itself has let go.
+            if self._running or self._line.closed:
+                return
+            assert isinstance(executor, Workers), "only a process dies"
+            executor.restart()
+            self._is_broken = False
+        if self._suspects:
+            if not self._running:
+                self._is_trial = True
+                self._start(executor, *self._suspects.popleft())
+            return
+        if not self._is_trial:
+            self._fill(executor)
+
+    def _fill(self, executor: Executor) -> None:
+        # Two per process keep every process busy; more would only wait in memory. In this process they come one by one.
+        room = max(1, 2 * self._plan.scenario.audit.processes)
+        while self._running < room and (self._ready or self._todo or self._uncalibrated or self._unevaluated):
+            if self._ready:
+                self._start(executor, "assess", self._ready.popleft())
+            elif self._unevaluated:
+                self._start(executor, "evaluate", self._unevaluated.popleft())
+            elif self._uncalibrated:
+                self._start(executor, "calibrate", self._uncalibrated.popleft())
+            else:
+                task = next(iter(self._todo))
+                del self._todo[task]
+                self._start(executor, "attempt", task)
+
+    def _start(self, executor: Executor, kind: _Kind, task: Task | Question) -> None:
+        self._running += 1
+        if isinstance(task, Question):
+            future: Future[Any] = executor.submit(workers.evaluate, task)
+        elif kind == "assess":
+            future = executor.submit(workers.assess, task, self._partners[task])
+        elif kind == "calibrate":
+            future = executor.submit(workers.calibrate, task)
+        else:
+            self._attacking[task] = None
+            future = executor.submit(workers.attack, task)
+        future.add_done_callback(functools.partial(self._done, kind, task))
+
+    def _done(self, kind: _Kind, task: Task | Question, future: Future[Any]) -> None:
+        self._events.put(_Event(kind, task=task, future=future))
+
+
+def _task_of(plan: Plan, record: Record) -> Task:
+    return Task(record["round"], record["client"], _attack_of(plan, record, "records.jsonl"))
+
+
+def _calibrated_by(plan: Plan, line: Record) -> _Calibrated:
+    return _Calibrated(line["round"], _attack_of(plan, line, "calibrations.jsonl"), Workload(**line["workload"]))
+
+
+def _attack_of(plan: Plan, record: Record, file: str) -> int:
+    known = [attempt.identity(planned) for planned in plan.attacks]
+    named = [(i["name"], json.loads(json.dumps(i["params"], default=str))) for i in known]
+    try:
+        return named.index((record["attack"]["name"], record["attack"]["params"]))
+    except ValueError:
+        raise RunFolderError(
+            f"{file}: attack {record['attack']['name']!r} with these parameters is not in scenario.yaml. "
+            "Delete the line, or the file, to audit again."
+        ) from None

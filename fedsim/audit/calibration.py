@@ -1,0 +1,259 @@
+"""Whether an attack works at a round's weights at all: the same attack on unprotected updates that the auditor makes itself.
+
+That an attack finds nothing in a client's update says something about the client only where the attack is known to work
+without its defense. A calibration trains on pictures of the data set, drawn from all clients, with the round's global weights
+and as much as the client does: as many pictures, of the same batch size, in as many steps, with the same optimizer and, where
+the strategy has its clients clip, clipped, without any defense. It runs the attack with the same grants on several such
+updates, and scores each finding beside what the same attack finds in another of them. It is one line of calibrations.jsonl per
+round, attack and workload. No attack sees what it is scored against.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from fedsim.applicability import Workload
+from fedsim.audit import assessment, attempt
+from fedsim.audit.assessment import Record, Task
+from fedsim.audit.attempt import Attempt
+from fedsim.data.batches import FederatedData
+from fedsim.exchange import Finding, Truth, Update
+from fedsim.federation.training import NonFiniteUpdateError, Weights, local_update, proximal_mu
+from fedsim.metrics import likeness
+from fedsim.planning.inputs import run_id
+from fedsim.planning.plan import Plan
+from fedsim.planning.planned import PlannedAttack
+from fedsim.recording import run_data
+from fedsim.recording.records import SCHEMA
+from fedsim.recording.run_folder import RunFolder
+from fedsim.seeds import derive, numpy_generator
+from fedsim.verdicts.judge import Judge, kind_of
+from fedsim.verdicts.scores import scored
+
+# Pictures that a cheap attack is tried on in all: a single label may be right by luck, and a single picture be a hard one.
+_PICTURES = 8
+# Updates that an attack is tried on at least: each is scored beside another one.
+_CHEAP_TRIALS, _DEAR_TRIALS = 3, 2
+
+MOST_WORKLOADS = 4
+"""For so many workloads of a round's clients an attack is calibrated at most, those on which verdicts hang first."""
+
+
+def clients_to_calibrate(plan: Plan, planned: PlannedAttack, records: Sequence[Record]) -> list[int]:
+    """Return clients for whose workloads an attack is to be calibrated in a round, by `audit.calibrate`.
+
+    A verdict hangs on the calibration of a workload where a client with a defense has it, the attack is made for it and finds
+    nothing. Cheap attacks are calibrated for these workloads, and where there is none for the first one, so that a report tells
+    whether they work at all. Others are with `auto` for those alone, where unprotected clients do not show that they work. With
+    `all`, all attacks are for every workload. No more than `MOST_WORKLOADS` are.
+
+    Args:
+        plan: the run's plan.
+        planned: the attack.
+        records: its records of the round.
+    """
+    choice = plan.scenario.audit.calibrate
+    # Nothing of an observed app is scored, so no verdict hangs on it.
+    if planned.attack.is_control or plan.captured is not None or (choice == "none" and not planned.attack.is_cheap):
+        return []
+    typed = [run_data.Record.model_validate(record) for record in records if not record.get("inapplicable")]
+    by_workload: dict[Workload, list[run_data.Record]] = {}
+    for record in sorted(typed, key=lambda record: record.client):
+        by_workload.setdefault(plan.workload_of(record.client), []).append(record)
+    judge = Judge.of_records(typed)
+    hanging = [own for own in by_workload.values() if any(_hangs(record) for record in own)]
+    if choice == "all":
+        chosen = [*hanging, *(own for own in by_workload.values() if own not in hanging)]
+    elif planned.attack.is_cheap:
+        chosen = hanging or list(by_workload.values())[:1]
+    else:
+        chosen = [own for own in hanging if any(_hangs(record, judge) for record in own)]
+    return [own[0].client for own in chosen[:MOST_WORKLOADS]]
+
+
+def _hangs(record: run_data.Record, judge: Judge | None = None) -> bool:
+    """Return whether the verdict on an attempt depends on whether the attack works; not where that is known already."""
+    if not record.defenses or record.status != "found":
+        return False
+    for kind in {kind_of(metric) for metric in record.scores}:
+        own = [one for metric in record.scores if kind_of(metric) == kind for one in scored([record], metric)]
+        if not any(one.level == "leaks" for one in own) and (judge is None or not judge.is_proven(record, kind)):
+            return True
+    return False
+
+
+def is_current(plan: Plan, line: Record) -> bool:
+    """Return whether a line was made as this version does, with the grants of the plan; another one is made again."""
+    return bool(line.get("workload")) and "trials" in line and line.get("grants") == list(plan.scenario.threat.grants)
+
+
+def calibrate(
+    plan: Plan,
+    folder: RunFolder,
+    round: int,
+    client: int,
+    planned: PlannedAttack,
+    attack: Callable[[int], Attempt],
+) -> Record:
+    """Return the line of one calibration.
+
+    Args:
+        plan: the run's plan.
+        folder: the run; the global weights of the round are there.
+        round: server round.
+        client: a client of the round, whose global weights and workload are used.
+        planned: the attack.
+        attack: returns the attempt on the update of a given number; see the function of this name.
+
+    Raises:
+        RunFolderError: the global weights are missing or corrupted.
+    """
+    started = time.perf_counter()
+    wanted = trials_of(planned, plan.workload_of(client))
+    tried: list[Attempt] = []
+    for index in range(wanted):
+        tried.append(attack(index))
+        if 2 * sum(one.status != "found" for one in tried) >= wanted:
+            break  # most cannot leak any more, and each may take as long as an attack may
+    truths = [_truth(plan, client, round, index) for index in range(len(tried))]
+    trials = [
+        _scored(plan, folder, Task(round, client, planned.index), tried, truths, index) for index in range(len(tried))
+    ]
+    first = next((one for one in tried if one.status != "found"), None)
+    line = failure(plan, folder.run, round, client, planned, "")
+    del line["message"]
+    if first is not None and all(one.status != "found" for one in tried):
+        line |= {"status": first.status, "message": first.message}
+    else:
+        line["status"] = "found"
+    return {**line, "trials": trials, "seconds": float(f"{time.perf_counter() - started:.4g}")}
+
+
+def trials_of(planned: PlannedAttack, workload: Workload) -> int:
+    """Return how many updates an attack is tried on."""
+    if not planned.attack.is_cheap:
+        return _DEAR_TRIALS
+    return max(_CHEAP_TRIALS, math.ceil(_PICTURES / workload.pictures))
+
+
+def _truth(plan: Plan, client: int, round: int, index: int) -> Truth:
+    return _unprotected(plan, client, round, index).data.truth(0, round, plan.scenario.training)
+
+
+def _scored(
+    plan: Plan, folder: RunFolder, task: Task, tried: Sequence[Attempt], truths: Sequence[Truth], index: int
+) -> Record:
+    """Return one trial, scored beside what the attack finds in that of the others which shows least of the same pictures."""
+    own = tried[index]
+    if own.status != "found":
+        return {"status": own.status, "message": own.message, "scores": {}, "controls": {}, "best_example": {}}
+    after = [(index + step) % len(tried) for step in range(1, len(tried))]
+    others = [other for other in after if tried[other].status == "found"]
+    small = {one: likeness.thumbnails(truths[one].images) for one in (index, *others)}
+    wrong = min(others, key=lambda other: likeness.alike(small[index], small[other]), default=None)
+    fields = assessment.scored_fields(
+        plan, folder, task, truths[index], own.finding, None if wrong is None else tried[wrong].finding
+    )
+    return {"status": "found", **fields}
+
+
+def attack(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack, index: int) -> Attempt:
+    """Make the unprotected update of a given number and run the attack on it.
+
+    Raises:
+        RunFolderError: the global weights are missing or corrupted.
+    """
+    weights, own = folder.read_global(round, client), _unprotected(plan, client, round, index)
+    seed = _seed(plan, round, client, planned)
+    try:
+        update = local_update(own, 0, round, weights, proximal_mu(plan.scenario)).update
+    except NonFiniteUpdateError as error:
+        return Attempt("failed", Finding(), f"the unprotected update cannot be made: {error}", 0.0, seed)
+    sent = _as_sent(update, weights, _clipping_norm(plan, folder, round))
+    return attempt.attack(own, planned, sent, weights, derive(seed, index), {})[0]
+
+
+def _seed(plan: Plan, round: int, client: int, planned: PlannedAttack) -> int:
+    params = json.dumps(planned.params, sort_keys=True, default=str)
+    return derive(plan.scenario.seed, "calibration", planned.info.name, params, round, *plan.workload_of(client))
+
+
+def failure(plan: Plan, run: str | None, round: int, client: int, planned: PlannedAttack, message: str) -> Record:
+    """Return the line of a calibration that failed in a way that it could not survive to tell.
+
+    Args:
+        plan: the run's plan.
+        run: what the run is called; None where nobody has named it yet.
+        round: server round.
+        client: a client of the round, whose workload is used.
+        planned: the attack.
+        message: what happened.
+    """
+    return {
+        "schema": SCHEMA,
+        "run": run or run_id(plan.scenario),
+        "round": round,
+        "attack": {
+            **assessment.cited(planned, attempt.identity(planned)),
+            **({"label": planned.label} if planned.label else {}),
+        },
+        "grants": list(plan.scenario.threat.grants),
+        "workload": plan.workload_of(client)._asdict(),
+        "status": "failed",
+        "message": message,
+        "trials": [],
+        "seed": _seed(plan, round, client, planned),
+        "seconds": 0.0,
+    }
+
+
+def _unprotected(plan: Plan, client: int, round: int, index: int) -> Plan:
+    """Return the plan of a federation of one client, without defenses, that trains as much as a client of the run.
+
+    Its pictures are drawn from those of all clients. As many updates as these are enough for share none of them.
+    """
+    seed, pool, workload = plan.scenario.seed, plan.data.pools.train, plan.workload_of(client)
+    # With mixup, partners are drawn from all that a client holds.
+    held = len(plan.data.partition[client]) if plan.scenario.training.mixup else workload.pictures
+    turn, place = divmod(index, max(1, len(pool) // held))
+    order = numpy_generator(seed, "calibration", round, *workload, turn).permutation(len(pool))
+    drawn = tuple(order[place * held : (place + 1) * held].tolist())
+    data = FederatedData(plan.data.pools, (drawn,), derive(seed, "calibration", round, *workload, index))
+    return replace(plan, data=data, defenses=(), audit_clients=(0,))
+
+
+def _clipping_norm(plan: Plan, folder: RunFolder, round: int) -> float:
+    """Return the norm to which the strategy had its clients clip in a round; infinity where it did not.
+
+    An adaptive one is not on record, but a clipped update has it.
+    """
+    from fedsim.strategies.building import CLIENT_SIDE_MODS, all_parameters  # imports Flower
+
+    federation = plan.scenario.federation
+    if federation.strategy not in CLIENT_SIDE_MODS:
+        return math.inf
+    stated = all_parameters(federation).get("clipping_norm")
+    if stated is not None:
+        return float(stated)
+    clipped = [
+        client for client in folder.captured(round) if folder.read_header(round, client)["metrics"].get("norm_bit") == 1
+    ]
+    return max((_norm(folder.read_update(round, client)) for client in clipped[:1]), default=math.inf)
+
+
+def _norm(update: Update) -> float:
+    return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in update.tensors.values()))
+
+
+def _as_sent(update: Update, weights: Weights, clipping_norm: float) -> Update:
+    """Return an update as the server gets it: clipped, and a delta rounded as the difference of the weights that travel."""
+    if update.kind == "gradient":
+        return update
+    norm = _norm(update)
+    factor = min(1.0, clipping_norm / norm) if norm else 1.0
+    tensors = {n: (weights[n] + factor * delta) - weights[n] for n, delta in update.tensors.items()}
+    return replace(update, tensors=tensors)

@@ -1,0 +1,148 @@
+"""One evaluation: an evaluator asked of the global model after a round; one line of evaluations.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from fedsim.errors import EvaluationRefusedError, message_of, printable, told
+from fedsim.evaluator import Evaluation, PixelModel
+from fedsim.planning.plan import Plan
+from fedsim.planning.planned import PlannedEvaluator
+from fedsim.recording.records import SCHEMA, EvaluationLine
+from fedsim.recording.run_folder import RunFolder
+from fedsim.seeds import derive, seeded
+
+_MOST_SCORES = 10_000
+_LONGEST = 2_000  # characters of a message or a caution
+_MOST_CAUTIONS = 100
+
+
+@dataclass(frozen=True, order=True)
+class Question:
+    """One evaluation of a run; the order is that of the lines.
+
+    Args:
+        round: server round whose result is evaluated; 0 for the initial model.
+        evaluator: index in the scenario.
+    """
+
+    round: int
+    evaluator: int
+
+
+def has_weights(plan: Plan, folder: RunFolder, round: int) -> bool:
+    """Return whether the global model after a round is stored: sent out in the next one, or the final one."""
+    return folder.has_global(round + 1) or (round == plan.scenario.federation.rounds and folder.has_model())
+
+
+def of_line(plan: Plan, line: EvaluationLine) -> Question | None:
+    """Return which question of a plan a line answers; None where the plan has none such."""
+    for planned in plan.evaluators:
+        if (line.evaluator.name, line.evaluator.params) == (planned.info.name, _plain(planned.params)):
+            return Question(line.round, planned.index)
+    return None
+
+
+def evaluate(plan: Plan, folder: RunFolder, question: Question) -> EvaluationLine:
+    """Return the line of one evaluation; whatever the evaluator raises, SystemExit too, is a failed one.
+
+    Raises:
+        RunFolderError: the weights are missing or corrupted.
+    """
+    planned, round = plan.evaluators[question.evaluator], question.round
+    is_final = round == plan.scenario.federation.rounds and folder.has_model()
+    weights = folder.read_model() if is_final else folder.read_global(round + 1, -1)
+    seed, started = _seed(plan, planned, round), time.perf_counter()
+    model = PixelModel(plan.model(weights), plan.normalization).eval()
+    pools = plan.data.pools
+    try:
+        with seeded(seed):
+            found: Any = planned.evaluator.run(
+                model, pools.test, pools.class_names, torch.Generator().manual_seed(seed)
+            )
+        scores, cautions = _checked(found)
+    except EvaluationRefusedError as error:
+        return _line(plan, folder, question, "refused", _cut(message_of(error)), {}, (), time.perf_counter() - started)
+    except BaseException as error:  # noqa: BLE001  (boundary: a failed evaluation is a line, the audit goes on)
+        return _line(plan, folder, question, "failed", _cut(told(error)), {}, (), time.perf_counter() - started)
+    return _line(plan, folder, question, "found", None, scores, cautions, time.perf_counter() - started)
+
+
+def failure(plan: Plan, folder: RunFolder, question: Question, message: str, seconds: float = 0.0) -> EvaluationLine:
+    """Return the line of an evaluation that failed in a way that it could not survive to tell."""
+    return _line(plan, folder, question, "failed", message, {}, (), seconds)
+
+
+def _line(
+    plan: Plan,
+    folder: RunFolder,
+    question: Question,
+    status: Literal["found", "failed", "refused"],
+    message: str | None,
+    scores: Mapping[str, float],
+    cautions: tuple[str, ...],
+    seconds: float,
+) -> EvaluationLine:
+    planned = plan.evaluators[question.evaluator]
+    return EvaluationLine.model_validate(
+        {
+            "schema": SCHEMA,
+            "run": folder.run,
+            "round": question.round,
+            "evaluator": {
+                "name": planned.info.name,
+                "params": _plain(planned.params),
+                "version": planned.info.version,
+                "distribution": planned.info.distribution,
+                "citation": getattr(planned.evaluator, "citation", None),
+                "label": planned.label,
+            },
+            "status": status,
+            "message": message,
+            "scores": dict(scores),
+            "cautions": list(cautions),
+            "seconds": float(f"{seconds:.4g}"),
+            "seed": _seed(plan, planned, question.round),
+        }
+    )
+
+
+def _seed(plan: Plan, planned: PlannedEvaluator, round: int) -> int:
+    params = json.dumps(planned.params, sort_keys=True, default=str)
+    return derive(plan.scenario.seed, "evaluator", planned.info.name, params, round)
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(params, default=str))
+    return plain
+
+
+def _cut(text: str) -> str:
+    return printable(text, _LONGEST)
+
+
+def _checked(found: Any) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Check what the plug-in claims: finite numbers by name, and sentences."""
+    if not isinstance(found, Evaluation):
+        raise TypeError(f"the evaluator returned {type(found).__name__}, not an Evaluation")
+    if not isinstance(found.scores, Mapping) or not found.scores or len(found.scores) > _MOST_SCORES:
+        raise ValueError(f"the evaluator returned no scores by name, or more than {_MOST_SCORES:,}")
+    scores = {}
+    for name, value in found.scores.items():
+        if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"the evaluator returned the score {name!r:.80}: {value!r:.80}, not a number by name")
+        if not math.isfinite(value):
+            raise ValueError(f"the evaluator returned the score {name!r:.80}: {value}, not a finite number")
+        scores[_cut(name)] = float(value)
+    if not isinstance(found.cautions, tuple | list) or len(found.cautions) > _MOST_CAUTIONS:
+        raise TypeError(f"the evaluator returned cautions that are no tuple of at most {_MOST_CAUTIONS} sentences")
+    if not all(isinstance(caution, str) for caution in found.cautions):
+        raise TypeError("the evaluator returned a caution that is no text")
+    return scores, tuple(map(_cut, found.cautions))

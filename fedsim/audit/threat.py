@@ -1,0 +1,97 @@
+"""The one door: what the honest-but-curious server knows, and nothing else, reaches an attack."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from fedsim.errors import RunFolderError
+from fedsim.exchange import Observation, Update
+from fedsim.labels import without_order
+from fedsim.models.correspondence import Correspondence, ForeignArraysError, correspond, shapes_of
+from fedsim.planning.context import training_knowledge
+from fedsim.planning.plan import Plan, foreign
+
+
+@dataclass(frozen=True, eq=False)
+class ModelFactory:
+    """Gives fresh copies of one module, and reaches nothing else: neither the plan nor any data.
+
+    Args:
+        original: module with the round's global weights.
+    """
+
+    original: nn.Module
+
+    def __call__(self) -> nn.Module:
+        """Return a copy that may be changed at will."""
+        return copy.deepcopy(self.original)
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """Grants of one scenario.
+
+    Args:
+        plan: the run's plan; the private data behind it is read for the grant `labels` alone.
+    """
+
+    plan: Plan
+
+    def observe(self, update: Update, weights: Mapping[str, Tensor]) -> Observation:
+        """Return what an attack may know about one update.
+
+        Args:
+            update: one client's update.
+            weights: the round's global weights.
+
+        Raises:
+            RunFolderError: the tensors are not those of the scenario's model.
+        """
+        plan, grants = self.plan, frozenset(self.plan.scenario.threat.grants)
+        training = plan.scenario.training
+        labels = None
+        if "labels" in grants:
+            truth = plan.data.truth(update.client, update.round, training)
+            labels = without_order(truth.labels)
+        auxiliary, original = plan.data.pools.auxiliary, plan.model()
+        self._matched(update, weights, original).load(original, weights)
+        sent = {**update.tensors, **update.buffers}
+        matched = self._matched(update, sent, original)
+        buffers = {name: sent[theirs] for name, theirs in matched.buffers.items() if theirs in update.buffers}
+        model = _without_normalization(original)
+        return Observation(
+            update=replace(update, tensors=matched.parameters_of(sent), buffers=buffers),
+            model=model,
+            image_shape=plan.image_shape,
+            num_classes=plan.num_classes,
+            batch_size=self._batch_size(update) if "batch_size" in grants else None,
+            labels=labels,
+            normalization=plan.normalization if "normalization" in grants else None,
+            training=training_knowledge(training, model.original) if "training" in grants else None,
+            train_mode=training.mode == "train" if "train_mode" in grants else None,
+            defenses=tuple(d.knowledge for d in plan.defenses_of(update.client)) if "defenses" in grants else None,
+            auxiliary_data=auxiliary.read(range(len(auxiliary))) if "auxiliary_data" in grants else None,
+        )
+
+    def _matched(self, update: Update, tensors: Mapping[str, Tensor], model: nn.Module) -> Correspondence:
+        try:
+            return correspond(shapes_of(tensors), model)
+        except ForeignArraysError as error:
+            what = f"the captures of round {update.round}, client {update.client} are"
+            raise RunFolderError(foreign(self.plan.scenario, what, error)) from None
+
+    def _batch_size(self, update: Update) -> int:
+        # A client with fewer samples than the batch size trains on what it has; an observed one may not say how many.
+        size = self.plan.scenario.training.batch_size
+        return min(size, update.num_examples or size)
+
+
+def _without_normalization(model: nn.Module) -> ModelFactory:
+    """Return a factory of the model; timm keeps the normalization in these attributes, and it is a grant of its own."""
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        setattr(model, attribute, {})
+    return ModelFactory(model)

@@ -1,0 +1,160 @@
+"""The plan of a run: everything that determines it, found and checked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fedsim import models
+from fedsim.applicability import Setting, Workload
+from fedsim.data.batches import FederatedData
+from fedsim.defense import ClientContext
+from fedsim.exchange import Normalization, Update
+from fedsim.models.correspondence import Correspondence, ForeignArraysError
+from fedsim.planning.context import client_context
+from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, cautions
+from fedsim.recording.observed import Captured
+from fedsim.scenario import Scenario
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that a run needs, checked.
+
+    Args:
+        scenario: the resolved scenario.
+        attacks: in the scenario's order.
+        defenses: in the order of application.
+        data: pools and partition.
+        normalization: of the model's input.
+        audit_rounds: rounds whose updates are attacked.
+        audit_clients: clients whose updates are attacked.
+        notes: what its user should know though it is no fault, one sentence each.
+        captured: what was captured of an observed app, whose data, clients and rounds the scenario does not know; None where
+            fedsim trains itself.
+        matched: how the app's arrays became the model's parameters; None where fedsim trains itself.
+        num_classes: outputs of the head.
+        image_shape: channels, height, width of the model's input.
+        evaluators: in the scenario's order.
+    """
+
+    scenario: Scenario
+    attacks: tuple[PlannedAttack, ...]
+    defenses: tuple[PlannedDefense, ...]
+    data: FederatedData
+    normalization: Normalization
+    audit_rounds: tuple[int, ...]
+    audit_clients: tuple[int, ...]
+    notes: tuple[str, ...]
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    _skeleton: nn.Module
+    captured: Captured | None = None
+    matched: Correspondence | None = None
+    evaluators: tuple[PlannedEvaluator, ...] = ()
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the model's buffers that travel."""
+        return models.shared_buffers(self._skeleton)
+
+    def model(self, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """Return a fresh model in evaluation mode, with these weights, else with the scenario's initial ones."""
+        model = copy.deepcopy(self._skeleton)
+        if weights is not None:
+            for name, tensor in models.shared_state(model).items():
+                tensor.copy_(weights[name])
+        return model
+
+    def initial_weights(self) -> dict[str, Tensor]:
+        """Return what of the model travels, as the server starts from it, in the model's order."""
+        return {name: tensor.clone() for name, tensor in models.shared_state(self._skeleton).items()}
+
+    def defenses_of(self, client: int) -> tuple[PlannedDefense, ...]:
+        """Return the defenses that a client carries, in order of application."""
+        return tuple(planned for planned in self.defenses if client in planned.clients)
+
+    def context_of(self, client: int, round: int = 1, participation: int = 1) -> ClientContext:
+        """Return what the hooks of a client's defenses get in a round, with nothing kept from earlier ones."""
+        return client_context(self.scenario, self.data, self._skeleton, client, round, participation)
+
+    def setting_of(self, client: int, round: int) -> Setting:
+        """Return how the update of a simulated client in a round is made."""
+        training, steps = self.scenario.training, self.data.client_inputs(client, round, self.scenario.training)
+        pictures = len({one for step in steps for one in step})
+        return self._setting(pictures, min(training.batch_size, len(self.data.partition[client])), len(steps))
+
+    def workload_of(self, client: int) -> Workload:
+        """Return how much a simulated client trains on in any round."""
+        training, held = self.scenario.training, len(self.data.partition[client])
+        size = min(training.batch_size, held)
+        if training.local_epochs is not None:
+            return Workload(held, size, training.local_epochs * -(-held // size))
+        steps = training.local_steps or 1
+        return Workload(min(held, steps * size), size, steps)
+
+    def setting_reported(self, update: Update) -> Setting:
+        """Return how an observed update was made, as far as the client's report and the scenario tell."""
+        training, pictures = self.scenario.training, update.num_examples or None
+        size = training.batch_size if pictures is None else min(training.batch_size, pictures)
+        steps: int | None = training.local_steps or 1
+        if training.local_epochs is not None:
+            steps = None if pictures is None else training.local_epochs * -(-pictures // size)
+        return self._setting(pictures, size, steps)
+
+    def _setting(self, pictures: int | None, batch_size: int, steps: int | None) -> Setting:
+        training = self.scenario.training
+        return Setting(
+            pictures,
+            batch_size,
+            training.shares,
+            steps,
+            training.optimizer,
+            bool(training.label_smoothing or training.mixup),
+            models.facts(self._skeleton),
+        )
+
+    def cautions_of(self, client: int) -> tuple[str, ...]:
+        """Return the doubts about a client: what its defenses state about themselves on this model, and a batch cut short."""
+        stated = [
+            f"{planned.info.name}: {text}"
+            for planned in self.defenses_of(client)
+            for text in cautions(planned, self._skeleton)
+        ]
+        if self.captured is not None:
+            return (*stated, *self._cautions_of_capture())
+        asked, held = self.scenario.training.batch_size, len(self.data.partition[client])
+        if asked > held:
+            stated.append(
+                f"training.batch_size is {asked}, but the client has {held} samples: its batches are as small"
+            )
+        return tuple(stated)
+
+    def _cautions_of_capture(self) -> list[str]:
+        """Return what rests on a guess about an observed app: which array is which, and what the data set has to do with it."""
+        stated, name = [], self.scenario.model.name
+        if self.matched is not None and self.matched.how:
+            stated.append(f"the app's arrays were matched to the parameters of {name} {self.matched.how}")
+        if self.matched is not None and self.matched.foreign:
+            foreign = self.matched.foreign
+            stated.append(
+                f"the app also sent {len(foreign)} arrays that {name} does not have, {foreign[0]} the first; no attack saw them"
+            )
+        classes = len(self.data.pools.class_names)
+        if "data" in self.scenario.model_fields_set and classes != self.num_classes:
+            stated.append(
+                f"data {self.scenario.data.name} has {classes} classes, the head of the app {self.num_classes}: no class prior "
+                "and no other control of that data applies"
+            )
+        return stated
+
+
+def foreign(scenario: Scenario, what: str, error: ForeignArraysError) -> str:
+    """Return the message that captured arrays are not those of the scenario's model."""
+    return (
+        f"{what} not of model {scenario.model.name}: {error}. Name the model of the observed app in the scenario (model.name, "
+        "model.kwargs), a model of timm or a 'module:factory'."
+    )

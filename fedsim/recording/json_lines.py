@@ -1,0 +1,78 @@
+"""JSON Lines files of a run folder: a line counts once its newline is written, so a kill never leaves half a line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import RunFolderError
+from fedsim.recording import files
+
+
+def read_lines(path: Path, root: Path | None = None) -> list[dict[str, Any]]:
+    """Return the complete lines of a JSON Lines file; a half-written last line does not count.
+
+    Args:
+        path: the file.
+        root: the run folder that no link leads out of; the file's own folder otherwise.
+
+    Raises:
+        RunFolderError: a complete line is not a JSON object, so the file was damaged by something else than a kill.
+    """
+    content = files.read(path, root or path.parent)
+    found = []
+    for number, line in enumerate((content or b"").split(b"\n")[:-1], 1):
+        try:
+            found.append(dict(files.parse_json(line)))
+        except (TypeError, ValueError) as error:
+            reason = f" ({error})" if isinstance(error, ValueError) else ""
+            raise RunFolderError(
+                f"{path}: line {number} is not a JSON object{reason}. Delete the file to redo it."
+            ) from None
+    return found
+
+
+class JsonLines:
+    """An append-only JSON Lines file, safe against a kill in the middle of a line.
+
+    Args:
+        path: the file.
+        root: the run folder that no link leads out of; the file's own folder otherwise.
+    """
+
+    def __init__(self, path: Path, root: Path | None = None) -> None:
+        self.path, self._root = path, root or path.parent
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the complete lines."""
+        return read_lines(self.path, self._root)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add one line and flush it to disk; a half-written line before it is cut off first."""
+        files.make_folders(self.path, self._root)
+        content = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with open(files.open_file(self.path, self._root, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab+") as file:
+            self._cut_half_line(file)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @staticmethod
+    def _cut_half_line(file: Any) -> None:
+        end = file.seek(0, os.SEEK_END)
+        if end == 0:
+            return
+        file.seek(end - 1)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.seek(0, os.SEEK_END)
+
+    def rewrite(self, lines: list[dict[str, Any]]) -> None:
+        """Replace the whole file atomically."""
+        content = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        files.write_atomically(self.path, content, self._root)

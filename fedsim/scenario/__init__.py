@@ -1,0 +1,40 @@
+"""The YAML of a run as data: its parts, how it is read and changed, which clients and rounds it names."""
+
+from fedsim.scenario.parts import (
+    METRICS,
+    AttackPart,
+    AuditPart,
+    DataPart,
+    DefensePart,
+    EvaluatorPart,
+    FederationPart,
+    ModelPart,
+    NormalizationPart,
+    PartitionPart,
+    Scenario,
+    ThreatPart,
+    TrainingPart,
+)
+from fedsim.scenario.reading import load, parse, parse_attack
+from fedsim.scenario.selection import select_clients, select_rounds
+
+__all__ = [
+    "METRICS",
+    "AttackPart",
+    "AuditPart",
+    "DataPart",
+    "DefensePart",
+    "EvaluatorPart",
+    "FederationPart",
+    "ModelPart",
+    "NormalizationPart",
+    "PartitionPart",
+    "Scenario",
+    "ThreatPart",
+    "TrainingPart",
+    "load",
+    "parse",
+    "parse_attack",
+    "select_clients",
+    "select_rounds",
+]

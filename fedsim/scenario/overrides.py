@@ -1,0 +1,119 @@
+"""`--set a.b=c`, and the file paths of a scenario: what happens to plain data before it is checked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import ScenarioError, printable
+from fedsim.scenario import yaml_loader
+from fedsim.validation import shown
+
+# The keys that name files; a source's parameter of another name is its own business.
+_PATHS = (("data", "path"), ("data", "test_path"), ("data", "root"), ("model", "pretrained"))
+
+# Parts of which a scenario may give the name alone; a setting that does leaves their other keys as they are.
+_NAMED = ("data", "model")
+
+
+def apply(raw: dict[str, Any], override: str, defaults: Mapping[str, Any], folder: Path) -> list[str]:
+    """Set one `a.b=value` in place; lists that the scenario leaves to their default are changed from there.
+
+    Args:
+        raw: the scenario as plain data.
+        override: the key, an equals sign, the value as YAML.
+        defaults: the default scenario as plain data.
+        folder: of the scenario file; paths are relative to the working directory first, then to it.
+
+    Returns:
+        Notes on what was dropped because the data source was exchanged.
+
+    Raises:
+        ScenarioError: not of the form a.b=value, or the key leads nowhere.
+    """
+    key, separator, text = override.partition("=")
+    keys = key.split(".")
+    if not separator or not all(keys):
+        raise ScenarioError(f"--set {override}", "expected a.b=value, as in training.batch_size=4.")
+    limits = yaml_loader.SCENARIO
+    if len(keys) >= limits.depth:
+        raise ScenarioError(f"--set {key}", f"{len(keys)} keys inside one another, and {limits.depth} are too many.")
+    parsed = yaml_loader.parse(text, f"--set {key}", limits._replace(depth=limits.depth - len(keys)))
+    if key in _NAMED and isinstance(parsed, str):
+        keys.append("name")
+    value = _with_paths(keys, parsed, [Path.cwd(), folder])
+    node = _descend(raw, keys[:-1], defaults, f"--set {key}")
+    if isinstance(node, list):
+        node[_index(node, keys[-1], f"--set {key}")] = value
+        return []
+    exchanged = keys == ["data", "name"] and node.get("name", defaults["data"]["name"]) != value
+    node[keys[-1]] = value
+    return _drop_foreign(node, str(value)) if exchanged else []
+
+
+def _descend(raw: dict[str, Any], keys: Sequence[str], defaults: Any, where: str) -> Any:
+    node: Any = raw
+    for position, key in enumerate(keys):
+        if isinstance(node, list):
+            node, defaults = node[_index(node, key, where)], None
+        else:
+            defaults = defaults.get(key) if isinstance(defaults, dict) else None
+            if node.get(key) is None:
+                node[key] = copy.deepcopy(defaults) if isinstance(defaults, list) else {}
+            node = node[key]
+        if not isinstance(node, dict | list):
+            raise ScenarioError(where, f"{printable('.'.join(keys[: position + 1]), 80)} is a value, not a mapping.")
+    return node
+
+
+def _index(node: list[Any], key: str, where: str) -> int:
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
+        raise ScenarioError(where, f"{shown(key)} is not an index of a list of {len(node)}.")
+    return int(key)
+
+
+def _drop_foreign(data: dict[str, Any], name: str) -> list[str]:
+    """Drop parameters of the old source that the new one does not have, so that `--set data.name=...` suffices."""
+    from fedsim import plugins
+    from fedsim.source import Source
+
+    cls = plugins.load(plugins.find("data", name, "data.name"), Source, "data.name")
+    known = {"name", "partition", *(parameter.name for parameter in plugins.parameters(cls))}
+    foreign = [key for key in data if key not in known]
+    for key in foreign:
+        del data[key]
+    return [f"data.name is now {name!r}: dropped {', '.join(foreign)}, which it does not have"] if foreign else []
+
+
+def resolve_paths(raw: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    """Make the file paths in plain data absolute, in place: in the first folder that holds them, else in the first.
+
+    Raises:
+        ScenarioError: a path that no file system can have.
+    """
+    for part, key in _PATHS:
+        node = raw.get(part)
+        if isinstance(node, dict) and isinstance(node.get(key), str):
+            node[key] = _absolute(node[key], folders, f"{part}.{key}")
+
+
+def _absolute(text: str, folders: Sequence[Path], where: str) -> str:
+    try:
+        tried = [(folder / Path(text).expanduser()).resolve() for folder in folders]
+        return str(next((path for path in tried if path.exists()), tried[0]))
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ScenarioError(where, f"{shown(text)} cannot be a path: {reason}.") from None
+
+
+def _with_paths(keys: Sequence[str], value: Any, folders: Sequence[Path]) -> Any:
+    """Resolve the file paths that one override brings, by wrapping it into the scenario it stands for."""
+    wrapped = value
+    for key in reversed(keys):
+        wrapped = {key: wrapped}
+    resolve_paths(wrapped, folders)
+    for key in keys:
+        wrapped = wrapped[key]
+    return wrapped

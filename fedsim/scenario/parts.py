@@ -1,0 +1,366 @@
+"""A scenario: everything that determines a run, as frozen data. Nothing here imports torch or a plug-in.
+
+`load(path, overrides)` reads YAML, applies `--set a.b=c`, resolves file paths, and refuses what is unknown or of the
+wrong type with the YAML path. Whether names exist and values fit together is checked by `fedsim.planning.plan`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from fedsim.validation import shown, worded
+
+SCENARIO_VERSION = 1
+
+Grant = Literal["batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data"]
+Metric = Literal["psnr", "ssim", "lpips", "fft2d", "label_recall", "soft_label_error", "feature_error"]
+METRICS: tuple[str, ...] = get_args(Metric)
+
+# Bounds of what one machine can simulate: generous, but no typing error of a few zeros passes them.
+MOST_CLIENTS = 10_000
+MOST_ROUNDS = 100_000
+MOST_STEPS = 100_000
+MOST_EPOCHS = 10_000
+MOST_SAMPLES = 1_000_000_000
+MOST_PROCESSES = 256
+MOST_PLUGINS = 100
+LARGEST_SEED = 10**30
+
+
+def _not_bool(value: Any) -> Any:
+    # pydantic reads true as 1, YAML reads "on" and "yes" as true: a number that was meant as a switch is refused.
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {shown(value)}")
+    return value
+
+
+def named(value: Any) -> Any:
+    """Return a part that is given as its name alone as the mapping that it stands for."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+_NO_BOOLEAN = BeforeValidator(_not_bool)
+Integer = Annotated[int, _NO_BOOLEAN]
+Switch = Annotated[bool, Field(strict=True)]
+
+
+class _Part(pydantic.BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FractionOfClients(_Part):
+    """A share of the clients, drawn once from the seed."""
+
+    fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NO_BOOLEAN]
+    """Share of the clients, above 0 and at most 1."""
+
+
+Selector = Annotated[
+    Literal["all"] | list[Integer] | FractionOfClients | str,
+    worded('all, [0, 2], "0-3" or {fraction: 0.5} (above 0, at most 1)'),
+]
+
+
+class PartitionPart(_Part):
+    """How training samples are dealt to clients.
+
+    `iid`; `dirichlet` with `alpha`; `shards` with `shards_per_client`; `pathological` with `classes_per_client`;
+    `sizes` with `sizes`, one number a client.
+    """
+
+    name: Literal["iid", "dirichlet", "shards", "pathological", "sizes"] = "iid"
+    """How the training samples are dealt."""
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
+    """Of `dirichlet`, 0.5 by default: the smaller, the less alike the clients are."""
+    shards_per_client: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] | None = None
+    """Of `shards`, 2 by default: runs of samples sorted by class."""
+    classes_per_client: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] | None = None
+    """Of `pathological`, which needs it."""
+    sizes: list[Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN]] | None = None
+    """Of `sizes`, which needs it: samples of each client."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> PartitionPart:
+        own = {
+            "dirichlet": "alpha",
+            "shards": "shards_per_client",
+            "pathological": "classes_per_client",
+            "sizes": "sizes",
+        }
+        needed = own.get(self.name)
+        for field in own.values():
+            if field != needed and getattr(self, field) is not None:
+                raise ValueError(f"{field} does not belong to partition {self.name!r}")
+        if self.name in ("pathological", "sizes") and getattr(self, str(needed)) is None:
+            raise ValueError(f"partition {self.name!r} needs {needed}")
+        return self
+
+
+class DataPart(pydantic.BaseModel):
+    """Where the pictures come from; keys beside `name` and `partition` are parameters of that source."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str = "photos"
+    """A data source (`fedsim list data`); its parameters stand beside the name."""
+    partition: PartitionPart = PartitionPart()
+    """How the training samples are dealt to the clients."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of the source."""
+        return dict(self.model_extra or {})
+
+
+class NormalizationPart(_Part):
+    """What turns pixels in [0, 1] into the model's input: (pixel - mean) / std, a value a channel."""
+
+    mean: tuple[float, ...]
+    """Of pixels in [0, 1], a value a channel."""
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    """Above 0, a value a channel."""
+
+
+class ModelPart(_Part):
+    """A model of timm, one of fedsim's presets, or a "module:factory" of one's own that returns a torch module.
+
+    A factory is told `num_classes`, `in_chans` and `img_size` as far as it takes them. `normalization` replaces the one that
+    timm states for the model; a model of one's own has mean and std 0.5 unless it says otherwise.
+
+    `first_block: april` removes the layer norm before the first attention and both residual connections of its block: the
+    model of the APRIL paper, which no stock ViT is.
+    """
+
+    name: str = "vit_mini"
+    """A preset, a model of timm (`fedsim list models`), or a "module:factory"."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the model."""
+    first_block: Literal["standard", "april"] = "standard"
+    """`april` alters the first block as in the APRIL paper."""
+    pretrained: Annotated[Switch | str, worded("true, false or the path of a weights file")] = False
+    """true for published weights, from the Hugging Face hub or its cache; or the path of a weights file."""
+    normalization: NormalizationPart | None = None
+    """In the place of the model's own."""
+
+
+class FederationPart(_Part):
+    """Who takes part, and how the server aggregates.
+
+    A client that works longer than `client_timeout` seconds in a round has failed in it; the others go on.
+    """
+
+    clients: Annotated[int, Field(ge=1, le=MOST_CLIENTS), _NO_BOOLEAN] = 4
+    """How many clients there are."""
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS), _NO_BOOLEAN] = 3
+    """How many rounds they train."""
+    fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NO_BOOLEAN] = 1.0
+    """Share of the clients that take part in a round."""
+    strategy: str = "FedAvg"
+    """A strategy of Flower (`fedsim list strategies`)."""
+    strategy_params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters."""
+    # Flower's messages live for half a day.
+    client_timeout: Annotated[float, Field(gt=0, le=43_200, allow_inf_nan=False), _NO_BOOLEAN] = 3600.0
+    """Seconds after which a client has failed in a round."""
+
+
+class TrainingPart(_Part):
+    """One client's local work in a round, and what it sends.
+
+    `shares: gradient` (FedSGD) sends the gradient of one batch, and the server applies `learning_rate`; `shares: delta`
+    trains `local_steps` or `local_epochs` and sends new weights. `mode` states whether dropout and the like are active.
+    `label_smoothing: a` trains on labels (1 - a) onehot + a / C. `mixup: alpha` blends each picture and its label with
+    another of the client's, in a proportion from Beta(alpha, alpha), anew at every use; smoothing comes after it.
+    """
+
+    batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] = 1
+    """Pictures in a local step."""
+    local_steps: Annotated[int, Field(ge=1, le=MOST_STEPS), _NO_BOOLEAN] | None = None
+    """Steps in a round, with `shares: delta`; 1 by default."""
+    local_epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS), _NO_BOOLEAN] | None = None
+    """Passes over the client's data in a round, with `shares: delta`, in the place of `local_steps`."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.01
+    """The client's; with `shares: gradient` the server applies it."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`adamw` only with `shares: delta`."""
+    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
+    """Of `sgd`, with `shares: delta`."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
+    """With `shares: delta`."""
+    shares: Literal["gradient", "delta"] = "gradient"
+    """`gradient`, of one batch (FedSGD), or `delta`, new weights after local training."""
+    mode: Literal["train", "eval"] = "train"
+    """Whether dropout and the like are active."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
+    """a: trains on labels (1 - a) onehot + a / C."""
+    mixup: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
+    """alpha: blends each picture with another of the client's, in a share from Beta(alpha, alpha)."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> TrainingPart:
+        if self.local_steps is not None and self.local_epochs is not None:
+            raise ValueError("give local_steps or local_epochs, not both")
+        if self.optimizer == "adamw" and self.momentum:
+            raise ValueError("momentum belongs to sgd; adamw has moments of its own")
+        if self.shares == "gradient":
+            several = (self.local_steps or 1) > 1 or self.local_epochs is not None
+            if several or self.optimizer != "sgd" or self.momentum or self.weight_decay:
+                raise ValueError(
+                    "shares: gradient is one plain SGD step: local_steps 1, optimizer sgd, no momentum, no "
+                    "weight_decay. Use shares: delta for anything else"
+                )
+        return self
+
+
+class ThreatPart(_Part):
+    """What the honest-but-curious server knows beside the update and the global model."""
+
+    grants: list[Grant] = ["batch_size", "normalization"]
+    """What the server knows beside the update and the model."""
+
+    @pydantic.field_validator("grants")
+    @classmethod
+    def _unique(cls, grants: list[Grant]) -> list[Grant]:
+        if len(set(grants)) < len(grants):
+            raise ValueError("a grant is listed twice")
+        return grants
+
+
+class DefensePart(_Part):
+    """One defense and the clients that carry it: `all`, `[0, 2]`, `"0-3"` or `{fraction: 0.5}`."""
+
+    name: str
+    """A defense (`fedsim list defenses`)."""
+    clients: Selector = "all"
+    """Who carries it: all, [0, 2], "0-3" or {fraction: 0.5}."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters (`fedsim list defenses NAME`)."""
+
+
+class AttackPart(_Part):
+    """One attack; `label` is what reports call it, its name where there is none."""
+
+    name: str
+    """An attack (`fedsim list attacks`)."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters (`fedsim list attacks NAME`)."""
+    label: Annotated[str, Field(pattern=r"^\S.{0,38}\S$|^\S$"), worded("a line of 1 to 40 characters")] | None = None
+    """What reports call it."""
+
+
+Rounds = Annotated[
+    Literal["all"] | list[Integer | Literal["last"]], worded("all, or a list of round numbers such as [1, last]")
+]
+
+
+class EvaluatorPart(_Part):
+    """One evaluator, asked of the global model after each of `rounds`; `label` is what reports call it."""
+
+    name: str
+    """An evaluator (`fedsim list evaluators`)."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Its parameters (`fedsim list evaluators NAME`)."""
+    label: Annotated[str, Field(pattern=r"^\S.{0,38}\S$|^\S$"), worded("a line of 1 to 40 characters")] | None = None
+    """What reports call it."""
+    rounds: Rounds = ["last"]
+    """Rounds after which it is asked: all, or a list such as [1, last]."""
+
+
+class AuditPart(_Part):
+    """Which updates are attacked, how attempts are scored, on how many processes, and how long an attempt may take.
+
+    `rounds` is `all` or a list of round numbers, `last` among them. `processes: n` audits beside the training on n
+    worker processes; 0 audits one update after another once training is over. An attack runs in a process of its own
+    either way. One that takes longer than `attack_timeout` seconds is ended and has failed; null sets no limit. `calibrate`
+    says when an expensive attack is tried on unprotected updates of the auditor's own, which cheap ones are in every round:
+    `auto`, where a verdict hangs on it; `all`; `none`.
+    """
+
+    rounds: Rounds = "all"
+    """Rounds whose updates are attacked: all, or a list such as [1, last]."""
+    clients: Selector = "all"
+    """Clients whose updates are attacked: all, [0, 2], "0-3" or {fraction: 0.5}."""
+    metrics: list[Metric] = ["psnr", "ssim", "label_recall"]
+    """How findings are scored (`fedsim list metrics`)."""
+    processes: Annotated[int, Field(ge=0, le=MOST_PROCESSES), _NO_BOOLEAN] = 1
+    """Worker processes that audit beside the training; 0 audits once it is over."""
+    calibrate: Literal["auto", "all", "none"] = "auto"
+    """When an expensive attack is tried on unprotected updates too: `auto`, where a verdict hangs on it; `all`; `none`."""
+    # The slowest attempt of a published scenario takes about 10 minutes on one thread; a poll takes 24 days at most.
+    attack_timeout: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), _NO_BOOLEAN] | None = 3600.0
+    """Seconds that an attack may take on one update; null for no limit."""
+
+    @pydantic.field_validator("rounds", "clients", "metrics")
+    @classmethod
+    def _not_empty(cls, chosen: Any) -> Any:
+        if chosen == []:
+            raise ValueError("expected at least one, got []; to leave the audit out, write attacks: []")
+        return chosen
+
+    @pydantic.field_validator("metrics")
+    @classmethod
+    def _unique(cls, metrics: list[Metric]) -> list[Metric]:
+        if len(set(metrics)) < len(metrics):
+            raise ValueError("a metric is listed twice")
+        return metrics
+
+
+class Scenario(_Part):
+    """Everything that determines a run; a part or an item of which only the name is given may be that name alone."""
+
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
+        worded("letters, digits, dots, dashes and underscores, a letter or digit first"),
+    ] = "run"
+    """Names the run and its folder."""
+    version: Literal[1] = 1
+    """Of this format."""
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), _NO_BOOLEAN] = 0
+    """Decides data, weights, batches, noise and attacks."""
+    engine: Literal["inline", "ray"] = "ray"
+    """`inline`, in this process; `ray`, Flower's simulation runtime."""
+    data: Annotated[DataPart, BeforeValidator(named, str | DataPart)] = DataPart()
+    """Where the pictures come from."""
+    model: Annotated[ModelPart, BeforeValidator(named, str | ModelPart)] = ModelPart()
+    """What the clients train."""
+    federation: FederationPart = FederationPart()
+    """Who takes part, and how the server aggregates."""
+    training: TrainingPart = TrainingPart()
+    """One client's local work in a round, and what it sends."""
+    threat: ThreatPart = ThreatPart()
+    """What the server knows."""
+    defenses: list[Annotated[DefensePart, BeforeValidator(named, str | DefensePart)]] = Field(
+        default_factory=list, max_length=MOST_PLUGINS
+    )
+    """In the order of application."""
+    attacks: list[Annotated[AttackPart, BeforeValidator(named, str | AttackPart)]] = Field(
+        default_factory=lambda: [AttackPart(name="patch_embedding")], max_length=MOST_PLUGINS
+    )
+    """Each runs on every audited update."""
+    evaluators: list[Annotated[EvaluatorPart, BeforeValidator(named, str | EvaluatorPart)]] = Field(
+        default_factory=list, max_length=MOST_PLUGINS
+    )
+    """What is asked of the global model."""
+    audit: AuditPart = AuditPart()
+    """Which updates are attacked, and how attempts are scored."""
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the scenario with every default filled in, as plain data that `load` reads again."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        # Null is a value for a source, and for a limit: `image_size: null` keeps the size of the files.
+        content["data"].update(self.data.params)
+        content["audit"]["attack_timeout"] = self.audit.attack_timeout
+        if not self.evaluators:
+            del content["evaluators"]
+        return content
+
+    def stated(self) -> dict[str, Any]:
+        """Return what was stated alone, no default, as plain data that `load` reads again."""
+        content = self.model_dump(mode="json", exclude_unset=True)
+        if "data" in content:
+            content["data"].update(self.data.params)
+        return content

@@ -1,0 +1,101 @@
+"""How much of a run its audit covers: what is missing of that which the scenario asks for, and how much it leaves out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from fedsim.errors import ScenarioError
+from fedsim.recording.run_data import Evidence
+from fedsim.scenario import Scenario, parse, select_clients, select_rounds
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What was audited of what took place.
+
+    Args:
+        missing: (client, name of an attack) -> the rounds of which the audit was to make a record and there is none.
+        clients: those that took part in any round, ascending; empty where nobody knows.
+        rounds: those in which anybody took part, ascending.
+        audited_clients: those of them of which there is a record.
+        audited_rounds: those of them of which there is a record.
+    """
+
+    missing: Mapping[tuple[int, str], tuple[int, ...]] = field(default_factory=dict)
+    clients: tuple[int, ...] = ()
+    rounds: tuple[int, ...] = ()
+    audited_clients: tuple[int, ...] = ()
+    audited_rounds: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Scope:
+        """Return the scope of the audit of a simulated run; an empty one for an observed app, whose verdicts claim nothing."""
+        scenario = None if evidence.is_observed else _scenario(evidence)
+        took_part = {line.round: line.participants for line in evidence.rounds if line.participants}
+        if scenario is None or not scenario.attacks or not took_part:
+            return cls()
+        clients = sorted({client for participants in took_part.values() for client in participants})
+        seen = [record for record in evidence.records if not record.attack.is_control]
+        audited = {record.client for record in seen}, {record.round for record in seen}
+        return cls(
+            missing=_missing(evidence, scenario, took_part),
+            clients=tuple(clients),
+            rounds=tuple(sorted(took_part)),
+            audited_clients=tuple(client for client in clients if client in audited[0]),
+            audited_rounds=tuple(round for round in sorted(took_part) if round in audited[1]),
+        )
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing and nothing was left out."""
+        return not self.missing and self.clients == self.audited_clients and self.rounds == self.audited_rounds
+
+    @cached_property
+    def lacking_clients(self) -> frozenset[int]:
+        """Clients of which a record is missing."""
+        return frozenset(client for client, _ in self.missing)
+
+    def written(self) -> str:
+        """Return in words what is missing or was left out; empty where nothing is."""
+        parts = []
+        if self.clients != self.audited_clients:
+            parts.append(f"{len(self.audited_clients)} of {len(self.clients)} clients")
+        if self.rounds != self.audited_rounds:
+            parts.append(f"{len(self.audited_rounds)} of {len(self.rounds)} rounds")
+        said = [f"audited are {' and '.join(parts)}"] if parts else []
+        lost = sum(map(len, self.missing.values()))
+        if lost:
+            said.append(f"{lost} attempts that the scenario asks for have no record")
+        return "; ".join(said)
+
+
+def _scenario(evidence: Evidence) -> Scenario | None:
+    """Return the scenario of a run; None where it cannot be read, which the report tells."""
+    try:
+        return parse(dict(evidence.scenario), "scenario.yaml")
+    except ScenarioError:
+        return None
+
+
+def _missing(
+    evidence: Evidence, scenario: Scenario, took_part: Mapping[int, tuple[int, ...]]
+) -> dict[tuple[int, str], tuple[int, ...]]:
+    try:
+        rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
+        clients = select_clients(scenario.audit.clients, scenario.federation.clients, scenario.seed, "audit.clients")
+        audited = frozenset(clients)
+    except ScenarioError:
+        return {}
+    # By name alone: records hold all parameters of an attack, the scenario those that were given.
+    asked = Counter(part.name for part in scenario.attacks)
+    found = Counter((record.round, record.client, record.attack.name) for record in evidence.records)
+    missing: dict[tuple[int, str], list[int]] = {}
+    for round in sorted(took_part.keys() & set(rounds)):
+        for client in audited.intersection(took_part[round]):
+            for name, times in asked.items():
+                lost = times - found[round, client, name]
+                missing.setdefault((client, name), []).extend([round] * max(0, lost))
+    return {place: tuple(lost) for place, lost in sorted(missing.items()) if lost}

@@ -1,0 +1,134 @@
+"""Evaluators: asked of the global model after chosen rounds, each failure a line, through kill and resume."""
+
+import json
+
+import pytest
+
+from fedsim import simulation
+from fedsim.errors import RunFolderError, ScenarioError
+from fedsim.planning import preparation as planning
+from fedsim.recording.run_folder import RunFolder
+from fedsim.simulation import Progress
+
+ASKS = {"name": "stubs:Asks", "rounds": "all"}
+
+
+@pytest.fixture
+def run(tiny_plan, run_folder):
+    """Return a function: parts of a scenario -> the plan and the folder of its finished run."""
+
+    def make(*evaluators, **parts):
+        parts = {"attacks": [], "federation": {"rounds": 3}, **parts}
+        plan = tiny_plan(evaluators=list(evaluators), **parts)
+        folder = run_folder(plan)
+        simulation.simulate(plan, folder, Progress())
+        return plan, RunFolder.open(folder.path)
+
+    return make
+
+
+def timeless(folder):
+    return [line.model_dump(exclude={"seconds"}) for line in folder.read_evaluations()]
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_the_model_after_a_round_is_what_the_next_one_sends_out(run, processes):
+    _, folder = run(ASKS, audit={"processes": processes})
+    lines = folder.read_evaluations()
+    assert [line.round for line in lines] == [1, 2, 3]
+    for line in lines:
+        weights = folder.read_model() if line.round == 3 else folder.read_global(line.round + 1, 0)
+        assert line.scores["norm"] == pytest.approx(float(weights["head.weight"].norm()), rel=1e-6)
+    assert len({line.scores["draw"] for line in lines}) == 3
+    assert {line.evaluator.name for line in lines} == {"stubs:Asks"} and lines[0].cautions == ["a stub"]
+
+
+def test_rounds_are_chosen_for_each_evaluator(run):
+    _, folder = run(ASKS, {**ASKS, "rounds": [1, "last"], "label": "twice", "params": {"how": "refuses"}})
+    lines = folder.read_evaluations()
+    assert [(line.round, line.evaluator.title, line.status) for line in lines] == [
+        (1, "stubs:Asks", "found"),
+        (1, "twice", "refused"),
+        (2, "stubs:Asks", "found"),
+        (3, "stubs:Asks", "found"),
+        (3, "twice", "refused"),
+    ]
+    assert lines[1].message == "not of this model"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raises", "RuntimeError: no answer"),
+        ("leaves", "SystemExit: done"),
+        ("exits", "its process died"),
+        ("waits", "took longer than audit.attack_timeout"),
+        ("infinite", "not a finite number"),
+        ("nothing", "no scores by name"),
+        ("untyped", "returned dict, not an Evaluation"),
+    ],
+)
+def test_an_evaluator_that_fails_is_a_line_and_the_others_go_on(run, how, said):
+    bad = {"name": "stubs:Asks", "params": {"how": how}}
+    _, folder = run(bad, ASKS, federation={"rounds": 1}, audit={"attack_timeout": 3.0})
+    failed, found = folder.read_evaluations()
+    assert failed.status == "failed" and said in failed.message
+    assert found.status == "found" and found.scores["norm"] > 0
+    page = (folder.path / "report.html").read_text()
+    assert "Evaluations of the global model" in page and "failed: " in page
+    assert "stubs:Asks" in (folder.path / "tables" / "evaluations.csv").read_text()
+
+
+def test_a_resumed_run_asks_what_is_missing_alone(run):
+    plan, folder = run(ASKS)
+    expected = timeless(folder)
+    file = folder.path / "evaluations.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    for left in ("", lines[1], "".join(lines[:2]) + lines[2][:9]):
+        file.write_text(left)
+        simulation.simulate(plan, RunFolder.open(folder.path), Progress())
+        assert timeless(RunFolder.open(folder.path)) == expected
+    seconds = [line.seconds for line in RunFolder.open(folder.path).read_evaluations()]
+    simulation.simulate(plan, RunFolder.open(folder.path), Progress())
+    assert [line.seconds for line in RunFolder.open(folder.path).read_evaluations()] == seconds
+
+
+def test_an_audit_asks_failed_ones_again_and_added_ones(run, tiny_plan):
+    _, folder = run(ASKS, federation={"rounds": 2})
+    lines = [json.loads(line) for line in (folder.path / "evaluations.jsonl").read_text().splitlines()]
+    lines[0] |= {"status": "failed", "message": "out of luck", "scores": {}}
+    (folder.path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    other = {**ASKS, "rounds": [1], "params": {"how": "refuses"}}
+    plan = tiny_plan(evaluators=[ASKS, other], attacks=[], federation={"rounds": 2})
+    simulation.audit(plan, RunFolder.open(folder.path), Progress())
+    found = RunFolder.open(folder.path).read_evaluations()
+    assert [(line.round, line.status) for line in found] == [(1, "found"), (1, "refused"), (2, "found")]
+
+
+def test_evaluators_leave_the_identity_of_a_run_and_its_scenario_alone(tiny_scenario):
+    from fedsim.planning.inputs import run_id
+
+    plain, asked = tiny_scenario(), tiny_scenario(evaluators=[ASKS])
+    assert run_id(plain) == run_id(asked)
+    assert "evaluators" not in plain.resolved() and asked.resolved()["evaluators"][0]["name"] == "stubs:Asks"
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "said"),
+    [
+        (["no_such"], r"evaluators\.0\.name: no evaluator 'no_such'"),
+        ([{**ASKS, "rounds": [9]}], r"evaluators\.0\.rounds: no round 9"),
+        ([ASKS, ASKS], r"evaluators\.1: stubs:Asks is listed before, as evaluators\.0"),
+        ([{**ASKS, "params": {"how": "badly"}}], r"evaluators\.0\.params\.how: expected one of"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_the_run(tiny_scenario, evaluators, said):
+    with pytest.raises(ScenarioError, match=said):
+        planning.make(tiny_scenario(evaluators=evaluators))
+
+
+def test_a_damaged_line_is_named(run):
+    plan, folder = run(ASKS, federation={"rounds": 1})
+    (folder.path / "evaluations.jsonl").write_text('{"round": -1}\n')
+    with pytest.raises(RunFolderError, match=r"evaluations\.jsonl: line 1 is damaged"):
+        simulation.simulate(plan, RunFolder.open(folder.path), Progress())

@@ -1,0 +1,161 @@
+"""Who may be said to have resisted: every installed attack on real updates of every installed defense, all the way."""
+
+import dataclasses
+import re
+import typing
+
+import pytest
+
+from fedsim import plugins, simulation
+from fedsim.applicability import Applicability
+from fedsim.attack import Attack
+from fedsim.defense import Defense
+from fedsim.planning import preparation as planning
+from fedsim.recording.run_folder import RunFolder
+from fedsim.report import reading, summary
+from fedsim.report.analysis import Analysis
+from fedsim.scenario import parse
+
+ATTACKS = {name: plugins.build("attacks", Attack, name, {}, "attacks") for name in sorted(plugins.installed("attacks"))}
+NEEDED = {"partial_sharing": {"hidden": ["pos_embed"]}}
+DEFENSES = sorted(plugins.installed("defenses"))
+SMALL = {
+    "engine": "inline",
+    "data": {"name": "shapes", "samples": 24, "test_samples": 4, "auxiliary_samples": 8},
+    "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
+}
+_BUDGET = re.compile(r"(^|_)(steps|iterations|restarts|multi_start|epochs)$")
+
+
+def at_least(attack):
+    """Return the smallest budgets that an attack takes."""
+    hints, params = typing.get_type_hints(type(attack)), {}
+    for field in dataclasses.fields(attack):
+        if not (_BUDGET.search(field.name) and hints[field.name] is int):
+            continue
+        for value in range(4):
+            try:
+                dataclasses.replace(attack, **params, **{field.name: value})
+            except ValueError:
+                continue
+            params[field.name] = value
+            break
+    return params
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """Return a function: parts of a scenario -> its plan, the evidence of its run and the summary; each is run once."""
+    made = {}
+
+    def audit(name, **parts):
+        if name not in made:
+            plan = planning.make(parse({"name": name, **SMALL, **parts}, "scenario"))
+            folder = RunFolder.create(tmp_path_factory.mktemp("resistance") / name, plan.scenario)
+            with pytest.MonkeyPatch.context() as patch:
+                # Figures take longer than all the rest.
+                patch.setattr("fedsim.report.render", lambda path: path / "report.html")
+                simulation.simulate(plan, folder, simulation.Progress())
+            found = reading.read(folder.path)
+            made[name] = plan, found, summary.of(Analysis(found))
+        return made[name]
+
+    return audit
+
+
+def of_all(audited, name, **training):
+    """Run every attack, with the smallest budget, on a client of every defense, and on two without one."""
+    return audited(
+        name,
+        federation={"clients": len(DEFENSES) + 2, "rounds": 1},
+        defenses=[
+            {"name": defense, "clients": [client], "params": NEEDED.get(defense, {})}
+            for client, defense in enumerate(DEFENSES)
+        ],
+        attacks=[{"name": attack, "params": at_least(ATTACKS[attack])} for attack in ATTACKS],
+        threat={"grants": sorted({"training", *(need for attack in ATTACKS.values() for need in attack.needs)})},
+        training=training,
+        audit={"processes": 0, "metrics": ["psnr", "label_recall", "soft_label_error", "feature_error"]},
+    )
+
+
+TRAININGS = {"two-pictures": {"batch_size": 2}, "adamw": {"optimizer": "adamw", "shares": "delta"}}
+
+
+@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if not attack.is_control])
+def test_every_attack_says_what_it_is_made_for(name):
+    assert isinstance(ATTACKS[name].applicability, Applicability)
+
+
+def test_every_installed_defense_is_found():
+    assert all(issubclass(plugins.load(plugins.find("defenses", n, ""), Defense, ""), Defense) for n in DEFENSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAININGS)
+def test_an_update_that_an_attack_is_not_made_for_is_never_said_to_have_resisted_it(name, audited):
+    plan, found, result = of_all(audited, name, **TRAININGS[name])
+    carried = {client: plan.defenses_of(client) for client in plan.audit_clients}
+    assert {(record.client, record.attack.name) for record in found.records} == {
+        (client, attack) for client in carried for attack in ATTACKS
+    }
+    settings = {client: plan.setting_of(client, 1) for client in carried}
+    made_for = 0
+    for line in result["attacks"]:
+        attack = ATTACKS[line["attack"].partition(" ")[0]]
+        obstacles = () if attack.is_control else attack.applicability.obstacles(settings[line["client"]])
+        if attack.is_control or obstacles or not carried[line["client"]]:
+            assert line["verdict"] != "resisted", line
+        made_for += not (attack.is_control or obstacles)
+    assert bool(made_for) == (name != "adamw")
+    # No update is made and attacked in vain.
+    for line in found.calibrations:
+        assert not ATTACKS[line.attack.name].applicability.obstacles(settings[0])
+
+
+@pytest.mark.slow
+def test_nothing_resists_without_a_defense_a_proof_and_an_attack_that_looked(audited):
+    plan, found, result = of_all(audited, "two-pictures", **TRAININGS["two-pictures"])
+    calibrated = {line.attack.name: line for line in found.calibrations}
+    dear = {name for name, attack in ATTACKS.items() if not attack.is_cheap and not attack.is_control}
+    assert len(calibrated) > 8 and calibrated.keys() & dear
+    for line in result["attacks"]:
+        if line["verdict"] == "resisted":
+            assert plan.defenses_of(line["client"]) and " that the auditor made itself" in line["reason"]
+            assert any(trial.status == "found" for trial in calibrated[line["attack"].partition(" ")[0]].trials)
+    # With no step to take, an attack by optimization cannot work, and its failure is nobody's resistance.
+    assert all(line["verdict"] != "resisted" for line in result["attacks"] if line["attack"].partition(" ")[0] in dear)
+
+
+def one_picture(audited):
+    return audited(
+        "turned",
+        federation={"clients": 3, "rounds": 1},
+        defenses=[{"name": "stubs:Turned", "clients": [1, 2]}],
+        attacks=["patch_embedding", "label_count"],
+        audit={"processes": 0},
+    )
+
+
+def test_a_client_whose_defense_stops_an_attack_that_works_has_resisted_it(audited, stubs):
+    _, _, result = one_picture(audited)
+    by_client = {client: one["verdict"] for client, one in result["clients"].items()}
+    pictures = {line["client"]: line for line in result["attacks"] if line["kind"] == "pictures"}
+    assert by_client["0"] == "leaks" and pictures[0]["verdict"] == "leaks"
+    for client in (1, 2):
+        assert pictures[client]["verdict"] == "resisted"
+        assert "9 of 9 updates" in pictures[client]["reason"]
+        assert "8 of 8 that the auditor made itself" in pictures[client]["reason"]
+    assert "2 resisted patch_embedding" in result["headline"]
+
+
+def test_with_that_defense_on_all_clients_the_run_has_resisted(audited, stubs):
+    _, _, result = audited(
+        "all-turned",
+        federation={"clients": 2, "rounds": 1},
+        defenses=["stubs:Turned"],
+        attacks=["patch_embedding"],
+        audit={"processes": 0},
+    )
+    assert result["headline"] == "No leak of pictures was found: 2 of 2 clients resisted patch_embedding."
+    assert result["verdict"] == "resisted"
