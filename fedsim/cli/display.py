@@ -183,7 +183,7 @@ class Display:
 def summary(folder: Path) -> Group:
     """Return the result of a run in one sentence and one table, a line per client, attack and kind of finding."""
     analysis = Analysis(reading.read(folder))
-    read = analysis.evidence
+    read = analysis.run
     table = _table("client", "defense", "attack", "verdict and mean score")
     previous = None
     for line in analysis.entries:

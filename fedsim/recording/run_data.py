@@ -195,7 +195,7 @@ class Round(_Line):
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RunData:
     """All that a report is made from.
 
     Args:

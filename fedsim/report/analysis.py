@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedsim.recording.run_data import Evidence
+from fedsim.recording.run_data import RunData
 from fedsim.report.naming import Naming
 from fedsim.report.overview import ClientVerdict, Entry, client_verdicts, entries, headline, overall
 from fedsim.report.summaries import Summary, by_client, by_defense
@@ -18,34 +18,34 @@ class Analysis:
     """What a run comes to.
 
     Args:
-        evidence: what its folder holds.
+        run: what its folder holds.
     """
 
-    evidence: Evidence
+    run: RunData
 
     @cached_property
     def naming(self) -> Naming:
         """Names of its attacks and defenses."""
-        return Naming(self.evidence.records)
+        return Naming(self.run.records)
 
     @cached_property
     def scope(self) -> Scope:
         """What its audit covers."""
-        return Scope.of(self.evidence)
+        return Scope.of(self.run)
 
     @cached_property
     def _judge(self) -> Judge:
-        return Judge.of(self.evidence, self.scope)
+        return Judge.of(self.run, self.scope)
 
     @cached_property
     def by_client(self) -> list[Summary]:
         """Summaries by client, set of defenses, attack and metric."""
-        return by_client(self.evidence.records, self._judge, self.naming)
+        return by_client(self.run.records, self._judge, self.naming)
 
     @cached_property
     def by_defense(self) -> list[Summary]:
         """Summaries by set of defenses, attack and metric."""
-        return by_defense(self.evidence.records, self._judge, self.naming)
+        return by_defense(self.run.records, self._judge, self.naming)
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -60,7 +60,7 @@ class Analysis:
     @cached_property
     def headline(self) -> str:
         """The result in one sentence."""
-        return headline(self.evidence, self.entries, self.scope)
+        return headline(self.run, self.entries, self.scope)
 
     @cached_property
     def verdict(self) -> Verdict:

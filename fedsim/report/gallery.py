@@ -19,7 +19,7 @@ from PIL import Image
 from fedsim.errors import RunFolderError
 from fedsim.metrics.ratings import scale
 from fedsim.recording import files
-from fedsim.recording.run_data import Evidence, Record
+from fedsim.recording.run_data import Record, RunData
 from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.strips import GAP
 from fedsim.verdicts.scores import scored
@@ -139,19 +139,19 @@ class Gallery(NamedTuple):
 
 
 def gallery(
-    evidence: Evidence, naming: Naming, deciding: Mapping[int, Collection[int]], ranked: Iterable[int] = ()
+    run: RunData, naming: Naming, deciding: Mapping[int, Collection[int]], ranked: Iterable[int] = ()
 ) -> Gallery:
     """Return the pictures of each client in its first and last audited round and those that decide.
 
     Args:
-        evidence: what the run folder holds.
+        run: what the run folder holds.
         naming: names of its attacks and defenses.
         deciding: client -> the rounds that decide its verdicts.
         ranked: clients whose pictures come first where there are too many for one page.
     """
-    shown = {"originals", "reconstructions"} if evidence.is_observed else {"originals"}
+    shown = {"originals", "reconstructions"} if run.is_observed else {"originals"}
     by_client: dict[int, dict[int, list[Record]]] = {}
-    for record in evidence.records:
+    for record in run.records:
         if shown & record.artifacts.keys():
             by_client.setdefault(record.client, {}).setdefault(record.round, []).append(record)
     found, left_out, embedded = list[Display](), list[int](), 0
@@ -160,12 +160,12 @@ def gallery(
         own, panels = by_client[client], list[Panel]()
         rounds = sorted({min(own), max(own), *deciding.get(client, ())} & own.keys())
         while len(panels) < len(rounds) and embedded < _MOST_EMBEDDED:
-            panels.append(_panel(evidence.folder, naming, own[rounds[len(panels)]], notes[client]))
+            panels.append(_panel(run.folder, naming, own[rounds[len(panels)]], notes[client]))
             embedded += panels[-1].size
         if len(panels) < len(rounds):
             left_out.append(client)
         defenses = naming.defenses(own[min(own)][0])
-        if evidence.is_observed and defenses == NO_DEFENSE:
+        if run.is_observed and defenses == NO_DEFENSE:
             defenses = NOT_KNOWN
         if panels:
             found.append(Display(client, defenses, tuple(panels)))

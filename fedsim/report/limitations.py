@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedsim.errors import without_numbers
 from fedsim.metrics.ratings import scale
-from fedsim.recording.run_data import Evidence, Record
+from fedsim.recording.run_data import Record, RunData
 from fedsim.report.naming import Naming
 from fedsim.report.overview import clients_named, enumerated
 from fedsim.report.summaries import Summary
@@ -85,37 +85,37 @@ class Cautions:
         return sorted(self._of_attack.get((client, attack), ()))
 
 
-def limits(evidence: Evidence, summaries: Sequence[Summary]) -> list[str]:
+def limits(run: RunData, summaries: Sequence[Summary]) -> list[str]:
     """Return what this run cannot show, one sentence each."""
     return [
-        *_unfinished(evidence),
-        *_unaudited(evidence),
+        *_unfinished(run),
+        *_unaudited(run),
         *_unavailable(summaries),
         *_few_examples(summaries),
-        *_warned(evidence),
+        *_warned(run),
     ]
 
 
-def _warned(evidence: Evidence) -> list[str]:
+def _warned(run: RunData) -> list[str]:
     """Return what the strategy warned of while it aggregated; each warning stands at the round in which it came first."""
     return [
         f"Warning of the strategy, {f'round {line.round}' if line.round else 'before the training'}: {text}"
-        for line in evidence.rounds
+        for line in run.rounds
         for text in line.warnings
     ]
 
 
-def _unfinished(evidence: Evidence) -> list[str]:
-    planned = evidence.planned_rounds
-    done = max((line.round for line in evidence.rounds), default=0)
+def _unfinished(run: RunData) -> list[str]:
+    planned = run.planned_rounds
+    done = max((line.round for line in run.rounds), default=0)
     if planned is None or done >= planned:
         return []
     return [f"The run is not complete: {done} of {planned} rounds are recorded. It goes on with --resume."]
 
 
-def _unaudited(evidence: Evidence) -> list[str]:
-    audited = {record.client for record in evidence.records}
-    missing = [client for client in range(evidence.planned_clients or 0) if client not in audited]
+def _unaudited(run: RunData) -> list[str]:
+    audited = {record.client for record in run.records}
+    missing = [client for client in range(run.planned_clients or 0) if client not in audited]
     if not audited or not missing:
         return []
     return [f"No record of {clients_named(missing)}: not audited, or never sampled. That says nothing about leakage."]

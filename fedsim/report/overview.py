@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsim.metrics.ratings import KIND_OF_FIELD, scale
-from fedsim.recording.run_data import Evidence
+from fedsim.recording.run_data import RunData
 from fedsim.report.naming import NO_DEFENSE
 from fedsim.report.summaries import Peak, Summary
 from fedsim.verdicts.judge import KINDS, Verdict, kind_of, worst
@@ -145,15 +145,15 @@ def clients_named(numbers: Sequence[int]) -> str:
     return f"client{'s' if len(numbers) != 1 else ''} {enumerated([*named, *more])}"
 
 
-def headline(evidence: Evidence, lines: Sequence[Entry], scope: Scope | None = None) -> str:
+def headline(run: RunData, lines: Sequence[Entry], scope: Scope | None = None) -> str:
     """Return the result in one sentence: the gravest kind of finding, and the others in short.
 
     Args:
-        evidence: what the run folder holds.
+        run: what the run folder holds.
         lines: all of the table.
         scope: what the audit covers; worked out where it is not given.
     """
-    scope = scope or Scope.of(evidence)
+    scope = scope or Scope.of(run)
     looking = [line for line in lines if not line.summary.is_control]
     known = [(kind, own) for kind in KINDS if (own := [line for line in looking if line.kind == kind])]
     if known:
@@ -164,14 +164,12 @@ def headline(evidence: Evidence, lines: Sequence[Entry], scope: Scope | None = N
         if not leaking and "pictures" not in dict(known):
             said.append("pictures were not attacked")
         return f"{'; '.join([*said, *filter(None, [scope.written()])])}."
-    if not evidence.records:
-        return (
-            "No attack has been recorded yet." if evidence.is_audited else "The scenario names no attack to audit with."
-        )
+    if not run.records:
+        return "No attack has been recorded yet." if run.is_audited else "The scenario names no attack to audit with."
     if not looking:
         return "Inconclusive: only controls were run, and they look at no update."
-    failed, refused = (sum(record.status == s for record in evidence.records) for s in ("failed", "refused"))
-    found = len(evidence.records) - failed - refused
+    failed, refused = (sum(record.status == s for record in run.records) for s in ("failed", "refused"))
+    found = len(run.records) - failed - refused
     if found:
         return (
             f"Inconclusive: attacks returned {found} finding{'s' if found != 1 else ''}, none of which could be rated."

@@ -17,14 +17,14 @@ from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.recording import files, observed
 from fedsim.recording.observed import Captured, EmptyCaptureError
 from fedsim.recording.records import SCHEMA, EvaluationLine, IndexLine, client_key
-from fedsim.recording.run_data import Calibration, Evidence, PluginUse, Record, Round
+from fedsim.recording.run_data import Calibration, PluginUse, Record, Round, RunData
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import yaml_loader
 
 _AnyLine = TypeVar("_AnyLine", Record, Round, Calibration, IndexLine, EvaluationLine)
 
 
-def read(folder: Path) -> Evidence:
+def read(folder: Path) -> RunData:
     """Return what a run folder holds.
 
     Raises:
@@ -48,7 +48,7 @@ def read(folder: Path) -> Evidence:
     calibrations = reader.distinct(reader.lines("calibrations.jsonl", Calibration)) if has_calibrations else []
     has_evaluations = (folder / "evaluations.jsonl").exists()
     evaluations = reader.distinct(reader.lines("evaluations.jsonl", EvaluationLine)) if has_evaluations else []
-    found = Evidence(
+    found = RunData(
         folder=folder,
         scenario=scenario,
         scenario_text=text,
@@ -214,7 +214,7 @@ class _Reader:
                 self.notes.append(f"{where}: tells of the same as {before}; left out.")
         return kept
 
-    def belonging(self, found: Evidence, records: list[tuple[str, Record]]) -> Iterator[Record]:
+    def belonging(self, found: RunData, records: list[tuple[str, Record]]) -> Iterator[Record]:
         """Yield the records of this run, of what took part in it."""
         run = self.mapping("inputs.json", is_needed=False).get("run")
         took_part = {line.round: {*line.participants, *line.failed} for line in found.rounds}
@@ -231,7 +231,7 @@ class _Reader:
             else:
                 yield record
 
-    def calibrations_of(self, found: Evidence, lines: list[tuple[str, Calibration]]) -> Iterator[Calibration]:
+    def calibrations_of(self, found: RunData, lines: list[tuple[str, Calibration]]) -> Iterator[Calibration]:
         """Yield the calibrations of this run, at the weights of one of its rounds."""
         run = self.mapping("inputs.json", is_needed=False).get("run")
         rounds = found.planned_rounds if found.environment.get("origin") == "simulated" else None
@@ -247,7 +247,7 @@ class _Reader:
             else:
                 yield line
 
-    def captures(self, found: Evidence) -> None:
+    def captures(self, found: RunData) -> None:
         """Note what the captures lack of what the rounds tell."""
         name = "captures/index.jsonl"
         wanted = {

@@ -19,11 +19,11 @@ def of(analysis: Analysis) -> dict[str, Any]:
 
     README documents the fields. Values are means over all attempts of a line, except of a round and its picture that decide.
     """
-    evidence, lines = analysis.evidence, analysis.entries
+    run, lines = analysis.run, analysis.entries
     return {
         "schema": SCHEMA,
-        "name": evidence.name,
-        "run": evidence.records[0].run if evidence.records else None,
+        "name": run.name,
+        "run": run.records[0].run if run.records else None,
         "headline": analysis.headline,
         "verdict": analysis.verdict,
         "correction": CORRECTION,

@@ -134,15 +134,15 @@ def trajectory_rows(records: Sequence[Record], naming: Naming) -> list[Row]:
 
 def csv_files(analysis: Analysis) -> dict[str, str]:
     """Return the tables of a run by file name; a table without rows is left out."""
-    evidence, naming = analysis.evidence, analysis.naming
+    run, naming = analysis.run, analysis.naming
     tables = {
-        "records.csv": record_rows(evidence.records, naming),
+        "records.csv": record_rows(run.records, naming),
         "by_client.csv": summary_rows(analysis.by_client),
         "by_defense.csv": summary_rows(analysis.by_defense),
-        "rounds.csv": round_rows(evidence.rounds),
-        "privacy.csv": budget_rows(evidence.rounds),
-        "films.csv": trajectory_rows(evidence.records, naming),
-        "evaluations.csv": evaluations.rows(evidence.evaluations),
+        "rounds.csv": round_rows(run.rounds),
+        "privacy.csv": budget_rows(run.rounds),
+        "films.csv": trajectory_rows(run.records, naming),
+        "evaluations.csv": evaluations.rows(run.evaluations),
     }
     return {name: as_csv(rows) for name, rows in tables.items() if rows}
 

@@ -11,7 +11,7 @@ from typing import Any
 from fedsim.errors import ScenarioError
 from fedsim.metrics.ratings import SCALES, scale
 from fedsim.metrics.skill import CONTROL_TITLES
-from fedsim.recording.run_data import Budget, Calibration, Evidence, Found, Record
+from fedsim.recording.run_data import Budget, Calibration, Found, Record, RunData
 from fedsim.report import evaluations, plots
 from fedsim.report.analysis import Analysis
 from fedsim.report.citations import citations
@@ -63,57 +63,57 @@ class ClientCost:
 
 def context(analysis: Analysis) -> dict[str, Any]:
     """Return everything the templates refer to."""
-    evidence, naming, summaries, lines = analysis.evidence, analysis.naming, analysis.by_client, analysis.entries
+    run, naming, summaries, lines = analysis.run, analysis.naming, analysis.by_client, analysis.entries
     verdicts = analysis.client_verdicts
-    displays, left_out, missing = gallery(evidence, naming, _deciding_rounds(lines), _ranked(verdicts))
-    trajectories = _trajectories(evidence, naming)
+    displays, left_out, missing = gallery(run, naming, _deciding_rounds(lines), _ranked(verdicts))
+    trajectories = _trajectories(run, naming)
     return {
-        "evidence": evidence,
+        "run": run,
         "naming": naming,
         "headline": analysis.headline,
         "overall": analysis.verdict,
-        "facts": _captured_facts(evidence) if evidence.is_observed else _facts(evidence),
+        "facts": _captured_facts(run) if run.is_observed else _facts(run),
         "lines": lines,
         "verdicts": verdicts,
         "correction": CORRECTION,
         "shown_rounds": {(display.client, panel.round) for display in displays for panel in display.panels},
-        "legend": [scale.thresholds() for name, scale in SCALES.items() if _is_used(evidence, name)],
-        "cautions": Cautions(evidence.records, naming),
-        "limits": limits(evidence, summaries),
-        "notes": [*evidence.notes, *missing],
+        "legend": [scale.thresholds() for name, scale in SCALES.items() if _is_used(run, name)],
+        "cautions": Cautions(run.records, naming),
+        "limits": limits(run, summaries),
+        "notes": [*run.notes, *missing],
         "displays": displays,
         "left_out": clients_named(left_out) if left_out else None,
-        "is_mixed": bool(evidence.part("training").get("mixup")),
-        "findings": [record for record in evidence.records if record.found is not None],
+        "is_mixed": bool(run.part("training").get("mixup")),
+        "findings": [record for record in run.records if record.found is not None],
         "labels_found": _labels_found,
-        "undefended": NOT_KNOWN if evidence.is_observed else "no defense",
+        "undefended": NOT_KNOWN if run.is_observed else "no defense",
         "leakage_plots": _leakage_plots(analysis),
         "trajectory_plots": _trajectory_plots(trajectories, naming),
         "trajectories": trajectories,
-        "utility_plot": _utility_plot(evidence),
-        "budgets": _budgets(evidence),
-        "budget_rounds": _shown_rounds(evidence),
-        "costs": [] if evidence.is_observed else _costs(evidence, naming),
+        "utility_plot": _utility_plot(run),
+        "budgets": _budgets(run),
+        "budget_rounds": _shown_rounds(run),
+        "costs": [] if run.is_observed else _costs(run, naming),
         "by_client": [summary for summary in summaries if summary.mean is not None],
         "by_defense": [summary for summary in analysis.by_defense if summary.mean is not None],
-        "shown_records": evidence.records[:_SHOWN_ATTEMPTS],
-        "metrics": list(dict.fromkeys(metric for record in evidence.records for metric in record.scores)),
+        "shown_records": run.records[:_SHOWN_ATTEMPTS],
+        "metrics": list(dict.fromkeys(metric for record in run.records for metric in record.scores)),
         "controls": list(dict.fromkeys(name for summary in summaries for name in summary.controls or {})),
         "failed_clients": [
-            *((line.round, client, message) for line in evidence.rounds for client, message in line.failed.items()),
-            *(evidence.captured.failures if evidence.captured else ()),
+            *((line.round, client, message) for line in run.rounds for client, message in line.failed.items()),
+            *(run.captured.failures if run.captured else ()),
         ],
         "epsilon": _epsilon,
-        "troubled": [record for record in evidence.records if record.status != "found"],
-        "grants": [(grant, GRANTS.get(grant, "")) for grant in evidence.grants],
-        "withheld": [(grant, text) for grant, text in GRANTS.items() if grant not in evidence.grants],
-        "environment": _flat(evidence.environment),
-        "citations": citations(evidence.records, evidence.evaluations),
+        "troubled": [record for record in run.records if record.status != "found"],
+        "grants": [(grant, GRANTS.get(grant, "")) for grant in run.grants],
+        "withheld": [(grant, text) for grant, text in GRANTS.items() if grant not in run.grants],
+        "environment": _flat(run.environment),
+        "citations": citations(run.records, run.evaluations),
         "scale": scale,
         "own_score": _own_score,
         "control_titles": CONTROL_TITLES,
-        "calibrations": evidence.calibrations,
-        "evaluations": evaluations.tables(evidence.evaluations),
+        "calibrations": run.calibrations,
+        "evaluations": evaluations.tables(run.evaluations),
         "calibrated": _calibrated,
         "NO_DEFENSE": NO_DEFENSE,
     }
@@ -142,8 +142,8 @@ def _calibrated(calibration: Calibration) -> str:
     return "; ".join(tried.written(kind) for kind, tried in found.items())
 
 
-def _is_used(evidence: Evidence, metric: str) -> bool:
-    return any(metric in record.scores for record in evidence.records)
+def _is_used(run: RunData, metric: str) -> bool:
+    return any(metric in record.scores for record in run.records)
 
 
 def _own_score(record: Record, metric: str) -> str:
@@ -154,29 +154,29 @@ def _own_score(record: Record, metric: str) -> str:
     return "unavailable" if metric in record.scores else ""
 
 
-def _facts(evidence: Evidence) -> list[tuple[str, str]]:
+def _facts(run: RunData) -> list[tuple[str, str]]:
     """Return the set-up in pairs of a name and a value, as far as it is known."""
-    done = max((line.round for line in evidence.rounds), default=0)
-    accuracies = [line.accuracy for line in evidence.rounds if line.accuracy is not None]
+    done = max((line.round for line in run.rounds), default=0)
+    accuracies = [line.accuracy for line in run.rounds if line.accuracy is not None]
     pairs = [
-        ("Rounds", f"{done} of {evidence.planned_rounds}" if evidence.planned_rounds else str(done)),
-        ("Clients", evidence.planned_clients),
+        ("Rounds", f"{done} of {run.planned_rounds}" if run.planned_rounds else str(done)),
+        ("Clients", run.planned_clients),
         ("Global accuracy", f"{accuracies[0]:.3f} before, {accuracies[-1]:.3f} after" if accuracies else None),
-        ("Model", evidence.part("model").get("name")),
-        ("Data", evidence.part("data").get("name")),
-        ("Clients share", evidence.part("training").get("shares")),
-        ("Batch size", evidence.part("training").get("batch_size")),
-        ("Label smoothing", evidence.part("training").get("label_smoothing") or None),
-        ("Mixup alpha", evidence.part("training").get("mixup")),
-        ("Strategy", evidence.part("federation").get("strategy")),
-        ("Seed", evidence.scenario.get("seed")),
+        ("Model", run.part("model").get("name")),
+        ("Data", run.part("data").get("name")),
+        ("Clients share", run.part("training").get("shares")),
+        ("Batch size", run.part("training").get("batch_size")),
+        ("Label smoothing", run.part("training").get("label_smoothing") or None),
+        ("Mixup alpha", run.part("training").get("mixup")),
+        ("Strategy", run.part("federation").get("strategy")),
+        ("Seed", run.scenario.get("seed")),
     ]
     return [(name, str(value)) for name, value in pairs if value is not None]
 
 
-def _captured_facts(evidence: Evidence) -> list[tuple[str, str]]:
+def _captured_facts(run: RunData) -> list[tuple[str, str]]:
     """Return what was captured of an observed app, and the model that the auditor named for it."""
-    captured, named = evidence.captured, evidence.part("model").get("name")
+    captured, named = run.captured, run.part("model").get("name")
     pairs = [("Origin", "a Flower app, observed")]
     if captured is not None:
         pairs += [
@@ -230,7 +230,7 @@ def _leakage_plots(analysis: Analysis) -> list[Plot]:
         if line.summary.metric and line.summary.skill is not None:
             shown.setdefault((line.summary.attack, line.summary.metric), []).append(line.summary)
     records: dict[str, list[Record]] = {}
-    for record in analysis.evidence.records:
+    for record in analysis.run.records:
         records.setdefault(naming.attack(record), []).append(record)
     figures = []
     for (attack, metric), summaries in shown.items():
@@ -252,9 +252,9 @@ def _leakage_plots(analysis: Analysis) -> list[Plot]:
     return figures
 
 
-def _trajectories(evidence: Evidence, naming: Naming) -> dict[tuple[str, int], list[Record]]:
+def _trajectories(run: RunData, naming: Naming) -> dict[tuple[str, int], list[Record]]:
     """Return attack and round -> attempts with a trajectory, for the first and the last round that has one."""
-    with_trajectory = [record for record in evidence.records if record.trajectory is not None]
+    with_trajectory = [record for record in run.records if record.trajectory is not None]
     found: dict[tuple[str, int], list[Record]] = {}
     for record in with_trajectory:
         if record.round in (with_trajectory[0].round, with_trajectory[-1].round):
@@ -284,8 +284,8 @@ def _trajectory_plots(trajectories: Mapping[tuple[str, int], Sequence[Record]], 
     return figures
 
 
-def _utility_plot(evidence: Evidence) -> Plot | None:
-    known = [line for line in evidence.rounds if line.accuracy is not None]
+def _utility_plot(run: RunData) -> Plot | None:
+    known = [line for line in run.rounds if line.accuracy is not None]
     if not known:
         return None
     alt = "Test accuracy and loss of the global model. " + "; ".join(
@@ -295,41 +295,41 @@ def _utility_plot(evidence: Evidence) -> Plot | None:
     return _figure("Accuracy and loss of the global model on the test pictures.", f"{alt}.", plots.utility(known))
 
 
-def _budget_rounds(evidence: Evidence) -> list[int]:
-    return [line.round for line in evidence.rounds if line.epsilon]
+def _budget_rounds(run: RunData) -> list[int]:
+    return [line.round for line in run.rounds if line.epsilon]
 
 
-def _shown_rounds(evidence: Evidence) -> list[int]:
+def _shown_rounds(run: RunData) -> list[int]:
     """Return at most eight rounds with a privacy budget, evenly spread, the first and the last among them."""
-    rounds = _budget_rounds(evidence)
+    rounds = _budget_rounds(run)
     return [rounds[position] for position in spread(len(rounds), _SHOWN_ROUNDS)]
 
 
-def _budgets(evidence: Evidence) -> dict[int, dict[int, Budget]]:
+def _budgets(run: RunData) -> dict[int, dict[int, Budget]]:
     """Return client -> round -> budget."""
     found: dict[int, dict[int, Budget]] = {}
-    for line in evidence.rounds:
+    for line in run.rounds:
         for client, budget in line.epsilon.items():
             found.setdefault(client, {})[line.round] = budget
     return dict(sorted(found.items()))
 
 
-def _costs(evidence: Evidence, naming: Naming) -> list[ClientCost]:
-    defenses = _planned_defenses(evidence) | {record.client: naming.defenses(record) for record in evidence.records}
-    taken = Counter(client for line in evidence.rounds for client in line.participants)
-    failed = Counter(client for line in evidence.rounds for client in line.failed)
-    last = {client: budget for line in evidence.rounds for client, budget in line.epsilon.items()}
-    clients = sorted({*defenses, *taken, *failed, *range(evidence.planned_clients or 0)})
+def _costs(run: RunData, naming: Naming) -> list[ClientCost]:
+    defenses = _planned_defenses(run) | {record.client: naming.defenses(record) for record in run.records}
+    taken = Counter(client for line in run.rounds for client in line.participants)
+    failed = Counter(client for line in run.rounds for client in line.failed)
+    last = {client: budget for line in run.rounds for client, budget in line.epsilon.items()}
+    clients = sorted({*defenses, *taken, *failed, *range(run.planned_clients or 0)})
     return [
         ClientCost(client, defenses.get(client, "not recorded"), taken[client], failed[client], last.get(client))
         for client in clients
     ]
 
 
-def _planned_defenses(evidence: Evidence) -> dict[int, str]:
+def _planned_defenses(run: RunData) -> dict[int, str]:
     """Return the names of each client's defenses as the scenario states them; empty where it cannot be read."""
     try:
-        scenario = parse(dict(evidence.scenario), "scenario.yaml")
+        scenario = parse(dict(run.scenario), "scenario.yaml")
         clients, seed = scenario.federation.clients, scenario.seed
         chosen = [
             (part.name, frozenset(select_clients(part.clients, clients, seed, f"defenses.{index}.clients")))

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from fedsim.metrics import luck
 from fedsim.metrics.ratings import ORDER as LEVELS
 from fedsim.metrics.ratings import PATCHES, SCALES, Level, leaves_no_room, rate, scale
-from fedsim.recording.run_data import Budget, Calibration, Evidence, PluginUse, Record, Trial, Workload
+from fedsim.recording.run_data import Budget, Calibration, PluginUse, Record, RunData, Trial, Workload
 from fedsim.verdicts.scope import Scope
 from fedsim.verdicts.scores import CHANCE, Scored, blind_severity, rated_by, scored
 from fedsim.verdicts.trained import changed_inputs, metric_of
@@ -251,16 +251,16 @@ class Judge:
     missing: Mapping[tuple[int, str], Sequence[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, evidence: Evidence, scope: Scope | None = None) -> Judge:
+    def of(cls, run: RunData, scope: Scope | None = None) -> Judge:
         """Return the judge of what a run folder holds.
 
         Args:
-            evidence: what the folder holds.
+            run: what the folder holds.
             scope: what its audit covers; worked out where it is not given.
         """
-        budgets = {client: budget for line in evidence.rounds for client, budget in line.epsilon.items()}
-        missing = (scope or Scope.of(evidence)).missing
-        return replace(cls.of_records(evidence.records, evidence.calibrations, budgets), missing=missing)
+        budgets = {client: budget for line in run.rounds for client, budget in line.epsilon.items()}
+        missing = (scope or Scope.of(run)).missing
+        return replace(cls.of_records(run.records, run.calibrations, budgets), missing=missing)
 
     @classmethod
     def of_records(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedsim.errors import ScenarioError
-from fedsim.recording.run_data import Evidence
+from fedsim.recording.run_data import RunData
 from fedsim.scenario import Scenario, parse, select_clients, select_rounds
 
 
@@ -31,17 +31,17 @@ class Scope:
     audited_rounds: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, evidence: Evidence) -> Scope:
+    def of(cls, run: RunData) -> Scope:
         """Return the scope of the audit of a simulated run; an empty one for an observed app, whose verdicts claim nothing."""
-        scenario = None if evidence.is_observed else _scenario(evidence)
-        took_part = {line.round: line.participants for line in evidence.rounds if line.participants}
+        scenario = None if run.is_observed else _scenario(run)
+        took_part = {line.round: line.participants for line in run.rounds if line.participants}
         if scenario is None or not scenario.attacks or not took_part:
             return cls()
         clients = sorted({client for participants in took_part.values() for client in participants})
-        seen = [record for record in evidence.records if not record.attack.is_control]
+        seen = [record for record in run.records if not record.attack.is_control]
         audited = {record.client for record in seen}, {record.round for record in seen}
         return cls(
-            missing=_missing(evidence, scenario, took_part),
+            missing=_missing(run, scenario, took_part),
             clients=tuple(clients),
             rounds=tuple(sorted(took_part)),
             audited_clients=tuple(client for client in clients if client in audited[0]),
@@ -72,16 +72,16 @@ class Scope:
         return "; ".join(said)
 
 
-def _scenario(evidence: Evidence) -> Scenario | None:
+def _scenario(run: RunData) -> Scenario | None:
     """Return the scenario of a run; None where it cannot be read, which the report tells."""
     try:
-        return parse(dict(evidence.scenario), "scenario.yaml")
+        return parse(dict(run.scenario), "scenario.yaml")
     except ScenarioError:
         return None
 
 
 def _missing(
-    evidence: Evidence, scenario: Scenario, took_part: Mapping[int, tuple[int, ...]]
+    run: RunData, scenario: Scenario, took_part: Mapping[int, tuple[int, ...]]
 ) -> dict[tuple[int, str], tuple[int, ...]]:
     try:
         rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
@@ -91,7 +91,7 @@ def _missing(
         return {}
     # By name alone: records hold all parameters of an attack, the scenario those that were given.
     asked = Counter(part.name for part in scenario.attacks)
-    found = Counter((record.round, record.client, record.attack.name) for record in evidence.records)
+    found = Counter((record.round, record.client, record.attack.name) for record in run.records)
     missing: dict[tuple[int, str], list[int]] = {}
     for round in sorted(took_part.keys() & set(rounds)):
         for client in audited.intersection(took_part[round]):

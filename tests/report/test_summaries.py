@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedsim.metrics.ratings import SCALES, rate, scale, worst
 from fedsim.metrics.scoring import METRICS
 from fedsim.metrics.skill import skill
-from fedsim.recording.run_data import Evidence, Record, Round
+from fedsim.recording.run_data import Record, Round, RunData
 from fedsim.report import overview, tables
 from fedsim.report.analysis import Analysis
 from fedsim.report.limitations import Cautions, limits
@@ -49,10 +49,10 @@ def record(
     )
 
 
-def evidence(*records: Record, clients: int | None = None, rounds: int = 1) -> Evidence:
+def run_data(*records: Record, clients: int | None = None, rounds: int = 1) -> RunData:
     federation = {"rounds": rounds} | ({"clients": clients} if clients else {})
     lines = tuple(Round(round=r) for r in range(2))
-    return Evidence(Path(), {"federation": federation}, None, {}, lines, tuple(records), ())
+    return RunData(Path(), {"federation": federation}, None, {}, lines, tuple(records), ())
 
 
 def lines(*records: Record) -> list[overview.Entry]:
@@ -249,7 +249,7 @@ def test_the_headline_counts_the_clients_that_leak_and_names_their_defenses() ->
     records = [record(client=c, psnr=[60.0 + c], controls=GREY) for c in range(3)]
     records += [record(client=c, defenses=("mask",), psnr=[10.0], controls=GREY) for c in (3, 4)]
     records = [Record.model_validate(one.model_dump() | {"workload": workload}) for one in records]
-    found = overview.headline(evidence(*records), lines(*records))
+    found = overview.headline(run_data(*records), lines(*records))
     assert found == (
         "3 of 5 clients leak their pictures: clients 0, 1 and 2 (no defense), "
         "most clearly at 62.0 dB PSNR where the best blind guess reaches 10.0 dB (own mean color, "
@@ -309,7 +309,7 @@ UNPROVEN = "the client carries no defense, and the attack fails nevertheless: it
     ],
 )
 def test_the_headline_says_what_is_known(records: list[Record], expected: str) -> None:
-    assert overview.headline(evidence(*records), lines(*records)) == expected
+    assert overview.headline(run_data(*records), lines(*records)) == expected
 
 
 @pytest.mark.parametrize(
@@ -351,12 +351,12 @@ def test_cautions_that_differ_in_numbers_alone_are_one_with_a_count() -> None:
 )
 def test_means_of_few_examples_are_a_doubt(counts: list[int], expected: str | None) -> None:
     records = [record(client=c, psnr=[60.0] * count, controls=GREY) for c, count in enumerate(counts)]
-    assert limits(evidence(*records), by_client(records)) == ([expected] if expected else [])
+    assert limits(run_data(*records), by_client(records)) == ([expected] if expected else [])
 
 
 def test_clients_without_a_record_and_missing_rounds_are_limits() -> None:
     one = record(client=1, psnr=[60.0] * 10, controls=GREY)
-    found = limits(evidence(one, clients=3, rounds=4), by_client([one]))
+    found = limits(run_data(one, clients=3, rounds=4), by_client([one]))
     assert found[0].startswith("The run is not complete: 1 of 4 rounds")
     assert found[1].startswith("No record of clients 0 and 2")
 
@@ -364,7 +364,7 @@ def test_clients_without_a_record_and_missing_rounds_are_limits() -> None:
 def test_every_score_has_a_flat_row_with_all_its_digits() -> None:
     one = record(psnr=[1 / 3], ssim=[0.5], controls=GREY)
     rows = list(
-        csv.DictReader(io.StringIO(tables.csv_files(Analysis(evidence(one, record(status="failed"))))["records.csv"]))
+        csv.DictReader(io.StringIO(tables.csv_files(Analysis(run_data(one, record(status="failed"))))["records.csv"]))
     )
     assert [row["metric"] for row in rows] == ["psnr", "ssim", ""]
     assert float(rows[0]["value"]) == pytest.approx(1 / 3, rel=1e-9)
@@ -374,7 +374,7 @@ def test_every_score_has_a_flat_row_with_all_its_digits() -> None:
 
 
 def test_tables_without_rows_are_not_written() -> None:
-    assert set(tables.csv_files(Analysis(evidence()))) == {"rounds.csv"}
+    assert set(tables.csv_files(Analysis(run_data()))) == {"rounds.csv"}
 
 
 def test_numbers_are_written_with_unit_and_sign() -> None:

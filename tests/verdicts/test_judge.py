@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
-from fedsim.recording.run_data import Budget, Calibration, Evidence, Record, Round
+from fedsim.recording.run_data import Budget, Calibration, Record, Round, RunData
 from fedsim.report import summary
 from fedsim.report.analysis import Analysis
 from fedsim.report.overview import client_verdicts, entries, headline, overall
@@ -310,7 +310,7 @@ def beside(other, **fields):
     strong = {"name": "strong", **fields.pop("attack", {})}
     records = [line(11.0, defenses=MASK), line(other, attack=strong, defenses=MASK, **fields)]
     lines = entries(judged(*records, calibrations=[calibration(), calibration(attack={"name": "strong"})]))
-    read = evidence(*records, calibrations=[calibration(), calibration(attack={"name": "strong"})])
+    read = run_data(*records, calibrations=[calibration(), calibration(attack={"name": "strong"})])
     return client_verdicts(lines)[0].kinds["pictures"], headline(read, lines)
 
 
@@ -341,7 +341,7 @@ def test_a_client_whose_pictures_were_never_attacked_is_not_said_to_have_resiste
     lines = [entry for entry in entries(judged(*labels)) if entry.client == 0]
     found = client_verdicts(lines)[0]
     assert (found.kinds, found.verdict, overall(lines)) == ({"labels": "resisted"}, "inconclusive", "inconclusive")
-    assert headline(evidence(*labels), lines).endswith("pictures were not attacked.")
+    assert headline(run_data(*labels), lines).endswith("pictures were not attacked.")
 
 
 def test_what_cannot_be_known_is_worse_than_what_resisted():
@@ -353,8 +353,8 @@ def test_what_cannot_be_known_is_worse_than_what_resisted():
 ROUNDS = (Round(round=0), Round(round=1))
 
 
-def evidence(*records, calibrations=(), scenario=None, rounds=ROUNDS):
-    return Evidence(
+def run_data(*records, calibrations=(), scenario=None, rounds=ROUNDS):
+    return RunData(
         Path(), {"name": "one", **(scenario or {})}, None, {}, tuple(rounds), records, (), tuple(calibrations)
     )
 
@@ -367,7 +367,7 @@ def audited(*records, clients=(0, 1), rounds=(1,), attacks=("inversion",), calib
         "attacks": list(attacks),
         "audit": dict(only),
     }
-    found = evidence(*records, scenario=scenario, rounds=took_part, calibrations=calibrations)
+    found = run_data(*records, scenario=scenario, rounds=took_part, calibrations=calibrations)
     said = summary.of(Analysis(found))
     return said["headline"], said["verdict"], {int(c): one["verdict"] for c, one in said["clients"].items()}
 
@@ -417,7 +417,7 @@ def test_a_leak_stays_a_leak_however_little_was_audited():
 
 
 def test_the_summary_for_programs_holds_verdict_reason_value_control_and_round():
-    found = json.loads(summary.as_json(Analysis(evidence(line(60.0), line(11.0, client=1, defenses=NOISE)))))
+    found = json.loads(summary.as_json(Analysis(run_data(line(60.0), line(11.0, client=1, defenses=NOISE)))))
     assert (found["schema"], found["name"], found["verdict"]) == (1, "one", "leaks")
     assert found["clients"]["1"] == {"verdict": "inconclusive", "kinds": {"pictures": "inconclusive"}}
     first, second = found["attacks"]
@@ -426,7 +426,7 @@ def test_the_summary_for_programs_holds_verdict_reason_value_control_and_round()
     assert (first["control"], first["floor"]) == ({"name": "grey", "value": 12.0}, {"name": "own_mean", "value": 18.0})
     assert (first["reason"], second["verdict"]) == (None, "inconclusive")
     assert "no guarantee" in second["reason"]
-    read = evidence(line(60.0), line(11.0, client=1, defenses=NOISE))
+    read = run_data(line(60.0), line(11.0, client=1, defenses=NOISE))
     assert found["headline"] == headline(read, entries(by_client(read.records, Judge.of(read))))
 
 
