@@ -6,6 +6,7 @@ leakage, and the report calls it inconclusive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -55,6 +56,24 @@ class Setting:
     optimizer: Optimizer
     has_soft_labels: bool
     model: frozenset[ModelFact]
+
+
+def together(settings: Sequence[Setting]) -> Setting:
+    """Return how the mean of several updates was made: as one of all their pictures in one step, as often as any of them."""
+    first, *others = settings
+    if not others:
+        return first
+    pictures = [setting.pictures for setting in settings]
+    steps = [setting.steps for setting in settings]
+    return Setting(
+        pictures=None if None in pictures else sum(count for count in pictures if count is not None),
+        batch_size=sum(setting.batch_size for setting in settings),
+        kind=first.kind,
+        steps=None if None in steps else max(count for count in steps if count is not None),
+        optimizer=first.optimizer,
+        has_soft_labels=any(setting.has_soft_labels for setting in settings),
+        model=first.model,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from fedsim.applicability import Applicability
-from fedsim.exchange import Finding, Observation
+from fedsim.exchange import Finding, Observation, Scope
 
 Need = Literal["batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data"]
 Recovers = Literal["images", "labels", "features"]
@@ -29,6 +29,8 @@ class Attack(ABC):
         recovers: what `Finding` will hold; decides which metrics apply.
         applies: the updates that it is made for. On any other, and where nothing is declared, a failure of the attack says
             nothing about the client: its verdict is inconclusive.
+        scope: what one attempt looks at: one client's `update` of one round, all updates of a `client`, of a `round`, or of the
+            `run`. Of more than one, see `Observation.members`.
         is_cheap: whether it takes seconds, so that the auditor always tries it on an unprotected update of its own too.
         is_control: whether it never looks at the update, so that its finding nothing is no doubt about the run.
     """
@@ -37,6 +39,7 @@ class Attack(ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     recovers: ClassVar[frozenset[Recovers]] = frozenset()
     applies: ClassVar[Applicability | None] = None
+    scope: ClassVar[Scope] = "update"
     is_cheap: ClassVar[bool] = False
     is_control: ClassVar[bool] = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -18,8 +18,61 @@ HardLabels = Int[Tensor, " batch"]
 SoftLabels = Float[Tensor, "batch class"]
 Labels = HardLabels | SoftLabels
 
+Scope = Literal["update", "client", "round", "run"]
+"""What one attempt looks at: one update, all of a client, all of a round, or all of a run."""
+
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
 FRAMES = 32
 """Frames of a trajectory that are kept; of longer ones those are left out that lie between."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What one attempt looks at: the updates that these clients sent in these rounds.
+
+    Views sort by their last round; of one round, those of single updates come first, by client.
+
+    Args:
+        rounds: ascending, at least one.
+        clients: ascending, at least one; not each of them took part in every round.
+        scope: of the attack.
+        is_sum: whether their weighted sum alone is seen, as under secure aggregation.
+    """
+
+    rounds: tuple[int, ...]
+    clients: tuple[int, ...]
+    scope: Scope = "update"
+    is_sum: bool = False
+
+    @classmethod
+    def of_update(cls, round: int, client: int) -> View:
+        """Return the view of one client's update of one round."""
+        return cls((round,), (client,))
+
+    @property
+    def round(self) -> int:
+        """The last round."""
+        return self.rounds[-1]
+
+    @property
+    def client(self) -> int | None:
+        """The client of a single update; None where the view is one of several."""
+        return self.clients[0] if self.scope == "update" else None
+
+    def __lt__(self, other: View) -> bool:
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[Any, ...]:
+        return self.round, SCOPES.index(self.scope), self.clients, self.rounds, self.is_sum
+
+    def __str__(self) -> str:
+        whose = "1 client" if len(self.clients) == 1 else f"{len(self.clients)} clients"
+        if self.scope in ("update", "client"):
+            whose = f"client {self.clients[0]}"
+        when = f"round {self.rounds[0]}" if len(self.rounds) == 1 else f"rounds {self.rounds[0]} to {self.round}"
+        return f"{'the sum of ' if self.is_sum else ''}{whose} in {when}"
 
 
 @dataclass(frozen=True)
@@ -28,7 +81,7 @@ class Update:
 
     Args:
         round: server round, from 1.
-        client: partition number, from 0.
+        client: partition number, from 0; -1 for the mean of several clients' updates.
         kind: `gradient`, the gradient of the mean loss over one batch; `delta`, new minus old weights.
         tensors: name of the parameter -> its gradient or difference, in the model's order, float32.
         num_examples: what the client reported to the server as `num-examples`, the number of distinct pictures that it
@@ -164,6 +217,11 @@ class Observation:
         defenses: the defenses of this client, in order of application; None when not granted.
         auxiliary_data: pictures of the same distribution with hard labels, disjoint from every client's; None when not
             granted.
+        members: of a view of several updates, each of them as an observation of its own, in the order of rounds and clients.
+            Then `update` is their mean, weighted by their numbers of examples, which is what a server aggregates; `model`
+            holds the weights of the first of them, `labels` are those of all, `batch_size` is the sum over the clients of a
+            round, and `defenses` are those that any of the clients carries. Empty for a single update, and where the sum alone
+            is seen.
     """
 
     update: Update
@@ -177,6 +235,12 @@ class Observation:
     train_mode: bool | None = None
     defenses: tuple[DefenseKnowledge, ...] | None = None
     auxiliary_data: LabeledImages | None = None
+    members: tuple[Observation, ...] = ()
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """All updates that the view shows: those of the members, or the only one."""
+        return tuple(member.update for member in self.members) or (self.update,)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import report
-from fedsim.audit.assessment import Record
 from fedsim.audit.auditor import Auditor, Running
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.engine import train
@@ -17,6 +16,7 @@ from fedsim.planning import inputs
 from fedsim.planning.inputs import Inputs
 from fedsim.planning.plan import Plan
 from fedsim.recording import consistency, environment, files
+from fedsim.recording.records import AnyRecord
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import Scenario
 from fedsim.seeds import torch_threads
@@ -34,7 +34,7 @@ class Progress:
     """
 
     on_round: Callable[[dict[str, Any]], None] = lambda line: None
-    on_record: Callable[[Record], None] = lambda record: None
+    on_record: Callable[[AnyRecord], None] = lambda record: None
     on_total: Callable[[int], None] = lambda total: None
     on_running: Callable[[tuple[Running, ...]], None] | None = None
 
@@ -44,7 +44,7 @@ def default_folder(scenario: Scenario) -> Path:
     return Path("runs") / f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def simulate(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None = None) -> list[Record]:
+def simulate(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None = None) -> list[AnyRecord]:
     """Train, audit and report; a folder that already holds part of the run is completed.
 
     Args:
@@ -79,7 +79,7 @@ def simulate(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | N
     return records
 
 
-def _train_and_audit(plan: Plan, folder: RunFolder, auditor: Auditor, progress: Progress) -> list[Record]:
+def _train_and_audit(plan: Plan, folder: RunFolder, auditor: Auditor, progress: Progress) -> list[AnyRecord]:
     def on_round(line: dict[str, Any]) -> None:
         progress.on_round(line)
         if line["round"]:
@@ -111,7 +111,7 @@ def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], N
         train(plan, folder, on_round)
 
 
-def audit(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None = None) -> list[Record]:
+def audit(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None = None) -> list[AnyRecord]:
     """Audit every captured round of a run and report; attempts that have a record are left alone, unless they failed.
 
     A "module:Class" whose source file has changed since attacks again as well.

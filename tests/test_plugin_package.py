@@ -20,6 +20,7 @@ defenses:
   - {name: top_k, clients: [1], params: {keep: 1e-3}}
 attacks:
   - {name: sign_of_bias}
+  - {name: round_labels}
   - {name: gradient_matching, params: {steps: 2, distance: l1, priors: {near_grey: {weight: 1.0, level: 0.4}}}}
 audit: {metrics: [label_recall], processes: 1}
 """
@@ -61,6 +62,10 @@ def test_a_scenario_names_it_and_its_records_say_where_it_came_from(site: Path, 
     call(site, "-m", "fedsim", "run", "scenario.yaml", "--out", "out", cwd=tmp_path)
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     first, second = (record for record in records if record["attack"]["name"] == "sign_of_bias")
+    (of_round,) = (record for record in records if record["attack"]["name"] == "round_labels")
+    assert of_round["client"] is None
+    assert of_round["view"] == {"scope": "round", "rounds": [1], "clients": [0, 1], "is_sum": False}
+    assert of_round["scores"]["label_recall"]["value"] == 1.0
     matched = [record for record in records if record["attack"]["name"] == "gradient_matching"]
     assert [record["status"] for record in matched] == ["found", "found"]
     assert matched[0]["attack"]["params"]["priors"] == {"near_grey": {"weight": 1.0, "level": 0.4}}

@@ -7,11 +7,12 @@ import shutil
 import signal
 import time
 import traceback
+from pathlib import Path
 
+import audits
 import pytest
 from processes import command
 
-from fedsim import simulation
 from fedsim.errors import RunFolderError
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import yaml_loader
@@ -20,12 +21,18 @@ from fedsim.simulation import Progress
 
 pytestmark = pytest.mark.usefixtures("without_report")
 
+EXAMPLES = "fedsim_example_plugins"
 NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.5}}
 RUNS = {
     "FedAvg": {
         "federation": {"rounds": 3},
-        "defenses": [NOISE, {"name": "stubs:Halves", "clients": [0]}],
-        "evaluators": [{"name": "stubs:Asks", "rounds": [1, "last"]}],
+        "defenses": [
+            NOISE,
+            {"name": "stubs:Halves", "clients": [0]},
+            {"name": f"{EXAMPLES}.error_feedback:ErrorFeedback"},
+        ],
+        "attacks": [{"name": "stubs:Guess"}, {"name": f"{EXAMPLES}.round_labels:RoundLabels"}],
+        "evaluators": [{"name": f"{EXAMPLES}.class_accuracy:ClassAccuracy", "rounds": [1, "last"]}],
     },
     "FedAdam": {
         "federation": {"rounds": 3, "strategy": "FedAdam", "strategy_params": {"eta": 0.01}},
@@ -33,6 +40,12 @@ RUNS = {
         "defenses": [NOISE, {"name": "stubs:FailsIn", "clients": [2], "params": {"round": 3}}],
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def examples(monkeypatch):
+    """Make the package of examples importable, as if it were installed."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "plugin_package")
 
 
 def timeless(lines):
@@ -73,14 +86,14 @@ def whole(tiny_plan, run_folder):
     def run(name):
         plan = tiny_plan(**RUNS[name])
         folder = run_folder(plan, "whole")
-        simulation.simulate(plan, folder, Progress())
+        audits.simulate(plan, folder, Progress())
         return plan, folder.path
 
     return run
 
 
 def resume(plan, path):
-    return simulation.simulate(plan, RunFolder.open(path), Progress())
+    return audits.simulate(plan, RunFolder.open(path), Progress())
 
 
 # Killed at a write

@@ -1,4 +1,4 @@
-"""One attack on one update: the finding, stored before anybody scores it.
+"""One attack on what one view shows: the finding, stored before anybody scores it.
 
 A finding file (safetensors) is complete or absent, and its header names the attack with all parameters, so a resumed
 audit knows whether it may be used again.
@@ -6,13 +6,14 @@ audit knows whether it may be used again.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import operator
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,10 +27,11 @@ from torch import Tensor
 from fedsim import installation
 from fedsim.audit.threat import ThreatModel
 from fedsim.errors import AttackRefusedError, RunFolderError
-from fedsim.exchange import FRAMES, Finding, Trajectory, Update
+from fedsim.exchange import FRAMES, Finding, Trajectory, Update, View
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedAttack
-from fedsim.recording import files, records
+from fedsim.recording import files, headers
+from fedsim.recording.records import SCHEMA, RecordedView
 from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import derive, seeded
 from fedsim.strips import spread
@@ -48,7 +50,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of one attack on one update.
+    """What came of one attack on one view.
 
     Args:
         status: `found`; `refused` when the attack's precondition does not hold; `failed` when it raised, took too long, or
@@ -76,9 +78,9 @@ def identity(planned: PlannedAttack) -> dict[str, Any]:
     }
 
 
-def finding_path(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Path:
+def finding_path(folder: RunFolder, view: View, planned: PlannedAttack) -> Path:
     """Return where the finding of an attempt is stored."""
-    return folder.artifact(round, client, f"{planned.slug}.safetensors")
+    return folder.artifact(view, f"{planned.slug}.safetensors")
 
 
 class Made(NamedTuple):
@@ -88,67 +90,69 @@ class Made(NamedTuple):
     content: bytes
 
 
-def read(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt:
+def read(plan: Plan, folder: RunFolder, view: View, planned: PlannedAttack) -> Attempt:
     """Return the stored attempt. It is never made here, since attacks run in processes of their own.
 
     Raises:
         RunFolderError: there is none of these parameters and this version, or it belongs to another update.
     """
-    found, path = stored(folder, round, client, planned), finding_path(folder, round, client, planned)
+    found, path = stored(folder, view, planned), finding_path(folder, view, planned)
     if found is None:
         raise RunFolderError(f"{path}: missing, damaged or of another version of the attack. Audit again.")
-    if found.seed != _seed(plan, planned, round, client):
+    if found.seed != _seed(plan, planned, view):
         raise RunFolderError(
-            f"{path}: made with the seed {found.seed}, which this attack on client {client} in round {round} does not have. "
-            "Delete the file to attack again."
+            f"{path}: made with the seed {found.seed}, which this attack on {view} does not have. Delete the file to attack "
+            "again."
         )
     return found
 
 
-def stored(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt | None:
+def stored(folder: RunFolder, view: View, planned: PlannedAttack) -> Attempt | None:
     """Return a stored attempt; None when there is none, one of other parameters or another version, or a damaged one.
 
     Raises:
         RunFolderError: it belongs to another round, client or run, or is no file.
     """
-    return _read(folder, round, client, planned)
+    return _read(folder, view, planned)
 
 
-def store(folder: RunFolder, round: int, client: int, planned: PlannedAttack, content: bytes) -> None:
+def store(folder: RunFolder, view: View, planned: PlannedAttack, content: bytes) -> None:
     """Store an attempt that was made."""
-    folder.write(finding_path(folder, round, client, planned), content)
+    folder.write(finding_path(folder, view, planned), content)
 
 
-def forget_failure(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> bool:
+def forget_failure(folder: RunFolder, view: View, planned: PlannedAttack) -> bool:
     """Remove a stored attempt if it failed; returns whether it did."""
-    stored = _read(folder, round, client, planned)
+    stored = _read(folder, view, planned)
     if stored is None or stored.status != "failed":
         return False
-    finding_path(folder, round, client, planned).unlink()
+    finding_path(folder, view, planned).unlink()
     return True
 
 
 def store_failure(
     plan: Plan,
     folder: RunFolder,
-    round: int,
-    client: int,
+    view: View,
     planned: PlannedAttack,
     message: str,
     seconds: float = 0.0,
 ) -> None:
     """Store that an attempt failed in a way that it could not survive to tell."""
-    failed = Attempt("failed", Finding(), message, seconds, _seed(plan, planned, round, client))
-    store(folder, round, client, planned, _content(planned, failed, _where(folder, round, client)))
+    failed = Attempt("failed", Finding(), message, seconds, _seed(plan, planned, view))
+    store(folder, view, planned, _content(planned, failed, _where(folder, view)))
 
 
-def _seed(plan: Plan, planned: PlannedAttack, round: int, client: int) -> int:
+def _seed(plan: Plan, planned: PlannedAttack, view: View) -> int:
     params = json.dumps(planned.params, sort_keys=True, default=str)
-    return derive(plan.scenario.seed, "attack", planned.info.name, params, round, client)
+    path = ["attack", planned.info.name, params]
+    if view.client is not None:
+        return derive(plan.scenario.seed, *path, view.round, view.client)
+    return derive(plan.scenario.seed, *path, view.scope, *view.rounds, "clients", *view.clients)
 
 
-def make(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Made:
-    """Run the attack, and check what it claims; nothing is written.
+def make(plan: Plan, folder: RunFolder, view: View, planned: PlannedAttack) -> Made:
+    """Run the attack on what a view shows, and check what it claims; nothing is written.
 
     Whatever the attack raises is a failed attempt, KeyboardInterrupt included: the audit calls this in a process that no
     interruption from the keyboard reaches.
@@ -156,34 +160,39 @@ def make(plan: Plan, folder: RunFolder, round: int, client: int, planned: Planne
     Raises:
         RunFolderError: the capture is missing or corrupted.
     """
-    update, weights = folder.read_update(round, client), folder.read_global(round, client)
-    seed = _seed(plan, planned, round, client)
-    attempt, content = attack(plan, planned, update, weights, seed, _where(folder, round, client))
+    sent = [(folder.read_update(*place), folder.read_global(*place)) for place in folder.captures_of(view)]
+    attempt, content = attack(plan, planned, sent, view, _seed(plan, planned, view), _where(folder, view))
     return Made(attempt.status, content)
 
 
 def attack(
     plan: Plan,
     planned: PlannedAttack,
-    update: Update,
-    weights: Mapping[str, Tensor],
+    sent: Sequence[tuple[Update, Mapping[str, Tensor]]],
+    view: View,
     seed: int,
     where: Mapping[str, Any],
 ) -> tuple[Attempt, bytes]:
-    """Run an attack on one update, and check what it claims; returns the attempt and the content of the file for it.
+    """Run an attack on what a view shows, and check what it claims; returns the attempt and the content of the file for it.
 
     Args:
-        plan: the plan behind the update; its threat model decides what the attack may know.
+        plan: the plan behind the updates; its threat model decides what the attack may know.
         planned: the attack.
-        update: what the client sent.
-        weights: the global weights that the client got.
+        sent: each update of the view, with the global weights that its client got.
+        view: what is shown of them.
         seed: of the attack's generator.
-        where: what the header of the file says of the update that it belongs to.
+        where: what the header of the file says of the view that it belongs to.
     """
-    if not update.is_finite():
-        refused = Attempt("refused", Finding(), "the update is not finite", 0.0, seed)
+    infinite = next((update for update, _ in sent if not update.is_finite()), None)
+    if infinite is not None:
+        whose = (
+            "the update"
+            if view.client is not None
+            else f"the update of client {infinite.client} in round {infinite.round}"
+        )
+        refused = Attempt("refused", Finding(), f"{whose} is not finite", 0.0, seed)
         return refused, _content(planned, refused, where)
-    observation = ThreatModel(plan).observe(update, weights)
+    observation = ThreatModel(plan).show(sent, view)
     started = time.perf_counter()
 
     def ended(status: Status, finding: Finding, message: str | None) -> tuple[Attempt, bytes]:
@@ -383,9 +392,24 @@ def _plain(value: Any, levels: int) -> Any:
     return _encodable(str(value))
 
 
-def _where(folder: RunFolder, round: int, client: int) -> dict[str, Any]:
-    """Return what the header of a finding says of the update that it belongs to."""
-    return {"run": folder.run, "round": round, "client": client}
+def recorded(view: View) -> dict[str, Any]:
+    """Return how records and headers name a view: a single update by round and client."""
+    if view.client is not None:
+        return {"round": view.round, "client": view.client}
+    return {"round": view.round, "client": None, "view": dataclasses.asdict(view)}
+
+
+def view_of(round: int, client: int | None, recorded: RecordedView | None) -> View:
+    """Return the view that a record or a header names."""
+    if recorded is None:
+        assert client is not None, "only a view of several updates names no client"
+        return View.of_update(round, client)
+    return View(recorded.rounds, recorded.clients, recorded.scope, recorded.is_sum)
+
+
+def _where(folder: RunFolder, view: View) -> dict[str, Any]:
+    """Return what the header of a finding says of the view that it belongs to."""
+    return {"run": folder.run, **recorded(view)}
 
 
 def _content(planned: PlannedAttack, attempt: Attempt, where: Mapping[str, Any]) -> bytes:
@@ -395,7 +419,7 @@ def _content(planned: PlannedAttack, attempt: Attempt, where: Mapping[str, Any])
     if trajectory is not None:
         tensors["film"] = trajectory.images
     header = {
-        "schema": records.SCHEMA,
+        "schema": SCHEMA,
         **where,
         "attack": identity(planned),
         "status": attempt.status,
@@ -416,23 +440,29 @@ def _content(planned: PlannedAttack, attempt: Attempt, where: Mapping[str, Any])
     )
 
 
-def _read(folder: RunFolder, round: int, client: int, planned: PlannedAttack) -> Attempt | None:
+def _read(folder: RunFolder, view: View, planned: PlannedAttack) -> Attempt | None:
     """Return a stored attempt; None when there is none, one of other parameters or another version, or a damaged one.
 
     Raises:
         RunFolderError: it belongs to another round, client or run, or is no file.
     """
-    path = finding_path(folder, round, client, planned)
+    path = finding_path(folder, view, planned)
     try:
         read = files.read_tensors(path, folder.path, "a finding")
         if read is None:
             return None
-        tensors, header = read[0], records.check_header(path, read[1], records.FindingHeader, "a finding")
+        tensors, header = read[0], headers.check_header(path, read[1], headers.FindingHeader, "a finding")
     except files.DamagedFileError:
         return None
     if header.attack != json.loads(json.dumps(identity(planned), default=str)):
         return None
-    folder.check_place(path, (header.round, header.client, header.run), (round, client))
+    # What is stored of several updates may be of fewer rounds or clients than there are by now, and is made again then.
+    stated = header.round if view.client is not None else view.round
+    folder.check_place(path, (stated, header.client, header.run), (view.round, view.client))
+    if (header.client is None) != (header.view is not None):
+        return None
+    if view_of(header.round, header.client, header.view) != view:
+        return None
     frames = tensors.pop("film", None)
     if not set(tensors) <= {"images", "labels", "features"} or (frames is None) != (header.trajectory is None):
         return None

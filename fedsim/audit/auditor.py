@@ -17,7 +17,7 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
@@ -26,16 +26,18 @@ from typing import Any, Literal, NamedTuple
 
 from fedsim.applicability import Workload
 from fedsim.audit import attempt, calibration, evaluation, workers
-from fedsim.audit.assessment import Record, Task
+from fedsim.audit.assessment import Task
 from fedsim.audit.evaluation import Question
 from fedsim.audit.workers import AttackDiedError, InThisProcess, StepPipe, Workers
 from fedsim.errors import FedsimError, RunFolderError
+from fedsim.exchange import Scope, View
 from fedsim.metrics import likeness
 from fedsim.metrics.likeness import Thumbnails
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedAttack
 from fedsim.progress import Step
-from fedsim.recording.records import EvaluationLine
+from fedsim.recording.json_lines import JsonLines
+from fedsim.recording.records import AnyRecord, Calibration, EvaluationRecord, Line, Record, ViewRecord
 from fedsim.recording.run_folder import RunFolder
 
 _Kind = Literal["attempt", "assess", "calibrate", "evaluate"]
@@ -44,14 +46,13 @@ _Kind = Literal["attempt", "assess", "calibrate", "evaluate"]
 class Running(NamedTuple):
     """An attack under way that tells how far it has come."""
 
-    round: int
-    client: int
+    view: View
     attack: str
     step: Step
 
 
 class _Place(NamedTuple):
-    """One attack in one round."""
+    """One attack on single updates of one round."""
 
     round: int
     attack: int
@@ -90,7 +91,7 @@ class Auditor:
         self,
         plan: Plan,
         folder: RunFolder,
-        on_record: Callable[[Record], None] | None = None,
+        on_record: Callable[[AnyRecord], None] | None = None,
         on_total: Callable[[int], None] | None = None,
         on_running: Callable[[tuple[Running, ...]], None] | None = None,
     ) -> None:
@@ -103,8 +104,8 @@ class Auditor:
         self._lifeline, self._line = self._context.Pipe(duplex=False)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._records = {_task_of(plan, record): record for record in self._folder.records.read()}
-        made = self._folder.calibrations.read()
+        self._records = {_task_of(plan, record): record for record in self._folder.read_records()}
+        made = self._folder.read_calibrations()
         # What an earlier version made, or an audit with other grants, is made again.
         current = [line for line in made if calibration.is_current(plan, line)]
         self._calibrations = {_calibrated_by(plan, line): line for line in current}
@@ -117,7 +118,8 @@ class Auditor:
         self._asked = set(self._evaluations)
         self._unrecorded: dict[_Place, set[Task]] = {}
         self._uncalibrated: deque[Task] = deque()
-        self._partners: dict[Task, int | None] = {}
+        self._partners: dict[Task, View | None] = {}
+        self._audited: set[int] = set()
         self._thumbnails: dict[int, Thumbnails] = {}
         self._todo: dict[Task, None] = {}
         self._attempted: set[Task] = set()
@@ -153,66 +155,76 @@ class Auditor:
         So are the records that lack a control because of one, and those of an earlier version that lack what verdicts rest on.
         To be called before the first round is added, by whoever has locked the folder.
         """
-        failed = {
-            Task(round, client, planned.index)
+        single = [
+            (planned, View.of_update(round, client))
             for round in self._folder.captured_rounds()
             for client in self._folder.captured(round)
             for planned in self._plan.attacks
-            if attempt.forget_failure(self._folder, round, client, planned)
+            if planned.attack.scope == "update"
+        ]
+        wide = [(self._plan.attacks[task.attack], task.view) for task in self._records if task.view.client is None]
+        failed = {
+            Task(view, planned.index)
+            for planned, view in (*single, *wide)
+            if attempt.forget_failure(self._folder, view, planned)
         }
-        places = {(task.round, task.attack) for task in failed}
+        places = {(task.view.round, task.attack) for task in failed}
         stale = [
             task
             for task, record in self._records.items()
-            if record["status"] == "failed"
-            or ("wrong_update" not in record["controls"] and (task.round, task.attack) in places)
+            if record.status == "failed"
+            or ("wrong_update" not in record.controls and (task.view.round, task.attack) in places)
             or self._is_edited(self._plan.attacks[task.attack], record)
-            or "workload" not in record
+            or "workload" not in record.model_fields_set
         ]
         for task in stale:
             del self._records[task]
         if stale:
-            self._folder.records.rewrite(self._in_order())
+            self._folder.records.rewrite(_as_json(self._in_order()))
         unsound = [
             place
             for place, line in self._calibrations.items()
-            if line["status"] == "failed"
-            or any(trial["status"] == "failed" for trial in line["trials"])
+            if line.status == "failed"
+            or any(trial.status == "failed" for trial in line.trials)
             or self._is_edited(self._plan.attacks[place.attack], line)
         ]
         for place in unsound:
             del self._calibrations[place]
-        if self._calibrations_in_order() != self._folder.calibrations.read():
-            self._folder.calibrations.rewrite(self._calibrations_in_order())
+        self._settle(self._folder.calibrations, self._calibrations_in_order())
         unanswered = [question for question, line in self._evaluations.items() if line.status == "failed"]
         for question in unanswered:
             del self._evaluations[question]
             self._asked.discard(question)
         if unanswered:
-            self._folder.evaluations.rewrite(self._evaluations_in_order())
+            self._folder.evaluations.rewrite(_as_json(self._evaluations_in_order()))
 
     @staticmethod
-    def _is_edited(planned: PlannedAttack, record: Record) -> bool:
-        is_renamed = record["attack"].get("label") != planned.label
-        return is_renamed or (
-            planned.info.distribution is None and record["attack"].get("version") != planned.info.version
-        )
+    def _is_edited(planned: PlannedAttack, record: AnyRecord | Calibration) -> bool:
+        is_renamed = record.attack.label != planned.label
+        return is_renamed or (planned.info.distribution is None and record.attack.version != planned.info.version)
 
-    def _in_order(self) -> list[Record]:
+    def _in_order(self) -> list[AnyRecord]:
         return [record for _, record in sorted(self._records.items(), key=lambda item: item[0])]
 
-    def _calibrations_in_order(self) -> list[Record]:
-        return [line for _, line in sorted(self._calibrations.items())]
+    def _calibrations_in_order(self) -> list[Calibration]:
+        return [line for _, line in sorted(self._calibrations.items(), key=lambda item: item[0])]
 
-    def _evaluations_in_order(self) -> list[dict[str, Any]]:
-        return [line.as_json() for _, line in sorted(self._evaluations.items())]
+    def _evaluations_in_order(self) -> list[EvaluationRecord]:
+        return [line for _, line in sorted(self._evaluations.items(), key=lambda item: item[0])]
+
+    @staticmethod
+    def _settle(file: JsonLines, lines: Sequence[Line]) -> None:
+        """Put the lines of a file into canonical order, where they are not."""
+        wanted = _as_json(lines)
+        if wanted != file.read():
+            file.rewrite(wanted)
 
     def start(self) -> None:
         """Audit on worker processes, beside whatever this process does, until `finish`."""
         self._thread = threading.Thread(target=self._work_and_keep_error, name="auditor", daemon=True)
         self._thread.start()
 
-    def finish(self) -> list[Record]:
+    def finish(self) -> list[AnyRecord]:
         """Wait until all rounds added so far are audited; returns all records of the run, in canonical order.
 
         Raises:
@@ -225,16 +237,10 @@ class Auditor:
             self._thread.join()
         if self._error is not None:
             raise self._error
-        records = self._in_order()
-        if records != self._folder.records.read():
-            self._folder.records.rewrite(records)
-        calibrations = self._calibrations_in_order()
-        if calibrations != self._folder.calibrations.read():
-            self._folder.calibrations.rewrite(calibrations)
-        evaluations = self._evaluations_in_order()
-        if evaluations != self._folder.evaluations.read():
-            self._folder.evaluations.rewrite(evaluations)
-        return records
+        self._settle(self._folder.records, self._in_order())
+        self._settle(self._folder.calibrations, self._calibrations_in_order())
+        self._settle(self._folder.evaluations, self._evaluations_in_order())
+        return self._in_order()
 
     # The loop: one thread, one queue of events
 
@@ -281,11 +287,13 @@ class Auditor:
             if event.kind == "closed":
                 closed = True
                 self._ask(range(self._plan.scenario.federation.rounds + 1))
+                self._plan_wide(("client", "run"), self._rounds_seen())
             elif event.kind == "abandoned":
                 executor.shutdown(wait=False, cancel_futures=True)
                 return
             elif event.kind == "rounds":
                 self._plan_rounds(event.rounds)
+                self._plan_wide(("round",), event.rounds)
                 # What a round sends out is the global model after the one before.
                 self._ask([round - 1 for round in event.rounds])
             elif event.kind == "step":
@@ -318,22 +326,53 @@ class Auditor:
             wanted = self._plan.audit_clients if round in self._plan.audit_rounds else ()
             audited = [client for client in wanted if client in captured]
             others = audited if len(audited) > 1 else captured
-            partners: dict[int, int | None] = {}
+            partners: dict[int, View | None] = {}
             self._thumbnails.clear()
             for planned in self._plan.attacks:
-                tasks = [Task(round, client, planned.index) for client in audited]
+                if planned.attack.scope != "update":
+                    continue
+                tasks = {client: Task(View.of_update(round, client), planned.index) for client in audited}
                 self._total += len(tasks)
-                for task in tasks:
+                for client, task in tasks.items():
                     if task in self._records:
                         continue
-                    if task.client not in partners:
-                        partners[task.client] = self._partner(round, task.client, others)
-                    self._partners[task] = partners[task.client]
+                    if client not in partners:
+                        partner = self._partner(round, client, others)
+                        partners[client] = None if partner is None else View.of_update(round, partner)
+                    self._partners[task] = partners[client]
                     self._add(task)
                 if tasks:
                     place = _Place(round, planned.index)
-                    self._unrecorded[place] = {task for task in tasks if task not in self._records}
+                    self._unrecorded[place] = {task for task in tasks.values() if task not in self._records}
                     self._calibrate_if_complete(place)
+        self._audited.update(rounds)
+        if self._on_total:
+            self._on_total(self._total)
+
+    def _rounds_seen(self) -> list[int]:
+        return sorted(self._audited.intersection(self._plan.audit_rounds))
+
+    def _plan_wide(self, scopes: Sequence[Scope], rounds: Iterable[int]) -> None:
+        """Plan attacks on several updates at once, where all of them are there."""
+        planned_attacks = [planned for planned in self._plan.attacks if planned.attack.scope in scopes]
+        if not planned_attacks:
+            return
+        self._folder.refresh()
+        chosen = sorted(set(rounds).intersection(self._plan.audit_rounds))
+        captured = {round: self._folder.captured(round) for round in chosen}
+        wanted: set[Task] = set()
+        for planned in planned_attacks:
+            for view in views(planned.attack.scope, captured, self._plan.audit_clients):
+                task = Task(view, planned.index)
+                self._total += 1
+                wanted.add(task)
+                if task not in self._records:
+                    # No other view holds other pictures alone, which a wrong update must.
+                    self._partners[task] = None
+                    self._add(task)
+        for task in [task for task in self._records if task.view.scope in scopes and task.view.round in captured]:
+            if task not in wanted:
+                del self._records[task]  # made when fewer updates were there
         if self._on_total:
             self._on_total(self._total)
 
@@ -371,21 +410,25 @@ class Auditor:
 
     def _needed(self, task: Task) -> list[Task]:
         partner = self._partners[task]
-        return [task] if partner is None else [task, Task(task.round, partner, task.attack)]
+        return [task] if partner is None else [task, Task(partner, task.attack)]
 
     def _calibrate_if_complete(self, place: _Place) -> None:
         """Calibrate an attack in a round once all its records of the round are there, where a verdict may rest on it."""
         if self._unrecorded[place]:
             return
-        own = {task: record for task, record in self._records.items() if (task.round, task.attack) == place}
+        own = [
+            record
+            for task, record in self._records.items()
+            if (task.view.round, task.attack) == place and isinstance(record, Record)
+        ]
         planned = self._plan.attacks[place.attack]
-        for client in calibration.clients_to_calibrate(self._plan, planned, list(own.values())):
-            task = Task(place.round, client, place.attack)
+        for client in calibration.clients_to_calibrate(self._plan, planned, own):
+            task = Task(View.of_update(place.round, client), place.attack)
             if self._calibrated(task) not in self._calibrations:
                 self._uncalibrated.append(task)
 
     def _calibrated(self, task: Task) -> _Calibrated:
-        return _Calibrated(task.round, task.attack, self._plan.workload_of(task.client))
+        return _Calibrated(task.view.round, task.attack, self._plan.workload_of(task.view.clients[0]))
 
     def _hear(self, task: Task, step: Step) -> None:
         # Steps take another way than results, so one may come late.
@@ -397,7 +440,7 @@ class Auditor:
         if self._on_running:
             names = [planned.title for planned in self._plan.attacks]
             told = [(task, step) for task, step in self._attacking.items() if step is not None]
-            self._on_running(tuple(Running(task.round, task.client, names[task.attack], step) for task, step in told))
+            self._on_running(tuple(Running(task.view, names[task.attack], step) for task, step in told))
 
     def _take(self, event: _Event) -> None:
         assert event.task is not None and event.future is not None
@@ -419,22 +462,23 @@ class Auditor:
             self._store_evaluation(event.task, result)
         elif event.kind == "assess":
             self._records[event.task] = result
-            self._folder.records.append(result)
+            self._folder.records.append(result.as_json())
             if self._on_record:
                 self._on_record(result)
-            place = _Place(event.task.round, event.task.attack)
-            self._unrecorded[place].discard(event.task)
-            self._calibrate_if_complete(place)
+            if event.task.view.client is not None:
+                place = _Place(event.task.view.round, event.task.attack)
+                self._unrecorded[place].discard(event.task)
+                self._calibrate_if_complete(place)
         elif event.kind == "calibrate":
             self._store_calibration(event.task, result)
         else:
             self._found(event.task)
 
-    def _store_calibration(self, task: Task, line: Record) -> None:
+    def _store_calibration(self, task: Task, line: Calibration) -> None:
         self._calibrations[self._calibrated(task)] = line
-        self._folder.calibrations.append(line)
+        self._folder.calibrations.append(line.as_json())
 
-    def _store_evaluation(self, question: Question, line: EvaluationLine) -> None:
+    def _store_evaluation(self, question: Question, line: EvaluationRecord) -> None:
         self._evaluations[question] = line
         self._folder.evaluations.append(line.as_json())
 
@@ -453,13 +497,15 @@ class Auditor:
         if kind == "calibrate":
             self._store_calibration(
                 task,
-                calibration.failure(self._plan, self._folder.run, task.round, task.client, planned, "its process died"),
+                calibration.failure(
+                    self._plan, self._folder.run, task.view.round, task.view.clients[0], planned, "its process died"
+                ),
             )
             return
         if task in self._fatal:
             raise FedsimError(f"audit: the process that assesses {task} dies, though its attack is left out.")
         self._fatal.add(task)
-        attempt.store_failure(self._plan, self._folder, task.round, task.client, planned, "its process died")
+        attempt.store_failure(self._plan, self._folder, task.view, planned, "its process died")
         if kind == "assess":
             self._ready.append(task)
         else:
@@ -513,21 +559,51 @@ class Auditor:
         self._events.put(_Event(kind, task=task, future=future))
 
 
-def _task_of(plan: Plan, record: Record) -> Task:
-    return Task(record["round"], record["client"], _attack_of(plan, record, "records.jsonl"))
+def views(scope: Scope, captured: Mapping[int, Sequence[int]], clients: Sequence[int]) -> list[View]:
+    """Return what attacks of a scope look at, of several updates at once.
+
+    Args:
+        scope: `client`, `round` or `run`.
+        captured: round -> the clients whose updates are there, ascending.
+        clients: those that the audit is of; a round and a run are of all.
+    """
+    known = {round: tuple(found) for round, found in captured.items() if found}
+    if not known:
+        return []
+    if scope == "round":
+        return [View((round,), found, scope) for round, found in known.items()]
+    everybody = sorted({client for found in known.values() for client in found})
+    if scope == "run":
+        return [View(tuple(known), tuple(everybody), scope)]
+    return [
+        View(tuple(round for round, found in known.items() if client in found), (client,), scope)
+        for client in everybody
+        if client in clients
+    ]
 
 
-def _calibrated_by(plan: Plan, line: Record) -> _Calibrated:
-    return _Calibrated(line["round"], _attack_of(plan, line, "calibrations.jsonl"), Workload(**line["workload"]))
+def _as_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    return [line.as_json() for line in lines]
 
 
-def _attack_of(plan: Plan, record: Record, file: str) -> int:
+def _task_of(plan: Plan, record: AnyRecord) -> Task:
+    view = attempt.view_of(record.round, record.client, record.view if isinstance(record, ViewRecord) else None)
+    return Task(view, _attack_of(plan, record, "records.jsonl"))
+
+
+def _calibrated_by(plan: Plan, line: Calibration) -> _Calibrated:
+    assert line.workload is not None
+    workload = Workload(line.workload.pictures, line.workload.batch_size, line.workload.steps)
+    return _Calibrated(line.round, _attack_of(plan, line, "calibrations.jsonl"), workload)
+
+
+def _attack_of(plan: Plan, record: AnyRecord | Calibration, file: str) -> int:
     known = [attempt.identity(planned) for planned in plan.attacks]
     named = [(i["name"], json.loads(json.dumps(i["params"], default=str))) for i in known]
     try:
-        return named.index((record["attack"]["name"], record["attack"]["params"]))
+        return named.index((record.attack.name, record.attack.params))
     except ValueError:
         raise RunFolderError(
-            f"{file}: attack {record['attack']['name']!r} with these parameters is not in scenario.yaml. "
+            f"{file}: attack {record.attack.name!r} with these parameters is not in scenario.yaml. "
             "Delete the line, or the file, to audit again."
         ) from None

@@ -15,20 +15,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from fedsim.applicability import Workload
 from fedsim.audit import assessment, attempt
-from fedsim.audit.assessment import Record, Task
 from fedsim.audit.attempt import Attempt
 from fedsim.data.batches import FederatedData
-from fedsim.exchange import Finding, Truth, Update
+from fedsim.exchange import Finding, Truth, Update, View
 from fedsim.federation.training import NonFiniteUpdateError, Weights, local_update, proximal_mu
 from fedsim.metrics import likeness
 from fedsim.planning.inputs import run_id
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedAttack
-from fedsim.recording import run_data
-from fedsim.recording.records import SCHEMA
+from fedsim.recording.records import SCHEMA, Calibration, Record, RecordedWorkload, Trial
 from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import derive, numpy_generator
 from fedsim.verdicts.judge import Judge, kind_of
@@ -43,7 +42,7 @@ MOST_WORKLOADS = 4
 """For so many workloads of a round's clients an attack is calibrated at most, those on which verdicts hang first."""
 
 
-def clients_to_calibrate(plan: Plan, planned: PlannedAttack, records: Sequence[Record]) -> list[int]:
+def clients_to_calibrate(plan: Plan, planned: PlannedAttack, own: Sequence[Record]) -> list[int]:
     """Return clients for whose workloads an attack is to be calibrated in a round, by `audit.calibrate`.
 
     A verdict hangs on the calibration of a workload where a client with a defense has it, the attack is made for it and finds
@@ -54,28 +53,29 @@ def clients_to_calibrate(plan: Plan, planned: PlannedAttack, records: Sequence[R
     Args:
         plan: the run's plan.
         planned: the attack.
-        records: its records of the round.
+        own: its records of the round.
     """
     choice = plan.scenario.audit.calibrate
     # Nothing of an observed app is scored, so no verdict hangs on it.
     if planned.attack.is_control or plan.captured is not None or (choice == "none" and not planned.attack.is_cheap):
         return []
-    typed = [run_data.Record.model_validate(record) for record in records if not record.get("inapplicable")]
-    by_workload: dict[Workload, list[run_data.Record]] = {}
-    for record in sorted(typed, key=lambda record: record.client):
+    applicable = [record for record in own if not record.inapplicable]
+    by_workload: dict[Workload, list[Record]] = {}
+    for record in sorted(applicable, key=lambda record: record.client):
         by_workload.setdefault(plan.workload_of(record.client), []).append(record)
-    judge = Judge.of_records(typed)
-    hanging = [own for own in by_workload.values() if any(_hangs(record) for record in own)]
+    judge = Judge.of_records(applicable)
+    workloads = list(by_workload.values())
+    hanging = [alike for alike in workloads if any(_hangs(record) for record in alike)]
     if choice == "all":
-        chosen = [*hanging, *(own for own in by_workload.values() if own not in hanging)]
+        chosen = [*hanging, *(alike for alike in workloads if alike not in hanging)]
     elif planned.attack.is_cheap:
-        chosen = hanging or list(by_workload.values())[:1]
+        chosen = hanging or workloads[:1]
     else:
-        chosen = [own for own in hanging if any(_hangs(record, judge) for record in own)]
-    return [own[0].client for own in chosen[:MOST_WORKLOADS]]
+        chosen = [alike for alike in hanging if any(_hangs(record, judge) for record in alike)]
+    return [alike[0].client for alike in chosen[:MOST_WORKLOADS]]
 
 
-def _hangs(record: run_data.Record, judge: Judge | None = None) -> bool:
+def _hangs(record: Record, judge: Judge | None = None) -> bool:
     """Return whether the verdict on an attempt depends on whether the attack works; not where that is known already."""
     if not record.defenses or record.status != "found":
         return False
@@ -86,9 +86,10 @@ def _hangs(record: run_data.Record, judge: Judge | None = None) -> bool:
     return False
 
 
-def is_current(plan: Plan, line: Record) -> bool:
+def is_current(plan: Plan, line: Calibration) -> bool:
     """Return whether a line was made as this version does, with the grants of the plan; another one is made again."""
-    return bool(line.get("workload")) and "trials" in line and line.get("grants") == list(plan.scenario.threat.grants)
+    is_whole = line.workload is not None and "trials" in line.model_fields_set
+    return is_whole and line.grants == tuple(plan.scenario.threat.grants)
 
 
 def calibrate(
@@ -98,7 +99,7 @@ def calibrate(
     client: int,
     planned: PlannedAttack,
     attack: Callable[[int], Attempt],
-) -> Record:
+) -> Calibration:
     """Return the line of one calibration.
 
     Args:
@@ -120,17 +121,16 @@ def calibrate(
         if 2 * sum(one.status != "found" for one in tried) >= wanted:
             break  # most cannot leak any more, and each may take as long as an attack may
     truths = [_truth(plan, client, round, index) for index in range(len(tried))]
-    trials = [
-        _scored(plan, folder, Task(round, client, planned.index), tried, truths, index) for index in range(len(tried))
-    ]
+    trials = [_trial(plan, folder, View.of_update(round, client), tried, truths, index) for index in range(len(tried))]
     first = next((one for one in tried if one.status != "found"), None)
-    line = failure(plan, folder.run, round, client, planned, "")
-    del line["message"]
-    if first is not None and all(one.status != "found" for one in tried):
-        line |= {"status": first.status, "message": first.message}
-    else:
-        line["status"] = "found"
-    return {**line, "trials": trials, "seconds": float(f"{time.perf_counter() - started:.4g}")}
+    has_none = first is not None and all(one.status != "found" for one in tried)
+    return Calibration(
+        **_head(plan, folder.run, round, client, planned),
+        **({"status": first.status, "message": first.message} if has_none and first else {"status": "found"}),
+        trials=tuple(trials),
+        seed=_seed(plan, round, client, planned),
+        seconds=float(f"{time.perf_counter() - started:.4g}"),
+    )
 
 
 def trials_of(planned: PlannedAttack, workload: Workload) -> int:
@@ -144,21 +144,21 @@ def _truth(plan: Plan, client: int, round: int, index: int) -> Truth:
     return _unprotected(plan, client, round, index).data.truth(0, round, plan.scenario.training)
 
 
-def _scored(
-    plan: Plan, folder: RunFolder, task: Task, tried: Sequence[Attempt], truths: Sequence[Truth], index: int
-) -> Record:
+def _trial(
+    plan: Plan, folder: RunFolder, view: View, tried: Sequence[Attempt], truths: Sequence[Truth], index: int
+) -> Trial:
     """Return one trial, scored beside what the attack finds in that of the others which shows least of the same pictures."""
     own = tried[index]
     if own.status != "found":
-        return {"status": own.status, "message": own.message, "scores": {}, "controls": {}, "best_example": {}}
+        return Trial(status=own.status, message=own.message)
     after = [(index + step) % len(tried) for step in range(1, len(tried))]
     others = [other for other in after if tried[other].status == "found"]
     small = {one: likeness.thumbnails(truths[one].images) for one in (index, *others)}
     wrong = min(others, key=lambda other: likeness.alike(small[index], small[other]), default=None)
-    fields = assessment.scored_fields(
-        plan, folder, task, truths[index], own.finding, None if wrong is None else tried[wrong].finding
+    found = assessment.scores_of(
+        plan, folder, view, truths[index], own.finding, None if wrong is None else tried[wrong].finding
     )
-    return {"status": "found", **fields}
+    return Trial(status="found", scores=found.scores, controls=found.controls, best_example=found.best_example)
 
 
 def attack(plan: Plan, folder: RunFolder, round: int, client: int, planned: PlannedAttack, index: int) -> Attempt:
@@ -174,7 +174,8 @@ def attack(plan: Plan, folder: RunFolder, round: int, client: int, planned: Plan
     except NonFiniteUpdateError as error:
         return Attempt("failed", Finding(), f"the unprotected update cannot be made: {error}", 0.0, seed)
     sent = _as_sent(update, weights, _clipping_norm(plan, folder, round))
-    return attempt.attack(own, planned, sent, weights, derive(seed, index), {})[0]
+    view = View.of_update(round, update.client)
+    return attempt.attack(own, planned, [(sent, weights)], view, derive(seed, index), {})[0]
 
 
 def _seed(plan: Plan, round: int, client: int, planned: PlannedAttack) -> int:
@@ -182,7 +183,7 @@ def _seed(plan: Plan, round: int, client: int, planned: PlannedAttack) -> int:
     return derive(plan.scenario.seed, "calibration", planned.info.name, params, round, *plan.workload_of(client))
 
 
-def failure(plan: Plan, run: str | None, round: int, client: int, planned: PlannedAttack, message: str) -> Record:
+def failure(plan: Plan, run: str | None, round: int, client: int, planned: PlannedAttack, message: str) -> Calibration:
     """Return the line of a calibration that failed in a way that it could not survive to tell.
 
     Args:
@@ -193,21 +194,25 @@ def failure(plan: Plan, run: str | None, round: int, client: int, planned: Plann
         planned: the attack.
         message: what happened.
     """
+    return Calibration(
+        **_head(plan, run, round, client, planned),
+        status="failed",
+        message=message,
+        trials=(),
+        seed=_seed(plan, round, client, planned),
+        seconds=0.0,
+    )
+
+
+def _head(plan: Plan, run: str | None, round: int, client: int, planned: PlannedAttack) -> dict[str, Any]:
+    """Return what a line says of the attack and of the updates that it belongs to."""
     return {
         "schema": SCHEMA,
         "run": run or run_id(plan.scenario),
         "round": round,
-        "attack": {
-            **assessment.cited(planned, attempt.identity(planned)),
-            **({"label": planned.label} if planned.label else {}),
-        },
-        "grants": list(plan.scenario.threat.grants),
-        "workload": plan.workload_of(client)._asdict(),
-        "status": "failed",
-        "message": message,
-        "trials": [],
-        "seed": _seed(plan, round, client, planned),
-        "seconds": 0.0,
+        "attack": assessment.attack_use(planned),
+        "grants": tuple(plan.scenario.threat.grants),
+        "workload": RecordedWorkload(**plan.workload_of(client)._asdict()),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedsim import applicability, plugins
-from fedsim.applicability import Setting
+from fedsim.applicability import Setting, together
 from fedsim.attack import Attack
 from fedsim.audit import noise
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
@@ -46,6 +46,12 @@ def _of_attack(plan: Plan, planned: PlannedAttack) -> list[Gap]:
         reason = "it does not say what it is made for, so that only a calibration shows that it works"
         return [Gap(planned.title, plan.audit_clients, reason)]
     reasons: dict[str, list[int]] = {}
+    if planned.attack.scope in ("round", "run"):
+        everybody = range(plan.scenario.federation.clients)
+        obstacles = made_for.obstacles(
+            together([plan.setting_of(client, plan.audit_rounds[0]) for client in everybody])
+        )
+        return [Gap(planned.title, tuple(everybody), "; ".join(obstacles))] if obstacles else []
     for client in plan.audit_clients:
         obstacles = made_for.obstacles(plan.setting_of(client, plan.audit_rounds[0]))
         if obstacles:

@@ -15,7 +15,7 @@ from fedsim.errors import EvaluationRefusedError, message_of, printable, told
 from fedsim.evaluator import Evaluation, PixelModel
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedEvaluator
-from fedsim.recording.records import SCHEMA, EvaluationLine
+from fedsim.recording.records import SCHEMA, EvaluationRecord
 from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import derive, seeded
 
@@ -42,7 +42,7 @@ def has_weights(plan: Plan, folder: RunFolder, round: int) -> bool:
     return folder.has_global(round + 1) or (round == plan.scenario.federation.rounds and folder.has_model())
 
 
-def of_line(plan: Plan, line: EvaluationLine) -> Question | None:
+def of_line(plan: Plan, line: EvaluationRecord) -> Question | None:
     """Return which question of a plan a line answers; None where the plan has none such."""
     for planned in plan.evaluators:
         if (line.evaluator.name, line.evaluator.params) == (planned.info.name, _plain(planned.params)):
@@ -50,7 +50,7 @@ def of_line(plan: Plan, line: EvaluationLine) -> Question | None:
     return None
 
 
-def evaluate(plan: Plan, folder: RunFolder, question: Question) -> EvaluationLine:
+def evaluate(plan: Plan, folder: RunFolder, question: Question) -> EvaluationRecord:
     """Return the line of one evaluation; whatever the evaluator raises, SystemExit too, is a failed one.
 
     Raises:
@@ -75,7 +75,7 @@ def evaluate(plan: Plan, folder: RunFolder, question: Question) -> EvaluationLin
     return _line(plan, folder, question, "found", None, scores, cautions, time.perf_counter() - started)
 
 
-def failure(plan: Plan, folder: RunFolder, question: Question, message: str, seconds: float = 0.0) -> EvaluationLine:
+def failure(plan: Plan, folder: RunFolder, question: Question, message: str, seconds: float = 0.0) -> EvaluationRecord:
     """Return the line of an evaluation that failed in a way that it could not survive to tell."""
     return _line(plan, folder, question, "failed", message, {}, (), seconds)
 
@@ -89,9 +89,9 @@ def _line(
     scores: Mapping[str, float],
     cautions: tuple[str, ...],
     seconds: float,
-) -> EvaluationLine:
+) -> EvaluationRecord:
     planned = plan.evaluators[question.evaluator]
-    return EvaluationLine.model_validate(
+    return EvaluationRecord.model_validate(
         {
             "schema": SCHEMA,
             "run": folder.run,

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from fedsim.errors import RunFolderError
-from fedsim.exchange import Observation, Update
+from fedsim.exchange import Observation, Update, View
 from fedsim.labels import without_order
 from fedsim.models.correspondence import Correspondence, ForeignArraysError, correspond, shapes_of
 from fedsim.planning.context import training_knowledge
 from fedsim.planning.plan import Plan, foreign
+from fedsim.views import observation_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,21 @@ class ThreatModel:
     """
 
     plan: Plan
+
+    def show(self, sent: Sequence[tuple[Update, Mapping[str, Tensor]]], view: View) -> Observation:
+        """Return what an attack may know about all that a view shows.
+
+        Args:
+            sent: each update of the view, with the global weights that its client got.
+            view: of one update, of several, or of their sum alone.
+
+        Raises:
+            RunFolderError: see `observe`.
+        """
+        members = tuple(self.observe(update, weights) for update, weights in sent)
+        if view.client is not None:
+            return members[0]
+        return observation_of(members, view.is_sum)
 
     def observe(self, update: Update, weights: Mapping[str, Tensor]) -> Observation:
         """Return what an attack may know about one update.

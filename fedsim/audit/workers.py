@@ -37,15 +37,15 @@ import torch
 
 from fedsim import plugins
 from fedsim.audit import assessment, attempt, calibration, evaluation
-from fedsim.audit.assessment import Record, Task
+from fedsim.audit.assessment import Task
 from fedsim.audit.attempt import Attempt, Made
 from fedsim.audit.evaluation import Question
 from fedsim.errors import FedsimError
-from fedsim.exchange import Finding
+from fedsim.exchange import Finding, View
 from fedsim.planning import preparation as planning
 from fedsim.planning.plan import Plan
 from fedsim.progress import Step, listening
-from fedsim.recording.records import EvaluationLine
+from fedsim.recording.records import AnyRecord, Calibration, EvaluationRecord
 from fedsim.recording.run_folder import RunFolder
 
 Tell = Callable[[Task, Step], None]
@@ -135,7 +135,7 @@ def attack(task: Task) -> None:
     """
     assert _work is not None
     plan, folder, planned = _work.plan, _work.folder, _work.plan.attacks[task.attack]
-    if attempt.stored(folder, task.round, task.client, planned) is not None:
+    if attempt.stored(folder, task.view, planned) is not None:
         return
     with _telling(task) as tell:
         try:
@@ -143,14 +143,14 @@ def attack(task: Task) -> None:
                 _made, task, plan.scenario.audit.attack_timeout, tell, plugins.is_own(planned.info)
             )
         except AttackTimeoutError as error:
-            attempt.store_failure(plan, folder, task.round, task.client, planned, str(error), error.seconds)
+            attempt.store_failure(plan, folder, task.view, planned, str(error), error.seconds)
         else:
-            attempt.store(folder, task.round, task.client, planned, made.content)
+            attempt.store(folder, task.view, planned, made.content)
 
 
 def _made(task: Task) -> Made:
     assert _work is not None
-    return attempt.make(_work.plan, _work.folder, task.round, task.client, _work.plan.attacks[task.attack])
+    return attempt.make(_work.plan, _work.folder, task.view, _work.plan.attacks[task.attack])
 
 
 @contextlib.contextmanager
@@ -175,7 +175,7 @@ def _telling(task: Task) -> Iterator[Callable[[Step], None] | None]:
         raise failed[0]
 
 
-def assess(task: Task, partner: int | None) -> Record:
+def assess(task: Task, partner: View | None) -> AnyRecord:
     """Return the record of a stored finding, with the partner's as the wrong-update control.
 
     Where a finding is gone, or an edited plug-in has made it one of another version, it is made again first.
@@ -185,13 +185,13 @@ def assess(task: Task, partner: int | None) -> Record:
     """
     assert _work is not None
     _work.folder.refresh()
-    for client in (task.client, partner):
-        if client is not None:
-            attack(replace(task, client=client))
+    for view in (task.view, partner):
+        if view is not None:
+            attack(replace(task, view=view))
     return assessment.assess(_work.plan, _work.folder, task, partner)
 
 
-def calibrate(task: Task) -> Record:
+def calibrate(task: Task) -> Calibration:
     """Return the line of the calibration of an attack in a round, at the global weights of the task's client.
 
     Raises:
@@ -210,17 +210,17 @@ def calibrate(task: Task) -> Record:
         tried: Attempt = pickle.loads(made.content)
         return tried
 
-    return calibration.calibrate(plan, folder, task.round, task.client, planned, attack)
+    return calibration.calibrate(plan, folder, task.view.round, task.view.clients[0], planned, attack)
 
 
 def _tried(index: int, task: Task) -> Made:
     assert _work is not None
     planned = _work.plan.attacks[task.attack]
-    tried = calibration.attack(_work.plan, _work.folder, task.round, task.client, planned, index)
+    tried = calibration.attack(_work.plan, _work.folder, task.view.round, task.view.clients[0], planned, index)
     return Made(tried.status, pickle.dumps(tried))
 
 
-def evaluate(question: Question) -> EvaluationLine:
+def evaluate(question: Question) -> EvaluationRecord:
     """Return the line of an evaluation, made in the process for attacks; one that takes too long has failed.
 
     Raises:
@@ -234,7 +234,7 @@ def evaluate(question: Question) -> EvaluationLine:
         made = _work.attacks.call(_evaluated, question, limit, None, is_own)
     except AttackTimeoutError as error:
         return evaluation.failure(plan, folder, question, str(error), error.seconds)
-    line: EvaluationLine = pickle.loads(made.content)
+    line: EvaluationRecord = pickle.loads(made.content)
     return line
 
 

@@ -19,14 +19,16 @@ from rich.text import Text
 from fedsim import simulation
 from fedsim.audit.auditor import Running
 from fedsim.errors import printable, printable_line
+from fedsim.exchange import View
 from fedsim.metrics.ratings import Level, scale
-from fedsim.recording import run_data
+from fedsim.recording.records import AnyRecord, Record, ViewRecord
 from fedsim.report import reading
 from fedsim.report.analysis import Analysis
 from fedsim.report.naming import NO_DEFENSE
 from fedsim.report.overview import Entry, entries
 from fedsim.report.summaries import by_client
 from fedsim.verdicts.judge import Verdict
+from fedsim.verdicts.several import ViewEntry, view_entries
 
 _SHOWN_ROWS = 18
 _BAR_WIDTH = 20
@@ -58,8 +60,19 @@ def _leakage(entry: Entry, is_final: bool) -> Text:
     return Text(printable_line(text), style=_STYLES[entry.verdict])
 
 
-def _entries_of(record: dict[str, Any]) -> list[Entry]:
-    return entries(by_client([run_data.Record.model_validate(record)]))
+def _told(record: AnyRecord) -> list[tuple[str, str, Text]]:
+    """Return the defenses, the attack and what leaks, for each kind of finding of an attempt."""
+    if isinstance(record, Record):
+        found = entries(by_client([record]))
+        return [(one.summary.defenses, one.summary.attack, _leakage(one, False)) for one in found]
+    return [("", one.attack, Text(printable_line(_leakage_of_view(one)))) for one in view_entries([record])]
+
+
+def _leakage_of_view(entry: ViewEntry) -> str:
+    if entry.metric is None:
+        return "not scored"
+    shows = entry.verdict if entry.is_leak else "not shown to leak"
+    return f"{shows}: {scale(entry.metric).title} {entry.write(entry.mean)}"
 
 
 def _shown(text: str) -> Text:
@@ -85,10 +98,14 @@ def _pace(running: Running) -> tuple[str, str, str]:
 def _under_way(attacks: tuple[Running, ...]) -> Table:
     grid = Table.grid(padding=(0, 2))
     for running in attacks:
-        place = f"round {running.round} client {running.client}"
+        place = _place(running.view)
         bar = ProgressBar(max(1, running.step.total), running.step.done, width=_BAR_WIDTH)
         grid.add_row(_shown(running.attack), place, bar, *_pace(running))
     return grid
+
+
+def _place(view: View) -> str:
+    return f"round {view.round} client {view.client}" if view.client is not None else str(view)
 
 
 class Display:
@@ -160,23 +177,23 @@ class Display:
             return
         self._spoke = self._clock()
         said = (
-            f"round {one.round} client {one.client} {_shown(one.attack)}: {', '.join(part for part in _pace(one) if part)}"
+            f"{_place(one.view)} {_shown(one.attack)}: {', '.join(part for part in _pace(one) if part)}"
             for one in running
         )
         self._console.print("; ".join(said), markup=False, highlight=False, soft_wrap=True)
 
-    def _on_record(self, record: dict[str, Any]) -> None:
+    def _on_record(self, record: AnyRecord) -> None:
         self._bars.advance(self._attempts)
-        accuracy = self._accuracy.get(record["round"])
-        for entry in _entries_of(record):
-            found, leaked = entry.summary, _leakage(entry, False)
-            if record["status"] != "found":
-                leaked.append(f": {printable(record['message'] or '', 300)}")
+        accuracy = self._accuracy.get(record.round)
+        for defenses, attack, leaked in _told(record):
+            if record.status != "found":
+                leaked.append(f": {printable(record.message or '', 300)}")
             shown = "" if accuracy is None else f"{accuracy:.3f}"
-            place = str(record["round"]), str(record["client"])
-            self._rows.append((*place, _shown(found.defenses), _shown(found.attack), leaked, shown))
+            whose = "all" if record.client is None else str(record.client)
+            self._rows.append((str(record.round), whose, _shown(defenses), _shown(attack), leaked, shown))
             if not self._console.is_terminal:
-                said = f"round {place[0]} client {place[1]} ({found.defenses}) {found.attack}"
+                place = record.place if isinstance(record, ViewRecord) else f"round {record.round} client {whose}"
+                said = f"{place} ({defenses}) {attack}" if defenses else f"{place} {attack}"
                 self._console.print(f"{_shown(said)}: {leaked}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -193,6 +210,10 @@ def summary(folder: Path) -> Group:
         defenses = line.summary.defenses
         carried = _shown("" if defenses == NO_DEFENSE else defenses)
         table.add_row(str(line.client), carried, _shown(line.summary.attack), _leakage(line, True))
+    for entry in analysis.views:
+        said = f"{entry.verdict}: {entry.reason or _leakage_of_view(entry).partition(': ')[2]}"
+        table.add_section()
+        table.add_row(f"all of a {entry.scope}", "", _shown(entry.attack), Text(printable_line(said)))
     if read.rounds and read.rounds[-1].accuracy is not None:
         table.caption = f"accuracy of the global model after the last round: {read.rounds[-1].accuracy:.3f}"
     return Group(Text(printable_line(analysis.headline), style="bold"), table)

@@ -18,6 +18,9 @@ from fedsim.planning import catalogue
 from fedsim.planning.catalogue import Entry
 from fedsim.validation import shown
 
+# What an attack looks at where it is not one update.
+_SCOPES = {"client": "all updates of a client", "round": "all updates of a round", "run": "all updates of the run"}
+
 
 def _kinds(incomplete: str) -> list[str]:
     return [kind for kind in catalogue.sections() if kind.startswith(incomplete)]
@@ -104,6 +107,7 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("citation", facts.get("citation")),
         ("needs the grants", ", ".join(facts.get("needs", ()))),
         ("recovers", ", ".join(facts.get("recovers", ()))),
+        ("looks at", _SCOPES.get(facts.get("scope", ""), "")),
         ("made for", _made_for(facts["applies"]) if facts.get("applies") else ""),
         ("class", facts.get("target")),
         ("from", " ".join(str(facts[key]) for key in ("distribution", "version") if facts.get(key))),

@@ -20,7 +20,7 @@ from fedsim.errors import FedsimError, RunFolderError, ScenarioError, printable_
 from fedsim.scenario import Scenario, yaml_loader
 
 if TYPE_CHECKING:
-    from fedsim.recording.records import EvaluationLine  # imports torch
+    from fedsim.recording.records import AnyRecord, EvaluationRecord  # imports torch
 
 _TOO_BAD = 3  # a verdict that --fail-on names
 _COLUMNS = {
@@ -114,9 +114,9 @@ def _exit_by_verdict(folder: Path, fail_on: Verdict | None) -> None:
 
 
 def _exit_by(
-    records: Sequence[dict[str, Any]], lines: Sequence[dict[str, Any]], evaluations: Sequence[EvaluationLine]
+    records: Sequence[AnyRecord], lines: Sequence[dict[str, Any]], evaluations: Sequence[EvaluationRecord]
 ) -> None:
-    failed = [record for record in records if record["status"] == "failed"]
+    failed = [record for record in records if record.status == "failed"]
     clients = {client for line in lines for client in line["failed"]}
     if failed:
         terminal.out.print(f"{len(failed)} of {len(records)} attempts failed; records.jsonl says why.", style="red")

@@ -134,6 +134,7 @@ def _facts_of_attack(cls: Any) -> dict[str, Any]:
     return {
         "needs": sorted(cls.needs),
         "recovers": sorted(cls.recovers),
+        "scope": cls.scope,
         "applies": None if applies is None else dataclasses.asdict(applies),
         "is_cheap": cls.is_cheap,
         "is_control": cls.is_control,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from fedsim import models
 from fedsim.applicability import Setting, Workload
 from fedsim.data.batches import FederatedData
 from fedsim.defense import ClientContext
-from fedsim.exchange import Normalization, Update
+from fedsim.exchange import Normalization, Truth, Update
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
 from fedsim.planning.context import client_context
 from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, cautions
@@ -80,6 +81,32 @@ class Plan:
     def context_of(self, client: int, round: int = 1, participation: int = 1) -> ClientContext:
         """Return what the hooks of a client's defenses get in a round, with nothing kept from earlier ones."""
         return client_context(self.scenario, self.data, self._skeleton, client, round, participation)
+
+    def truth(self, places: Sequence[tuple[int, int]]) -> Truth:
+        """Return what is behind the updates of these rounds and clients together; what a client uses again counts once.
+
+        Args:
+            places: round and client of each update, by round; at least one.
+        """
+        truths = [(client, self.data.truth(client, round, self.scenario.training)) for round, client in places]
+        if len(truths) == 1:
+            return truths[0][1]
+        seen: set[tuple[int, bytes, bytes]] = set()
+        images, labels = [], []
+        for client, truth in truths:
+            for image, label in zip(truth.images, truth.labels, strict=True):
+                known = client, image.numpy().tobytes(), label.numpy().tobytes()
+                if known not in seen:
+                    seen.add(known)
+                    images.append(image)
+                    labels.append(label)
+        # Of labels that are counted, as many as there are pictures; blends of one picture are several inputs.
+        counts = [truth.pictures for _, truth in truths]
+        is_of_one_round = len({round for round, _ in places}) == 1
+        pictures = (
+            sum(count for count in counts if count is not None) if is_of_one_round and None not in counts else None
+        )
+        return Truth(torch.stack(images), torch.stack(labels), pictures)
 
     def setting_of(self, client: int, round: int) -> Setting:
         """Return how the update of a simulated client in a round is made."""

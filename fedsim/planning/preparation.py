@@ -19,6 +19,7 @@ from fedsim.data.batches import load as load_data
 from fedsim.defense import Defense
 from fedsim.errors import PluginError, RunFolderError, ScenarioError, told
 from fedsim.evaluator import Evaluator
+from fedsim.exchange import SCOPES
 from fedsim.models.correspondence import Correspondence, ForeignArraysError, correspond
 from fedsim.planning.context import client_context
 from fedsim.planning.plan import Plan, foreign
@@ -262,6 +263,8 @@ def _check_facts(attack: Attack, where: str, info: PluginInfo) -> None:
         stated: Any = getattr(attack, name)
         if not isinstance(stated, frozenset) or not stated <= set(allowed):
             fault = fault or f"{name}: expected a frozenset out of {', '.join(allowed)}, got {shown(stated)}"
+    if attack.scope not in SCOPES:
+        fault = fault or f"scope: expected one of {', '.join(SCOPES)}, got {shown(attack.scope)}"
     try:
         found = applicability.fault(attack.applicability)
         fault = fault or (found and f"applicability: {found}")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fedsim.errors import RunFolderError
 from fedsim.recording import files, records
+from fedsim.recording.headers import MODEL, IndexLine, client_key
 from fedsim.recording.json_lines import JsonLines
-from fedsim.recording.records import MODEL, IndexLine, client_key
 
 
 def digest(path: Path) -> str:

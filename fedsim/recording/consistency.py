@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from fedsim.errors import RunFolderError
 from fedsim.recording import environment
-from fedsim.recording.records import MODEL, IndexLine, client_key, global_key
+from fedsim.recording.headers import MODEL, IndexLine, client_key, global_key
+from fedsim.recording.records import ViewRecord
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import Scenario
 
@@ -107,18 +108,23 @@ def _check_records(
 ) -> None:
     run = folder.run
     places: dict[str, int] = {}
-    for number, line in enumerate(folder.records.read(), 1):
-        where, round, client = f"{folder.records.path}: line {number}", line["round"], line["client"]
+    for number, line in enumerate(folder.read_records(), 1):
+        where = f"{folder.records.path}: line {number}"
+        view = line.view if isinstance(line, ViewRecord) else None
+        rounds, clients = (view.rounds, view.clients) if view else ((line.round,), (line.client or 0,))
         if limits is not None:
-            limits.check(where, round, client)
-        if captured is not None and (round, client) not in captured:
+            limits.check(where, max(rounds), max(clients))
+        # Not every client of a view took part in each of its rounds.
+        gone = [client for client in clients if captured is not None and not {(r, client) for r in rounds} & captured]
+        if gone:
             raise RunFolderError(
-                f"{where} is of client {client} in round {round}, of which captures/index.jsonl lists nothing. Restore the "
-                "captures, or delete the line."
+                f"{where} is of client {gone[0]} in round {line.round}, of which captures/index.jsonl lists nothing. Restore "
+                "the captures, or delete the line."
             )
-        if run is not None and line.get("run") != run:
-            raise RunFolderError(f"{where} is of the run {line.get('run')}, this one is {run}. Delete the line.")
-        place = json.dumps([round, client, line["attack"]["name"], line["attack"]["params"]])
+        if run is not None and line.run != run:
+            raise RunFolderError(f"{where} is of the run {line.run}, this one is {run}. Delete the line.")
+        named = view.model_dump() if view else line.client
+        place = json.dumps([line.round, named, line.attack.name, line.attack.params])
         if places.setdefault(place, number) != number:
             raise RunFolderError(f"{where} is of the same attempt as line {places[place]}. Delete one of the two.")
 

@@ -1,25 +1,29 @@
-"""What each line of a run's JSON Lines files and each header of its safetensors files must hold.
+"""The lines of a run's JSON Lines files: one typed, frozen model each, written and read by the same class.
 
-So a damaged one is named before anything rests on it.
+README documents the fields of a record.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import functools
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
+from fedsim.defense import is_meaningful
 from fedsim.errors import RunFolderError
-from fedsim.recording.files import DamagedFileError
+from fedsim.exchange import Scope
+from fedsim.metrics.skill import Direction
 
-SCHEMA: Literal[1] = 1  # of every file of a run folder; README documents the records
-MODEL = "model"
-"""The key of the final global weights."""
+SCHEMA: Literal[1] = 1  # of every file of a run folder
 
 _LARGEST = 1e40  # beyond float32, and its square is still a float
+_LONGEST_NUMBER = 9  # digits
+
+Status = Literal["found", "failed", "refused"]
 
 
 def _measured(value: float) -> float:
@@ -28,205 +32,53 @@ def _measured(value: float) -> float:
     return value
 
 
+def _numbered(key: Any) -> Any:
+    # JSON has no whole numbers as keys.
+    if isinstance(key, str) and key.isdecimal() and len(key) <= _LONGEST_NUMBER and str(int(key)) == key:
+        return int(key)
+    return key
+
+
+_Item = TypeVar("_Item")
+Many = Annotated[tuple[_Item, ...], pydantic.Strict(False)]
+"""A tuple; JSON has lists."""
+
 # Beyond these nothing that a run could have measured: numbers whose sums and squares overflow, counts that fill the memory.
 Count = Annotated[int, pydantic.Field(ge=0, le=10**9)]
+Positive = Annotated[Count, pydantic.Field(ge=1)]
 Value = Annotated[float, pydantic.AfterValidator(_measured)]
-
-_KEY = re.compile(r"round-(\d{4,9})/(client-|global-?|state-client-)(\d{3,9})?", re.ASCII)
-_NUMBER = Annotated[str, pydantic.Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
-
-
-def client_key(round: int, client: int) -> str:
-    """Return the key of a client's reply."""
-    return f"round-{round:04d}/client-{client:03d}"
+Number = Annotated[Count, pydantic.BeforeValidator(_numbered)]
+"""A count that is a key."""
 
 
-def global_key(round: int, client: int | None = None) -> str:
-    """Return the key of the weights that the server sent out in a round, to all clients or to this one alone."""
-    return f"round-{round:04d}/global" + ("" if client is None else f"-{client:03d}")
+class Line(pydantic.BaseModel):
+    """A line, or a part of one; what a later version adds to it is kept as it is."""
+
+    model_config = pydantic.ConfigDict(strict=True, frozen=True, extra="allow", populate_by_name=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the line as it is written: what was stated, in the order of the fields."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def state_key(round: int, client: int) -> str:
-    """Return the key of what a client's defenses keep after a round."""
-    return f"round-{round:04d}/state-client-{client:03d}"
-
-
-class _Line(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(strict=True, frozen=True, extra="ignore")
-
-
-class IndexLine(_Line):
-    """One line of captures/index.jsonl: a stored file, or a client that failed."""
-
-    key: str
-    sha256: str | None = None
-    failed: str | None = None
-
-    @pydantic.model_validator(mode="after")
-    def _fits(self) -> IndexLine:
-        if self.key not in (MODEL, *self._written()):
-            raise ValueError(f"the key {self.key!r} names no file")
-        if (self.sha256 is None) == (self.failed is None):
-            raise ValueError("expected sha256 or failed")
-        return self
-
-    def _written(self) -> tuple[str, ...]:
-        """Return the keys as fedsim writes them for the numbers in this one."""
-        if self.round is None:
-            return ()
-        if self.client is None:
-            return (global_key(self.round),)
-        return tuple(key(self.round, self.client) for key in (client_key, global_key, state_key))
-
-    @property
-    def round(self) -> int | None:
-        """The round that the key names; None for the model."""
-        found = _KEY.fullmatch(self.key)
-        return int(found[1]) if found else None
-
-    @property
-    def client(self) -> int | None:
-        """The client that the key names; None for what belongs to all."""
-        found = _KEY.fullmatch(self.key)
-        return int(found[3]) if found and found[3] else None
-
-
-class RoundLine(_Line):
-    """One line of rounds.jsonl, as far as a run goes on from it."""
-
-    round: Count
-    accuracy: Value
-    loss: Value
-    participants: list[Count]
-    failed: dict[_NUMBER, str]
-
-
-class Use(_Line):
-    """The attack of a record."""
+class PluginUse(Line):
+    """An attack, a defense or an evaluator as a line names it."""
 
     name: str
-    params: dict[str, Any]
-    version: str | None = None
-    label: str | None = None
-
-
-class Score(_Line):
-    """One metric of a record."""
-
-    value: Value | None
-    worse: Literal["higher", "lower"]
-
-
-class RecordLine(_Line):
-    """One line of records.jsonl, as far as an audit goes on from it."""
-
-    run: str | None = None
-    round: Annotated[Count, pydantic.Field(ge=1)]
-    client: Count
-    attack: Use
-    status: Literal["found", "failed", "refused"]
-    scores: dict[str, Score]
-    controls: dict[str, dict[str, Value]]
-
-
-class GlobalHeader(_Line):
-    """The header of weights that the server sent out."""
-
-    round: Count
-    order: list[str]
-    client: Count | None = None
-    run: str | None = None
-
-
-class CaptureHeader(_Line):
-    """The header of a client's reply."""
-
-    round: Count
-    client: Count
-    kind: Literal["gradient", "delta"]
-    order: list[str]
-    metrics: dict[str, Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)] | float]
-    side: dict[str, dict[str, Any]]
-    buffers: list[str] = []
-    run: str | None = None
-
-    @pydantic.model_validator(mode="after")
-    def _has_its_buffers(self) -> CaptureHeader:
-        if not set(self.buffers) <= set(self.order):
-            raise ValueError("buffers: expected names of arrays that it holds")
-        return self
-
-
-class StateHeader(_Line):
-    """The header of what a client's defenses keep."""
-
-    round: Count
-    client: Count
-    order: list[str]
-    values: dict[str, Any]
-    run: str | None = None
-
-
-class TrajectoryHeader(_Line):
-    """The curve of an attack's trajectory."""
-
-    steps: list[Count]
-    losses: list[float]
-
-
-class FindingHeader(_Line):
-    """The header of a stored finding."""
-
-    round: Count
-    client: Count
-    attack: dict[str, Any]
-    status: Literal["found", "failed", "refused"]
-    message: str | None
-    trace: dict[str, Any]
-    cautions: list[str]
-    seconds: float
-    seed: int
-    trajectory: TrajectoryHeader | None = pydantic.Field(None, alias="film")  # as run folders have always named it
-    run: str | None = None
-
-
-class WorkloadPart(_Line):
-    """How much a client trains on in a round."""
-
-    pictures: Annotated[Count, pydantic.Field(ge=1)]
-    batch_size: Annotated[Count, pydantic.Field(ge=1)]
-    steps: Annotated[Count, pydantic.Field(ge=1)]
-
-
-class TrialPart(_Line):
-    """One trial of a calibration."""
-
-    status: Literal["found", "failed", "refused"]
-    scores: dict[str, Score]
-    controls: dict[str, dict[str, Value]]
-
-
-class CalibrationLine(_Line):
-    """One line of calibrations.jsonl, as far as an audit goes on from it; earlier versions wrote no trials."""
-
-    run: str | None = None
-    round: Annotated[Count, pydantic.Field(ge=1)]
-    attack: Use
-    grants: list[str] | None = None
-    workload: WorkloadPart | None = None
-    status: Literal["found", "failed", "refused"]
-    trials: list[TrialPart] | None = None
-
-
-class Asked(_Line):
-    """The evaluator of an evaluation."""
-
-    name: str
-    params: dict[str, Any]
+    params: dict[str, Any] = {}
     version: str | None = None
     distribution: str | None = None
     citation: str | None = None
+    is_control: bool = False
+    recovers: Many[str] = ()
+    adds_noise: bool = False
+    is_strategy: bool = False
     label: str | None = None
+
+    @functools.cached_property
+    def key(self) -> tuple[str, str]:
+        """What tells this plug-in and its parameters from others: its name, and the parameters as text."""
+        return self.name, json.dumps(self.params, sort_keys=True, default=str)
 
     @property
     def title(self) -> str:
@@ -234,39 +86,227 @@ class Asked(_Line):
         return self.label or self.name
 
 
-class EvaluationLine(_Line):
-    """One line of evaluations.jsonl: what an evaluator found of the global model after a round.
+class RecordedScore(Line):
+    """One metric of one attempt; `value` is None when the metric was unavailable."""
 
-    Args:
-        schema_version: of the run folder, `schema` in the file.
-        run: the run's name.
-        round: server round, 0 for the initial model.
-        evaluator: which one.
-        status: `found`, `refused` where it cannot be asked of the model, else `failed`.
-        message: why it was refused or failed.
-        scores: name -> number.
-        cautions: reasons to doubt them.
-        seconds: wall time.
-        seed: of its generator.
+    value: Value | None = None
+    per_example: Many[Value] | None = None
+    worse: Direction
+    unavailable: str | None = None
+
+    @property
+    def examples(self) -> tuple[float, ...]:
+        """One value per true picture; the mean alone where the record holds no more."""
+        if self.value is None:
+            return ()
+        return self.per_example or (self.value,)
+
+
+class TrajectoryControl(Line):
+    """The best control of a trajectory."""
+
+    name: str
+    value: Value
+
+
+class RecordedTrajectory(Line):
+    """How one attempt went, iteration by iteration: its own loss, and the PSNR that the auditor computed afterwards."""
+
+    steps: Many[Count] = pydantic.Field(min_length=1)
+    losses: Many[Value | None]
+    psnr: Many[Value]
+    control: TrajectoryControl | None = None
+    shown: Many[Count] = pydantic.Field(min_length=1)
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> RecordedTrajectory:
+        if not len(self.steps) == len(self.losses) == len(self.psnr):
+            raise ValueError("expected as many losses and PSNR values as steps")
+        return self
+
+
+class BestExample(Line):
+    """The picture of a batch that a finding shows best, beside controls of the same picture."""
+
+    index: Count
+    value: Value
+    control: Value
+    floor: Value | None = None
+    luck: Value = 0.0
+
+
+class Found(Line):
+    """What an attempt on an observed app found, which nobody can score: numbers, and labels by class."""
+
+    pictures: Count | None = None
+    features: Count | None = None
+    labels: dict[Number, Count] | None = None
+    soft_labels: dict[Number, Count] | None = None
+
+
+class TrainedOn(Line):
+    """What a client whose defenses may change its pictures really trained on, and `unknown`, why that is not known."""
+
+    inputs: Count | None = None
+    other_pictures: bool = False
+    other_labels: bool = False
+    unknown: str | None = None
+
+
+class RecordedWorkload(Line):
+    """How much a client trained on in a round: see `fedsim.applicability.Workload`."""
+
+    pictures: Positive
+    batch_size: Positive
+    steps: Positive
+
+
+class RecordedView(Line):
+    """What an attempt on several updates looked at: see `fedsim.exchange.View`."""
+
+    scope: Scope
+    rounds: Many[Positive] = pydantic.Field(min_length=1)
+    clients: Many[Count] = pydantic.Field(min_length=1)
+    is_sum: bool = False
+
+
+class Scores(Line):
+    """What a finding scores, what blind guesses score on the same truth, and the picture that it shows best, by metric."""
+
+    scores: dict[str, RecordedScore] = {}
+    controls: dict[str, dict[str, Value]] = {}
+    best_example: dict[str, BestExample] = {}
+
+
+class Attempted(Line):
+    """What every line of records.jsonl holds."""
+
+    schema_version: Literal[1] = pydantic.Field(SCHEMA, alias="schema")
+    run: str | None = None
+    round: Positive
+    client: Count | None = None
+    attack: PluginUse
+    defenses: Many[PluginUse] = ()
+    grants: Many[str] = ()
+    workload: RecordedWorkload | None = None
+    status: Status
+    inapplicable: Many[str] | None = None
+    scores: dict[str, RecordedScore] = {}
+    controls: dict[str, dict[str, Value]] = {}
+    best_example: dict[str, BestExample] = {}
+    cautions: Many[str] = ()
+    trace: dict[str, Any] = {}
+    seconds: Value | None = None
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**64)] | None = None
+    artifacts: dict[str, str] = {}
+    message: str | None = None
+    trained_on: TrainedOn | None = None
+    trajectory: RecordedTrajectory | None = pydantic.Field(None, alias="film")  # as records have always named it
+    found: Found | None = None
+
+
+class Record(Attempted):
+    """One line of records.jsonl: one attack on one client's update of one round."""
+
+    client: Count
+
+
+class ViewRecord(Attempted):
+    """One line of records.jsonl: one attack on several updates at once; `round` is the last one, and no client is named."""
+
+    client: None = None
+    view: RecordedView
+
+    @property
+    def place(self) -> str:
+        """What was looked at, in words."""
+        rounds, clients = self.view.rounds, self.view.clients
+        last = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
+        whose = f"client {clients[0]}" if len(clients) == 1 else f"{len(clients)} clients"
+        return f"{'the sum of ' if self.view.is_sum else ''}{whose} in {last}"
+
+
+AnyRecord = Record | ViewRecord
+
+
+class Trial(Scores):
+    """One attack on one update that the auditor made itself, without a defense."""
+
+    status: Status
+    message: str | None = None
+
+
+class Calibration(Line):
+    """One line of calibrations.jsonl: one attack on updates that the auditor made itself; earlier versions wrote no trials."""
+
+    schema_version: Literal[1] = pydantic.Field(SCHEMA, alias="schema")
+    run: str | None = None
+    round: Positive
+    attack: PluginUse
+    grants: Many[str] = ()
+    workload: RecordedWorkload | None = None
+    status: Status
+    message: str | None = None
+    trials: Many[Trial] = ()
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**64)] | None = None
+    seconds: Value | None = None
+
+
+class EvaluationRecord(Line):
+    """One line of evaluations.jsonl: what an evaluator found of the global model after a round, 0 for the initial one.
+
+    `status` is `refused` where the evaluator cannot be asked of the model; `message` says why it was refused or failed.
     """
 
     schema_version: Literal[1] = pydantic.Field(SCHEMA, alias="schema")
     run: str | None = None
     round: Count
-    evaluator: Asked
-    status: Literal["found", "failed", "refused"]
+    evaluator: PluginUse
+    status: Status
     message: str | None = None
     scores: dict[str, Value]
-    cautions: list[str] = []
+    cautions: Many[str] = ()
     seconds: float
     seed: int
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the line as it is written."""
-        return self.model_dump(mode="json", by_alias=True)
+
+class Budget(Line):
+    """What differential privacy promises one client after its rounds so far; None when no finite epsilon holds."""
+
+    epsilon: Value | None
+    delta: Value
+    neighbors: str
+
+    @property
+    def is_meaningful(self) -> bool:
+        """Whether it is a guarantee worth the name."""
+        return is_meaningful(self.epsilon, self.delta)
 
 
-_AnyLine = TypeVar("_AnyLine", bound=_Line)
+class Round(Line):
+    """One line of rounds.jsonl: the global model after a round; round 0 is before the training."""
+
+    round: Count
+    accuracy: Value | None = None
+    loss: Value | None = None
+    participants: Many[Count] = ()
+    failed: dict[Number, str] = {}
+    epsilon: dict[Number, Budget] = {}
+    seconds: Value | None = None
+    warnings: Many[str] = ()
+
+
+_AnyLine = TypeVar("_AnyLine", bound=pydantic.BaseModel)
+
+
+def as_record(line: Any) -> AnyRecord:
+    """Return a line of records.jsonl as what it must be.
+
+    Raises:
+        pydantic.ValidationError: it is none.
+    """
+    is_of_view = isinstance(line, dict) and line.get("view") is not None
+    return ViewRecord.model_validate(line) if is_of_view else Record.model_validate(line)
 
 
 def check(path: Path, lines: Sequence[dict[str, Any]], kind: type[_AnyLine]) -> list[_AnyLine]:
@@ -275,38 +315,34 @@ def check(path: Path, lines: Sequence[dict[str, Any]], kind: type[_AnyLine]) -> 
     Raises:
         RunFolderError: names the first line of another schema or without a meaning.
     """
-    found = []
-    for number, line in enumerate(lines, 1):
-        schema = line.get("schema", SCHEMA)
-        if schema != SCHEMA:
-            raise RunFolderError(
-                f"{path}: line {number} has schema {schema!r}, this fedsim reads {SCHEMA}. Delete the file to redo it."
-            )
-        try:
-            found.append(kind.model_validate(line))
-        except pydantic.ValidationError as error:
-            raise RunFolderError(
-                f"{path}: line {number} is damaged, or not of fedsim: {_fault(error)}. Delete the file to redo it."
-            ) from None
-    return found
+    return [_checked(path, number, line, kind.model_validate) for number, line in enumerate(lines, 1)]
 
 
-def check_header(path: Path, header: Any, kind: type[_AnyLine], what: str) -> _AnyLine:
-    """Return the header of a safetensors file as what it must be.
+def check_records(path: Path, lines: Sequence[dict[str, Any]]) -> list[AnyRecord]:
+    """Return the lines of records.jsonl as what they must be.
 
     Raises:
-        RunFolderError: names the file and the first fault.
+        RunFolderError: see `check`.
     """
-    schema = header.get("schema", SCHEMA) if isinstance(header, dict) else SCHEMA
+    return [_checked(path, number, line, as_record) for number, line in enumerate(lines, 1)]
+
+
+def _checked(path: Path, number: int, line: dict[str, Any], parse: Callable[[Any], _Item]) -> _Item:
+    schema = line.get("schema", SCHEMA)
     if schema != SCHEMA:
-        raise RunFolderError(f"{path}: has schema {schema!r}, this fedsim reads {SCHEMA}. Use the one that wrote it.")
+        raise RunFolderError(
+            f"{path}: line {number} has schema {schema!r}, this fedsim reads {SCHEMA}. Delete the file to redo it."
+        )
     try:
-        return kind.model_validate(header)
+        return parse(line)
     except pydantic.ValidationError as error:
-        raise DamagedFileError(f"{path}: not {what} of fedsim: {_fault(error)}.") from None
+        raise RunFolderError(
+            f"{path}: line {number} is damaged, or not of fedsim: {fault(error)}. Delete the file to redo it."
+        ) from None
 
 
-def _fault(error: pydantic.ValidationError) -> str:
+def fault(error: pydantic.ValidationError) -> str:
+    """Return the first fault in one clause, with its place."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{f'{where}: ' if where else ''}{first['msg'].removeprefix('Value error, ')}"

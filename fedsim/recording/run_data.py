@@ -1,197 +1,16 @@
-"""What a run folder holds, as typed lines: the report's only source, so that a report is a pure function of the folder."""
+"""What a run folder holds: the report's only source, so that a report is a pure function of the folder."""
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
-import pydantic
-
-from fedsim.defense import is_meaningful
-from fedsim.metrics.skill import Direction
 from fedsim.recording.observed import Captured
-from fedsim.recording.records import Count, EvaluationLine, Value
+from fedsim.recording.records import Calibration, EvaluationRecord, Record, Round, ViewRecord
 
 _MOST_CLIENTS = 100_000  # beyond it a scenario's number of clients is no number of table rows
-
-
-class _Line(pydantic.BaseModel):
-    # Fields that a later version adds are ignored; a change of meaning changes the schema number instead.
-    model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
-
-
-class PluginUse(_Line):
-    """An attack or a defense as a record names it."""
-
-    name: str
-    label: str | None = None
-    params: dict[str, Any] = {}
-    version: str | None = None
-    distribution: str | None = None
-    citation: str | None = None
-    is_control: bool = False
-    recovers: tuple[str, ...] = ()
-    adds_noise: bool = False
-    is_strategy: bool = False
-
-    @functools.cached_property
-    def key(self) -> tuple[str, str]:
-        """What tells this plug-in and its parameters from others: its name, and the parameters as text."""
-        return self.name, json.dumps(self.params, sort_keys=True, default=str)
-
-
-class RecordedScore(_Line):
-    """One metric of one attempt; `value` is None when the metric was unavailable."""
-
-    value: Value | None = None
-    per_example: tuple[Value, ...] | None = None
-    worse: Direction
-    unavailable: str | None = None
-
-    @property
-    def examples(self) -> tuple[float, ...]:
-        """One value per true picture; the mean alone where the record holds no more."""
-        if self.value is None:
-            return ()
-        return self.per_example or (self.value,)
-
-
-class TrajectoryControl(_Line):
-    """The best control of a trajectory."""
-
-    name: str
-    value: Value
-
-
-class RecordedTrajectory(_Line):
-    """How one attempt went, iteration by iteration: its own loss, and the PSNR that the auditor computed afterwards."""
-
-    steps: tuple[Count, ...] = pydantic.Field(min_length=1)
-    losses: tuple[Value | None, ...]
-    psnr: tuple[Value, ...]
-    control: TrajectoryControl | None = None
-    shown: tuple[Count, ...] = pydantic.Field(min_length=1)
-
-    @pydantic.model_validator(mode="after")
-    def _fits(self) -> RecordedTrajectory:
-        if not len(self.steps) == len(self.losses) == len(self.psnr):
-            raise ValueError("expected as many losses and PSNR values as steps")
-        return self
-
-
-class BestExample(_Line):
-    """The picture of a batch that a finding shows best, beside controls of the same picture."""
-
-    index: Count
-    value: Value
-    control: Value
-    floor: Value | None = None
-    luck: Value = 0.0
-
-
-class Found(_Line):
-    """What an attempt on an observed app found, which nobody can score: numbers, and labels by class."""
-
-    pictures: int | None = None
-    labels: dict[int, int] | None = None
-    soft_labels: dict[int, int] | None = None
-    features: int | None = None
-
-
-class TrainedOn(_Line):
-    """What a client whose defenses may change its pictures really trained on, and `unknown`, why that is not known."""
-
-    inputs: Count | None = None
-    other_pictures: bool = False
-    other_labels: bool = False
-    unknown: str | None = None
-
-
-class Workload(_Line):
-    """How much a client trained on in a round: see `fedsim.applicability.Workload`."""
-
-    pictures: Count
-    batch_size: Count
-    steps: Count
-
-
-class Record(_Line):
-    """One line of records.jsonl: one attack on one client's update of one round."""
-
-    run: str | None = None
-    round: Count
-    client: Count
-    attack: PluginUse
-    defenses: tuple[PluginUse, ...] = ()
-    grants: tuple[str, ...] = ()
-    workload: Workload | None = None
-    status: Literal["found", "failed", "refused"]
-    inapplicable: tuple[str, ...] | None = None
-    scores: dict[str, RecordedScore] = {}
-    controls: dict[str, dict[str, Value]] = {}
-    best_example: dict[str, BestExample] = {}
-    cautions: tuple[str, ...] = ()
-    message: str | None = None
-    trace: dict[str, Any] = {}
-    seconds: Value | None = None
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**64)] | None = None
-    artifacts: dict[str, str] = {}
-    trajectory: RecordedTrajectory | None = pydantic.Field(None, alias="film")  # as records have always named it
-    found: Found | None = None
-    trained_on: TrainedOn | None = None
-
-
-class Trial(_Line):
-    """One attack on one update that the auditor made itself, without a defense."""
-
-    status: Literal["found", "failed", "refused"]
-    message: str | None = None
-    scores: dict[str, RecordedScore] = {}
-    controls: dict[str, dict[str, Value]] = {}
-    best_example: dict[str, BestExample] = {}
-
-
-class Calibration(_Line):
-    """One line of calibrations.jsonl: one attack on updates that the auditor made itself, without a defense."""
-
-    run: str | None = None
-    round: Count
-    attack: PluginUse
-    grants: tuple[str, ...] = ()
-    workload: Workload | None = None
-    status: Literal["found", "failed", "refused"]
-    message: str | None = None
-    trials: tuple[Trial, ...] = ()
-
-
-class Budget(_Line):
-    """What differential privacy promises one client after its rounds so far; None when no finite epsilon holds."""
-
-    epsilon: Value | None
-    delta: Value
-    neighbors: str
-
-    @property
-    def is_meaningful(self) -> bool:
-        """Whether it is a guarantee worth the name."""
-        return is_meaningful(self.epsilon, self.delta)
-
-
-class Round(_Line):
-    """One line of rounds.jsonl: the global model after a round; round 0 is before the training."""
-
-    round: Count
-    accuracy: Value | None = None
-    loss: Value | None = None
-    participants: tuple[Count, ...] = ()
-    failed: dict[Count, str] = {}
-    epsilon: dict[Count, Budget] = {}
-    seconds: Value | None = None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -204,11 +23,12 @@ class RunData:
         scenario_text: the same as text; None when it cannot be read.
         environment: what environment.json says; empty when it cannot be read.
         rounds: lines of rounds.jsonl, by round.
-        records: lines of records.jsonl, by round and client.
+        records: lines of records.jsonl of one update each, by round and client.
         notes: what was noted when the run was made, and what is missing or damaged, one sentence each.
         calibrations: lines of calibrations.jsonl, by round.
         captured: what was captured of an observed app; None for a simulated run, or where that cannot be read.
         evaluations: lines of evaluations.jsonl, by round.
+        views: lines of records.jsonl of several updates each, by round.
     """
 
     folder: Path
@@ -220,7 +40,8 @@ class RunData:
     notes: tuple[str, ...]
     calibrations: tuple[Calibration, ...] = ()
     captured: Captured | None = None
-    evaluations: tuple[EvaluationLine, ...] = ()
+    evaluations: tuple[EvaluationRecord, ...] = ()
+    views: tuple[ViewRecord, ...] = ()
 
     @property
     def is_observed(self) -> bool:

@@ -30,17 +30,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedsim.errors import RunFolderError
-from fedsim.exchange import Update, UpdateKind
-from fedsim.recording import environment, files, records
+from fedsim.exchange import Update, UpdateKind, View
+from fedsim.recording import environment, files, headers, records
 from fedsim.recording.capture_index import CaptureIndex, digest
 from fedsim.recording.client_state import ClientState
 from fedsim.recording.files import DamagedFileError, write_atomically
 from fedsim.recording.folder_lock import LOCK, FolderLock
-from fedsim.recording.json_lines import JsonLines
-from fedsim.recording.records import (
-    SCHEMA,
+from fedsim.recording.headers import (
     CaptureHeader,
-    EvaluationLine,
     GlobalHeader,
     IndexLine,
     StateHeader,
@@ -48,6 +45,8 @@ from fedsim.recording.records import (
     global_key,
     state_key,
 )
+from fedsim.recording.json_lines import JsonLines
+from fedsim.recording.records import SCHEMA, AnyRecord, Calibration, EvaluationRecord, Round
 from fedsim.scenario import Scenario, parse, yaml_loader
 
 _AnyHeader = TypeVar("_AnyHeader", CaptureHeader, GlobalHeader, StateHeader)
@@ -114,9 +113,9 @@ class RunFolder:
             files.is_folder(self.path / name, self.path)
         for name in ("environment.json", "inputs.json", "report.html", "report.md"):
             files.is_file(self.path / name, self.path)
-        records.check(self.rounds.path, self.rounds.read(), records.RoundLine)
-        records.check(self.records.path, self.records.read(), records.RecordLine)
-        records.check(self.calibrations.path, self.calibrations.read(), records.CalibrationLine)
+        self.read_rounds()
+        self.read_records()
+        self.read_calibrations()
         self.read_evaluations()
         self.index()
 
@@ -258,7 +257,7 @@ class RunFolder:
         read = files.read_tensors(file, self.path, "a capture", with_tensors)
         if read is None:
             raise RunFolderError(f"{file}: missing, though captures/index.jsonl lists it.")
-        tensors, header = read[0], records.check_header(file, read[1], kind, "a capture")
+        tensors, header = read[0], headers.check_header(file, read[1], kind, "a capture")
         if with_tensors and sorted(header.order) != sorted(tensors):
             raise DamagedFileError(f"{file}: not a capture of fedsim: its header lists other arrays than it holds.")
         return {name: tensors[name] for name in header.order if with_tensors}, header
@@ -410,7 +409,7 @@ class RunFolder:
 
     def write_model(self, weights: Mapping[str, Tensor]) -> None:
         """Store the final global weights."""
-        self._write_tensors(records.MODEL, weights, None)
+        self._write_tensors(headers.MODEL, weights, None)
 
     def read_model(self) -> dict[str, Tensor]:
         """Return the final global weights.
@@ -418,17 +417,41 @@ class RunFolder:
         Raises:
             RunFolderError: missing, truncated, or changed since they were written.
         """
-        self._index.verify(records.MODEL)
-        weights: dict[str, Tensor] = load_file(self._index.file(records.MODEL))
+        self._index.verify(headers.MODEL)
+        weights: dict[str, Tensor] = load_file(self._index.file(headers.MODEL))
         return weights
 
-    def read_evaluations(self) -> list[EvaluationLine]:
+    def read_rounds(self) -> list[Round]:
+        """Return the lines of rounds.jsonl.
+
+        Raises:
+            RunFolderError: a line is damaged, or of another schema.
+        """
+        return records.check(self.rounds.path, self.rounds.read(), Round)
+
+    def read_records(self) -> list[AnyRecord]:
+        """Return the lines of records.jsonl.
+
+        Raises:
+            RunFolderError: a line is damaged, or of another schema.
+        """
+        return records.check_records(self.records.path, self.records.read())
+
+    def read_calibrations(self) -> list[Calibration]:
+        """Return the lines of calibrations.jsonl.
+
+        Raises:
+            RunFolderError: a line is damaged, or of another schema.
+        """
+        return records.check(self.calibrations.path, self.calibrations.read(), Calibration)
+
+    def read_evaluations(self) -> list[EvaluationRecord]:
         """Return the lines of evaluations.jsonl.
 
         Raises:
             RunFolderError: a line is damaged.
         """
-        return records.check(self.evaluations.path, self.evaluations.read(), EvaluationLine)
+        return records.check(self.evaluations.path, self.evaluations.read(), EvaluationRecord)
 
     def has_model(self) -> bool:
         """Return whether the training came to its end.
@@ -436,9 +459,9 @@ class RunFolder:
         Raises:
             RunFolderError: the final weights have changed since they were written.
         """
-        if not self._index.is_stored(records.MODEL):
+        if not self._index.is_stored(headers.MODEL):
             return False
-        self._index.verify(records.MODEL)
+        self._index.verify(headers.MODEL)
         return True
 
     def read_update(self, round: int, client: int) -> Update:
@@ -489,9 +512,22 @@ class RunFolder:
 
     # Artifacts
 
-    def artifact(self, round: int, client: int, name: str) -> Path:
-        """Return the path of an artifact of one client's update."""
-        return self.path / "artifacts" / f"round-{round:04d}" / f"client-{client:03d}" / name
+    def artifact(self, view: View, name: str) -> Path:
+        """Return the path of an artifact of an attempt on what a view shows."""
+        place = self.path / "artifacts"
+        if view.scope in ("update", "round"):
+            place /= f"round-{view.round:04d}"
+        if view.scope in ("update", "client"):
+            place /= f"client-{view.clients[0]:03d}"
+        elif view.scope == "round":
+            place /= "clients"
+        else:
+            place /= "run"
+        return place / "sum" / name if view.is_sum else place / name
+
+    def captures_of(self, view: View) -> list[tuple[int, int]]:
+        """Return round and client of each captured update that a view shows, in this order."""
+        return [(round, client) for round in view.rounds for client in self.captured(round) if client in view.clients]
 
     def relative(self, path: Path) -> str:
         """Return a path inside the folder as records and reports name it."""

@@ -9,8 +9,9 @@ from fedsim.recording.run_data import RunData
 from fedsim.report.naming import Naming
 from fedsim.report.overview import ClientVerdict, Entry, client_verdicts, entries, headline, overall
 from fedsim.report.summaries import Summary, by_client, by_defense
-from fedsim.verdicts.judge import Judge, Verdict
+from fedsim.verdicts.judge import Judge, Verdict, worst
 from fedsim.verdicts.scope import Scope
+from fedsim.verdicts.several import ViewEntry, view_entries
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Analysis:
         return entries(self.by_client)
 
     @cached_property
+    def views(self) -> list[ViewEntry]:
+        """What attacks on several updates at once show."""
+        return view_entries(self.run.views)
+
+    @cached_property
     def client_verdicts(self) -> dict[int, ClientVerdict]:
         """The verdict of each client."""
         return client_verdicts(self.entries, self.scope)
@@ -60,9 +66,9 @@ class Analysis:
     @cached_property
     def headline(self) -> str:
         """The result in one sentence."""
-        return headline(self.run, self.entries, self.scope)
+        return headline(self.run, self.entries, self.scope, self.views)
 
     @cached_property
     def verdict(self) -> Verdict:
         """The verdict of the whole run."""
-        return overall(self.entries, self.scope)
+        return worst([overall(self.entries, self.scope), *(entry.verdict for entry in self.views if entry.is_leak)])

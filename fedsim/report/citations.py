@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fedsim.recording.records import Asked, EvaluationLine
-from fedsim.recording.run_data import PluginUse, Record
+from fedsim.recording.records import EvaluationRecord, PluginUse, Record
 
 
 @dataclass(frozen=True)
@@ -18,10 +17,10 @@ class Citation:
     text: str
 
 
-def citations(records: Iterable[Record], evaluations: Iterable[EvaluationLine] = ()) -> list[Citation]:
+def citations(records: Iterable[Record], evaluations: Iterable[EvaluationRecord] = ()) -> list[Citation]:
     """Return one citation for each attack, defense and evaluator that was used, in this order."""
     read = list(records)
-    uses: dict[tuple[str, str], PluginUse | Asked] = {}
+    uses: dict[tuple[str, str], PluginUse] = {}
     for record in read:
         uses.setdefault(("attack", record.attack.name), record.attack)
     for record in read:

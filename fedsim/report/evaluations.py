@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedsim.recording.records import EvaluationLine
+from fedsim.recording.records import EvaluationRecord
 from fedsim.strips import spread
 
 _MOST_ROUNDS = 8  # columns of a table; all of them are in tables/evaluations.csv
@@ -34,15 +34,15 @@ class Table:
     cautions: tuple[str, ...]
 
 
-def tables(lines: Sequence[EvaluationLine]) -> list[Table]:
+def tables(lines: Sequence[EvaluationRecord]) -> list[Table]:
     """Return one table per evaluator, in the order in which they first occur."""
-    by_evaluator: dict[tuple[str, str], list[EvaluationLine]] = {}
+    by_evaluator: dict[tuple[str, str], list[EvaluationRecord]] = {}
     for line in lines:
         by_evaluator.setdefault((line.evaluator.name, str(line.evaluator.params)), []).append(line)
     return [_table(found) for found in by_evaluator.values()]
 
 
-def _table(lines: list[EvaluationLine]) -> Table:
+def _table(lines: list[EvaluationRecord]) -> Table:
     found = {line.round: line.scores for line in lines if line.status == "found"}
     asked = sorted(found)
     shown = tuple(asked[place] for place in spread(len(asked), _MOST_ROUNDS)) if asked else ()
@@ -57,7 +57,7 @@ def _table(lines: list[EvaluationLine]) -> Table:
     )
 
 
-def rows(lines: Sequence[EvaluationLine]) -> list[dict[str, Any]]:
+def rows(lines: Sequence[EvaluationRecord]) -> list[dict[str, Any]]:
     """Return one flat row per score; an evaluation without one has one row, its score None."""
     return [
         {

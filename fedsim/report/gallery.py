@@ -19,7 +19,8 @@ from PIL import Image
 from fedsim.errors import RunFolderError
 from fedsim.metrics.ratings import scale
 from fedsim.recording import files
-from fedsim.recording.run_data import Record, RunData
+from fedsim.recording.records import Record
+from fedsim.recording.run_data import RunData
 from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.strips import GAP
 from fedsim.verdicts.scores import scored

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from fedsim.errors import without_numbers
 from fedsim.metrics.ratings import scale
-from fedsim.recording.run_data import Record, RunData
+from fedsim.recording.records import Record
+from fedsim.recording.run_data import RunData
 from fedsim.report.naming import Naming
 from fedsim.report.overview import clients_named, enumerated
 from fedsim.report.summaries import Summary

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from fedsim.recording.run_data import PluginUse, Record
+from fedsim.recording.records import PluginUse, Record
 
 NO_DEFENSE = "none"
 

@@ -12,6 +12,7 @@ from fedsim.report.naming import NO_DEFENSE
 from fedsim.report.summaries import Peak, Summary
 from fedsim.verdicts.judge import KINDS, Verdict, kind_of, worst
 from fedsim.verdicts.scope import Scope
+from fedsim.verdicts.several import ViewEntry
 
 _MOST_NAMED = 20  # clients in one sentence
 
@@ -145,15 +146,17 @@ def clients_named(numbers: Sequence[int]) -> str:
     return f"client{'s' if len(numbers) != 1 else ''} {enumerated([*named, *more])}"
 
 
-def headline(run: RunData, lines: Sequence[Entry], scope: Scope | None = None) -> str:
+def headline(run: RunData, lines: Sequence[Entry], scope: Scope | None = None, views: Sequence[ViewEntry] = ()) -> str:
     """Return the result in one sentence: the gravest kind of finding, and the others in short.
 
     Args:
         run: what the run folder holds.
         lines: all of the table.
         scope: what the audit covers; worked out where it is not given.
+        views: what attacks on several updates at once show.
     """
     scope = scope or Scope.of(run)
+    together = [entry.written for entry in views if entry.is_leak]
     looking = [line for line in lines if not line.summary.is_control]
     known = [(kind, own) for kind in KINDS if (own := [line for line in looking if line.kind == kind])]
     if known:
@@ -163,7 +166,11 @@ def headline(run: RunData, lines: Sequence[Entry], scope: Scope | None = None) -
         said = [_claim(dict(known)[main], main, len(scope.clients)), *(_too(own, kind) for kind, own in rest)]
         if not leaking and "pictures" not in dict(known):
             said.append("pictures were not attacked")
-        return f"{'; '.join([*said, *filter(None, [scope.written()])])}."
+        return f"{'; '.join([*said, *together, *filter(None, [scope.written()])])}."
+    if together:
+        return f"{'; '.join(together)}."
+    if run.views:
+        return f"Inconclusive: {views[0].reason}." if views else "No attack has been recorded yet."
     if not run.records:
         return "No attack has been recorded yet." if run.is_audited else "The scenario names no attack to audit with."
     if not looking:

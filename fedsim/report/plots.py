@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from fedsim.metrics.ratings import Scale, scale
-from fedsim.recording.run_data import Record, Round
+from fedsim.recording.records import Record, Round
 from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.report.summaries import mean_controls
 from fedsim.verdicts.scores import Scored, rated_by, scored

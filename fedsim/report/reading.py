@@ -6,22 +6,35 @@ A run may have been killed, or still be running: what is there counts, what is m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pydantic
+from pydantic import BaseModel
 
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.recording import files, observed
+from fedsim.recording.headers import IndexLine, client_key
 from fedsim.recording.observed import Captured, EmptyCaptureError
-from fedsim.recording.records import SCHEMA, EvaluationLine, IndexLine, client_key
-from fedsim.recording.run_data import Calibration, PluginUse, Record, Round, RunData
+from fedsim.recording.records import (
+    SCHEMA,
+    AnyRecord,
+    Attempted,
+    Calibration,
+    EvaluationRecord,
+    PluginUse,
+    Record,
+    Round,
+    ViewRecord,
+    as_record,
+)
+from fedsim.recording.run_data import RunData
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import yaml_loader
 
-_AnyLine = TypeVar("_AnyLine", Record, Round, Calibration, IndexLine, EvaluationLine)
+_AnyLine = TypeVar("_AnyLine", bound=BaseModel)
 
 
 def read(folder: Path) -> RunData:
@@ -41,13 +54,17 @@ def read(folder: Path) -> RunData:
     is_observed = environment.get("origin") == "observed"
     absent = {name for name in names if is_observed and not (folder / name).exists()}
     scenario, text = ({}, None) if "scenario.yaml" in absent else reader.scenario()
-    rounds = [] if "rounds.jsonl" in absent else reader.lines("rounds.jsonl", Round)
+    rounds = [] if "rounds.jsonl" in absent else reader.lines("rounds.jsonl", Round.model_validate)
     is_without_audit = scenario.get("attacks") == [] and not (folder / "records.jsonl").exists()
-    records = [] if is_without_audit or "records.jsonl" in absent else reader.lines("records.jsonl", Record)
+    records = [] if is_without_audit or "records.jsonl" in absent else reader.lines("records.jsonl", as_record)
     has_calibrations = (folder / "calibrations.jsonl").exists()
-    calibrations = reader.distinct(reader.lines("calibrations.jsonl", Calibration)) if has_calibrations else []
+    calibrations = (
+        reader.distinct(reader.lines("calibrations.jsonl", Calibration.model_validate)) if has_calibrations else []
+    )
     has_evaluations = (folder / "evaluations.jsonl").exists()
-    evaluations = reader.distinct(reader.lines("evaluations.jsonl", EvaluationLine)) if has_evaluations else []
+    evaluations = (
+        reader.distinct(reader.lines("evaluations.jsonl", EvaluationRecord.model_validate)) if has_evaluations else []
+    )
     found = RunData(
         folder=folder,
         scenario=scenario,
@@ -59,11 +76,13 @@ def read(folder: Path) -> RunData:
         captured=reader.captured(bool(records)) if is_observed else None,
         evaluations=tuple(sorted((line for _, line in evaluations), key=lambda line: line.round)),
     )
-    own = sorted(reader.belonging(found, reader.distinct(records)), key=lambda line: (line.round, line.client))
+    own = list(reader.belonging(found, reader.distinct(records)))
+    single = sorted((line for line in own if isinstance(line, Record)), key=lambda line: (line.round, line.client))
+    several = sorted((line for line in own if isinstance(line, ViewRecord)), key=lambda line: line.round)
     calibrated = sorted(reader.calibrations_of(found, calibrations), key=lambda line: line.round)
     reader.captures(found)
     notes = (*reader.stated_notes(), *reader.notes)
-    return replace(found, records=tuple(own), calibrations=tuple(calibrated), notes=notes)
+    return replace(found, records=tuple(single), views=tuple(several), calibrations=tuple(calibrated), notes=notes)
 
 
 class _Reader:
@@ -129,7 +148,7 @@ class _Reader:
             return {}
         return value
 
-    def lines(self, name: str, kind: type[_AnyLine]) -> list[tuple[str, _AnyLine]]:
+    def lines(self, name: str, parse: Callable[[Any], _AnyLine]) -> list[tuple[str, _AnyLine]]:
         """Return the complete lines of a JSON Lines file that are what they must be, each with its place."""
         try:
             content = self._content(name)
@@ -145,9 +164,9 @@ class _Reader:
                 f"{name}: the last line is half-written and left out; the run was stopped, or is still writing."
             )
         numbered = [(f"{name}, line {number}", line) for number, line in enumerate(complete, 1) if line.strip()]
-        return [(where, line) for where, text in numbered for line in self._parsed(text, kind, where)]
+        return [(where, line) for where, text in numbered for line in self._parsed(text, parse, where)]
 
-    def _parsed(self, line: bytes, kind: type[_AnyLine], where: str) -> Iterator[_AnyLine]:
+    def _parsed(self, line: bytes, parse: Callable[[Any], _AnyLine], where: str) -> Iterator[_AnyLine]:
         try:
             # NaN and infinity are not JSON, but Python writes and reads them: here they mean "no value".
             value = files.parse_json(line, constant=lambda _: None)
@@ -160,7 +179,7 @@ class _Reader:
                 f"{where}: schema {schema}, this version of fedsim reads {SCHEMA}. Use the one that wrote it."
             )
         try:
-            yield self._shared(kind.model_validate(value))
+            yield self._shared(parse(value))
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or "line"
@@ -168,12 +187,12 @@ class _Reader:
 
     def _shared(self, line: _AnyLine) -> _AnyLine:
         """Return a line whose attack and defenses are the same objects in all lines that state the same ones."""
-        if not isinstance(line, Record | Calibration):
+        if not isinstance(line, Attempted | Calibration):
             return line
         shared: dict[str, Any] = {"attack": self._use(line.attack)}
-        if isinstance(line, Record):
+        if isinstance(line, Attempted):
             shared["defenses"] = tuple(self._use(use) for use in line.defenses)
-        return line.model_copy(update=shared)
+        return cast(_AnyLine, line.model_copy(update=shared))
 
     def _use(self, use: PluginUse) -> PluginUse:
         return self._uses.setdefault(use.model_dump_json(), use)
@@ -214,19 +233,23 @@ class _Reader:
                 self.notes.append(f"{where}: tells of the same as {before}; left out.")
         return kept
 
-    def belonging(self, found: RunData, records: list[tuple[str, Record]]) -> Iterator[Record]:
+    def belonging(self, found: RunData, records: list[tuple[str, AnyRecord]]) -> Iterator[AnyRecord]:
         """Yield the records of this run, of what took part in it."""
         run = self.mapping("inputs.json", is_needed=False).get("run")
         took_part = {line.round: {*line.participants, *line.failed} for line in found.rounds}
         is_simulated = found.environment.get("origin") == "simulated"
         rounds, clients = (found.planned_rounds, found.planned_clients) if is_simulated else (None, None)
         for where, record in records:
-            place = f"client {record.client} in round {record.round}"
+            whose = record.view.clients if isinstance(record, ViewRecord) else (record.client,)
+            place = (
+                record.place if isinstance(record, ViewRecord) else f"client {record.client} in round {record.round}"
+            )
+            known = took_part.get(record.round, {*whose}) if isinstance(record, Record) else {*whose}
             if isinstance(run, str) and record.run != run:
                 self.notes.append(f"{where}: of the run {record.run}, this one is {run}; left out.")
-            elif (rounds is not None and record.round > rounds) or (clients is not None and record.client >= clients):
+            elif (rounds is not None and record.round > rounds) or (clients is not None and max(whose) >= clients):
                 self.notes.append(f"{where}: of {place}, which the scenario does not have; left out.")
-            elif record.client not in took_part.get(record.round, {record.client}):
+            elif not known.issuperset(whose):
                 self.notes.append(f"{where}: of {place}, which took no part as rounds.jsonl says; left out.")
             else:
                 yield record
@@ -260,7 +283,7 @@ class _Reader:
         if not (self._folder / name).exists():
             self.notes.append(f"{name}: gone, so no update of this run can be attacked again.")
             return
-        index = self.lines(name, IndexLine)
+        index = self.lines(name, IndexLine.model_validate)
         failed = {line.key for _, line in index if line.failed is not None}
         captured = {line.key for _, line in index if line.sha256 is not None}
         for key, (round, client) in wanted.items():
@@ -273,16 +296,18 @@ class _Reader:
                 )
 
 
-def _place(line: Record | Round | Calibration | IndexLine | EvaluationLine) -> str:
+def _place(line: BaseModel) -> str:
     """Return what a line tells of: no two lines of a file tell of the same."""
     if isinstance(line, IndexLine):
         return line.key
     if isinstance(line, Round):
         return str(line.round)
-    if isinstance(line, EvaluationLine):
+    if isinstance(line, EvaluationRecord):
         return json.dumps([line.round, line.evaluator.name, line.evaluator.params], sort_keys=True)
+    if isinstance(line, Attempted):
+        attack, view = line.attack, line.view.model_dump() if isinstance(line, ViewRecord) else None
+        return json.dumps([line.round, line.client, view, attack.name, attack.params, attack.label], sort_keys=True)
+    assert isinstance(line, Calibration)
     attack = line.attack
-    if isinstance(line, Record):
-        return json.dumps([line.round, line.client, attack.name, attack.params, attack.label], sort_keys=True)
     workload = None if line.workload is None else line.workload.model_dump()
     return json.dumps([line.round, attack.name, attack.params, line.grants, workload], sort_keys=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fedsim.metrics.bootstrap import Interval, interval
 from fedsim.metrics.ratings import Level, scale
 from fedsim.metrics.skill import Control, Direction, floor_control, skill
-from fedsim.recording.run_data import BestExample, Record
+from fedsim.recording.records import BestExample, Record
 from fedsim.report.naming import Naming
 from fedsim.seeds import numpy_generator
 from fedsim.verdicts.judge import Judge, Verdict, kind_of, significance

@@ -10,6 +10,7 @@ from fedsim.report import reading
 from fedsim.report.analysis import Analysis
 from fedsim.report.overview import Entry
 from fedsim.verdicts.judge import CORRECTION, ORDER, Verdict
+from fedsim.verdicts.several import ViewEntry
 
 SCHEMA = 1
 
@@ -23,7 +24,7 @@ def of(analysis: Analysis) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "name": run.name,
-        "run": run.records[0].run if run.records else None,
+        "run": next((record.run for record in (*run.records, *run.views)), None),
         "headline": analysis.headline,
         "verdict": analysis.verdict,
         "correction": CORRECTION,
@@ -32,6 +33,7 @@ def of(analysis: Analysis) -> dict[str, Any]:
             for client, found in analysis.client_verdicts.items()
         },
         "attacks": [_line(line) for line in lines],
+        **({"views": [_view(entry) for entry in analysis.views]} if analysis.views else {}),
     }
 
 
@@ -57,6 +59,25 @@ def _line(line: Entry) -> dict[str, Any]:
         "attempts": found.attempts,
         "failed": found.failed,
         "refused": found.refused,
+    }
+
+
+def _view(entry: ViewEntry) -> dict[str, Any]:
+    attempts, failed, refused = entry.attempts
+    return {
+        "attack": entry.attack,
+        "is_control": entry.is_control,
+        "scope": entry.scope,
+        "kind": entry.kind,
+        "verdict": entry.verdict,
+        "reason": entry.reason or None,
+        "metric": entry.metric,
+        "value": entry.mean,
+        "control": None if entry.best is None else entry.best._asdict(),
+        "place": entry.decider,
+        "attempts": attempts,
+        "failed": failed,
+        "refused": refused,
     }
 
 

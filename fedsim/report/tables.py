@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedsim.recording.run_data import Record, Round
+from fedsim.recording.records import Record, Round, ViewRecord
 from fedsim.report import evaluations
 from fedsim.report.analysis import Analysis
 from fedsim.report.naming import Naming
@@ -132,6 +132,28 @@ def trajectory_rows(records: Sequence[Record], naming: Naming) -> list[Row]:
     ]
 
 
+def view_rows(records: Sequence[ViewRecord]) -> list[Row]:
+    """Return one row per attempt on several updates and metric; an attempt without a score has one row, its metric None."""
+    return [
+        {
+            "attack": record.attack.title,
+            "scope": record.view.scope,
+            "rounds": " ".join(map(str, record.view.rounds)),
+            "clients": " ".join(map(str, record.view.clients)),
+            "is_sum": record.view.is_sum,
+            "status": record.status,
+            "metric": metric,
+            "value": None if metric is None else record.scores[metric].value,
+            **{f"control_{name}": record.controls.get(name, {}).get(metric or "") for name in names},
+            "seconds": record.seconds,
+            "message": record.message,
+        }
+        for names in [list(dict.fromkeys(name for record in records for name in record.controls))]
+        for record in records
+        for metric in list[str | None](record.scores) or [None]
+    ]
+
+
 def csv_files(analysis: Analysis) -> dict[str, str]:
     """Return the tables of a run by file name; a table without rows is left out."""
     run, naming = analysis.run, analysis.naming
@@ -142,6 +164,7 @@ def csv_files(analysis: Analysis) -> dict[str, str]:
         "rounds.csv": round_rows(run.rounds),
         "privacy.csv": budget_rows(run.rounds),
         "films.csv": trajectory_rows(run.records, naming),
+        "views.csv": view_rows(run.views),
         "evaluations.csv": evaluations.rows(run.evaluations),
     }
     return {name: as_csv(rows) for name, rows in tables.items() if rows}

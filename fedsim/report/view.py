@@ -11,7 +11,8 @@ from typing import Any
 from fedsim.errors import ScenarioError
 from fedsim.metrics.ratings import SCALES, scale
 from fedsim.metrics.skill import CONTROL_TITLES
-from fedsim.recording.run_data import Budget, Calibration, Found, Record, RunData
+from fedsim.recording.records import Budget, Calibration, Found, Record
+from fedsim.recording.run_data import RunData
 from fedsim.report import evaluations, plots
 from fedsim.report.analysis import Analysis
 from fedsim.report.citations import citations
@@ -84,6 +85,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "displays": displays,
         "left_out": clients_named(left_out) if left_out else None,
         "is_mixed": bool(run.part("training").get("mixup")),
+        "views": analysis.views,
         "findings": [record for record in run.records if record.found is not None],
         "labels_found": _labels_found,
         "undefended": NOT_KNOWN if run.is_observed else "no defense",

@@ -18,12 +18,14 @@ that an attack works; that takes a positive control, which is three lines (`feds
 
 For a defense, `make_update(small_model(), pictures)` is an update to protect, `client_context()` is what its hooks get, and
 `observation(pictures, update=...)` shows an attack what it leaves.
+An attack with another scope than one update is shown `observation_of([observation(...), ...])`.
 """
 
 from fedsim.testing.attack import check_attack
 from fedsim.testing.defense import check_defense
 from fedsim.testing.evaluator import check_evaluator
 from fedsim.testing.fixtures import ALL_GRANTS, client_context, make_update, observation, random_pictures, small_model
+from fedsim.views import observation_of
 
 __all__ = [
     "check_attack",
@@ -31,6 +33,7 @@ __all__ = [
     "check_evaluator",
     "client_context",
     "observation",
+    "observation_of",
     "random_pictures",
     "make_update",
     "small_model",

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedsim import applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Finding, Observation, Trajectory, UpdateKind
+from fedsim.exchange import SCOPES, Finding, Observation, Trajectory, UpdateKind
 from fedsim.progress import Step, listening
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.contract import check_contract
@@ -33,6 +33,7 @@ from fedsim.testing.isolation import (
     no_global_effect,
     told_at_once,
 )
+from fedsim.views import observation_of
 
 _BUDGET = re.compile(r"(^|_)(steps|iterations|restarts|multi_start|trials|epochs)$")
 _BRIEF = 3
@@ -99,6 +100,8 @@ def _check_facts(attack: Attack, faults: Faults) -> None:
         "needs": (attack.needs, get_args(Need)),
         "recovers": (attack.recovers, get_args(Recovers)),
     }
+    with faults.of("scope"):
+        expect(attack.scope in SCOPES, f"{who}.scope must be one of {', '.join(SCOPES)}; got {attack.scope!r}.")
     sound = []
     for name, (value, allowed) in facts.items():
         with faults.of(name):
@@ -150,7 +153,15 @@ def _usual(attack: Attack) -> list[Observation]:
         ("delta", 1, attack.needs),
     ]
     generator = torch_generator(0, "testing", "attack")
-    return [observation(random_pictures(generator, count), kind, grants) for kind, count, grants in usual]
+
+    def seen(kind: UpdateKind, count: int, grants: frozenset[Need]) -> Observation:
+        return observation(random_pictures(generator, count), kind, grants)
+
+    if attack.scope == "update":
+        return [seen(*one) for one in usual]
+    shown = [observation_of([seen(*one), seen(*one)]) for one in usual]
+    # Under secure aggregation the sum alone is seen.
+    return [*shown, observation_of(shown[0].members, is_sum=True)]
 
 
 def _check_run(attack: Attack, seen: Observation, faults: Faults) -> Finding | None:

@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 from fedsim.metrics import luck
 from fedsim.metrics.ratings import ORDER as LEVELS
 from fedsim.metrics.ratings import PATCHES, SCALES, Level, leaves_no_room, rate, scale
-from fedsim.recording.run_data import Budget, Calibration, PluginUse, Record, RunData, Trial, Workload
+from fedsim.recording.records import Budget, Calibration, PluginUse, Record, RecordedWorkload, Trial
+from fedsim.recording.run_data import RunData
 from fedsim.verdicts.scope import Scope
 from fedsim.verdicts.scores import CHANCE, Scored, blind_severity, rated_by, scored
 from fedsim.verdicts.trained import changed_inputs, metric_of
@@ -74,7 +75,7 @@ class Place(NamedTuple):
 
     attack: _AttackKey
     round: int
-    workload: Workload | None
+    workload: RecordedWorkload | None
     grants: tuple[str, ...]
 
 

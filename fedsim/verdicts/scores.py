@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fedsim.metrics.ratings import Level, rate, relative, scale
 from fedsim.metrics.skill import Control, Direction, best_control, blind, floor_control, skill
-from fedsim.recording.run_data import BestExample, Record, RecordedScore, Trial
+from fedsim.recording.records import Attempted, BestExample, Record, RecordedScore, Trial
 
 WRONG_UPDATE = "wrong_update"
 CHANCE = "chance"
@@ -17,7 +17,7 @@ class Scored(NamedTuple):
     """One attempt by one metric.
 
     Args:
-        record: the attempt, or a trial of a calibration.
+        record: the attempt on one update or on several, or a trial of a calibration.
         score: by this metric.
         value: of the score.
         best: the best blind control of the same attempt.
@@ -30,7 +30,7 @@ class Scored(NamedTuple):
         example: the picture of a batch that shows more than the batch's mean does; None elsewhere.
     """
 
-    record: Record | Trial
+    record: Attempted | Trial
     score: RecordedScore
     value: float
     best: Control | None
@@ -57,7 +57,7 @@ class Scored(NamedTuple):
         return self.level == "none" and self.guessed in ("leaks", "partial")
 
 
-def scored(records: Iterable[Record | Trial], metric: str) -> list[Scored]:
+def scored(records: Iterable[Attempted | Trial], metric: str) -> list[Scored]:
     """Return the attempts that have a value by this metric."""
     found = []
     for record in records:
@@ -67,7 +67,7 @@ def scored(records: Iterable[Record | Trial], metric: str) -> list[Scored]:
     return found
 
 
-def _scored(record: Record | Trial, metric: str, score: RecordedScore, value: float) -> Scored:
+def _scored(record: Attempted | Trial, metric: str, score: RecordedScore, value: float) -> Scored:
     best = rated_by(metric, record.controls, score.worse)
     floor = None if scale(metric).is_luck else floor_control(metric, record.controls, score.worse)
     others = best

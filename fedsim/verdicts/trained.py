@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedsim.metrics.ratings import plain
-from fedsim.recording.run_data import Record
+from fedsim.recording.records import Record
 
 
 def metric_of(record: Record, metric: str | None) -> str | None:

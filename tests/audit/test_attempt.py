@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from fedsim.audit import attempt
-from fedsim.exchange import Finding, Trajectory
+from fedsim.exchange import Finding, Trajectory, View
 from fedsim.federation.engine import train
 
 GREY = torch.full((1, 3, 32, 32), 0.5)
+
+VIEW = View.of_update(1, 0)
 
 
 @pytest.fixture
@@ -25,9 +27,9 @@ def made(tiny_plan, run_folder, monkeypatch):
 
     def make(finding):
         monkeypatch.setattr(stubs.Claims, "run", lambda *_: finding() if callable(finding) else finding)
-        attempt.finding_path(folder, 1, 0, planned).unlink(missing_ok=True)
-        attempt.store(folder, 1, 0, planned, attempt.make(plan, folder, 1, 0, planned).content)
-        return attempt.read(plan, folder, 1, 0, planned)
+        attempt.finding_path(folder, VIEW, planned).unlink(missing_ok=True)
+        attempt.store(folder, VIEW, planned, attempt.make(plan, folder, VIEW, planned).content)
+        return attempt.read(plan, folder, VIEW, planned)
 
     return make
 

@@ -6,15 +6,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import audits
 import pytest
 import torch
 
-from fedsim import cli, plugins, simulation
+from fedsim import cli, plugins
 from fedsim.audit import attempt, workers
 from fedsim.audit.assessment import Task
 from fedsim.audit.auditor import Auditor
 from fedsim.errors import FedsimError, RunFolderError
-from fedsim.exchange import Finding
+from fedsim.exchange import Finding, View
 from fedsim.federation.engine import train
 from fedsim.metrics import scoring
 from fedsim.planning import preparation as planning
@@ -33,6 +34,8 @@ CONTROLS = {"grey", "own_mean", "dataset_mean", "wrong_update", "prior", "unifor
 VIEWED = {"psnr@patches", "ssim@patches"}
 NOISE = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.1}}
 
+VIEW = View.of_update(1, 0)
+
 
 @pytest.fixture
 def simulate(tiny_plan, run_folder):
@@ -41,13 +44,13 @@ def simulate(tiny_plan, run_folder):
     def run(name="run", on_running=None, **parts):
         plan = tiny_plan(**parts)
         folder = run_folder(plan, name)
-        return plan, folder, simulation.simulate(plan, folder, Progress(on_running=on_running))
+        return plan, folder, audits.simulate(plan, folder, Progress(on_running=on_running))
 
     return run
 
 
 def audit(plan, folder, **progress):
-    return simulation.audit(plan, folder, Progress(**progress))
+    return audits.audit(plan, folder, Progress(**progress))
 
 
 def timeless(records):
@@ -107,7 +110,7 @@ def test_a_record_names_the_defenses_of_its_client_and_their_cautions(simulate):
 def test_scores_are_those_of_the_stored_finding_against_the_derived_truth(simulate):
     plan, folder, records = simulate(training={"batch_size": 2})
     for record in records:
-        tried = attempt.read(plan, folder, record["round"], record["client"], plan.attacks[0])
+        tried = attempt.read(plan, folder, View.of_update(record["round"], record["client"]), plan.attacks[0])
         truth = plan.data.truth(record["client"], record["round"], plan.scenario.training)
         expected = scoring.score(("psnr", "ssim", "label_recall"), tried.finding, truth)
         assert {name: score["value"] for name, score in record["scores"].items()} == {
@@ -118,7 +121,7 @@ def test_scores_are_those_of_the_stored_finding_against_the_derived_truth(simula
 def test_the_wrong_update_control_is_the_next_clients_finding_scored(simulate):
     plan, folder, records = simulate(training={"batch_size": 2}, federation={"rounds": 1})
     for client, partner in ((0, 1), (1, 2), (2, 0)):
-        other = attempt.read(plan, folder, 1, partner, plan.attacks[0]).finding
+        other = attempt.read(plan, folder, View.of_update(1, partner), plan.attacks[0]).finding
         truth = plan.data.truth(client, 1, plan.scenario.training)
         expected = scoring.score(("psnr", "ssim", "label_recall"), other, truth)
         wrong = records[client]["controls"]["wrong_update"]
@@ -153,7 +156,7 @@ def test_the_wrong_update_control_comes_from_a_client_with_equal_defenses_where_
     federation = {"clients": 5, "rounds": 1}
     plan, folder, records = simulate(training={"batch_size": 2}, federation=federation, defenses=two)
     for client, partner in ((0, 2), (1, 3), (2, 0), (3, 1), (4, 0)):
-        other = attempt.read(plan, folder, 1, partner, plan.attacks[0]).finding
+        other = attempt.read(plan, folder, View.of_update(1, partner), plan.attacks[0]).finding
         truth = plan.data.truth(client, 1, plan.scenario.training)
         expected = scoring.score(("psnr", "ssim", "label_recall"), other, truth)
         wrong = records[client]["controls"]["wrong_update"]
@@ -216,11 +219,11 @@ def test_an_attack_of_others_has_a_process_of_its_own_where_that_starts_from_not
 def test_a_finding_that_is_gone_is_made_again_in_a_process_of_its_own_before_it_is_assessed(simulate):
     plan, folder, _ = simulate(attacks=[{"name": "stubs:TellsProcess"}], federation={"clients": 2, "rounds": 1})
     for client in (0, 1):
-        attempt.finding_path(folder, 1, client, plan.attacks[0]).unlink()
+        attempt.finding_path(folder, View.of_update(1, client), plan.attacks[0]).unlink()
     with pytest.raises(RunFolderError, match="Audit again"):
-        attempt.read(plan, folder, 1, 0, plan.attacks[0])
+        attempt.read(plan, folder, View.of_update(1, 0), plan.attacks[0])
     with workers.InThisProcess(plan, RunFolder(folder.path), "fork") as executor:
-        record = executor.submit(workers.assess, Task(1, 0, 0), 1).result()
+        record = executor.submit(workers.assess, Task(View.of_update(1, 0), 0), View.of_update(1, 1)).result()
     assert record["status"] == "found" and "wrong_update" in record["controls"]
     assert record["trace"]["process"] != os.getpid()
 
@@ -333,7 +336,7 @@ def claim(tiny_plan, run_folder, stubs, monkeypatch):
     def run(finding, **parts):
         monkeypatch.setattr(module.Claims, "finding", finding)
         plan = tiny_plan(attacks=[{"name": "stubs:Claims"}], federation={"clients": 1, "rounds": 1}, **parts)
-        return simulation.simulate(plan, run_folder(plan), Progress())[0]
+        return audits.simulate(plan, run_folder(plan), Progress())[0]
 
     return run
 
@@ -386,7 +389,9 @@ def test_an_update_that_is_not_finite_is_refused_not_attacked(tiny_plan, run_fol
     train(plan, folder)
     broken = {name: tensor * math.nan for name, tensor in plan.initial_weights().items()}
     folder.write_capture(Capture(1, 2, "gradient", broken, {"num-examples": 1}, {}))
-    tried = attempt.attack(plan, plan.attacks[0], folder.read_update(1, 2), folder.read_global(1, 2), 0, {})[0]
+    tried = attempt.attack(
+        plan, plan.attacks[0], [(folder.read_update(1, 2), folder.read_global(1, 2))], View.of_update(1, 2), 0, {}
+    )[0]
     assert tried.status == "refused" and tried.message == "the update is not finite"
 
 
@@ -418,7 +423,7 @@ def test_the_display_hears_of_every_new_record_and_of_their_number(tiny_plan, ru
     plan = tiny_plan()
     folder = run_folder(plan)
     lines, records, totals = [], [], []
-    simulation.simulate(plan, folder, Progress(lines.append, records.append, totals.append))
+    audits.simulate(plan, folder, Progress(lines.append, records.append, totals.append))
     assert [line["round"] for line in lines] == [0, 1, 2] and totals == [3, 6] and len(records) == 6
     heard = []
     audit(plan, folder, on_record=heard.append, on_total=totals.append)
@@ -449,7 +454,7 @@ def test_an_audit_makes_failed_attempts_again_and_the_controls_they_left_out(sim
     after = audit(plan, folder, on_record=heard.append)
     assert after == folder.records.read() and [record["status"] for record in after] == ["found"] * 6
     assert "wrong_update" in after[0]["controls"]
-    assert sorted(places(heard)) == sorted(places(before[:1] + before[2:3]))
+    assert sorted(places(audits.lines(heard))) == sorted(places(before[:1] + before[2:3]))
     assert [after[i] for i in (1, 3, 4, 5)] == [before[i] for i in (1, 3, 4, 5)]
 
 
@@ -474,7 +479,7 @@ def test_an_edited_class_without_distribution_attacks_again(simulate, tmp_path, 
     file.write_text("# edited\nfrom stubs import Claims\n")
     heard = []
     after = audit(planning.make(plan.scenario), folder, on_record=heard.append)
-    assert {name for _, _, name in places(heard)} == {"under_edit:Claims"} and len(heard) == 3
+    assert {name for _, _, name in places(audits.lines(heard))} == {"under_edit:Claims"} and len(heard) == 3
     assert [record["attack"]["version"] for record in after[1::2]] == [before[1]["attack"]["version"]] * 3
     assert all(
         new["attack"]["version"] != old["attack"]["version"] for new, old in zip(after[::2], before[::2], strict=True)

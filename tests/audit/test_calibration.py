@@ -6,6 +6,7 @@ import functools
 import json
 import math
 
+import audits
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from fedsim.audit.attempt import Attempt
 from fedsim.exchange import Finding
 from fedsim.federation.training import local_update
 from fedsim.planning import preparation as planning
-from fedsim.recording import run_data
+from fedsim.recording.records import Record, Trial
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import parse
 from fedsim.verdicts.judge import updates_without_defense
@@ -43,7 +44,7 @@ def scenario(**changes):
 def run(tmp_path_factory):
     plan = planning.make(scenario())
     folder = RunFolder.create(tmp_path_factory.mktemp("runs") / "one", plan.scenario)
-    simulation.simulate(plan, folder, simulation.Progress())
+    audits.simulate(plan, folder, simulation.Progress())
     return plan, folder
 
 
@@ -78,7 +79,7 @@ def test_an_attack_that_never_looks_leaks_from_none_of_its_trials(run, stubs):
     }
     own = planning.make(parse(raw, "scenario"))
     line = made(own, folder, own.attacks[0])
-    trials = [run_data.Trial.model_validate(trial) for trial in line["trials"]]
+    trials = [Trial.model_validate(trial) for trial in line["trials"]]
     assert len(trials) == 8
     alone = [one for one in scored(trials, "ssim") if one.guessed in ("leaks", "partial")]
     assert len(alone) > 1 and updates_without_defense(trials)["pictures"].leaking == 0
@@ -94,17 +95,17 @@ def test_the_same_calibration_is_the_same_line(run):
 
 def made(plan, folder, planned):
     attack = functools.partial(calibration.attack, plan, folder, 1, 0, planned)
-    return calibration.calibrate(plan, folder, 1, 0, planned, attack)
+    return calibration.calibrate(plan, folder, 1, 0, planned, attack).as_json()
 
 
 def test_an_audit_again_leaves_calibrations_alone_and_makes_missing_ones(run):
     plan, folder = run
     before = folder.calibrations.path.read_bytes()
-    simulation.audit(plan, folder, simulation.Progress())
+    audits.audit(plan, folder, simulation.Progress())
     assert folder.calibrations.path.read_bytes() == before
     kept = [line for line in folder.calibrations.read() if line["attack"]["name"] != "patch_embedding"]
     folder.calibrations.rewrite(kept)
-    simulation.audit(plan, folder, simulation.Progress())
+    audits.audit(plan, folder, simulation.Progress())
     assert [{**line, "seconds": 0} for line in folder.calibrations.read()] == [
         {**json.loads(line), "seconds": 0} for line in before.splitlines()
     ]
@@ -146,8 +147,12 @@ def test_a_dear_attack_is_calibrated_where_a_verdict_hangs_on_it(choice, records
     audit = {"processes": 0, "calibrate": choice}
     plan = planning.make(scenario(attacks=[CHEAP, DEAR], audit=audit, federation={"clients": 3, "rounds": 1}))
     cheap, dear = plan.attacks
-    assert bool(calibration.clients_to_calibrate(plan, dear, records)) == asked
-    assert bool(calibration.clients_to_calibrate(plan, cheap, records)) == (not records[-1]["inapplicable"])
+    assert bool(asked_for(plan, dear, records)) == asked
+    assert bool(asked_for(plan, cheap, records)) == (not records[-1]["inapplicable"])
+
+
+def asked_for(plan, planned, records):
+    return calibration.clients_to_calibrate(plan, planned, [Record.model_validate(line) for line in records])
 
 
 def test_each_workload_on_which_a_verdict_hangs_is_calibrated_up_to_a_limit():
@@ -159,11 +164,11 @@ def test_each_workload_on_which_a_verdict_hangs_is_calibrated_up_to_a_limit():
     cheap, dear = plan.attacks
     masked = [record(client=client, defenses=("mask",), psnr=60.0 if client == 0 else 11.0) for client in range(6)]
     assert calibration.MOST_WORKLOADS == 4
-    assert calibration.clients_to_calibrate(plan, cheap, masked) == [1, 3, 4, 5]
-    assert calibration.clients_to_calibrate(plan, dear, masked[:4]) == [1, 3]
-    assert calibration.clients_to_calibrate(plan, cheap, [masked[0]]) == [0]
+    assert asked_for(plan, cheap, masked) == [1, 3, 4, 5]
+    assert asked_for(plan, dear, masked[:4]) == [1, 3]
+    assert asked_for(plan, cheap, [masked[0]]) == [0]
     everything = planning.make(scenario(defenses=[], audit={"processes": 0, "calibrate": "all"}, **raw))
-    assert calibration.clients_to_calibrate(everything, everything.attacks[1], masked[:4]) == [1, 3, 0]
+    assert asked_for(everything, everything.attacks[1], masked[:4]) == [1, 3, 0]
 
 
 def test_the_pictures_that_clients_leak_do_not_make_the_calibration_of_labels_needless():
@@ -172,8 +177,8 @@ def test_the_pictures_that_clients_leak_do_not_make_the_calibration_of_labels_ne
     leaks = [LEAK, record(client=2, psnr=60.0)]
     masked = {**NO_LEAK, "scores": NO_LEAK["scores"] | recalled}
     masked["controls"] = {"grey": {"psnr": 12.0}, "chance": {"label_recall": 0.1}}
-    assert calibration.clients_to_calibrate(plan, plan.attacks[0], [*leaks, NO_LEAK]) == []
-    assert calibration.clients_to_calibrate(plan, plan.attacks[0], [*leaks, masked]) == [0]
+    assert asked_for(plan, plan.attacks[0], [*leaks, NO_LEAK]) == []
+    assert asked_for(plan, plan.attacks[0], [*leaks, masked]) == [0]
 
 
 def test_the_auditors_own_client_carries_no_defense_and_has_the_recipe_of_the_clients(run):
@@ -231,10 +236,10 @@ def test_a_calibration_is_clipped_as_the_strategy_has_its_clients_clip(tmp_path,
     training = {"shares": "delta", "local_steps": 1}
     plan = planning.make(scenario(training=training, federation=clipping(0.01, adaptive), attacks=[CHEAP], defenses=[]))
     folder = RunFolder.create(tmp_path / "run", plan.scenario)
-    records = simulation.simulate(plan, folder, simulation.Progress())
+    records = audits.simulate(plan, folder, simulation.Progress())
     seen, tried = [], Attempt("failed", Finding(), "not tried", 0.0, 0)
     monkeypatch.setattr(
-        "fedsim.audit.attempt.attack", lambda own, planned, update, *_: seen.append(update) or (tried, b"")
+        "fedsim.audit.attempt.attack", lambda own, planned, sent, *_: seen.append(sent[0][0]) or (tried, b"")
     )
     calibration.attack(plan, folder, 1, 0, plan.attacks[0], 0)
     sent = [folder.read_update(1, client) for client in (0, 1)]
@@ -256,13 +261,13 @@ def test_an_update_that_is_shorter_than_the_bound_is_sent_as_it_is(run):
 def test_a_failed_calibration_is_a_line_with_the_reason_and_is_made_again_by_hand(run):
     plan, folder = run
     broken = Attempt("failed", Finding(), "broken on purpose", 0.0, 1)
-    line = calibration.calibrate(plan, folder, 1, 0, plan.attacks[0], lambda index: broken)
+    line = calibration.calibrate(plan, folder, 1, 0, plan.attacks[0], lambda index: broken).as_json()
     assert (line["status"], line["message"]) == ("failed", "broken on purpose")
     # Four of eight: most of the trials cannot leak any more.
     assert [trial["status"] for trial in line["trials"]] == ["failed"] * 4
     sound = lines(folder)
     folder.calibrations.rewrite([line, sound["gradient_matching"]])
-    simulation.audit(plan, folder, simulation.Progress())
+    audits.audit(plan, folder, simulation.Progress())
     again = lines(folder)["patch_embedding"]
     assert {**again, "seconds": 0} == {**sound["patch_embedding"], "seconds": 0}
 
@@ -280,10 +285,10 @@ def test_a_calibration_of_which_one_trial_fails_is_made_of_the_others(run):
     plan, folder = run
     good = functools.partial(calibration.attack, plan, folder, 1, 0, plan.attacks[0])
     broken = Attempt("failed", Finding(), "broken on purpose", 0.0, 1)
-    line = calibration.calibrate(plan, folder, 1, 0, plan.attacks[0], lambda i: broken if i == 2 else good(i))
+    line = calibration.calibrate(plan, folder, 1, 0, plan.attacks[0], lambda i: broken if i == 2 else good(i)).as_json()
     assert line["status"] == "found"
     assert [trial["status"] for trial in line["trials"]] == ["found", "found", "failed", *["found"] * 5]
-    trials = [run_data.Trial.model_validate(trial) for trial in line["trials"]]
+    trials = [Trial.model_validate(trial) for trial in line["trials"]]
     found = updates_without_defense(trials)["pictures"]
     assert (found.leaking, found.trials, found.is_proof) == (7, 8, True)
 
@@ -311,6 +316,6 @@ def test_a_calibration_of_an_earlier_version_or_of_other_grants_is_made_again(ru
     plan, folder = run
     before = stored(folder, change)
     assert folder.calibrations.read() != before
-    simulation.audit(plan, folder, simulation.Progress())
+    audits.audit(plan, folder, simulation.Progress())
     again = folder.calibrations.read()
     assert [{**line, "seconds": 0} for line in again] == [{**line, "seconds": 0} for line in before]

@@ -2,9 +2,9 @@
 
 import json
 
+import audits
 import pytest
 
-from fedsim import simulation
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.planning import preparation as planning
 from fedsim.recording.run_folder import RunFolder
@@ -21,7 +21,7 @@ def run(tiny_plan, run_folder):
         parts = {"attacks": [], "federation": {"rounds": 3}, **parts}
         plan = tiny_plan(evaluators=list(evaluators), **parts)
         folder = run_folder(plan)
-        simulation.simulate(plan, folder, Progress())
+        audits.simulate(plan, folder, Progress())
         return plan, RunFolder.open(folder.path)
 
     return make
@@ -86,10 +86,10 @@ def test_a_resumed_run_asks_what_is_missing_alone(run):
     lines = file.read_text().splitlines(keepends=True)
     for left in ("", lines[1], "".join(lines[:2]) + lines[2][:9]):
         file.write_text(left)
-        simulation.simulate(plan, RunFolder.open(folder.path), Progress())
+        audits.simulate(plan, RunFolder.open(folder.path), Progress())
         assert timeless(RunFolder.open(folder.path)) == expected
     seconds = [line.seconds for line in RunFolder.open(folder.path).read_evaluations()]
-    simulation.simulate(plan, RunFolder.open(folder.path), Progress())
+    audits.simulate(plan, RunFolder.open(folder.path), Progress())
     assert [line.seconds for line in RunFolder.open(folder.path).read_evaluations()] == seconds
 
 
@@ -100,7 +100,7 @@ def test_an_audit_asks_failed_ones_again_and_added_ones(run, tiny_plan):
     (folder.path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     other = {**ASKS, "rounds": [1], "params": {"how": "refuses"}}
     plan = tiny_plan(evaluators=[ASKS, other], attacks=[], federation={"rounds": 2})
-    simulation.audit(plan, RunFolder.open(folder.path), Progress())
+    audits.audit(plan, RunFolder.open(folder.path), Progress())
     found = RunFolder.open(folder.path).read_evaluations()
     assert [(line.round, line.status) for line in found] == [(1, "found"), (1, "refused"), (2, "found")]
 
@@ -131,4 +131,4 @@ def test_a_damaged_line_is_named(run):
     plan, folder = run(ASKS, federation={"rounds": 1})
     (folder.path / "evaluations.jsonl").write_text('{"round": -1}\n')
     with pytest.raises(RunFolderError, match=r"evaluations\.jsonl: line 1 is damaged"):
-        simulation.simulate(plan, RunFolder.open(folder.path), Progress())
+        audits.simulate(plan, RunFolder.open(folder.path), Progress())

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import audits
 import pytest
 import torch
 
@@ -49,7 +50,7 @@ def folder(tmp_path_factory):
         patch.syspath_prepend(Path(__file__).parents[1] / "stubs")
         plan = planning.make(parse(raw, "scenario"))
         made = RunFolder.create(tmp_path_factory.mktemp("runs") / "one", plan.scenario)
-        simulation.simulate(plan, made, simulation.Progress())
+        audits.simulate(plan, made, simulation.Progress())
     return made.path
 
 
@@ -129,7 +130,7 @@ def replayed(tiny_plan, run_folder, defenses, client=1, round=1, **training_part
         defenses=defenses, training=training_part, federation={"clients": 3, "rounds": 2, **FEDPROX}, attacks=[]
     )
     folder = run_folder(plan)
-    simulation.simulate(plan, folder, simulation.Progress())
+    audits.simulate(plan, folder, simulation.Progress())
     own = plan.data.truth(client, round, plan.scenario.training)
     return plan, own, replay.trained_on(plan, RunFolder(folder.path), client, round, own)
 

@@ -3,11 +3,11 @@
 import json
 import shutil
 
+import audits
 import pytest
 import torch
 from PIL import Image
 
-from fedsim import simulation
 from fedsim.federation.engine import train
 from fedsim.planning import preparation as planning
 from fedsim.recording.run_folder import RunFolder
@@ -29,7 +29,7 @@ def simulate(tiny_plan, run_folder):
         audit = {"processes": 0, "metrics": list(metrics)}
         plan = tiny_plan(attacks=list(attacks), audit=audit, training=training, **parts)
         folder = run_folder(plan, name)
-        return plan, folder, simulation.simulate(plan, folder, Progress())
+        return plan, folder, audits.simulate(plan, folder, Progress())
 
     return run
 
@@ -136,5 +136,5 @@ def test_a_folder_without_the_new_settings_and_metrics_renders_as_before(simulat
     assert "Label smoothing:" not in report and "Mixup alpha:" not in report
     (folder.path / "records.jsonl").unlink()
     (old / "records.jsonl").unlink()
-    again = [simulation.audit(planning.of(one.scenario()), one, Progress()) for one in (folder, RunFolder.open(old))]
+    again = [audits.audit(planning.of(one.scenario()), one, Progress()) for one in (folder, RunFolder.open(old))]
     assert json.dumps(again[0]) == json.dumps(again[1])

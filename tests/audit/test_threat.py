@@ -15,7 +15,7 @@ from fedsim.audit.threat import ThreatModel
 from fedsim.data.batches import FederatedData
 from fedsim.defense import knowledge_of
 from fedsim.errors import RunFolderError
-from fedsim.exchange import Normalization, Truth
+from fedsim.exchange import Normalization, Truth, View
 from fedsim.federation.engine import train
 from fedsim.federation.training import local_update
 from fedsim.planning.context import training_knowledge
@@ -179,13 +179,13 @@ def test_an_attempt_without_granted_labels_never_asks_for_the_truth(tiny_plan, r
     folder, other = run_folder(plan), run_folder(plan, "other")
     for one in (folder, other):
         train(plan, one)
-    free = attempt.make(plan, folder, 1, 0, plan.attacks[0])
+    free = attempt.make(plan, folder, View.of_update(1, 0), plan.attacks[0])
 
     def refuse(*arguments):
         raise AssertionError("the attempt asked for the truth")
 
     monkeypatch.setattr(FederatedData, "truth", refuse)
-    sealed = attempt.make(plan, other, 1, 0, plan.attacks[0])
+    sealed = attempt.make(plan, other, View.of_update(1, 0), plan.attacks[0])
     assert free.status == sealed.status == "found"
     assert torch.equal(load(free.content)["images"], load(sealed.content)["images"])
 

@@ -6,13 +6,13 @@ import math
 import os
 import threading
 
+import audits
 import pytest
 import torch
 from PIL import Image
 
-from fedsim import simulation
 from fedsim.audit import attempt
-from fedsim.exchange import FRAMES, Finding, Trajectory
+from fedsim.exchange import FRAMES, Finding, Trajectory, View
 from fedsim.metrics import scoring
 from fedsim.metrics.trajectory import arranged, psnr_by_frame
 from fedsim.simulation import Progress
@@ -32,7 +32,7 @@ def simulate(tiny_plan, run_folder):
         parts = {"attacks": [FADES], "training": BATCH, "federation": ONE, **parts}
         plan = tiny_plan(**parts)
         folder = run_folder(plan, name)
-        return plan, folder, simulation.simulate(plan, folder, Progress(on_running=on_running))
+        return plan, folder, audits.simulate(plan, folder, Progress(on_running=on_running))
 
     return run
 
@@ -47,7 +47,7 @@ def timeless(records):
 def test_a_record_holds_the_curves_of_the_trajectory_and_the_best_blind_control(simulate):
     plan, folder, records = simulate()
     for record in records:
-        trajectory = attempt.read(plan, folder, 1, record["client"], plan.attacks[0]).finding.trajectory
+        trajectory = attempt.read(plan, folder, View.of_update(1, record["client"]), plan.attacks[0]).finding.trajectory
         truth = plan.data.truth(record["client"], 1, plan.scenario.training)
         assert record["film"] == {
             "steps": [0, 1, 2, 3, 4],
@@ -65,7 +65,7 @@ def test_a_record_holds_the_curves_of_the_trajectory_and_the_best_blind_control(
 
 def test_the_picture_of_a_trajectory_shows_its_frames_beside_the_originals(simulate):
     plan, folder, (record, _) = simulate()
-    trajectory = attempt.read(plan, folder, 1, 0, plan.attacks[0]).finding.trajectory
+    trajectory = attempt.read(plan, folder, View.of_update(1, 0), plan.attacks[0]).finding.trajectory
     truth = plan.data.truth(0, 1, plan.scenario.training)
     frames = arranged(trajectory, truth.images)
     with Image.open(io.BytesIO((folder.path / record["artifacts"]["film"]).read_bytes())) as picture:
@@ -85,8 +85,8 @@ def test_the_control_is_known_where_the_audit_does_not_ask_for_psnr(simulate):
 def test_a_trajectory_comes_back_from_the_stored_finding(simulate):
     plan, folder, records = simulate()
     (folder.path / "records.jsonl").unlink()
-    assert simulation.audit(plan, folder, Progress()) == records
-    trajectory = attempt.read(plan, folder, 1, 0, plan.attacks[0]).finding.trajectory
+    assert audits.audit(plan, folder, Progress()) == records
+    trajectory = attempt.read(plan, folder, View.of_update(1, 0), plan.attacks[0]).finding.trajectory
     assert trajectory.steps == (0, 1, 2, 3, 4) and trajectory.images.shape == (5, 2, 3, 32, 32)
 
 
@@ -202,7 +202,7 @@ def test_whoever_watches_hears_where_an_attack_stands_and_that_it_has_ended(simu
     simulate(on_running=heard.append, attacks=[FADES, {"name": "stubs:Guess"}])
     assert heard[-1] == () and all(len(running) <= 1 for running in heard)
     told = [one for running in heard for one in running]
-    assert {(one.round, one.client, one.attack) for one in told} == {
+    assert {(one.view.round, one.view.client, one.attack) for one in told} == {
         (1, 0, "stubs:Fades"),
         (1, 1, "stubs:Fades"),
     }
@@ -235,7 +235,7 @@ def test_a_display_that_fails_ends_the_audit_and_leaves_the_finding(simulate, ti
     plan, folder, records = simulate("alone")
     broken = run_folder(plan, "unused").path.with_name("run")
     name = records[0]["artifacts"]["finding"]
-    assert attempt.read(plan, type(folder)(broken), 1, 0, plan.attacks[0]).status == "found"
+    assert attempt.read(plan, type(folder)(broken), View.of_update(1, 0), plan.attacks[0]).status == "found"
     assert (broken / name).is_file()
 
 

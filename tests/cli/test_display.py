@@ -4,10 +4,11 @@ from rich.console import Console
 
 from fedsim.audit.auditor import Running
 from fedsim.cli.display import Display
+from fedsim.exchange import View
 from fedsim.progress import Step
 
-GRADVIT = Running(1, 0, "gradvit", Step(120, 4800, 0.0123456, 3700.4))
-OTHER = Running(2, 3, "[bold]odd", Step(1, 800, None, None))
+GRADVIT = Running(View.of_update(1, 0), "gradvit", Step(120, 4800, 0.0123456, 3700.4))
+OTHER = Running(View.of_update(2, 3), "[bold]odd", Step(1, 800, None, None))
 
 
 def drawn(*running: Running) -> str:
@@ -62,6 +63,6 @@ def test_a_plain_stream_gets_one_line_a_minute_at_most() -> None:
 
 
 def test_names_that_a_terminal_would_obey_are_drawn_escaped() -> None:
-    odd = Running(1, 0, "\x1b[2Jred\u202e[/x]:smile:", Step(1, 8, None, None))
+    odd = Running(View.of_update(1, 0), "\x1b[2Jred\u202e[/x]:smile:", Step(1, 8, None, None))
     assert "\\x1b[2Jred\\u202e[/x]:smile:" in drawn(odd)
     assert "\x1b[2J" not in drawn(odd)

@@ -1,5 +1,6 @@
 from fnmatch import fnmatch
 
+import audits
 import pytest
 import torch
 from fedsim_attacks.gradient_matching import GradientMatching
@@ -13,7 +14,7 @@ from vit_cases import build, gradient, observe, photos
 from fedsim.errors import AttackRefusedError, ScenarioError
 from fedsim.exchange import Update
 from fedsim.plugins import configure
-from fedsim.simulation import Progress, simulate
+from fedsim.simulation import Progress
 from fedsim.testing import client_context
 
 MODEL = build("vit_nano", depth=1)
@@ -85,7 +86,7 @@ def test_a_run_keeps_the_hidden_tensor_at_its_start_trains_the_rest_and_records_
     training = {"shares": shares, "learning_rate": 0.1}
     plan = tiny_plan(defenses=[hiding], attacks=attacks, training=training, federation={"clients": 2, "rounds": 2})
     folder = run_folder(plan)
-    records = simulate(plan, folder, Progress())
+    records = audits.simulate(plan, folder, Progress())
     assert {(r["attack"]["name"], r["status"]) for r in records} == {
         ("patch_embedding", "refused"),
         ("label_count", "found"),

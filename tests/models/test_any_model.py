@@ -2,12 +2,13 @@
 
 import json
 
+import audits
 import pytest
 import timm
 import torch
 from torch import nn
 
-from fedsim import models, simulation
+from fedsim import models
 from fedsim.audit import replay
 from fedsim.audit.threat import ThreatModel
 from fedsim.errors import ScenarioError
@@ -89,7 +90,7 @@ def test_statistics_are_averaged_and_evaluated_captured_and_shown_to_attacks(tin
         model=TINY, training={"shares": shares, "batch_size": 4, "mode": "train"}, federation={"rounds": 2}, attacks=[]
     )
     folder = run_folder(plan)
-    simulation.simulate(plan, folder, Progress())
+    audits.simulate(plan, folder, Progress())
     first = [folder.read_update(1, client) for client in range(3)]
     expected = torch.stack([update.buffers["norm.running_mean"] for update in first])
     counts = torch.tensor([update.num_examples for update in first])
@@ -177,7 +178,7 @@ def test_what_a_cnn_trained_on_is_found_out_behind_a_defense_that_changes_pictur
         attacks=["label_count"],
     )
     folder = run_folder(plan)
-    simulation.simulate(plan, folder, Progress())
+    audits.simulate(plan, folder, Progress())
     own = plan.data.truth(1, 1, plan.scenario.training)
     found = replay.trained_on(plan, folder, 1, 1, own)
     assert found.has_other_pictures and not found.has_other_labels
@@ -207,7 +208,7 @@ def test_a_resnet_learns_in_a_federation_by_the_aggregated_statistics(tiny_plan,
         attacks=[],
     )
     folder = run_folder(plan)
-    simulation.simulate(plan, folder, Progress())
+    audits.simulate(plan, folder, Progress())
     accuracies = [line["accuracy"] for line in folder.rounds.read()]
     assert accuracies[0] <= 0.5 and accuracies[-1] >= 0.8
     # By the statistics that the server started from, the same weights know nothing: those that travelled are what counts.
@@ -226,7 +227,7 @@ def test_attacks_on_a_resnet_find_its_labels_and_refuse_what_it_lacks(tiny_plan,
         audit={"metrics": ["psnr", "label_recall"]},
     )
     folder = run_folder(plan)
-    simulation.simulate(plan, folder, Progress())
+    audits.simulate(plan, folder, Progress())
     records = [json.loads(line) for line in (folder.path / "records.jsonl").read_text().splitlines()]
     for record in records:
         if record["attack"]["name"] == "patch_embedding":

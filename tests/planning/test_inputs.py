@@ -4,12 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import audits
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
-from fedsim import simulation
 from fedsim.errors import RunFolderError
 from fedsim.planning import inputs
 from fedsim.planning import preparation as planning
@@ -52,7 +52,7 @@ def template(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(STUBS)
         patch.setattr("fedsim.report.render", lambda path: path / "report.html")
-        simulation.simulate(planning.of(scenario), RunFolder.create(root / "run", scenario), Progress())
+        audits.simulate(planning.of(scenario), RunFolder.create(root / "run", scenario), Progress())
     return root
 
 
@@ -77,8 +77,8 @@ def content(folder):
 def steps(run):
     plan = planning.of(RunFolder.open(run).scenario())
     return {
-        "audit": lambda: simulation.audit(plan, RunFolder.open(run), Progress()),
-        "resume": lambda: simulation.simulate(plan, RunFolder.open(run), Progress()),
+        "audit": lambda: audits.audit(plan, RunFolder.open(run), Progress()),
+        "resume": lambda: audits.simulate(plan, RunFolder.open(run), Progress()),
     }
 
 
@@ -188,7 +188,7 @@ def test_attacks_audit_and_engine_may_change(run):
     scenario["audit"]["metrics"] = ["psnr"]
     scenario["engine"] = "ray"
     plan = planning.of(parse(scenario, "changed"))
-    assert len(simulation.audit(plan, RunFolder.open(run), Progress())) == 4
+    assert len(audits.audit(plan, RunFolder.open(run), Progress())) == 4
 
 
 def test_a_folder_of_an_earlier_fedsim_gets_its_inputs_at_the_next_step(run):

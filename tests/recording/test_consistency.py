@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import audits
 import pytest
 import torch
 
-from fedsim import simulation
 from fedsim.errors import RunFolderError
 from fedsim.planning import inputs
 from fedsim.planning import preparation as planning
@@ -45,7 +45,7 @@ def made(path, **parts):
     plan = planning.of(scenario)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedsim.report.render", lambda path: path / "report.html")
-        simulation.simulate(plan, RunFolder.create(path, scenario), Progress())
+        audits.simulate(plan, RunFolder.create(path, scenario), Progress())
     return Made(path, plan, inputs.of(plan))
 
 
@@ -75,12 +75,12 @@ def run(whole, tmp_path):
 
 @pytest.fixture
 def audit(whole):
-    return lambda run: simulation.audit(whole.plan, RunFolder.open(run), Progress(), whole.seen)
+    return lambda run: audits.audit(whole.plan, RunFolder.open(run), Progress(), whole.seen)
 
 
 @pytest.fixture
 def resume(whole):
-    return lambda run: simulation.simulate(whole.plan, RunFolder.open(run), Progress(), whole.seen)
+    return lambda run: audits.simulate(whole.plan, RunFolder.open(run), Progress(), whole.seen)
 
 
 def content(path):

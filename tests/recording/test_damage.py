@@ -12,6 +12,7 @@ import pytest
 from fedsim import simulation
 from fedsim.audit import attempt
 from fedsim.errors import FedsimError, RunFolderError
+from fedsim.exchange import View
 from fedsim.planning import inputs
 from fedsim.planning import preparation as planning
 from fedsim.recording import consistency, environment
@@ -94,7 +95,7 @@ def gone_through(path, plan):
             folder.read_side(round, client)
             folder.read_update(round, client)
             for planned in plan.attacks:
-                attempt.forget_failure(folder, round, client, planned)
+                attempt.forget_failure(folder, View.of_update(round, client), planned)
 
 
 # Ways to damage a file: generator, content, another file's content -> what is there then

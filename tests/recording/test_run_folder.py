@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fedsim.errors import RunFolderError
+from fedsim.exchange import View
 from fedsim.recording.files import write_atomically
 from fedsim.recording.run_folder import Capture, RunFolder
 
@@ -246,7 +247,7 @@ def test_another_view_of_the_folder_sees_new_captures_after_a_refresh(filled):
 
 
 def test_artifacts_are_named_relative_to_the_folder(folder):
-    path = folder.artifact(3, 12, "x.png")
+    path = folder.artifact(View.of_update(3, 12), "x.png")
     assert folder.relative(path) == "artifacts/round-0003/client-012/x.png"
 
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.recording.run_data import PluginUse, Record
+from fedsim.recording.records import PluginUse, Record
 from fedsim.report.naming import Naming
 
 USES = st.builds(

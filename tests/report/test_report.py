@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedsim.errors import RunFolderError
 from fedsim.metrics.ratings import scale
-from fedsim.recording.run_data import Record
+from fedsim.recording.records import Record
 from fedsim.report import gallery, plots, render, view
 from fedsim.report.naming import Naming
 from fedsim.report.reading import read

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from fedsim.metrics.ratings import SCALES, rate, scale, worst
 from fedsim.metrics.scoring import METRICS
 from fedsim.metrics.skill import skill
-from fedsim.recording.run_data import Record, Round, RunData
+from fedsim.recording.records import Record, Round
+from fedsim.recording.run_data import RunData
 from fedsim.report import overview, tables
 from fedsim.report.analysis import Analysis
 from fedsim.report.limitations import Cautions, limits
@@ -89,7 +90,7 @@ def test_lower_is_worse_where_the_metric_says_so() -> None:
 @settings(max_examples=30, deadline=None)
 @given(values=st.lists(st.floats(0, 60), min_size=2, max_size=6), order=st.randoms(use_true_random=False))
 def test_summaries_do_not_depend_on_the_order_of_the_records(values: list[float], order: Any) -> None:
-    records = [record(client=i % 2, round=i, psnr=[v, v + 1], controls=GREY) for i, v in enumerate(values)]
+    records = [record(client=i % 2, round=i + 1, psnr=[v, v + 1], controls=GREY) for i, v in enumerate(values)]
     shuffled = records.copy()
     order.shuffle(shuffled)
     for before, after in zip(by_client(records), by_client(shuffled), strict=True):

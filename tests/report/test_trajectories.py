@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fedsim.recording.run_data import Record
+from fedsim.recording.records import Record
 from fedsim.report import plots, render
 from fedsim.report.naming import Naming
 from fedsim.report.reading import read

@@ -22,7 +22,7 @@ from fedsim.attack import Attack
 from fedsim.defense import ClientContext, Defense, LocalStep, PrivacyBudget
 from fedsim.errors import AttackRefusedError, EvaluationRefusedError
 from fedsim.evaluator import Evaluation, Evaluator, PixelModel
-from fedsim.exchange import Finding, Images, Labels, Observation, Trajectory, Update
+from fedsim.exchange import Finding, Images, Labels, Observation, Scope, Trajectory, Update
 from fedsim.source import Pool
 
 
@@ -40,6 +40,38 @@ class Guess(Attack):
         labels = torch.randint(observation.num_classes, (self.pictures,), generator=generator)
         trace = {"norm": observation.update.norm(), "granted": observation.batch_size}
         return Finding(images=images, labels=labels, trace=trace, cautions=("a guess",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeesRun(Attack):
+    """Returns the labels that it is granted of all updates of the run, and tells which these are."""
+
+    citation: ClassVar[str] = "none"
+    needs = frozenset({"labels"})
+    recovers = frozenset({"labels"})
+    scope: ClassVar[Scope] = "run"
+
+    raises: bool = False
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        if self.raises:
+            raise RuntimeError("of several updates")
+        seen = [[update.round, update.client] for update in observation.updates]
+        return Finding(labels=observation.labels, trace={"seen": seen, "client": observation.update.client})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeesRound(SeesRun):
+    """The same of a round."""
+
+    scope: ClassVar[Scope] = "round"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeesClient(SeesRun):
+    """The same of a client."""
+
+    scope: ClassVar[Scope] = "client"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
-from fedsim.recording.run_data import Budget, Calibration, Record, Round, RunData
+from fedsim.recording.records import Budget, Calibration, Record, Round
+from fedsim.recording.run_data import RunData
 from fedsim.report import summary
 from fedsim.report.analysis import Analysis
 from fedsim.report.overview import client_verdicts, entries, headline, overall

@@ -5,6 +5,7 @@ import torch
 from fedsim_attacks.gradient_matching import GradientMatching
 from fedsim_example_plugins.class_accuracy import ClassAccuracy
 from fedsim_example_plugins.error_feedback import ErrorFeedback
+from fedsim_example_plugins.round_labels import RoundLabels
 from fedsim_example_plugins.sign_of_bias import SignOfBias
 from fedsim_example_plugins.top_k import TopK
 from torch import nn
@@ -20,6 +21,7 @@ from fedsim.testing import (
     client_context,
     make_update,
     observation,
+    observation_of,
     random_pictures,
     small_model,
 )
@@ -40,6 +42,24 @@ def test_sign_of_bias_reads_every_label_of_an_unprotected_update(kind: str, labe
     finding = SignOfBias().run(observation(picture, kind), generator())
     assert finding.labels.tolist() == [label]
     assert finding.cautions == ()
+
+
+def test_round_labels_keeps_the_contract() -> None:
+    check_attack(RoundLabels)
+
+
+@pytest.mark.parametrize("is_sum", [False, True])
+def test_round_labels_counts_the_labels_of_all_clients_from_their_sum(is_sum: bool) -> None:
+    draw = generator()
+    batches = [random_pictures(draw, labels=torch.tensor(labels)) for labels in ([3, 7], [3], [9, 0, 3])]
+    finding = RoundLabels().run(observation_of([observation(batch) for batch in batches], is_sum), draw)
+    assert finding.labels.tolist() == [0, 3, 3, 3, 7, 9] and finding.trace["updates"] == (1 if is_sum else 3)
+
+
+def test_round_labels_refuses_updates_of_weights() -> None:
+    delta = observation(random_pictures(generator()), "delta")
+    with pytest.raises(AttackRefusedError, match="reads gradients"):
+        RoundLabels().run(observation_of([delta]), generator())
 
 
 def test_sign_of_bias_doubts_an_update_that_no_single_label_explains() -> None:

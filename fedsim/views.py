@@ -1,0 +1,59 @@
+"""What an attack sees of several updates at once: their mean, and each of them unless the sum alone is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedsim.exchange import DefenseKnowledge, Observation, Update
+from fedsim.labels import without_order
+
+
+def observation_of(members: Sequence[Observation], is_sum: bool = False) -> Observation:
+    """Return the observation of several updates; see `Observation.members`.
+
+    Args:
+        members: that of each update, by round and client; at least one.
+        is_sum: whether their weighted sum alone is seen, as under secure aggregation.
+    """
+    first = members[0]
+    in_first = [member for member in members if member.update.round == first.update.round]
+    labels = [member.labels for member in members if member.labels is not None]
+    sizes = [member.batch_size for member in in_first if member.batch_size is not None]
+    defenses = [known for member in members if member.defenses is not None for known in member.defenses]
+    return replace(
+        first,
+        update=_mean([member.update for member in members]),
+        labels=without_order(torch.cat(labels)) if labels else None,
+        batch_size=sum(sizes) if sizes else None,
+        defenses=None if first.defenses is None else tuple(_distinct(defenses)),
+        members=() if is_sum else tuple(members),
+    )
+
+
+def _mean(updates: Sequence[Update]) -> Update:
+    """Return the mean of several updates, weighted by what each client reported, else equally."""
+    counts = [update.num_examples for update in updates]
+    weights = [count / sum(counts) for count in counts] if all(counts) else [1 / len(updates)] * len(updates)
+
+    def mean(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        shared = [name for name in parts[0] if all(name in part for part in parts)]
+        return {
+            name: torch.stack([weight * part[name] for weight, part in zip(weights, parts, strict=True)]).sum(0)
+            for name in shared
+        }
+
+    tensors, buffers = mean([update.tensors for update in updates]), mean([update.buffers for update in updates])
+    last = max(update.round for update in updates)
+    return Update(last, -1, updates[0].kind, tensors, sum(counts) if all(counts) else 0, buffers)
+
+
+def _distinct(defenses: Sequence[DefenseKnowledge]) -> list[DefenseKnowledge]:
+    found: list[DefenseKnowledge] = []
+    for known in defenses:
+        if all((known.name, known.params) != (other.name, other.params) for other in found):
+            found.append(known)
+    return found

@@ -1,0 +1,185 @@
+"""Attacks that look at several updates at once: all of a round, of a client, or of the run."""
+
+import json
+from itertools import pairwise
+
+import audits
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsim import simulation
+from fedsim.applicability import Setting, together
+from fedsim.audit.auditor import views
+from fedsim.exchange import SCOPES, Update, View
+from fedsim.planning import preparation as planning
+from fedsim.recording.run_folder import RunFolder
+from fedsim.report import reading, summary
+from fedsim.report.analysis import Analysis
+from fedsim.simulation import Progress
+from fedsim.testing import observation, observation_of, random_pictures
+
+ALL = [{"name": f"stubs:{name}"} for name in ("SeesRound", "SeesClient", "SeesRun", "Guess")]
+PARTS = {
+    "attacks": ALL,
+    "threat": {"grants": ["batch_size", "labels"]},
+    "training": {"batch_size": 2},
+    "federation": {"clients": 3, "rounds": 2},
+}
+
+
+@pytest.fixture
+def simulate(tiny_plan, run_folder):
+    """Return a function: name of the folder, parts of a scenario -> plan, run folder, lines of records.jsonl."""
+
+    def run(name="run", **parts):
+        plan = tiny_plan(**{**PARTS, **parts})
+        folder = run_folder(plan, name)
+        return plan, folder, audits.simulate(plan, folder, Progress())
+
+    return run
+
+
+def of(records, name):
+    return [record for record in records if record["attack"]["name"] == f"stubs:{name}"]
+
+
+def view(scope, rounds, clients):
+    return {"scope": scope, "rounds": rounds, "clients": clients, "is_sum": False}
+
+
+def test_each_scope_is_shown_its_updates_and_scored_against_all_that_is_behind_them(simulate):
+    plan, folder, records = simulate()
+    everything = [[round, client] for round in (1, 2) for client in (0, 1, 2)]
+    assert [(r["view"], r["trace"]["seen"]) for r in of(records, "SeesRound")] == [
+        (view("round", [round], [0, 1, 2]), [place for place in everything if place[0] == round]) for round in (1, 2)
+    ]
+    assert [(r["view"], r["trace"]["seen"]) for r in of(records, "SeesClient")] == [
+        (view("client", [1, 2], [client]), [place for place in everything if place[1] == client])
+        for client in (0, 1, 2)
+    ]
+    (of_run,) = of(records, "SeesRun")
+    assert (of_run["view"], of_run["trace"]["seen"]) == (view("run", [1, 2], [0, 1, 2]), everything)
+    wide = [record for record in records if record["client"] is None]
+    assert all(record["round"] == record["view"]["rounds"][-1] and record["trace"]["client"] == -1 for record in wide)
+    for record in of(records, "SeesRound"):
+        truth = plan.truth([(record["round"], client) for client in (0, 1, 2)])
+        assert len(record["scores"]["label_recall"]["per_example"]) == len(truth.labels) == 6
+        assert record["scores"]["label_recall"]["value"] == 1.0 > record["controls"]["chance"]["label_recall"]
+        assert record["cautions"] == ["no wrong-update control: no other view of this kind gave a finding"]
+        assert (folder.path / record["artifacts"]["finding"]).is_file()
+    assert len({record["artifacts"]["finding"] for record in records}) == len(records) == 12
+
+
+def test_the_records_are_the_same_from_worker_processes_and_when_audited_again(simulate, quick_workers):
+    plan, folder, alone = simulate("alone")
+    _, _, pooled = simulate("pooled", audit={"processes": 2, "calibrate": "none"})
+    assert timeless(pooled) == timeless(alone)
+    content = folder.records.path.read_bytes()
+    assert audits.audit(plan, RunFolder.open(folder.path), Progress()) == alone
+    assert folder.records.path.read_bytes() == content
+
+
+def timeless(records):
+    return [{**record, "seconds": 0} for record in records]
+
+
+def test_an_attempt_on_fewer_updates_gives_way_once_there_are_more(simulate):
+    plan, folder, before = simulate(audit={"rounds": [1]})
+    assert of(before, "SeesRun")[0]["view"] == view("run", [1], [0, 1, 2])
+    raw = {**plan.scenario.resolved(), "audit": {"processes": 0, "calibrate": "none"}}
+    after = audits.audit(planning.make(type(plan.scenario)(**raw)), RunFolder.open(folder.path), Progress())
+    (of_run,) = of(after, "SeesRun")
+    assert of_run["view"] == view("run", [1, 2], [0, 1, 2]) and of_run["trace"]["seen"][-1] == [2, 2]
+    assert len(of(after, "SeesClient")) == 3 and len(of(after, "SeesRound")) == 2
+
+
+def test_a_failed_attempt_is_a_record_with_the_reason_and_is_made_again_by_hand(simulate, monkeypatch):
+    import stubs
+
+    plan, folder, records = simulate(attacks=[{"name": "stubs:SeesRun", "params": {"raises": True}}])
+    (failed,) = records
+    assert failed["status"] == "failed" and failed["message"].startswith("RuntimeError: of several updates")
+    monkeypatch.setattr(stubs.SeesRun, "run", lambda self, seen, generator: stubs.Finding(labels=seen.labels))
+    (again,) = audits.audit(plan, RunFolder.open(folder.path), Progress())
+    assert again["status"] == "found" and again["scores"]["label_recall"]["value"] == 1.0
+
+
+def test_the_report_has_a_section_of_its_own_and_its_leaks_count(simulate):
+    _, folder, _ = simulate(attacks=ALL[:1])
+    read = reading.read(folder.path)
+    assert len(read.views) == 2 and not read.records
+    analysis = Analysis(read)
+    (entry,) = analysis.views
+    assert (entry.verdict, entry.kind, entry.attempts) == ("leaks", "labels", (2, 0, 0)) and analysis.verdict == "leaks"
+    assert analysis.headline == (
+        "stubs:SeesRound finds the labels behind 3 clients in round 1 together (Label recall 1.00 on average)."
+    )
+    found = json.loads(summary.as_json(analysis))
+    assert [one["verdict"] for one in found["views"]] == ["leaks"] and found["views"][0]["scope"] == "round"
+    from fedsim import report
+
+    page = report.render(folder.path).read_text()
+    assert "Attacks on several updates at once" in page
+    assert "| stubs:SeesRound | all of a round | 2 | Label recall | 1.00 |" in (folder.path / "report.md").read_text()
+    assert (folder.path / "tables" / "views.csv").read_text().count("stubs:SeesRound,round,") == 2
+
+
+def test_one_that_finds_nothing_is_inconclusive_and_never_resisted(simulate, monkeypatch):
+    import stubs
+
+    monkeypatch.setattr(
+        stubs.SeesRun, "run", lambda self, seen, generator: stubs.Finding(labels=(seen.labels + 1) % seen.num_classes)
+    )
+    _, folder, _ = simulate(attacks=ALL[2:3])
+    analysis = Analysis(reading.read(folder.path))
+    assert analysis.verdict == "inconclusive" and "not calibrated" in analysis.views[0].reason
+    assert analysis.headline.startswith("Inconclusive: nothing shows that the attack works here")
+
+
+def test_a_record_of_clients_that_were_not_captured_is_refused(simulate):
+    plan, folder, records = simulate(attacks=ALL[:1])
+    folder.records.rewrite([{**records[0], "view": {**records[0]["view"], "clients": [0, 1, 2, 7]}}])
+    with pytest.raises(simulation.RunFolderError, match=r"line 1 is of client 7, but the scenario has 3"):
+        audits.audit(plan, RunFolder.open(folder.path), Progress())
+
+
+def test_a_client_that_failed_in_a_round_is_left_out_of_the_view_of_that_round():
+    captured = {1: (0, 2), 2: (0, 1, 2), 3: ()}
+    assert views("round", captured, (0, 1)) == [View((1,), (0, 2), "round"), View((2,), (0, 1, 2), "round")]
+    assert views("client", captured, (0, 1)) == [View((1, 2), (0,), "client"), View((2,), (1,), "client")]
+    assert views("run", captured, (0,)) == [View((1, 2), (0, 1, 2), "run")]
+    assert views("run", {3: ()}, (0,)) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3), st.sampled_from(SCOPES)), min_size=2, unique=True))
+def test_views_sort_by_their_last_round_and_single_updates_first(places):
+    made = sorted(View((round,), (client,), scope) for round, client, scope in places)
+    assert [v.round for v in made] == sorted(v.round for v in made)
+    for first, second in pairwise(made):
+        assert first.round < second.round or SCOPES.index(first.scope) <= SCOPES.index(second.scope)
+    assert sorted(reversed(made)) == made
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.booleans())
+def test_the_update_of_several_is_their_mean_weighted_by_examples(counts, is_sum):
+    seen = observation(random_pictures(torch.Generator().manual_seed(0)), grants=[])
+    name, tensor = next(iter(seen.update.tensors.items()))
+    own = [Update(1, client, "gradient", {name: tensor * (client + 1)}, count) for client, count in enumerate(counts)]
+    members = [type(seen)(update, seen.model, seen.image_shape, seen.num_classes) for update in own]
+    found = observation_of(members, is_sum)
+    expected = sum(count * (client + 1) for client, count in enumerate(counts)) / sum(counts)
+    assert torch.allclose(found.update.tensors[name], tensor * expected, rtol=1e-5)
+    assert (found.update.client, found.update.num_examples) == (-1, sum(counts))
+    assert len(found.members) == (0 if is_sum else len(counts)) and len(found.updates) == (1 if is_sum else len(counts))
+
+
+def test_an_attack_on_several_updates_is_made_for_all_their_pictures():
+    def setting(pictures, steps):
+        return Setting(pictures, 2, "gradient", steps, "sgd", False, frozenset())
+
+    found = together([setting(2, 1), setting(3, 4)])
+    assert (found.pictures, found.batch_size, found.steps) == (5, 4, 4)
+    assert together([setting(2, 1), setting(None, None)]).pictures is None
+    assert together([setting(7, 1)]) == setting(7, 1)
