@@ -222,22 +222,28 @@ def control_scores(
     found: dict[str, dict[str, Score]] = {}
     for kind in KINDS.values():
         metrics = {name: METRICS[name] for name in names if METRICS[name].kind is kind}
-        for control, guessed in kind.guesses.items() if metrics else ():
-            guess = guessed(truth, auxiliary)
-            if guess is None:
-                continue
-            if kind.is_paired:
-                guess = _pixels(guess) if grid is None else _arranged(_pixels(guess), truth.images, grid)
-            found.setdefault(control, {}).update(
-                (name, _score(metric, guess, truth, head_inputs)) for name, metric in metrics.items()
-            )
+        for control, guess in _guesses(kind, truth, auxiliary, grid).items() if metrics else ():
+            own = found.setdefault(control, {})
+            own |= {name: _score(metric, guess, truth, head_inputs) for name, metric in metrics.items()}
         for name, metric in metrics.items():
-            for control, value in (metric.blind(truth, auxiliary) if metric.blind and auxiliary else {}).items():
+            values = metric.blind(truth, auxiliary) if metric.blind is not None and auxiliary is not None else {}
+            for control, value in values.items():
                 found.setdefault(control, {})[name] = Score(value, None, metric.worse)
     if wrong is not None:
         found["wrong_update"] = score(names, wrong, truth, head_inputs, grid)
-    known = list(CONTROL_TITLES)
-    return dict(sorted(found.items(), key=lambda item: known.index(item[0]) if item[0] in known else len(known)))
+    order = [*CONTROL_TITLES, *found]  # records and reports have them in the order of their titles
+    return {control: found[control] for control in sorted(found, key=order.index)}
+
+
+def _guesses(kind: FindingKind, truth: Truth, auxiliary: Auxiliary | None, grid: PatchGrid | None) -> dict[str, Tensor]:
+    """Return what blind guessers would claim of a kind; paired items are in the order of the true ones, or in the best."""
+    found = {control: guessed(truth, auxiliary) for control, guessed in kind.guesses.items()}
+    guesses = {control: guess for control, guess in found.items() if guess is not None}
+    if kind.is_paired:
+        guesses = {control: _pixels(guess) for control, guess in guesses.items()}
+        if grid is not None:
+            guesses = {control: _arranged(guess, truth.images, grid) for control, guess in guesses.items()}
+    return guesses
 
 
 def best_examples(scores: Mapping[str, Score], controls: Mapping[str, Mapping[str, Score]]) -> dict[str, BestExample]:
