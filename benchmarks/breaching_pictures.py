@@ -21,7 +21,7 @@ from fedsim import models
 from fedsim.audit.threat import ModelFactory
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Normalization, Observation, Update
-from fedsim.metrics.blind import grey
+from fedsim.findings.blind import grey
 from fedsim.metrics.image import psnr
 from fedsim.seeds import seeded, torch_generator
 

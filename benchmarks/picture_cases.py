@@ -15,7 +15,7 @@ from fedsim.audit.threat import ModelFactory
 from fedsim.data.batches import FederatedData
 from fedsim.defense import Defense
 from fedsim.exchange import LabeledImages, Observation, Truth, Update
-from fedsim.metrics.blind import Auxiliary
+from fedsim.findings.blind import Auxiliary
 from fedsim.metrics.scoring import Scores, controls
 from fedsim.seeds import torch_generator
 from fedsim.testing import client_context

@@ -13,6 +13,12 @@ def distributions(labels: Labels, num_classes: int) -> SoftLabels:
     return labels if labels.ndim == 2 else nn.functional.one_hot(labels.long(), num_classes).float()
 
 
+def classes(labels: Labels) -> list[int]:
+    """Return one class per label; a soft label counts as its most probable class, the first of several equal ones."""
+    hard = labels.argmax(dim=1) if labels.ndim == 2 else labels
+    return [int(c) for c in hard]
+
+
 def smooth(labels: SoftLabels, amount: float) -> SoftLabels:
     """Return (1 - amount) y + amount / C for distributions y over C classes.
 

@@ -22,9 +22,10 @@ from fedsim.applicability import together
 from fedsim.audit import attempt, noise, replay
 from fedsim.audit.attempt import Attempt
 from fedsim.exchange import Finding, Images, Trajectory, Truth, View
+from fedsim.findings.blind import Auxiliary
+from fedsim.findings.kinds import KINDS
 from fedsim.metrics import scoring
 from fedsim.metrics import trajectory as trajectories
-from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.feature import Features
 from fedsim.metrics.matching import match
 from fedsim.metrics.ratings import PATCHES, TRAINED, scale, viewed
@@ -282,8 +283,8 @@ def _by_view(
     The metrics are those that are rated, each under a name of its own.
     """
     rated = [name for name in scored.scores if scale(name).partial is not None]
-    images = [name for name in rated if scale(name).recovers == "images"]
-    labels = [name for name in rated if scale(name).recovers in ("labels", "soft labels")]
+    images = [name for name in rated if scale(name).follows == "pictures"]
+    labels = [name for name in rated if scale(name).follows == "labels"]
     grid = _patch_grid(plan)
     compared: list[tuple[str, list[str], Truth, models.PatchGrid | None]] = []
     assert view.client is not None
@@ -396,11 +397,13 @@ def _recorded(score: scoring.Score) -> RecordedScore:
 
 def _surplus(tried: Attempt, originals: int, scored: Scores) -> list[str]:
     """Return a caution for each kind of item of which there are more found than true ones; hard labels pay for it."""
-    found = {"pictures": tried.finding.images}
-    if "soft_label_error" in scored.scores:
-        found["soft labels"] = tried.finding.labels
-    if "feature_error" in scored.scores:
-        found["features"] = tried.finding.features
+    measured = {scale(name).kind for name in scored.scores}
+    found = {
+        kind.name: kind.held(tried.finding)
+        for kind in KINDS.values()
+        # Pictures are shown in the order of their assignment, scored or not.
+        if kind.is_paired or (kind.assigned and kind in measured)
+    }
     return [
         f"{len(items)} {what} were returned for {originals} originals; the best assignment counts, which flatters"
         for what, items in found.items()

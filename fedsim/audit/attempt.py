@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import operator
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -25,27 +22,20 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedsim import installation
+from fedsim.audit.claims import checked
+from fedsim.audit.text import cut
 from fedsim.audit.threat import ThreatModel
 from fedsim.errors import AttackRefusedError, RunFolderError
-from fedsim.exchange import FRAMES, Finding, Trajectory, Update, View
+from fedsim.exchange import Finding, Trajectory, Update, View
+from fedsim.findings.kinds import fields
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedAttack
 from fedsim.recording import files, headers
 from fedsim.recording.records import SCHEMA, RecordedView
 from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import derive, seeded
-from fedsim.strips import spread
 
 Status = Literal["found", "failed", "refused"]
-
-# What a plug-in may hand over beside its tensors: more of it is a fault of the attack, or is cut.
-_LONGEST_TEXT = 2_000  # characters of a message or a caution
-_LONGEST_TRACE = 1_000_000  # characters of JSON
-_DEEPEST_TRACE = 64  # levels; JSON itself is read by recursion
-_MOST_CAUTIONS = 100
-_WIDEST_NUMBER = 64  # bits of a whole number
-_FARTHEST_PROBABILITY = 1e6  # a soft label that was solved for may leave [0, 1]; its scores must stay finite
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -203,7 +193,7 @@ def attack(
         with seeded(seed):
             finding = planned.attack.run(observation, torch.Generator().manual_seed(seed))
         # To its bytes inside: a claim that cannot be stored is a fault of the attack as well.
-        return ended("found", _checked(finding, observation.image_shape, observation.num_classes), None)
+        return ended("found", checked(finding, observation), None)
     except AttackRefusedError as error:
         return ended("refused", Finding(), _said(error))
     except BaseException as error:  # noqa: BLE001  (boundary: a failed attack is a record, the audit goes on)
@@ -212,184 +202,20 @@ def attack(
 
 def _said(error: BaseException) -> str:
     try:
-        return _text(str(error))
+        return cut(str(error))
     except BaseException as second:  # noqa: BLE001  (the same boundary: its text is code of the plug-in, too)
         return f"its text cannot be read, as that raises {_name(second)}"
 
 
 def _name(error: BaseException) -> str:
     # Past the attributes of the plug-in's own class, which may raise as well.
-    return _text(type.__dict__["__name__"].__get__(type(error)))
+    return cut(type.__dict__["__name__"].__get__(type(error)))
 
 
 def _place(trace: TracebackType | None) -> str:
     """Return the file and line where something was raised, without reading the file."""
     frame, line = list(traceback.walk_tb(trace))[-1]
-    return _text(f"{Path(frame.f_code.co_filename).name}:{line}")
-
-
-def _text(value: str) -> str:
-    """Return text that every file can hold: cut where it is too long, with its length said, and lone surrogates escaped."""
-    text = _encodable(value)
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}... (cut, of {len(text):,} characters)"
-
-
-def _encodable(value: str) -> str:
-    return str.__str__(value).encode("utf-8", "backslashreplace").decode()
-
-
-def _checked(claimed: Any, image_shape: tuple[int, int, int], num_classes: int) -> Finding:
-    """Check what the plug-in claims and bring it to the CPU in float32, pixels clamped, the trace to plain JSON.
-
-    Every field is read once, so that a subclass with properties cannot show two things.
-    """
-    if not isinstance(claimed, Finding):
-        raise TypeError(f"the attack returned {type(claimed).__name__}, not a Finding")
-    images, labels, features, trajectory = claimed.images, claimed.labels, claimed.features, claimed.trajectory
-    pictures = None if images is None else _checked_images(images, image_shape)
-    return Finding(
-        images=pictures,
-        labels=None if labels is None else _checked_labels(labels, num_classes),
-        features=None if features is None else _checked_features(features),
-        trace=_checked_trace(claimed.trace),
-        cautions=_checked_cautions(claimed.cautions),
-        trajectory=None if trajectory is None else _checked_trajectory(trajectory, pictures),
-    )
-
-
-def _dense(what: str, value: Any) -> Tensor:
-    """Check that something is a tensor that can be stored as it is, and bring it to the CPU."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"the attack returned {what} as {type(value).__name__}, not as a tensor")
-    if value.layout is not torch.strided or value.is_nested:
-        raise TypeError(f"the attack returned {what} as a sparse or nested tensor, not as a dense one")
-    return value.detach().cpu()
-
-
-def _floats(what: str, value: Any) -> Tensor:
-    tensor = _dense(what, value)
-    if not tensor.is_floating_point():
-        raise TypeError(f"the attack returned {what} as {_dtype(tensor)}, not as floats")
-    return tensor
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _checked_images(value: Any, image_shape: tuple[int, int, int]) -> Tensor:
-    images = _floats("pictures", value)
-    if images.ndim != 4:
-        raise ValueError(
-            f"the attack returned pictures as a tensor of shape {tuple(images.shape)}, not (number, channel, height, width)"
-        )
-    if tuple(images.shape[1:]) != image_shape:
-        raise ValueError(f"the attack returned pictures of shape {tuple(images.shape[1:])}, not {image_shape}")
-    if not bool(torch.isfinite(images).all()):
-        raise ValueError("the attack returned pixels that are not finite")
-    return images.float().clamp(0, 1)
-
-
-def _checked_labels(value: Any, num_classes: int) -> Tensor:
-    labels = _dense("labels", value)
-    is_soft = labels.ndim == 2 and labels.is_floating_point()
-    is_hard = labels.ndim == 1 and labels.dtype in _INTEGERS
-    if not is_soft and not is_hard:
-        raise ValueError(
-            f"the attack returned labels as {_dtype(labels)} of shape {tuple(labels.shape)}, not integers in one row, or "
-            f"rows of {num_classes} probabilities"
-        )
-    if is_hard:
-        labels = labels.long()
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise ValueError(
-                f"the attack returned labels from {int(labels.min())} to {int(labels.max())}; the classes are 0 to "
-                f"{num_classes - 1}"
-            )
-        return labels
-    if labels.shape[1] != num_classes:
-        raise ValueError(f"the attack returned labels over {labels.shape[1]} classes, not {num_classes}")
-    if not bool(torch.isfinite(labels).all()):
-        raise ValueError("the attack returned labels that are not finite")
-    if labels.numel() and float(labels.abs().max()) > _FARTHEST_PROBABILITY:
-        raise ValueError(f"the attack returned probabilities of up to {float(labels.abs().max()):g} as labels")
-    return labels
-
-
-def _checked_features(value: Any) -> Tensor:
-    features = _floats("features", value)
-    if features.ndim != 2:
-        raise ValueError(
-            f"the attack returned features as a tensor of shape {tuple(features.shape)}, not one row a picture"
-        )
-    features = features.float()
-    if not bool(torch.isfinite(features).all()):
-        raise ValueError("the attack returned features that are not finite")
-    return features
-
-
-def _checked_trace(value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"the attack returned {type(value).__name__} as a trace, not a mapping")
-    plain: dict[str, Any] = _plain(value, _DEEPEST_TRACE)
-    length = len(json.dumps(plain))
-    if length > _LONGEST_TRACE:
-        raise ValueError(f"the attack returned a trace of {length:,} characters, of {_LONGEST_TRACE:,} allowed")
-    return plain
-
-
-def _checked_cautions(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, tuple | list):
-        raise TypeError(f"the attack returned {type(value).__name__} as cautions, not a tuple of sentences")
-    cautions = tuple(value)
-    for caution in cautions:
-        if not isinstance(caution, str):
-            raise TypeError(f"the attack returned {type(caution).__name__} as a caution, not text")
-    if len(cautions) > _MOST_CAUTIONS:
-        raise ValueError(f"the attack returned {len(cautions):,} cautions, of {_MOST_CAUTIONS} allowed")
-    return tuple(map(_text, cautions))
-
-
-def _checked_trajectory(trajectory: Any, pictures: Tensor | None) -> Trajectory:
-    """Check a trajectory beside the pictures of its finding; losses may be infinite, as an attack may have diverged."""
-    if not isinstance(trajectory, Trajectory):
-        raise TypeError(f"the attack returned {type(trajectory).__name__}, not a Trajectory")
-    if pictures is None:
-        raise ValueError("the attack returned a trajectory, but no pictures")
-    steps, losses = [operator.index(step) for step in trajectory.steps], [float(loss) for loss in trajectory.losses]
-    frames = _floats("frames", trajectory.images)
-    if frames.shape[1:] != pictures.shape:
-        raise ValueError(f"the attack returned frames of shape {tuple(frames.shape[1:])}, not {tuple(pictures.shape)}")
-    if not 0 < len(steps) == len(frames) == len(losses):
-        raise ValueError(
-            f"the attack returned {len(steps)} steps, {len(frames)} frames and {len(losses)} losses as a trajectory"
-        )
-    if steps[0] < 0 or any(later <= step for step, later in pairwise(steps)):
-        raise ValueError("the attack returned a trajectory whose steps do not increase from 0")
-    if steps[-1].bit_length() > _WIDEST_NUMBER:
-        raise ValueError(f"the attack returned a trajectory with a step of more than {_WIDEST_NUMBER} bits")
-    if not bool(torch.isfinite(frames).all()):
-        raise ValueError("the attack returned a trajectory whose pixels are not finite")
-    kept = spread(len(steps), FRAMES)
-    images = frames[kept].float().clamp(0, 1)
-    return Trajectory(tuple(steps[i] for i in kept), images, tuple(losses[i] for i in kept))
-
-
-def _plain(value: Any, levels: int) -> Any:
-    """Return what JSON can hold: non-finite numbers, which a diverging attack may well report, become text."""
-    if isinstance(value, Mapping | list | tuple) and levels == 0:
-        raise ValueError(f"the attack returned a trace of more than {_DEEPEST_TRACE} levels, or one that holds itself")
-    if isinstance(value, Mapping):
-        return {_encodable(str(key)): _plain(item, levels - 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, levels - 1) for item in value]
-    if value is None or isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    if isinstance(value, int):
-        if value.bit_length() > _WIDEST_NUMBER:
-            raise ValueError(f"the attack returned a trace with a whole number of more than {_WIDEST_NUMBER} bits")
-        return value
-    return _encodable(str(value))
+    return cut(f"{Path(frame.f_code.co_filename).name}:{line}")
 
 
 def recorded(view: View) -> dict[str, Any]:
@@ -415,7 +241,7 @@ def _where(folder: RunFolder, view: View) -> dict[str, Any]:
 def _content(planned: PlannedAttack, attempt: Attempt, where: Mapping[str, Any]) -> bytes:
     finding = attempt.finding
     trajectory = finding.trajectory
-    tensors = {"images": finding.images, "labels": finding.labels, "features": finding.features}
+    tensors: dict[str, Tensor | None] = {one.name: getattr(finding, one.name) for one in fields()}
     if trajectory is not None:
         tensors["film"] = trajectory.images
     header = {
@@ -464,7 +290,7 @@ def _read(folder: RunFolder, view: View, planned: PlannedAttack) -> Attempt | No
     if view_of(header.round, header.client, header.view) != view:
         return None
     frames = tensors.pop("film", None)
-    if not set(tensors) <= {"images", "labels", "features"} or (frames is None) != (header.trajectory is None):
+    if not tensors.keys() <= {one.name for one in fields()} or (frames is None) != (header.trajectory is None):
         return None
     trajectory = None
     if frames is not None and header.trajectory is not None:

@@ -10,6 +10,7 @@ from fedsim.attack import Attack
 from fedsim.audit import noise
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
 from fedsim.federation.training import privacy_budget
+from fedsim.findings.kinds import gravest
 from fedsim.planning.memory import per_plan
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedAttack
@@ -86,9 +87,8 @@ def _default(name: str) -> Attack | None:
 
 def _could_stand_in(attack: Attack, other: Attack, setting: Setting) -> bool:
     """Return whether an attack is made for an update, and recovers the gravest of what another one does."""
-    gravest = "images" if "images" in other.recovers else "labels" if "labels" in other.recovers else "features"
-    made_for = attack.applicability
-    if attack.is_control or gravest not in attack.recovers or made_for is None:
+    lost, made_for = gravest(other.recovers), attack.applicability
+    if attack.is_control or lost is None or lost.field.name not in attack.recovers or made_for is None:
         return False
     return not made_for.obstacles(setting)
 

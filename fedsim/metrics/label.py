@@ -10,17 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fedsim.exchange import Labels
-from fedsim.labels import distributions
+from fedsim.labels import classes, distributions
 from fedsim.metrics.matching import assign
 
 FoundDistributions = Float[Tensor, "found class"]
 FoundLabels = Int[Tensor, " found"] | Float[Tensor, "found class"]
-
-
-def classes(labels: Labels) -> list[int]:
-    """Return one class per label; a soft label counts as its most probable class, the first of several equal ones."""
-    hard = labels.argmax(dim=1) if labels.ndim == 2 else labels
-    return [int(c) for c in hard]
 
 
 class _Quota(NamedTuple):

@@ -7,31 +7,29 @@ labels and features have assignments of their own, since an attack may find one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedsim.errors import nearest
 from fedsim.exchange import Finding, Images, Truth
-from fedsim.metrics import blind, feature, image, label
-from fedsim.metrics.blind import Auxiliary
+from fedsim.findings import blind
+from fedsim.findings.blind import Auxiliary
+from fedsim.findings.kinds import KINDS, FindingKind, HeadInputs
 from fedsim.metrics.feature import Features
 from fedsim.metrics.matching import Found, Originals, match, match_patches
-from fedsim.metrics.skill import FLOORS, Direction, skill
+from fedsim.metrics.metric import Metric
+from fedsim.metrics.skill import CONTROL_TITLES, FLOORS, Direction, skill
+from fedsim.metrics.table import METRICS
 from fedsim.metrics.unavailable import MetricUnavailableError
 
 if TYPE_CHECKING:
     from fedsim.models import PatchGrid
 
-HeadInputs = Callable[[], Features]
 Scores = dict[str, float]
-
-PSNR_CAP = 150.0
-"""Decibels that an exact copy scores in records: JSON has no infinity."""
 
 
 @dataclass(frozen=True)
@@ -73,51 +71,6 @@ class BestExample:
     luck: float
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A row of `METRICS`.
-
-    Args:
-        function: for images, of one found and one true picture; else of all found and all true ones, with one value per
-            true picture.
-        worse: the direction that means more leakage.
-        summary: one line for `fedsim list`.
-        recovers: what a finding must hold for the metric to apply.
-    """
-
-    function: Callable[[Any, Any], Any]
-    worse: Direction
-    summary: str
-    recovers: Literal["images", "labels", "soft labels", "features"]
-
-
-def _psnr(found: image.Image, true: image.Image) -> float:
-    return min(image.psnr(found, true, 1.0), PSNR_CAP)
-
-
-def _ssim(found: image.Image, true: image.Image) -> float:
-    return image.ssim(found, true, 1.0)
-
-
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "psnr": Metric(_psnr, "higher", f"peak signal-to-noise ratio in dB, at most {PSNR_CAP:g}", "images"),
-        "ssim": Metric(_ssim, "higher", "structural similarity; 1 is an exact copy", "images"),
-        "lpips": Metric(image.lpips, "lower", "learned perceptual distance (AlexNet); needs its weights", "images"),
-        "fft2d": Metric(image.fft2d, "lower", "cosine distance of the amplitude spectra", "images"),
-        "label_recall": Metric(
-            label.recalled, "higher", "share of the batch's labels found, repeats counted", "labels"
-        ),
-        "soft_label_error": Metric(
-            label.soft_label_errors, "lower", "largest error of a soft label's probabilities; 0 is exact", "soft labels"
-        ),
-        "feature_error": Metric(
-            feature.feature_errors, "lower", "relative l2 error of the head's input; 1 is what zeros score", "features"
-        ),
-    }
-)
-
-
 def _check_names(names: Sequence[str]) -> None:
     for name in names:
         if name not in METRICS:
@@ -128,17 +81,14 @@ def _pixels(images: Images) -> Images:
     return images.detach().cpu().float().clamp(0, 1)
 
 
-def _matched(finding: Finding, truth: Truth, grid: PatchGrid | None) -> Images | None:
-    """Return what was found of each original, grey where there is nothing; None when the finding holds no pictures."""
-    found = finding.images
-    if found is None:
-        return None
-    if found.shape[1:] != truth.images.shape[1:]:
-        raise ValueError(f"found pictures of shape {tuple(found.shape[1:])}, true ones {tuple(truth.images.shape[1:])}")
+def _matched(found: Tensor, originals: Originals, grid: PatchGrid | None) -> Originals:
+    """Return what was found of each original, grey where there is nothing."""
+    if found.shape[1:] != originals.shape[1:]:
+        raise ValueError(f"found pictures of shape {tuple(found.shape[1:])}, true ones {tuple(originals.shape[1:])}")
     broken = int((~torch.isfinite(found)).sum())
     if broken:
         raise ValueError(f"{broken} of {found.numel()} found pixel values are not finite")
-    return _arranged(_pixels(found), _pixels(truth.images), grid)
+    return _arranged(_pixels(found), originals, grid)
 
 
 def _arranged(candidates: Found, originals: Originals, grid: PatchGrid | None) -> Originals:
@@ -153,29 +103,18 @@ def _arranged(candidates: Found, originals: Originals, grid: PatchGrid | None) -
     return rows
 
 
-def _image_score(name: str, guesses: Images, originals: Images) -> Score:
-    metric = METRICS[name]
+def _score(metric: Metric, found: Tensor, truth: Truth, head_inputs: HeadInputs) -> Score:
+    """Return the score of what was found; of a kind whose items are paired, each beside its true one."""
+    paired = metric.kind.is_paired
     try:
-        values = tuple(metric.function(guess, original) for guess, original in zip(guesses, originals, strict=True))
+        true = metric.kind.truth(truth, head_inputs)
+        if paired:
+            values = tuple(metric.function(*pair) for pair in zip(found, *true, strict=True))
+        else:
+            values = metric.function(found, *true)
     except MetricUnavailableError as error:
         return Score(None, None, metric.worse, str(error))
-    return Score(math.fsum(values) / len(values), values, metric.worse)
-
-
-def _true(metric: Metric, truth: Truth, head_inputs: HeadInputs) -> tuple[Any, ...]:
-    """Return what a metric of all found and all true items compares the found ones with."""
-    if metric.recovers == "features":
-        return (head_inputs(),)
-    return (truth.labels, truth.pictures) if metric.recovers == "labels" else (truth.labels,)
-
-
-def _set_score(name: str, found: Tensor, truth: Truth, head_inputs: HeadInputs) -> Score:
-    metric = METRICS[name]
-    try:
-        values = metric.function(found, *_true(metric, truth, head_inputs))
-    except MetricUnavailableError as error:
-        return Score(None, None, metric.worse, str(error))
-    return Score(sum(values) / len(values), values, metric.worse)
+    return Score((math.fsum if paired else sum)(values) / len(values), values, metric.worse)
 
 
 def _unknown_inputs() -> Features:
@@ -207,23 +146,23 @@ def score(
             are not finite.
     """
     _check_names(names)
-    guesses = _matched(finding, truth, grid)
-    originals = _pixels(truth.images)
-    labels = finding.labels
-    soft = labels if labels is not None and labels.ndim == 2 else None
-    held = {"labels": labels, "soft labels": soft, "features": finding.features}
-    for what, tensor in held.items():
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"some found {what} are not finite")
-    scores = {}
-    for name in names:
-        recovers = METRICS[name].recovers
-        found = held.get(recovers)
-        if recovers == "images" and guesses is not None:
-            scores[name] = _image_score(name, guesses, originals)
-        if found is not None:
-            scores[name] = _set_score(name, found, truth, head_inputs)
-    return scores
+    truth = replace(truth, images=_pixels(truth.images))
+    held: dict[FindingKind, Tensor] = {}
+    for kind in KINDS.values():
+        found = kind.held(finding)
+        if found is None:
+            continue
+        if kind.is_paired:
+            found = _matched(found, truth.images, grid)
+        elif not bool(torch.isfinite(found).all()):
+            raise ValueError(f"some found {kind.name} are not finite")
+        held[kind] = found
+    metrics = {name: METRICS[name] for name in names}
+    return {
+        name: _score(metric, held[metric.kind], truth, head_inputs)
+        for name, metric in metrics.items()
+        if metric.kind in held
+    }
 
 
 def controls(
@@ -259,9 +198,10 @@ def control_values(
 ) -> dict[str, Scores]:
     """Return the values of scored controls, and `chance`, which is an expectation and guesses for no batch."""
     found = {control: _values(scores) for control, scores in scored.items()}
-    if auxiliary is not None and "label_recall" in names:
-        chance = blind.expected_recall(len(truth.labels), blind.frequencies(auxiliary.labels))
-        found["chance"] = {"label_recall": chance}
+    for name in names:
+        chance = METRICS[name].chance
+        if auxiliary is not None and chance is not None:
+            found.setdefault("chance", {})[name] = chance(truth, auxiliary)
     return {control: values for control, values in found.items() if values}
 
 
@@ -278,25 +218,32 @@ def control_scores(
     With a grid, pictures are arranged patch by patch, as in `score`.
     """
     _check_names(names)
-    originals = _pixels(truth.images)
-    pictures = {"grey": blind.grey(originals), "own_mean": blind.own_mean(originals)}
-    if auxiliary is not None:
-        pictures["dataset_mean"] = _pixels(blind.dataset_mean(originals, auxiliary.image))
-    if grid is not None:
-        pictures = {control: _arranged(guesses, originals, grid) for control, guesses in pictures.items()}
-    image_names = [name for name in names if METRICS[name].recovers == "images"]
-    found = {
-        control: {name: _image_score(name, guesses, originals) for name in image_names}
-        for control, guesses in pictures.items()
-    }
-    if auxiliary is not None and auxiliary.features is not None and "feature_error" in names:
-        rows = auxiliary.features.expand(len(originals), -1)
-        found["dataset_mean"] |= {"feature_error": _set_score("feature_error", rows, truth, head_inputs)}
+    truth = replace(truth, images=_pixels(truth.images))
+    found: dict[str, dict[str, Score]] = {}
+    for kind in KINDS.values():
+        metrics = {name: METRICS[name] for name in names if METRICS[name].kind is kind}
+        for control, guess in _guesses(kind, truth, auxiliary, grid).items() if metrics else ():
+            own = found.setdefault(control, {})
+            own |= {name: _score(metric, guess, truth, head_inputs) for name, metric in metrics.items()}
+        for name, metric in metrics.items():
+            values = metric.blind(truth, auxiliary) if metric.blind is not None and auxiliary is not None else {}
+            for control, value in values.items():
+                found.setdefault(control, {})[name] = Score(value, None, metric.worse)
     if wrong is not None:
         found["wrong_update"] = score(names, wrong, truth, head_inputs, grid)
-    if auxiliary is not None:
-        found |= _label_controls(names, truth, auxiliary)
-    return found
+    order = [*CONTROL_TITLES, *found]  # records and reports have them in the order of their titles
+    return {control: found[control] for control in sorted(found, key=order.index)}
+
+
+def _guesses(kind: FindingKind, truth: Truth, auxiliary: Auxiliary | None, grid: PatchGrid | None) -> dict[str, Tensor]:
+    """Return what blind guessers would claim of a kind; paired items are in the order of the true ones, or in the best."""
+    found = {control: guessed(truth, auxiliary) for control, guessed in kind.guesses.items()}
+    guesses = {control: guess for control, guess in found.items() if guess is not None}
+    if kind.is_paired:
+        guesses = {control: _pixels(guess) for control, guess in guesses.items()}
+        if grid is not None:
+            guesses = {control: _arranged(guess, truth.images, grid) for control, guess in guesses.items()}
+    return guesses
 
 
 def best_examples(scores: Mapping[str, Score], controls: Mapping[str, Mapping[str, Score]]) -> dict[str, BestExample]:
@@ -310,7 +257,7 @@ def best_examples(scores: Mapping[str, Score], controls: Mapping[str, Mapping[st
     for name, own in scores.items():
         examples = {c: s[name].per_example for c, s in controls.items() if name in s}
         blind_ones = [values for c, values in examples.items() if values and c not in {*FLOORS, "wrong_update"}]
-        if METRICS[name].recovers != "images" or own.per_example is None or not blind_ones:
+        if not METRICS[name].kind.is_paired or own.per_example is None or not blind_ones:
             continue
         best = [(max if own.worse == "higher" else min)(values) for values in zip(*blind_ones, strict=True)]
         skills = [skill(value, control, own.worse) for value, control in zip(own.per_example, best, strict=True)]
@@ -321,22 +268,6 @@ def best_examples(scores: Mapping[str, Score], controls: Mapping[str, Mapping[st
         found[name] = BestExample(
             index, own.per_example[index], best[index], floors[0] if floors else None, max(0.0, luck)
         )
-    return found
-
-
-def _label_controls(names: Sequence[str], truth: Truth, auxiliary: Auxiliary) -> dict[str, dict[str, Score]]:
-    frequencies, classes = blind.frequencies(auxiliary.labels), auxiliary.num_classes
-    known = {"prior": frequencies, "uniform": blind.uniform(auxiliary.labels)}
-    rows = {"prior": frequencies, "uniform": dict.fromkeys(range(classes), 1 / classes)}
-    found: dict[str, dict[str, Score]] = {}
-    for control in known:
-        scores = found.setdefault(control, {})
-        if "label_recall" in names:
-            recall = blind.blind_recall(truth.labels, known[control])
-            scores["label_recall"] = Score(recall, None, METRICS["label_recall"].worse)
-        if "soft_label_error" in names:
-            guess = blind.same_label(rows[control], len(truth.labels), classes)
-            scores["soft_label_error"] = _set_score("soft_label_error", guess, truth, _unknown_inputs)
     return found
 
 

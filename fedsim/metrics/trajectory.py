@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsim.exchange import Images, Trajectory
-from fedsim.metrics import blind, scoring
+from fedsim.findings import blind
 from fedsim.metrics.matching import match
+from fedsim.metrics.table import METRICS
 
 Frames = Float[Tensor, "frame batch channel height width"]
 
@@ -40,7 +41,7 @@ def psnr_by_frame(frames: Frames, true: Images) -> tuple[float, ...]:
         frames: as `arranged` returns them.
         true: the originals, in their order.
     """
-    psnr = scoring.METRICS["psnr"].function
+    psnr = METRICS["psnr"].function
     return tuple(
         math.fsum(psnr(picture, original) for picture, original in zip(frame, true, strict=True)) / len(true)
         for frame in torch.unbind(frames)

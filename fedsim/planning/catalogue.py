@@ -239,14 +239,14 @@ def _metric_names() -> list[str]:
 
 def _metric(name: str) -> Entry:
     from fedsim.metrics import image
-    from fedsim.metrics.scoring import METRICS
+    from fedsim.metrics.table import METRICS
 
     if name not in METRICS:
         raise ScenarioError(
             "list metrics", f"no metric {shown(name)}.{nearest(name, METRICS)} Known: {', '.join(METRICS)}."
         )
     metric = METRICS[name]
-    facts = {"worse": metric.worse, "scores": metric.recovers}
+    facts = {"worse": metric.worse, "scores": metric.kind.listed}
     summary = f"{metric.summary} ({metric.worse} means more leakage)"
     return Entry(name, summary, text=inspect.getdoc(getattr(image, name, metric.function)) or "", facts=facts)
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from fedsim.errors import RunFolderError
+from fedsim.findings.kinds import PICTURES
 from fedsim.metrics.ratings import scale
 from fedsim.recording import files
 from fedsim.recording.records import Record
@@ -194,7 +195,7 @@ def _panel(folder: Path, naming: Naming, records: Sequence[Record], notes: list[
 def _score(record: Record) -> tuple[str, str]:
     """Return the first picture score of an attempt and its skill, both in words."""
     for metric in record.scores:
-        if scale(metric).recovers == "images":
+        if scale(metric).kind is PICTURES:
             for one in scored([record], metric):
                 written = scale(metric)
                 gained = "" if one.skill is None else written.write(one.skill, True)

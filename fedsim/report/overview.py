@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedsim.metrics.ratings import KIND_OF_FIELD, scale
+from fedsim.findings.kinds import KINDS, PICTURES, gravest
+from fedsim.metrics.ratings import scale
 from fedsim.recording.run_data import RunData
 from fedsim.report.naming import NO_DEFENSE
 from fedsim.report.summaries import Peak, Summary
-from fedsim.verdicts.judge import KINDS, Verdict, kind_of, worst
+from fedsim.verdicts.judge import Verdict, kind_of, worst
 from fedsim.verdicts.scope import Scope
 from fedsim.verdicts.several import ViewEntry
 
@@ -74,7 +75,8 @@ def entries(summaries: Sequence[Summary]) -> list[Entry]:
 def _kinds(summary: Summary) -> list[str]:
     if summary.metric is not None:
         return [kind_of(summary.metric)]
-    return [KIND_OF_FIELD[field] for field in summary.recovers if field in KIND_OF_FIELD] or ["nothing"]
+    sought = [gravest((field,)) for field in summary.recovers]
+    return [kind.name for kind in sought if kind is not None] or ["nothing"]
 
 
 def _entry(client: int, kind: str, members: Sequence[Summary]) -> Entry:
@@ -104,7 +106,7 @@ def client_verdicts(lines: Iterable[Entry], scope: Scope | None = None) -> dict[
     verdicts = {}
     for client, kinds in found.items():
         by_kind = {kind: _farthest(members) for kind, members in kinds.items()}
-        is_lacking = "pictures" not in kinds or (scope is not None and client in scope.lacking_clients)
+        is_lacking = PICTURES.name not in kinds or (scope is not None and client in scope.lacking_clients)
         unknown: tuple[Verdict, ...] = ("inconclusive",) if is_lacking else ()
         verdicts[client] = ClientVerdict(worst([*by_kind.values(), *unknown]), by_kind)
     return verdicts
@@ -164,8 +166,8 @@ def headline(run: RunData, lines: Sequence[Entry], scope: Scope | None = None, v
         main = leaking[0] if leaking else known[0][0]
         rest = [(kind, own) for kind, own in known if kind != main]
         said = [_claim(dict(known)[main], main, len(scope.clients)), *(_too(own, kind) for kind, own in rest)]
-        if not leaking and "pictures" not in dict(known):
-            said.append("pictures were not attacked")
+        if not leaking and PICTURES.name not in dict(known):
+            said.append(f"{PICTURES.name} were not attacked")
         return f"{'; '.join([*said, *together, *filter(None, [scope.written()])])}."
     if together:
         return f"{'; '.join(together)}."
@@ -279,8 +281,8 @@ def _reach(lines: Sequence[Entry]) -> str:
     if top.peak and top.peak.control is not None:
         value, control, floor = _shown(top.peak)
     assert value is not None and control is not None
-    title = written.title if written.recovers == "images" else written.title.removeprefix("Label ").lower()
-    said = f"most clearly at {written.write(value)} {title} where the best blind guess reaches {written.write(control)}"
+    named = written.short or written.title
+    said = f"most clearly at {written.write(value)} {named} where the best blind guess reaches {written.write(control)}"
     return said if floor is None else f"{said} (own mean color, a floor known from the truth: {written.write(floor)})"
 
 

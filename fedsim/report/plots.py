@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from fedsim.metrics.ratings import Scale, scale
+from fedsim.findings.kinds import PICTURES
+from fedsim.metrics.metric import Scale
+from fedsim.metrics.ratings import scale
 from fedsim.recording.records import Record, Round
 from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.report.summaries import mean_controls
@@ -88,7 +90,7 @@ def leakage(records: Sequence[Record], metric: str, naming: Naming) -> bytes:
     written, chosen = scale(metric), scored(records, metric)
     clients = {client: place for place, client in enumerate(sorted({record.client for record in naming.records}))}
     by_set: dict[str, list[_Point]] = {defenses: [] for defenses in naming.sets}
-    by_skill = written.recovers == "images"
+    by_skill = written.kind is PICTURES
     for one in chosen:
         if isinstance(one.record, Record):
             point = _Point(one.record.client, one.record.round, one.skill if by_skill else one.value)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedsim.errors import ScenarioError
-from fedsim.metrics.ratings import SCALES, scale
+from fedsim.metrics.ratings import scale
 from fedsim.metrics.skill import CONTROL_TITLES
+from fedsim.metrics.table import METRICS
 from fedsim.recording.records import Budget, Calibration, Found, Record
 from fedsim.recording.run_data import RunData
 from fedsim.report import evaluations, plots
@@ -78,7 +79,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "verdicts": verdicts,
         "correction": CORRECTION,
         "shown_rounds": {(display.client, panel.round) for display in displays for panel in display.panels},
-        "legend": [scale.thresholds() for name, scale in SCALES.items() if _is_used(run, name)],
+        "legend": [metric.thresholds() for name, metric in METRICS.items() if _is_used(run, name)],
         "cautions": Cautions(run.records, naming),
         "limits": limits(run, summaries),
         "notes": [*run.notes, *missing],

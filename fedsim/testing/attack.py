@@ -19,6 +19,8 @@ from fedsim import applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import SCOPES, Finding, Observation, Trajectory, UpdateKind
+from fedsim.findings.kinds import fields
+from fedsim.findings.promises import described
 from fedsim.progress import Step, listening
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.contract import check_contract
@@ -180,7 +182,7 @@ def _check_run(attack: Attack, seen: Observation, faults: Faults) -> Finding | N
         expect(finding is again, f"{who} refuses an observation in one run and answers it in the next.")
         return None
     _check_finding(attack, finding, seen, faults)
-    for name in ("images", "labels", "features"):
+    for name in (field.name for field in fields()):
         if not all(_is_dense(getattr(one, name)) for one in (finding, again)):
             continue  # told above
         with faults.of(f"{name} of equal runs"):
@@ -232,8 +234,7 @@ def _granted_tensors(seen: Observation) -> dict[str, Tensor]:
 
 
 def _held(finding: Finding) -> set[Recovers]:
-    kinds: tuple[Recovers, ...] = get_args(Recovers)
-    return {kind for kind in kinds if getattr(finding, kind) is not None}
+    return {field.name for field in fields() if getattr(finding, field.name) is not None}
 
 
 def _check_finding(attack: Attack, finding: Finding, seen: Observation, faults: Faults) -> None:
@@ -241,20 +242,13 @@ def _check_finding(attack: Attack, finding: Finding, seen: Observation, faults: 
     with faults.of("what was found"):
         excess = ", ".join(sorted(_held(finding) - attack.recovers))
         expect(not excess, f"{who} found {excess}, which {who}.recovers does not name, so it would not be scored.")
-    with faults.of("images"):
-        if finding.images is not None:
-            _check_dense(who, "images", finding.images)
-            _check_images(who, finding.images, seen.image_shape)
-    with faults.of("labels"):
-        if finding.labels is not None:
-            _check_dense(who, "labels", finding.labels)
-            _check_labels(who, finding.labels, seen.num_classes)
-    with faults.of("features"):
-        if finding.features is not None:
-            _check_dense(who, "features", finding.features)
-            features = finding.features
-            ok = features.ndim == 2 and features.is_floating_point() and bool(torch.isfinite(features).all())
-            expect(ok, f"{who}: features must be finite rows, one a picture; got {_describe(features)}.")
+    for field in fields():
+        found = getattr(finding, field.name)
+        with faults.of(field.name):
+            if found is not None:
+                _check_dense(who, field.name, found)
+                fault = field.fault(found, seen)
+                expect(fault is None, f"{who}: {fault}")
     with faults.of("trajectory"):
         if finding.trajectory is not None:
             _check_trajectory(who, finding.trajectory, finding.images)
@@ -279,19 +273,6 @@ def _check_dense(who: str, name: str, value: object) -> None:
     expect(not value.is_complex(), f"{who}: {name} must be real, got {str(value.dtype).removeprefix('torch.')}.")
 
 
-def _check_images(who: str, images: Tensor, shape: tuple[int, int, int]) -> None:
-    expect(
-        images.ndim == 4
-        and tuple(images.shape[1:]) == shape
-        and images.is_floating_point()
-        and not images.requires_grad,
-        f"{who}: images must be detached floats of shape (n, {shape[0]}, {shape[1]}, {shape[2]}); got "
-        f"{_describe(images)}.",
-    )
-    inside = bool(((images >= 0) & (images <= 1)).all())
-    expect(inside, f"{who}: pixels must be finite and in [0, 1], so denormalize and clamp; got {_describe(images)}.")
-
-
 def _check_trajectory(who: str, trajectory: object, pictures: Tensor | None) -> None:
     expect(
         isinstance(trajectory, Trajectory),
@@ -308,10 +289,10 @@ def _check_trajectory(who: str, trajectory: object, pictures: Tensor | None) -> 
         and frames.is_floating_point()
         and not frames.requires_grad,
         f"{who}: a trajectory must be detached floats of shape (frames, {', '.join(map(str, pictures.shape))}), the finding's "
-        f"pictures in each frame; got {_describe(frames)}.",
+        f"pictures in each frame; got {described(frames)}.",
     )
     inside = bool(((frames >= 0) & (frames <= 1)).all())
-    expect(inside, f"{who}: pixels of a trajectory must be finite and in [0, 1]; got {_describe(frames)}.")
+    expect(inside, f"{who}: pixels of a trajectory must be finite and in [0, 1]; got {described(frames)}.")
     steps = trajectory.steps
     expect(
         0 < len(steps) == len(frames) == len(trajectory.losses),
@@ -322,29 +303,6 @@ def _check_trajectory(who: str, trajectory: object, pictures: Tensor | None) -> 
     expect(rises, f"{who}: steps of a trajectory must be iterations that increase, from 0; got {steps}.")
     known = all(isinstance(loss, float) and math.isfinite(loss) for loss in trajectory.losses)
     expect(known, f"{who}: losses of a trajectory must be finite numbers; got {trajectory.losses}.")
-
-
-def _check_labels(who: str, labels: Tensor, num_classes: int) -> None:
-    if labels.is_floating_point():
-        sums = labels.double().sum(dim=-1)
-        is_distribution = labels.ndim == 2 and labels.shape[1] == num_classes and bool((labels >= 0).all())
-        expect(
-            is_distribution and bool(((sums - 1).abs() < 1e-4).all()),
-            f"{who}: soft labels must be rows of {num_classes} probabilities that sum to 1; got {_describe(labels)}.",
-        )
-        return
-    is_hard = labels.ndim == 1 and labels.dtype != torch.bool and not labels.is_complex()
-    expect(
-        is_hard and bool(((labels >= 0) & (labels < num_classes)).all()),
-        f"{who}: hard labels must be one row of integers from 0 to {num_classes - 1}; got {_describe(labels)}.",
-    )
-
-
-def _describe(tensor: Tensor) -> str:
-    values = tensor.detach()
-    extent = f", values from {float(values.min()):g} to {float(values.max()):g}" if values.numel() else ""
-    gradient = ", requires_grad" if tensor.requires_grad else ""
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}{extent}{gradient}"
 
 
 def _is_json(value: Any) -> bool:

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 
 from fedsim.metrics import luck
 from fedsim.metrics.ratings import ORDER as LEVELS
-from fedsim.metrics.ratings import PATCHES, SCALES, Level, leaves_no_room, rate, scale
+from fedsim.metrics.ratings import PATCHES, Level, leaves_no_room, rate, scale
+from fedsim.metrics.table import METRICS
 from fedsim.recording.records import Budget, Calibration, PluginUse, Record, RecordedWorkload, Trial
 from fedsim.recording.run_data import RunData
 from fedsim.verdicts.scope import Scope
@@ -25,9 +26,6 @@ Verdict = Literal["leaks", "partial", "resisted", "inconclusive"]
 
 ORDER: tuple[Verdict, ...] = ("resisted", "inconclusive", "partial", "leaks")
 """From the best to the worst for a client; what cannot be known is worse than what is known to be resisted."""
-
-KINDS = ("pictures", "labels", "soft labels", "features")
-"""What an attack may recover, the gravest first."""
 
 CORRECTION = (
     f"Holm's correction over all attempts of a row, family-wise error rate {luck.SIGNIFICANCE:g}, "
@@ -90,9 +88,9 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def kind_of(metric: str) -> str:
-    """Return what a metric measures, in the report's words."""
-    recovers = scale(metric).recovers
-    return "pictures" if recovers == "images" else recovers
+    """Return the name of the kind that a metric measures; `other` for a metric that this version does not know."""
+    kind = scale(metric).kind
+    return "other" if kind is None else kind.name
 
 
 @dataclass(frozen=True)
@@ -186,13 +184,14 @@ def _by_chance(found: Sequence[Scored], metric: str, control: float | None) -> f
     if control is None:
         return 1.0
     examples = [value for one in found for value in one.score.examples]
-    if metric == "label_recall":
+    written = scale(metric)
+    if written.counts_hits:
         return luck.binomial(float(sum(examples)), len(examples), control)
     known = [one.record.controls.get(CHANCE, {}) for one in found]
-    chances = [values["label_recall"] for values in known if "label_recall" in values]
+    chances = [values[written.hit_chance] for values in known if written.hit_chance in values]
     # Of C classes, an even guess has an error of 1 - 1 / C.
     chance = sum(chances) / len(chances) if chances else 1.0 - min(control, 1.0)
-    bound = control * (1 - (scale(metric).partial or 0.0))
+    bound = control * (1 - (written.partial or 0.0))
     hits = sum(value <= bound for value in examples)
     return luck.binomial(float(hits), len(examples), chance)
 
@@ -304,7 +303,7 @@ class Judge:
 
         Args:
             members: the attempts, failed and refused ones included.
-            kind: what the attack is after, one of `KINDS`.
+            kind: what the attack is after, a name in `fedsim.findings.kinds`.
             level: what the scores show, luck set aside.
             lucky: attempts above the threshold that luck explains.
             metric: which the level is of; None where nothing was scored.
@@ -431,7 +430,7 @@ def updates_without_defense(made: Sequence[Trial], clients: Sequence[Record] = (
     found: dict[str, Tried] = {}
     for metric in metrics:
         attempts = scored(trials, metric)
-        if metric not in SCALES or not attempts:
+        if metric not in METRICS or not attempts:
             continue
         leaking = _leaking(attempts, metric)
         written, values = scale(metric), sorted(one.value for one in attempts)

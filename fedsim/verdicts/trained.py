@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedsim.findings.kinds import KINDS
 from fedsim.metrics.ratings import plain
 from fedsim.recording.records import Record
 
@@ -16,13 +17,14 @@ def changed_inputs(record: Record, kind: str) -> str | None:
 
     Args:
         record: the attempt.
-        kind: what the attack is after, one of `verdicts.KINDS`.
+        kind: what the attack is after, a name in `fedsim.findings.kinds`.
     """
     trained = record.trained_on
     if trained is None:
         return None
     if trained.unknown is not None:
         return f"a defense may have changed what the client trained on, and that is not known: {trained.unknown}"
-    if trained.other_pictures and kind == "features":
-        return "a defense changed the pictures before they reached the model, and the features of those are not known"
+    sought = KINDS.get(kind)
+    if trained.other_pictures and sought is not None and sought.follows is None:
+        return f"a defense changed the pictures before they reached the model, and the {kind} of those are not known"
     return None

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedsim.audit import attempt
 from fedsim.exchange import FRAMES, Finding, Trajectory, View
-from fedsim.metrics import scoring
+from fedsim.metrics.table import PSNR_CAP
 from fedsim.metrics.trajectory import arranged, psnr_by_frame
 from fedsim.simulation import Progress
 
@@ -190,7 +190,7 @@ def test_a_trajectory_of_no_pictures_has_no_curve(claim):
 
 def test_frames_are_clamped_to_pixels(claim):
     record = claim(trajectory_of(torch.stack([GREY - 9, GREY])))
-    grey = scoring.PSNR_CAP > record["film"]["psnr"][1] == pytest.approx(record["controls"]["grey"]["psnr"])
+    grey = PSNR_CAP > record["film"]["psnr"][1] == pytest.approx(record["controls"]["grey"]["psnr"])
     assert grey and record["film"]["psnr"][0] > 0
 
 

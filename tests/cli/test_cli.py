@@ -21,7 +21,7 @@ from PIL import Image
 
 from fedsim import models, shipped
 from fedsim.cli import app
-from fedsim.metrics.scoring import METRICS
+from fedsim.metrics.table import METRICS
 from fedsim.planning import catalogue
 from fedsim.planning import schema as schemas
 from fedsim.plugins import installed, parameters

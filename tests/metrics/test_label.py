@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim.findings.blind import blind_recall
 from fedsim.labels import distributions
-from fedsim.metrics.blind import blind_recall
 from fedsim.metrics.label import label_recall, recalled, soft_label_errors
 
 label_lists = st.lists(st.integers(0, 4), min_size=1, max_size=12)

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 from fedsim import scenario
 from fedsim.exchange import Finding, Truth
+from fedsim.findings.blind import Auxiliary
+from fedsim.findings.kinds import PICTURES
 from fedsim.metrics import ratings
-from fedsim.metrics.blind import Auxiliary
 from fedsim.metrics.image import psnr
-from fedsim.metrics.scoring import METRICS, PSNR_CAP, best_examples, control_scores, controls, score
+from fedsim.metrics.scoring import best_examples, control_scores, controls, score
 from fedsim.metrics.skill import best_control, blind, skill
+from fedsim.metrics.table import METRICS, PSNR_CAP
 from fedsim.models import PatchGrid
 
 
@@ -221,7 +223,7 @@ def test_luck_is_what_the_best_picture_of_another_update_reaches() -> None:
 
 def test_a_view_has_the_scale_of_its_metric_and_patches_need_three_times_as_much_for_a_partial_leak() -> None:
     plain, trained, patches = (ratings.scale(name) for name in ("psnr", "psnr@trained", "psnr@trained+patches"))
-    assert (trained.partial, trained.leaks, trained.recovers) == (plain.partial, plain.leaks, "images")
+    assert (trained.partial, trained.leaks, trained.kind) == (plain.partial, plain.leaks, PICTURES)
     assert (patches.partial, patches.leaks) == (3.0, 6.0)
     assert trained.title == "PSNR of what was trained on"
     assert ratings.scale("psnr@nothing").partial is None and ratings.scale("nothing@trained").partial is None

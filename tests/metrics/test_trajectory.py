@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fedsim.exchange import Finding, Trajectory, Truth
-from fedsim.metrics.scoring import PSNR_CAP, score
+from fedsim.metrics.scoring import score
+from fedsim.metrics.table import PSNR_CAP
 from fedsim.metrics.trajectory import arranged, psnr_by_frame
 
 

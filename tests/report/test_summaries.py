@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.metrics.ratings import SCALES, rate, scale, worst
-from fedsim.metrics.scoring import METRICS
+from fedsim.metrics.ratings import rate, scale, worst
 from fedsim.metrics.skill import skill
+from fedsim.metrics.table import METRICS
 from fedsim.recording.records import Record, Round
 from fedsim.recording.run_data import RunData
 from fedsim.report import overview, tables
@@ -61,10 +61,6 @@ def lines(*records: Record) -> list[overview.Entry]:
 
 
 GREY = {"grey": {"psnr": 10.0, "ssim": 0.1, "lpips": 0.7}, "own_mean": {"psnr": 12.0, "ssim": 0.2, "lpips": 0.6}}
-
-
-def test_every_metric_has_a_scale_of_its_kind() -> None:
-    assert {name: found.recovers for name, found in SCALES.items()} == {n: m.recovers for n, m in METRICS.items()}
 
 
 def test_the_mean_is_over_examples_and_the_skill_is_its_distance_to_the_best_mean_control() -> None:

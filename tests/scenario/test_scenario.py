@@ -104,7 +104,7 @@ def test_a_scenario_cannot_be_changed():
 
 
 def test_the_metrics_of_the_scenario_are_those_that_exist():
-    from fedsim.metrics.scoring import METRICS as scored
+    from fedsim.metrics.table import METRICS as scored
 
     assert tuple(scored) == METRICS
     assert scenario(audit={"metrics": list(METRICS)}).audit.metrics == list(METRICS)

@@ -17,7 +17,7 @@ from vit_cases import build, gradient, observe, photos
 from fedsim import models
 from fedsim.attack import Attack
 from fedsim.exchange import Finding, LabeledImages, Observation, Trajectory, Update
-from fedsim.metrics import blind
+from fedsim.findings import blind
 from fedsim.metrics.image import psnr
 from fedsim.metrics.matching import match
 

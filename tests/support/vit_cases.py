@@ -8,7 +8,7 @@ from fedsim import models
 from fedsim.audit.threat import ModelFactory
 from fedsim.data.photos import Photos
 from fedsim.exchange import LabeledImages, Observation, TrainingKnowledge, Update
-from fedsim.metrics import blind
+from fedsim.findings import blind
 from fedsim.metrics.image import psnr
 from fedsim.scenario import ModelPart
 from fedsim.source import Pool

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
+from fedsim.metrics import luck
 from fedsim.recording.records import Budget, Calibration, Record, Round
 from fedsim.recording.run_data import RunData
 from fedsim.report import summary
 from fedsim.report.analysis import Analysis
 from fedsim.report.overview import client_verdicts, entries, headline, overall
 from fedsim.report.summaries import by_client
-from fedsim.verdicts.judge import Judge, worst
+from fedsim.verdicts.judge import Judge, significance, worst
+from fedsim.verdicts.scores import scored
 
 CONTROLS = {"grey": {"psnr": 12.0}, "own_mean": {"psnr": 18.0}}
 ONE = {"pictures": 1, "batch_size": 1, "steps": 1}
@@ -352,6 +354,22 @@ def test_what_cannot_be_known_is_worse_than_what_resisted():
 
 
 ROUNDS = (Round(round=0), Round(round=1))
+
+
+@pytest.mark.parametrize("right", [20, 3])
+def test_labels_that_a_defense_put_in_place_count_as_hits_where_they_are_found(right):
+    name, examples = "label_recall@trained", [1.0] * right + [0.0] * (20 - right)
+    score = {"value": right / 20, "per_example": examples, "worse": "higher"}
+    own = {"value": 0.0, "per_example": [0.0] * 20, "worse": "higher"}
+    found = line(
+        defenses=MASK,
+        attack={"recovers": ["labels"]},
+        scores={"label_recall": own, name: score},
+        controls={"chance": {"label_recall": 0.1, name: 0.1}},
+        trained_on={"inputs": 20, "other_labels": True},
+    )
+    shown = significance(scored([found], name), name, luck.BlindSkills.of(()))
+    assert shown.level == ("leaks" if right == 20 else "none")
 
 
 def run_data(*records, calibrations=(), scenario=None, rounds=ROUNDS):

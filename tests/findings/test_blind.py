@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.metrics import blind
+from fedsim.findings import blind
 from fedsim.metrics.image import psnr
 from fedsim.metrics.label import label_recall
 

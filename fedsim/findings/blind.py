@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.exchange import HardLabels, Images, Labels, SoftLabels
-from fedsim.metrics.label import classes
+from fedsim.labels import classes
 
 Image = Float[Tensor, "channel height width"]
 
