@@ -35,6 +35,7 @@ SCENARIO = {
     "audit": {"processes": 0, "calibrate": "all"},
 }
 MUTATIONS = 1000
+SHARE = 125  # of them in one test, so that they spread over workers
 
 
 @pytest.fixture(scope="module")
@@ -205,11 +206,12 @@ def damaged(number, path, before):
     return name, way(draw, before[name], other), bool(draw.integers(2))
 
 
-def test_no_damage_ends_in_a_traceback(whole, with_a_known_scenario):
+@pytest.mark.parametrize("first", range(0, MUTATIONS, SHARE))
+def test_no_damage_ends_in_a_traceback(first, whole, with_a_known_scenario):
     path, plan, _ = whole
     before = {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
     refused = told = 0
-    for number in range(MUTATIONS):
+    for number in range(first, first + SHARE):
         name, content, seals = damaged(number, path, before)
         changed = {name: content}
         is_capture = name.parts[0] == "captures" and name.suffix == ".safetensors"
@@ -235,7 +237,7 @@ def test_no_damage_ends_in_a_traceback(whole, with_a_known_scenario):
             for one in changed:
                 (path / one).write_bytes(before[one])
     # Most damages are found out; the rest made no difference, or none that anybody could know of.
-    assert refused > MUTATIONS / 5 and told > MUTATIONS / 3
+    assert refused > SHARE / 5 and told > SHARE / 3
     assert noted(path) == []
     gone_through(path, plan)
 
@@ -267,10 +269,11 @@ def test_what_is_no_file_is_refused_or_noted_before_it_is_opened(kind, whole, tm
         file.write_bytes(kept)
 
 
-def test_a_damaged_run_is_audited_and_resumed_or_refused(whole, tmp_path):
+@pytest.mark.parametrize("first", range(0, MUTATIONS, 2 * SHARE))
+def test_a_damaged_run_is_audited_and_resumed_or_refused(first, whole, tmp_path):
     path, plan, seen = whole
     before = {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    for number in range(0, MUTATIONS, 25):
+    for number in range(first, first + 2 * SHARE, 25):
         run = Path(shutil.copytree(path, tmp_path / str(number)))
         name, content, _ = damaged(number, run, before)
         (run / name).unlink() if content is None else (run / name).write_bytes(content)
