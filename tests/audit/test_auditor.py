@@ -4,15 +4,17 @@ import math
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from processes import is_running
 
 from fedsim import cli, plugins, simulation
-from fedsim.audit import attempt, workers
+from fedsim.audit import attack_process, attempt
 from fedsim.audit.assessment import Task
 from fedsim.audit.auditor import Auditor
+from fedsim.audit.work import Work
+from fedsim.audit.workers import InThisProcess
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.exchange import Finding
 from fedsim.federation.engine import train
@@ -206,7 +208,7 @@ def test_what_an_attack_changes_in_its_process_reaches_no_other_attempt(simulate
 
 @pytest.mark.slow
 def test_an_attack_of_others_has_a_process_of_its_own_where_that_starts_from_nothing(simulate, monkeypatch):
-    monkeypatch.setattr(workers, "start_method", lambda: "spawn")
+    monkeypatch.setattr(attack_process, "start_method", lambda: "spawn")
     own = [{"name": "blind_guess"}, {"name": "stubs:TellsProcess"}]
     _, _, records = simulate(attacks=own, federation={"clients": 2, "rounds": 1})
     processes = [record["trace"]["process"] for record in records[1::2]]
@@ -219,8 +221,8 @@ def test_a_finding_that_is_gone_is_made_again_in_a_process_of_its_own_before_it_
         attempt.finding_path(folder, 1, client, plan.attacks[0]).unlink()
     with pytest.raises(RunFolderError, match="Audit again"):
         attempt.read(plan, folder, 1, 0, plan.attacks[0])
-    with workers.InThisProcess(plan, RunFolder(folder.path), "fork") as executor:
-        record = executor.submit(workers.assess, Task(1, 0, 0), 1).result()
+    with InThisProcess(plan, RunFolder(folder.path)) as executor:
+        record = executor.submit(Work.assess, Task(1, 0, 0), 1).result()
     assert record["status"] == "found" and "wrong_update" in record["controls"]
     assert record["trace"]["process"] != os.getpid()
 
@@ -273,13 +275,6 @@ def left_children(tmp_path, monkeypatch):
     return note
 
 
-def is_running(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(simulate, left_children):
     attacks = [*map(going, ENDS_BY_ITSELF), *map(going, LEAVES), {"name": "stubs:Guess"}]
     federation = {"clients": 2, "rounds": 1}
@@ -311,7 +306,7 @@ def test_a_process_for_attacks_that_starts_from_nothing_gives_the_same_records(s
     attacks = [{"name": "stubs:Guess"}, going("raises a long text")]
     parts = {"attacks": attacks, "federation": {"clients": 2, "rounds": 1}}
     _, _, copied = simulate("copied", **parts)
-    monkeypatch.setattr("fedsim.audit.workers.start_method", lambda: "spawn")
+    monkeypatch.setattr(attack_process, "start_method", lambda: "spawn")
     # Its imports take longer, and are not the attack's.
     _, _, records = simulate("from nothing", **parts, audit={"attack_timeout": 2})
     assert timeless(records) == timeless(copied)
@@ -667,7 +662,7 @@ def test_workers_that_cannot_start_end_the_audit_with_a_message(simulate, tiny_p
     _, folder, _ = simulate()
     shutil.rmtree(folder.path / "artifacts")
     (folder.path / "records.jsonl").unlink()
-    monkeypatch.setattr("fedsim.audit.workers.start_worker", sys.exit)
+    monkeypatch.setattr("fedsim.audit.worker_process.start_worker", sys.exit)
     with pytest.raises(FedsimError, match="worker processes die as they start"):
         audit(tiny_plan(audit={"processes": 1}), RunFolder.open(folder.path))
 
