@@ -1,6 +1,6 @@
 """The process for attacks: how one is made, what it is asked, its limits, and how it ends with all that it has started.
 
-An attack may hang, die, or leave threads and children behind. Its process is ended with all of them
+An attack may hang, take too much memory, die, or leave threads and children behind. Its process is ended with all of them
 when it is beyond a limit and when the attempt is over. It reads the run folder and never writes.
 """
 
@@ -40,6 +40,9 @@ Make = Callable[..., Made]
 """A function that runs an attack: it takes the plan, the run folder and what it is about; another process finds it by name."""
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+_LOOK = 0.1  # seconds between two looks at the memory
+_LOOKS_SHARE = 10  # a look takes longer, the more memory is held: a tenth of the time at most
+_MEBIBYTE = 2**20
 
 
 class AttackDiedError(Exception):
@@ -101,7 +104,7 @@ class AttackProcess:
             tell: called with every step of the attack, while this waits.
 
         Raises:
-            AttackLimitError: it took too long; the process has been ended.
+            AttackLimitError: it took too long, or used too much memory; the process has been ended.
             AttackDiedError: the process died.
             Exception: what `make` raised.
         """
@@ -119,8 +122,8 @@ class AttackProcess:
             self._start()
             # Its imports are not the attack's.
             self._receive(None)
-        assert self._requests is not None
-        watch = _Watch(self._plan.scenario.audit)
+        assert self._process is not None and self._process.pid is not None and self._requests is not None
+        watch = _Watch(self._process.pid, self._plan.scenario.audit)
         try:
             self._requests.send((make, about, tell is not None))
         except OSError:
@@ -205,18 +208,29 @@ class AttackProcess:
 
 
 class _Watch:
-    """Watches that an attempt stays within its limit, from when it begins.
+    """Watches that an attempt stays within its limits, from when it begins.
+
+    What counts as its memory is what the process and its descendants hold (see `process_tree.memory`), less what the process
+    held when the attempt began. So pages that a copy shares with its maker do not count until one of them changes them, though
+    children that it forks add their part of these. A peak between two looks is not seen, nor is the memory of a GPU.
 
     Args:
-        limits: how long it may take.
+        process: of the attempt.
+        limits: how long it may take and how much memory it may use.
     """
 
-    def __init__(self, limits: AuditPart) -> None:
-        self._seconds, self._began = limits.attack_timeout, time.monotonic()
+    def __init__(self, process: int, limits: AuditPart) -> None:
+        self._process, self._seconds, self._memory = process, limits.attack_timeout, limits.attack_memory
+        self._before = 0 if self._memory is None else process_tree.memory(process)
+        self._began = time.monotonic()
+        self._next_look = self._began
 
     def pause(self) -> float | None:
         """Return the seconds until there may be something to see; None where there is no limit."""
-        return None if self._seconds is None else max(0.0, self._began + self._seconds - time.monotonic())
+        due = [] if self._memory is None else [self._next_look]
+        if self._seconds is not None:
+            due.append(self._began + self._seconds)
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
     def look(self) -> None:
         """Look at what the attempt has used.
@@ -224,8 +238,18 @@ class _Watch:
         Raises:
             AttackLimitError: it is more than it may use.
         """
-        if self._seconds is not None and time.monotonic() >= self._began + self._seconds:
+        now = time.monotonic()
+        if self._seconds is not None and now >= self._began + self._seconds:
             raise AttackLimitError(f"took longer than audit.attack_timeout ({self._seconds:g} s)", self._seconds)
+        if self._memory is None or now < self._next_look:
+            return
+        used = process_tree.memory(self._process) - self._before
+        if used > self._memory * _MEBIBYTE:
+            raise AttackLimitError(
+                f"used more than audit.attack_memory ({self._memory} MiB)", float(f"{now - self._began:.4g}")
+            )
+        seen = time.monotonic()
+        self._next_look = seen + max(_LOOK, _LOOKS_SHARE * (seen - now))
 
 
 def _exit_of(process: BaseProcess) -> int:

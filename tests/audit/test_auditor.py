@@ -9,13 +9,13 @@ import pytest
 import torch
 from processes import is_running
 
-from fedsim import cli, plugins, simulation
+from fedsim import cli, plugins, process_tree, simulation
 from fedsim.audit import attack_process, attempt
 from fedsim.audit.assessment import Task
 from fedsim.audit.auditor import Auditor
 from fedsim.audit.work import Work
 from fedsim.audit.workers import InThisProcess
-from fedsim.errors import FedsimError, RunFolderError
+from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.exchange import Finding
 from fedsim.federation.engine import train
 from fedsim.metrics import scoring
@@ -301,6 +301,77 @@ def test_an_attack_that_takes_too_long_is_ended_and_fails_alone(simulate):
     assert_neighbours_found(records, guesses, NEVER_ENDS)
 
 
+BEYOND = "used more than audit.attack_memory (256 MiB)"
+HOARDS = ("takes memory", "leaves memory to a child")
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """Return what every look at the memory of an attempt saw, none of which waits for the time of the next."""
+    seen, memory = [], process_tree.memory
+
+    def look(process):
+        seen.append(memory(process))
+        return seen[-1]
+
+    monkeypatch.setattr(attack_process, "_LOOK", 0.0)
+    monkeypatch.setattr(process_tree, "memory", look)
+    return seen
+
+
+def test_an_attack_that_uses_too_much_memory_is_ended_with_its_children_and_fails_alone(simulate):
+    attacks = [*(going(fault, on) for on, fault in enumerate(HOARDS)), {"name": "stubs:Guess"}]
+    # What the attempts begin with is theirs to have: a copy shares it.
+    ballast = b"x" * (1024 * 2**20)
+    _, folder, records = simulate(attacks=attacks, federation={"rounds": 1}, audit={"attack_memory": 256})
+    del ballast
+    assert records == folder.records.read()
+    failed = [record for record in records if record["status"] == "failed"]
+    assert [(record["client"], record["attack"]["params"]["fault"]) for record in failed] == [*enumerate(HOARDS)]
+    for record in failed:
+        assert record["message"] == BEYOND and 0 < record["seconds"] < 60
+    _, _, guesses = simulate("alone", federation={"rounds": 1})
+    assert_neighbours_found(records, guesses, HOARDS)
+
+
+def test_an_attack_within_its_memory_gives_the_same_record(simulate, looked):
+    parts = {"attacks": [going("takes a little memory")], "federation": {"clients": 2, "rounds": 1}}
+    _, _, unlimited = simulate("unlimited", **parts)
+    assert not looked
+    _, _, records = simulate("limited", **parts, audit={"attack_memory": 256})
+    assert timeless(records) == timeless(unlimited) and len(looked) > len(records), "at the beginning, and later"
+
+
+def test_a_calibration_trial_that_uses_too_much_memory_has_failed(simulate):
+    parts = {"attacks": [going("takes memory", on=0)], "federation": {"clients": 2, "rounds": 1}}
+    plan, folder, records = simulate(**parts, audit={"attack_memory": 256})
+    assert [record["status"] for record in records] == ["failed", "found"]
+    with InThisProcess(plan, RunFolder(folder.path)) as executor:
+        line = executor.submit(Work.calibrate, Task(1, 1, 0)).result()
+    assert (line["status"], line["message"]) == ("failed", BEYOND)
+    assert {trial["message"] for trial in line["trials"]} == {BEYOND}
+
+
+@pytest.mark.slow
+def test_the_limit_on_memory_holds_on_a_worker_and_in_a_process_kept_from_one_attempt_to_the_next(
+    simulate, quick_workers, monkeypatch
+):
+    parts = {"attacks": [going("takes memory")], "federation": {"clients": 2, "rounds": 1}}
+    _, _, on_worker = simulate("worker", **parts, audit={"attack_memory": 256, "processes": 1})
+    monkeypatch.setattr(attack_process, "start_method", lambda: "spawn")
+    monkeypatch.setattr(plugins, "is_own", lambda info: True)
+    _, _, kept = simulate("kept", **parts, audit={"attack_memory": 256})
+    assert [record.get("message") for record in on_worker] == [None, BEYOND]
+    assert [record.get("message") for record in kept] == [None, BEYOND]
+
+
+def test_a_limit_on_memory_that_nobody_would_enforce_is_refused(tiny_scenario, monkeypatch):
+    monkeypatch.setattr(process_tree, "tells_memory", lambda: False)
+    with pytest.raises(ScenarioError, match=r"audit\.attack_memory: this system does not tell"):
+        planning.make(tiny_scenario(audit={"attack_memory": 256}))
+    planning.make(tiny_scenario())
+
+
 @pytest.mark.slow
 def test_a_process_for_attacks_that_starts_from_nothing_gives_the_same_records(simulate, monkeypatch):
     attacks = [{"name": "stubs:Guess"}, going("raises a long text")]
@@ -541,7 +612,7 @@ def test_the_runs_identity_ignores_how_it_was_computed_and_which_attacks_ran(tin
     from fedsim.planning.inputs import run_id
 
     same = [{}, {"engine": "ray"}, {"audit": {"processes": 2}}, {"attacks": [{"name": "stubs:RaisesOn"}]}]
-    same += [{"audit": {"attack_timeout": limit}} for limit in (1, None)]
+    same += [{"audit": {limit: value}} for limit in ("attack_timeout", "attack_memory") for value in (1, None)]
     assert len({run_id(tiny_scenario(**parts)) for parts in same}) == 1
     others = [{"seed": 9}, {"federation": {"rounds": 9}}, {"threat": {"grants": []}}, {"defenses": [NOISE]}]
     assert len({run_id(tiny_scenario(**parts)) for parts in ({}, *others)}) == 5
