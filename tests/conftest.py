@@ -86,7 +86,7 @@ def drawn_once(monkeypatch: pytest.MonkeyPatch, drawings: dict[tuple[str, str], 
 def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the audit's workers start in the environment of now without importing everything anew, which takes seconds."""
     start = functools.partial(start_worker, dict(os.environ))
-    monkeypatch.setattr("fedsim.audit.workers.start_worker", start)
+    monkeypatch.setattr("fedsim.audit.worker_process.start_worker", start)
     contexts = {"spawn": ServedContext(), "fork": multiprocessing.get_context("fork")}
     monkeypatch.setattr("multiprocessing.get_context", contexts.__getitem__)
 

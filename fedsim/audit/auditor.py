@@ -2,33 +2,33 @@
 
 Attempts (the attack itself) and assessments (scores and controls) are separate tasks joined by a stored finding, since
 the wrong-update control of one client is another client's finding. Tasks run in this process or on a pool, attacks in
-processes beside these (see `fedsim.audit.workers`). Where a process dies, the tasks it may have died of are tried again one by
-one, and the one that a second process dies of has failed. Records are appended as they come and put into canonical order at
-the end, so the number of processes leaves no trace.
+processes beside these (see `fedsim.audit.workers`). A task that a process dies of is tried again alone, and has failed where a
+second process dies of it. Records are appended as they come and put into canonical order at the end, so the number of
+processes leaves no trace.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import multiprocessing
 import queue
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from fedsim.applicability import Workload
-from fedsim.audit import attempt, calibration, evaluation, workers
+from fedsim.audit import attempt, calibration, evaluation
 from fedsim.audit.assessment import Task
+from fedsim.audit.attack_process import AttackDiedError
 from fedsim.audit.evaluation import Question
-from fedsim.audit.workers import AttackDiedError, InThisProcess, StepPipe, Workers
+from fedsim.audit.work import Work
+from fedsim.audit.worker_process import WorkerDiedError
+from fedsim.audit.workers import Executor, InThisProcess, Workers
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.exchange import Scope, View
 from fedsim.metrics import likeness
@@ -99,9 +99,6 @@ class Auditor:
         self._plan, self._folder = plan, RunFolder(folder.path)
         self._on_record, self._on_total, self._on_running = on_record, on_total, on_running
         self._events: queue.Queue[_Event] = queue.Queue()
-        self._context = multiprocessing.get_context("spawn")
-        # Workers hold the other end, and end with this one.
-        self._lifeline, self._line = self._context.Pipe(duplex=False)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._records = {_task_of(plan, record): record for record in self._folder.read_records()}
@@ -126,7 +123,6 @@ class Auditor:
         self._unassessed: set[Task] = set()
         self._ready: deque[Task] = deque()
         self._suspects: deque[tuple[_Kind, Task | Question]] = deque()
-        self._is_broken = False
         self._is_trial = False
         self._fatal: set[Task] = set()
         self._running = 0
@@ -139,11 +135,9 @@ class Auditor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._line.close()
         if kind is not None and self._thread is not None:
             self._events.put(_Event("abandoned"))
             self._thread.join()
-        self._lifeline.close()
 
     def add_round(self, round: int) -> None:
         """Tell that every capture of a round is on disk."""
@@ -251,34 +245,23 @@ class Auditor:
                 # lets the signal through again, so that comes first.
                 resource_tracker.ensure_running()
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            with self._watching() as steps, self._executor(steps) as executor:
+            with self._executor() as executor:
                 try:
                     self._work(executor)
                 except BaseException:
-                    executor.shutdown(wait=False, cancel_futures=True)
+                    executor.abandon()
                     raise
         except BaseException as error:  # noqa: BLE001  (handed over to the thread that calls finish)
             self._error = error
 
-    def _watching(self) -> contextlib.AbstractContextManager[StepPipe | None]:
-        """Open the pipe for the steps of workers' attacks, where somebody watches; the workers end before it does."""
-        if self._on_running is None or self._plan.scenario.audit.processes == 0:
-            return contextlib.nullcontext()
-        return StepPipe(self._context, lambda task, step: self._events.put(_Event("step", task=task, step=step)))
+    def _executor(self) -> Executor:
+        processes, is_watched = self._plan.scenario.audit.processes, self._on_running is not None
+        if processes == 0:
+            return InThisProcess(self._plan, self._folder, self._hear if is_watched else None)
+        return Workers(processes, self._folder.path, self._step if is_watched else None)
 
-    def _executor(self, steps: StepPipe | None) -> Executor:
-        if self._plan.scenario.audit.processes == 0:
-            tell = self._hear if self._on_running else None
-            return InThisProcess(self._plan, self._folder, workers.start_method(), tell)
-        return Workers(functools.partial(self._pool, steps))
-
-    def _pool(self, steps: StepPipe | None) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self._plan.scenario.audit.processes,
-            mp_context=self._context,
-            initializer=workers.start_worker,
-            initargs=(str(self._folder.path), self._lifeline, steps.sender if steps else None),
-        )
+    def _step(self, task: Task, step: Step) -> None:
+        self._events.put(_Event("step", task=task, step=step))
 
     def _work(self, executor: Executor) -> None:
         closed = False
@@ -289,7 +272,7 @@ class Auditor:
                 self._ask(range(self._plan.scenario.federation.rounds + 1))
                 self._plan_wide(("client", "run"), self._rounds_seen())
             elif event.kind == "abandoned":
-                executor.shutdown(wait=False, cancel_futures=True)
+                executor.abandon()
                 return
             elif event.kind == "rounds":
                 self._plan_rounds(event.rounds)
@@ -431,7 +414,6 @@ class Auditor:
         return _Calibrated(task.view.round, task.attack, self._plan.workload_of(task.view.clients[0]))
 
     def _hear(self, task: Task, step: Step) -> None:
-        # Steps take another way than results, so one may come late.
         if task in self._attacking:
             self._attacking[task] = step
             self._tell_running()
@@ -449,8 +431,7 @@ class Auditor:
             self._tell_running()
         is_trial, self._is_trial = self._is_trial, False
         error = event.future.exception()
-        if isinstance(error, BrokenProcessPool | AttackDiedError):
-            self._is_broken = self._is_broken or isinstance(error, BrokenProcessPool)
+        if isinstance(error, WorkerDiedError | AttackDiedError):
             kind: _Kind = event.kind if event.kind in ("assess", "calibrate", "evaluate") else "attempt"
             if is_trial:
                 self._blame(kind, event.task)
@@ -512,13 +493,6 @@ class Auditor:
             self._found(task)
 
     def _submit(self, executor: Executor) -> None:
-        if self._is_broken:
-            # Whatever the pool held ends with it; nothing is begun anew where the parent itself has let go.
-            if self._running or self._line.closed:
-                return
-            assert isinstance(executor, Workers), "only a process dies"
-            executor.restart()
-            self._is_broken = False
         if self._suspects:
             if not self._running:
                 self._is_trial = True
@@ -545,14 +519,14 @@ class Auditor:
     def _start(self, executor: Executor, kind: _Kind, task: Task | Question) -> None:
         self._running += 1
         if isinstance(task, Question):
-            future: Future[Any] = executor.submit(workers.evaluate, task)
+            future: Future[Any] = executor.submit(Work.evaluate, task)
         elif kind == "assess":
-            future = executor.submit(workers.assess, task, self._partners[task])
+            future = executor.submit(Work.assess, task, self._partners[task])
         elif kind == "calibrate":
-            future = executor.submit(workers.calibrate, task)
+            future = executor.submit(Work.calibrate, task)
         else:
             self._attacking[task] = None
-            future = executor.submit(workers.attack, task)
+            future = executor.submit(Work.attack, task)
         future.add_done_callback(functools.partial(self._done, kind, task))
 
     def _done(self, kind: _Kind, task: Task | Question, future: Future[Any]) -> None:

@@ -50,8 +50,8 @@ def run_id(scenario: Scenario) -> str:
     content = scenario.resolved()
     del content["engine"], content["attacks"], content["federation"]["client_timeout"]
     content.pop("evaluators", None)
-    for setting in ("processes", "calibrate", "attack_timeout"):
-        del content["audit"][setting]
+    for setting in ("processes", "calibrate", "attack_timeout", "attack_memory"):
+        content["audit"].pop(setting, None)
     for part, setting, default in _YOUNGER:
         if content[part].get(setting) == default:
             del content[part][setting]

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from fedsim import applicability, models, plugins
+from fedsim import applicability, models, plugins, process_tree
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
@@ -42,6 +42,7 @@ def make(scenario: Scenario) -> Plan:
     """
     from fedsim.strategies.building import check_strategy
 
+    _check_memory_limit(scenario)
     clients = scenario.federation.clients
     attacks, defenses = _plugins(scenario, clients)
     audit_rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
@@ -77,6 +78,7 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
         RunFolderError: what was captured is not the scenario's model.
     """
     scenario = _with_stated_grants(scenario)
+    _check_memory_limit(scenario)
     if scenario.evaluators:
         raise ScenarioError(
             "evaluators",
@@ -206,6 +208,16 @@ def _check_coverage(planned: PlannedDefense, model: nn.Module, scenario: Scenari
             f"{planned.info.name} guarantees privacy for the parameters, and {scenario.model.name} also sends "
             f"{len(buffers)} buffers, {buffers[0]} the first, which hold statistics of the pictures. Choose a model without "
             "BatchNorm.",
+        )
+
+
+def _check_memory_limit(scenario: Scenario) -> None:
+    """Refuse a limit that nobody would enforce."""
+    if scenario.audit.attack_memory is not None and not process_tree.tells_memory():
+        raise ScenarioError(
+            "audit.attack_memory",
+            "this system does not tell how much memory a process and its children hold, which fedsim reads under /proc on "
+            "Linux. Leave it out.",
         )
 
 

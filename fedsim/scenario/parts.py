@@ -27,6 +27,7 @@ MOST_EPOCHS = 10_000
 MOST_SAMPLES = 1_000_000_000
 MOST_PROCESSES = 256
 MOST_PLUGINS = 100
+MOST_MEBIBYTES = 10_000_000
 LARGEST_SEED = 10**30
 
 
@@ -270,13 +271,14 @@ class EvaluatorPart(_Part):
 
 
 class AuditPart(_Part):
-    """Which updates are attacked, how attempts are scored, on how many processes, and how long an attempt may take.
+    """Which updates are attacked, how attempts are scored, on how many processes, and what an attempt may take.
 
     `rounds` is `all` or a list of round numbers, `last` among them. `processes: n` audits beside the training on n
     worker processes; 0 audits one update after another once training is over. An attack runs in a process of its own
-    either way. One that takes longer than `attack_timeout` seconds is ended and has failed; null sets no limit. `calibrate`
-    says when an expensive attack is tried on unprotected updates of the auditor's own, which cheap ones are in every round:
-    `auto`, where a verdict hangs on it; `all`; `none`.
+    either way. One that takes longer than `attack_timeout` seconds is ended and has failed; null sets no limit. So is one
+    that uses more than `attack_memory` MiB: what its process and those it starts hold in main memory, beyond what its process
+    held when the attack began. `calibrate` says when an expensive attack is tried on unprotected updates of the auditor's own,
+    which cheap ones are in every round: `auto`, where a verdict hangs on it; `all`; `none`.
     """
 
     rounds: Rounds = "all"
@@ -292,6 +294,8 @@ class AuditPart(_Part):
     # The slowest attempt of a published scenario takes about 10 minutes on one thread; a poll takes 24 days at most.
     attack_timeout: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False), _NO_BOOLEAN] | None = 3600.0
     """Seconds that an attack may take on one update; null for no limit."""
+    attack_memory: Annotated[int, Field(ge=1, le=MOST_MEBIBYTES), _NO_BOOLEAN] | None = None
+    """MiB of main memory that an attack may use on one update, on Linux; null for no limit."""
 
     @pydantic.field_validator("rounds", "clients", "metrics")
     @classmethod

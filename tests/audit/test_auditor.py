@@ -4,17 +4,19 @@ import math
 import os
 import shutil
 import sys
-from pathlib import Path
 
 import audits
 import pytest
 import torch
+from processes import is_running
 
-from fedsim import cli, plugins
-from fedsim.audit import attempt, workers
+from fedsim import cli, plugins, process_tree
+from fedsim.audit import attack_process, attempt
 from fedsim.audit.assessment import Task
 from fedsim.audit.auditor import Auditor
-from fedsim.errors import FedsimError, RunFolderError
+from fedsim.audit.work import Work
+from fedsim.audit.workers import InThisProcess
+from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.exchange import Finding, View
 from fedsim.federation.engine import train
 from fedsim.metrics import scoring
@@ -209,7 +211,7 @@ def test_what_an_attack_changes_in_its_process_reaches_no_other_attempt(simulate
 
 @pytest.mark.slow
 def test_an_attack_of_others_has_a_process_of_its_own_where_that_starts_from_nothing(simulate, monkeypatch):
-    monkeypatch.setattr(workers, "start_method", lambda: "spawn")
+    monkeypatch.setattr(attack_process, "start_method", lambda: "spawn")
     own = [{"name": "blind_guess"}, {"name": "stubs:TellsProcess"}]
     _, _, records = simulate(attacks=own, federation={"clients": 2, "rounds": 1})
     processes = [record["trace"]["process"] for record in records[1::2]]
@@ -222,8 +224,8 @@ def test_a_finding_that_is_gone_is_made_again_in_a_process_of_its_own_before_it_
         attempt.finding_path(folder, View.of_update(1, client), plan.attacks[0]).unlink()
     with pytest.raises(RunFolderError, match="Audit again"):
         attempt.read(plan, folder, View.of_update(1, 0), plan.attacks[0])
-    with workers.InThisProcess(plan, RunFolder(folder.path), "fork") as executor:
-        record = executor.submit(workers.assess, Task(View.of_update(1, 0), 0), View.of_update(1, 1)).result()
+    with InThisProcess(plan, RunFolder(folder.path)) as executor:
+        record = executor.submit(Work.assess, Task(View.of_update(1, 0), 0), View.of_update(1, 1)).result()
     assert record["status"] == "found" and "wrong_update" in record["controls"]
     assert record["trace"]["process"] != os.getpid()
 
@@ -276,13 +278,6 @@ def left_children(tmp_path, monkeypatch):
     return note
 
 
-def is_running(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(simulate, left_children):
     attacks = [*map(going, ENDS_BY_ITSELF), *map(going, LEAVES), {"name": "stubs:Guess"}]
     federation = {"clients": 2, "rounds": 1}
@@ -309,12 +304,83 @@ def test_an_attack_that_takes_too_long_is_ended_and_fails_alone(simulate):
     assert_neighbours_found(records, guesses, NEVER_ENDS)
 
 
+BEYOND = "used more than audit.attack_memory (256 MiB)"
+HOARDS = ("takes memory", "leaves memory to a child")
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """Return what every look at the memory of an attempt saw, none of which waits for the time of the next."""
+    seen, memory = [], process_tree.memory
+
+    def look(process):
+        seen.append(memory(process))
+        return seen[-1]
+
+    monkeypatch.setattr(attack_process, "_LOOK", 0.0)
+    monkeypatch.setattr(process_tree, "memory", look)
+    return seen
+
+
+def test_an_attack_that_uses_too_much_memory_is_ended_with_its_children_and_fails_alone(simulate):
+    attacks = [*(going(fault, on) for on, fault in enumerate(HOARDS)), {"name": "stubs:Guess"}]
+    # What the attempts begin with is theirs to have: a copy shares it.
+    ballast = b"x" * (1024 * 2**20)
+    _, folder, records = simulate(attacks=attacks, federation={"rounds": 1}, audit={"attack_memory": 256})
+    del ballast
+    assert records == folder.records.read()
+    failed = [record for record in records if record["status"] == "failed"]
+    assert [(record["client"], record["attack"]["params"]["fault"]) for record in failed] == [*enumerate(HOARDS)]
+    for record in failed:
+        assert record["message"] == BEYOND and 0 < record["seconds"] < 60
+    _, _, guesses = simulate("alone", federation={"rounds": 1})
+    assert_neighbours_found(records, guesses, HOARDS)
+
+
+def test_an_attack_within_its_memory_gives_the_same_record(simulate, looked):
+    parts = {"attacks": [going("takes a little memory")], "federation": {"clients": 2, "rounds": 1}}
+    _, _, unlimited = simulate("unlimited", **parts)
+    assert not looked
+    _, _, records = simulate("limited", **parts, audit={"attack_memory": 256})
+    assert timeless(records) == timeless(unlimited) and len(looked) > len(records), "at the beginning, and later"
+
+
+def test_a_calibration_trial_that_uses_too_much_memory_has_failed(simulate):
+    parts = {"attacks": [going("takes memory", on=0)], "federation": {"clients": 2, "rounds": 1}}
+    plan, folder, records = simulate(**parts, audit={"attack_memory": 256})
+    assert [record["status"] for record in records] == ["failed", "found"]
+    with InThisProcess(plan, RunFolder(folder.path)) as executor:
+        line = executor.submit(Work.calibrate, Task(View.of_update(1, 1), 0)).result().as_json()
+    assert (line["status"], line["message"]) == ("failed", BEYOND)
+    assert {trial["message"] for trial in line["trials"]} == {BEYOND}
+
+
+@pytest.mark.slow
+def test_the_limit_on_memory_holds_on_a_worker_and_in_a_process_kept_from_one_attempt_to_the_next(
+    simulate, quick_workers, monkeypatch
+):
+    parts = {"attacks": [going("takes memory")], "federation": {"clients": 2, "rounds": 1}}
+    _, _, on_worker = simulate("worker", **parts, audit={"attack_memory": 256, "processes": 1})
+    monkeypatch.setattr(attack_process, "start_method", lambda: "spawn")
+    monkeypatch.setattr(plugins, "is_own", lambda info: True)
+    _, _, kept = simulate("kept", **parts, audit={"attack_memory": 256})
+    assert [record.get("message") for record in on_worker] == [None, BEYOND]
+    assert [record.get("message") for record in kept] == [None, BEYOND]
+
+
+def test_a_limit_on_memory_that_nobody_would_enforce_is_refused(tiny_scenario, monkeypatch):
+    monkeypatch.setattr(process_tree, "tells_memory", lambda: False)
+    with pytest.raises(ScenarioError, match=r"audit\.attack_memory: this system does not tell"):
+        planning.make(tiny_scenario(audit={"attack_memory": 256}))
+    planning.make(tiny_scenario())
+
+
 @pytest.mark.slow
 def test_a_process_for_attacks_that_starts_from_nothing_gives_the_same_records(simulate, monkeypatch):
     attacks = [{"name": "stubs:Guess"}, going("raises a long text")]
     parts = {"attacks": attacks, "federation": {"clients": 2, "rounds": 1}}
     _, _, copied = simulate("copied", **parts)
-    monkeypatch.setattr("fedsim.audit.workers.start_method", lambda: "spawn")
+    monkeypatch.setattr(attack_process, "start_method", lambda: "spawn")
     # Its imports take longer, and are not the attack's.
     _, _, records = simulate("from nothing", **parts, audit={"attack_timeout": 2})
     assert timeless(records) == timeless(copied)
@@ -551,7 +617,7 @@ def test_the_runs_identity_ignores_how_it_was_computed_and_which_attacks_ran(tin
     from fedsim.planning.inputs import run_id
 
     same = [{}, {"engine": "ray"}, {"audit": {"processes": 2}}, {"attacks": [{"name": "stubs:RaisesOn"}]}]
-    same += [{"audit": {"attack_timeout": limit}} for limit in (1, None)]
+    same += [{"audit": {limit: value}} for limit in ("attack_timeout", "attack_memory") for value in (1, None)]
     assert len({run_id(tiny_scenario(**parts)) for parts in same}) == 1
     others = [{"seed": 9}, {"federation": {"rounds": 9}}, {"threat": {"grants": []}}, {"defenses": [NOISE]}]
     assert len({run_id(tiny_scenario(**parts)) for parts in ({}, *others)}) == 5
@@ -672,7 +738,7 @@ def test_workers_that_cannot_start_end_the_audit_with_a_message(simulate, tiny_p
     _, folder, _ = simulate()
     shutil.rmtree(folder.path / "artifacts")
     (folder.path / "records.jsonl").unlink()
-    monkeypatch.setattr("fedsim.audit.workers.start_worker", sys.exit)
+    monkeypatch.setattr("fedsim.audit.worker_process.start_worker", sys.exit)
     with pytest.raises(FedsimError, match="worker processes die as they start"):
         audit(tiny_plan(audit={"processes": 1}), RunFolder.open(folder.path))
 

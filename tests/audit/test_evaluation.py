@@ -63,6 +63,7 @@ def test_rounds_are_chosen_for_each_evaluator(run):
         ("leaves", "SystemExit: done"),
         ("exits", "its process died"),
         ("waits", "took longer than audit.attack_timeout"),
+        ("hoards", "used more than audit.attack_memory (256 MiB)"),
         ("infinite", "not a finite number"),
         ("nothing", "no scores by name"),
         ("untyped", "returned dict, not an Evaluation"),
@@ -70,7 +71,7 @@ def test_rounds_are_chosen_for_each_evaluator(run):
 )
 def test_an_evaluator_that_fails_is_a_line_and_the_others_go_on(run, how, said):
     bad = {"name": "stubs:Asks", "params": {"how": how}}
-    _, folder = run(bad, ASKS, federation={"rounds": 1}, audit={"attack_timeout": 3.0})
+    _, folder = run(bad, ASKS, federation={"rounds": 1}, audit={"attack_timeout": 3.0, "attack_memory": 256})
     failed, found = folder.read_evaluations()
     assert failed.status == "failed" and said in failed.message
     assert found.status == "found" and found.scores["norm"] > 0

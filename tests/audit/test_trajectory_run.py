@@ -212,7 +212,7 @@ def test_whoever_watches_hears_where_an_attack_stands_and_that_it_has_ended(simu
 def test_results_are_the_same_whether_anybody_watches_or_not(simulate, monkeypatch):
     heard = []
     _, alone, expected = simulate("alone")
-    monkeypatch.setattr("fedsim.audit.workers.listening", _every_step)
+    monkeypatch.setattr("fedsim.audit.attack_process.listening", _every_step)
     _, watched, records = simulate("watched", on_running=heard.append)
     assert len(heard) == 2 * (5 + 1), "every step, and the end"
     assert timeless(records) == timeless(expected)

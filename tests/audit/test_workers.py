@@ -1,52 +1,122 @@
+import functools
 import multiprocessing
 import os
-import pickle
+import threading
 
+import duties
 import pytest
+from processes import is_running
 
-from fedsim.audit import workers
 from fedsim.audit.assessment import Task
-from fedsim.audit.workers import StepPipe
+from fedsim.audit.attack_process import AttackProcess
+from fedsim.audit.worker_process import WorkerDiedError
+from fedsim.audit.workers import Executor, InThisProcess, Workers
 from fedsim.exchange import View
 from fedsim.progress import Step
+from fedsim.recording.run_folder import RunFolder
 
-CONTEXT = multiprocessing.get_context("spawn")
+TASK = Task(View.of_update(1, 0), 0)
 
 
-def test_steps_arrive_in_their_order_and_all_of_them_before_the_pipe_is_closed() -> None:
-    sent = [(Task(View.of_update(1, done % 3), 0), Step(done, 50, None, None)) for done in range(50)]
+@pytest.fixture
+def folder(tiny_plan, run_folder, quick_workers) -> RunFolder:
+    return run_folder(tiny_plan())
+
+
+@pytest.mark.slow
+def test_steps_arrive_in_their_order_and_all_of_them_before_the_answer(folder):
     told: list[tuple[Task, Step]] = []
-    with StepPipe(CONTEXT, lambda task, step: told.append((task, step))) as pipe:
-        for task, step in sent:
-            workers._send(pipe.sender, task, step)
-    assert told == sent
+    with Workers(1, folder.path, lambda task, step: told.append((task, step))) as workers:
+        assert workers.submit(duties.walk, TASK, 500).result() == "watched"
+        assert told == [(TASK, Step(done, 500, None, None)) for done in range(500)]
 
 
-def test_a_pipe_that_nobody_empties_loses_steps_and_never_waits() -> None:
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    os.set_blocking(sender.fileno(), False)
-    for done in range(10_000):
-        workers._send(sender, Task(View.of_update(1, 0), 0), Step(done, 10_000, 0.5, 1.0))
-    arrived = []
-    while receiver.poll():
-        arrived.append(pickle.loads(receiver.recv_bytes())[1].done)
-    assert 0 < len(arrived) < 10_000
-    assert arrived == list(range(len(arrived))), "the rest is lost, and none of it in part"
+@pytest.mark.slow
+def test_no_step_is_sent_where_nobody_watches(folder):
+    with Workers(1, folder.path) as workers:
+        assert workers.submit(duties.walk, TASK, 3).result() == "alone"
 
 
-def test_a_step_too_long_to_be_sent_in_one_piece_is_lost() -> None:
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    workers._send(sender, Task(View.of_update(1, 0), 0), Step(10**20_000, 1, None, None))
-    assert not receiver.poll()
+@pytest.mark.slow
+def test_a_task_fails_alone_and_a_worker_that_died_of_one_is_replaced(folder):
+    with Workers(1, folder.path) as workers:
+        first = workers.submit(duties.tell_process).result()
+        for error in (ValueError("no"), SystemExit(3), KeyboardInterrupt()):
+            raised = workers.submit(duties.fail, error).exception()
+            assert type(raised) is type(error) and raised.args == error.args
+            assert "in fail" in raised.__notes__[0], "where it was raised"
+        assert isinstance(workers.submit(duties.give_a_lock).exception(), TypeError)
+        assert workers.submit(duties.tell_process).result() == first != os.getpid()
+        dies, after = workers.submit(duties.die), workers.submit(duties.tell_process)
+        assert isinstance(dies.exception(), WorkerDiedError)
+        assert after.result() not in (first, os.getpid()) and not is_running(first)
+    assert not is_running(after.result())
 
 
-def test_a_parent_that_is_gone_is_no_matter_to_a_worker() -> None:
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    receiver.close()
-    workers._send(sender, Task(View.of_update(1, 0), 0), Step(1, 2, None, None))
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_of_a_message_neither_blocks_nor_spoils_others(folder, monkeypatch):
+    torn_worker = functools.partial(duties.start_torn_worker, dict(os.environ))
+    monkeypatch.setattr("fedsim.audit.worker_process.start_worker", torn_worker)
+    values = [duties.TORN if place % 3 == 1 else place for place in range(9)]
+    with Workers(2, folder.path) as workers:
+        futures = [workers.submit(duties.give_back, value) for value in values]
+        for value, future in zip(values, futures, strict=True):
+            if value == duties.TORN:
+                assert isinstance(future.exception(), WorkerDiedError)
+            else:
+                assert future.result() == value
 
 
-def test_an_error_inside_still_closes_the_pipe() -> None:
-    with pytest.raises(RuntimeError), StepPipe(CONTEXT, lambda task, step: None) as pipe:
-        raise RuntimeError
-    assert pipe.sender.closed
+@pytest.mark.slow
+def test_a_listener_that_fails_fails_the_task_that_told_it(folder):
+    def fails(task: Task, step: Step) -> None:
+        raise ZeroDivisionError
+
+    with Workers(1, folder.path, fails) as workers:
+        failed, after = workers.submit(duties.walk, TASK, 3), workers.submit(duties.give_back, "well")
+        assert isinstance(failed.exception(), ZeroDivisionError) and after.result() == "well"
+
+
+@pytest.mark.slow
+def test_abandoned_workers_end_at_once_with_their_attacks_and_what_these_started(folder, tmp_path):
+    note, begun = tmp_path / "note", threading.Event()
+    with Workers(1, folder.path, lambda task, step: begun.set()) as workers:
+        waiting = workers.submit(duties.wait_in_an_attack, TASK, str(note))
+        never = workers.submit(duties.give_back, 1)
+        begun.wait()
+        workers.abandon()
+        assert isinstance(waiting.exception(), WorkerDiedError) and never.cancelled()
+    assert not any(is_running(int(process)) for process in note.read_text().split())
+
+
+def test_workers_that_had_nothing_to_do_never_start(folder):
+    with Workers(2, folder.path):
+        pass
+
+
+def test_in_this_process_tasks_run_where_they_are_submitted(folder, tiny_plan):
+    with InThisProcess(tiny_plan(), folder) as executor:
+        assert executor.submit(duties.tell_process).result() == os.getpid()
+        assert isinstance(executor.submit(duties.fail, ValueError("no")).exception(), ValueError)
+
+
+def test_both_places_are_executors(folder, tiny_plan):
+    assert isinstance(Workers(1, folder.path), Executor) and isinstance(InThisProcess(tiny_plan(), folder), Executor)
+
+
+def test_a_copy_for_attacks_lets_go_of_the_pipes_of_its_maker(folder, tiny_plan):
+    class Heard(Exception):
+        pass
+
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def listen(step: Step) -> None:
+        sender.close()
+        # Would wait for the copy, if that had the other end.
+        with pytest.raises(EOFError):
+            receiver.recv()
+        raise Heard
+
+    attacks = AttackProcess(tiny_plan(), folder, private=(sender,))
+    with pytest.raises(Heard):
+        attacks.call(duties.step_and_wait, is_own=False, tell=listen)

@@ -15,6 +15,7 @@ NO_DEFAULT = {
     "local_steps": 5,
     "local_epochs": 1,
     "mixup": 1.0,
+    "attack_memory": 4096,
 }
 DATA = {"name": "folder", "path": "pictures"}
 

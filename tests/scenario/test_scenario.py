@@ -136,9 +136,27 @@ def test_no_limit_on_the_time_of_an_attack_is_a_value_of_its_own():
     assert refusal(audit={"attack_timeout": 1e9}) == "audit.attack_timeout: expected at most 1e+06, got 1000000000.0."
 
 
+def test_a_limit_on_the_memory_of_an_attack_is_a_number_of_mebibytes_and_not_set_by_default():
+    limited = scenario(audit={"attack_memory": 512})
+    assert limited.audit.attack_memory == 512 and parse(limited.resolved(), "again") == limited
+    unlimited = scenario(audit={"attack_memory": None})
+    assert unlimited == scenario() and "attack_memory" not in unlimited.resolved()["audit"]
+    assert refusal(audit={"attack_memory": 0}) == "audit.attack_memory: expected at least 1, got 0."
+    assert refusal(audit={"attack_memory": 2**30}) == "audit.attack_memory: expected at most 1e+07, got 1073741824."
+    assert refusal(audit={"attack_memory": "2 GB"}).startswith("audit.attack_memory: expected a whole number")
+
+
 @pytest.mark.parametrize("value", [True, False])
 @pytest.mark.parametrize(
-    "path", ["seed", "federation.rounds", "training.learning_rate", "audit.processes", "audit.attack_timeout"]
+    "path",
+    [
+        "seed",
+        "federation.rounds",
+        "training.learning_rate",
+        "audit.processes",
+        "audit.attack_timeout",
+        "audit.attack_memory",
+    ],
 )
 def test_booleans_are_no_numbers(path, value):
     content = value

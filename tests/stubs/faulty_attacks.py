@@ -69,6 +69,25 @@ def _leave_a_child(has_own_session: bool) -> None:
         note.write(f"{child.pid}\n")
 
 
+def _take_memory() -> None:
+    # As text and not as a tensor, whose pages may be touched late; nothing else in the tests needs as much.
+    held = b"x" * (1024 * 2**20)
+    threading.Event().wait()
+    del held
+
+
+def _take_a_little_memory() -> None:
+    held = b"x" * (64 * 2**20)
+    del held
+
+
+def _leave_memory_to_a_child() -> None:
+    if os.fork() == 0:
+        os.setsid()
+        _take_memory()
+    threading.Event().wait()
+
+
 def _disturb() -> None:
     torch.set_default_dtype(torch.float64)
     torch.set_grad_enabled(False)
@@ -93,6 +112,9 @@ FAULTS: Mapping[str, Callable[[], object]] = MappingProxyType(
         "spins": _spin,
         "spins in C": _spin_in_c,
         "ignores signals": _wait,
+        "takes memory": _take_memory,
+        "takes a little memory": _take_a_little_memory,
+        "leaves memory to a child": _leave_memory_to_a_child,
         "leaves a thread": _leave_a_thread,
         "leaves a child": lambda: _leave_a_child(False),
         "leaves a session": lambda: _leave_a_child(True),

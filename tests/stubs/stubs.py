@@ -219,13 +219,21 @@ class ReadsHead(Attack):
         return Finding(labels=labels.repeat(self.copies, 1), features=features.repeat(self.copies, 1))
 
 
+def _hoard() -> None:
+    held = b"x" * (1024 * 2**20)
+    threading.Event().wait()
+    del held
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asks(Evaluator):
     """States the norm of the classifier and a draw, or misbehaves."""
 
     citation: ClassVar[str] = "none"
 
-    how: Literal["well", "raises", "leaves", "refuses", "exits", "waits", "infinite", "nothing", "untyped"] = "well"
+    how: Literal[
+        "well", "raises", "leaves", "refuses", "exits", "waits", "hoards", "infinite", "nothing", "untyped"
+    ] = "well"
 
     def run(
         self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator
@@ -241,6 +249,8 @@ class Asks(Evaluator):
             os._exit(0)
         if self.how == "waits":
             threading.Event().wait()
+        if self.how == "hoards":
+            _hoard()
         if self.how == "untyped":
             return {"norm": 1.0}  # type: ignore[return-value]
         norm = math.inf if self.how == "infinite" else float(model.model.head.weight.detach().norm())

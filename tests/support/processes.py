@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from fedsim.audit import workers
+from fedsim.audit import worker_process
 from fedsim.cli import main
 
 _PRELOADED = ["__main__", "processes", "fedsim.simulation", "fedsim.report"]
@@ -38,10 +38,18 @@ def elsewhere(code: str, **given: object) -> object:
         return pool.submit(_found, code, given).result()
 
 
+def is_running(process: int) -> bool:
+    """Return whether a process of this number runs; one that has ended and that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def start_worker(environment: Mapping[str, str], *arguments: Any) -> None:
     """Prepare a worker of an audit in the environment of the process that asks for it, which the server may not have."""
     _take(environment)
-    workers.start_worker(*arguments)
+    worker_process.start_worker(*arguments)
 
 
 def _command(environment: Mapping[str, str], arguments: list[str], log: str | Path) -> None:
