@@ -1,4 +1,4 @@
-"""What an attack sees of several updates at once: their mean, and each of them unless the sum alone is seen."""
+"""Attacks on several updates at once: which views a scope has, and what is seen of one: the mean, and each unless summed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,31 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.exchange import DefenseKnowledge, Observation, Update
+from fedsim.exchange import DefenseKnowledge, Observation, Scope, Update, View
 from fedsim.labels import without_order
+
+
+def views(scope: Scope, captured: Mapping[int, Sequence[int]], clients: Sequence[int]) -> list[View]:
+    """Return what attacks of a scope look at, of several updates at once.
+
+    Args:
+        scope: `client`, `round` or `run`.
+        captured: round -> the clients whose updates are there, ascending.
+        clients: those that the audit is of; a round and a run are of all.
+    """
+    known = {round: tuple(found) for round, found in captured.items() if found}
+    if not known:
+        return []
+    if scope == "round":
+        return [View((round,), found, scope) for round, found in known.items()]
+    everybody = sorted({client for found in known.values() for client in found})
+    if scope == "run":
+        return [View(tuple(known), tuple(everybody), scope)]
+    return [
+        View(tuple(round for round, found in known.items() if client in found), (client,), scope)
+        for client in everybody
+        if client in clients
+    ]
 
 
 def observation_of(members: Sequence[Observation], is_sum: bool = False) -> Observation:

@@ -15,7 +15,7 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from types import TracebackType
@@ -26,19 +26,19 @@ from fedsim.audit import attempt, calibration, evaluation
 from fedsim.audit.assessment import Task
 from fedsim.audit.attack_process import AttackDiedError
 from fedsim.audit.evaluation import Question
+from fedsim.audit.partners import Partners
 from fedsim.audit.work import Work
 from fedsim.audit.worker_process import WorkerDiedError
 from fedsim.audit.workers import Executor, InThisProcess, Workers
 from fedsim.errors import FedsimError, RunFolderError
 from fedsim.exchange import Scope, View
-from fedsim.metrics import likeness
-from fedsim.metrics.likeness import Thumbnails
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedAttack
 from fedsim.progress import Step
 from fedsim.recording.json_lines import JsonLines
 from fedsim.recording.records import AnyRecord, Calibration, EvaluationRecord, Line, Record, ViewRecord
 from fedsim.recording.run_folder import RunFolder
+from fedsim.views import views
 
 _Kind = Literal["attempt", "assess", "calibrate", "evaluate"]
 
@@ -117,7 +117,6 @@ class Auditor:
         self._uncalibrated: deque[Task] = deque()
         self._partners: dict[Task, View | None] = {}
         self._audited: set[int] = set()
-        self._thumbnails: dict[int, Thumbnails] = {}
         self._todo: dict[Task, None] = {}
         self._attempted: set[Task] = set()
         self._unassessed: set[Task] = set()
@@ -310,7 +309,7 @@ class Auditor:
             audited = [client for client in wanted if client in captured]
             others = audited if len(audited) > 1 else captured
             partners: dict[int, View | None] = {}
-            self._thumbnails.clear()
+            chosen = Partners(self._plan)
             for planned in self._plan.attacks:
                 if planned.attack.scope != "update":
                     continue
@@ -320,7 +319,7 @@ class Auditor:
                     if task in self._records:
                         continue
                     if client not in partners:
-                        partner = self._partner(round, client, others)
+                        partner = chosen.of(round, client, others)
                         partners[client] = None if partner is None else View.of_update(round, partner)
                     self._partners[task] = partners[client]
                     self._add(task)
@@ -358,34 +357,6 @@ class Auditor:
                 del self._records[task]  # made when fewer updates were there
         if self._on_total:
             self._on_total(self._total)
-
-    def _partner(self, round: int, client: int, clients: Sequence[int]) -> int | None:
-        """Return the client whose finding is the wrong-update control: the next one, the last one's being the first.
-
-        One with equal defenses goes before any other, since an attack may find less in a defended update whosever it is. But
-        first of all come those whose pictures do not show the same: of a copy the attack finds as much.
-        """
-        others = [other for other in clients if other != client]
-        alike = [other for other in others if self._carried(other) == self._carried(client)]
-        for candidates in (alike, others):
-            after = sorted(candidates, key=lambda other: (other < client, other))
-            found = next((other for other in after if not self._shows_same(round, client, other)), None)
-            if found is not None:
-                return found
-        chosen = alike or others
-        return next((other for other in chosen if other > client), chosen[0] if chosen else None)
-
-    def _shows_same(self, round: int, client: int, other: int) -> bool:
-        if self._plan.captured is not None:
-            return False
-        for one in (client, other):
-            if one not in self._thumbnails:
-                truth = self._plan.data.truth(one, round, self._plan.scenario.training)
-                self._thumbnails[one] = likeness.thumbnails(truth.images)
-        return likeness.alike(self._thumbnails[client], self._thumbnails[other]) > 0
-
-    def _carried(self, client: int) -> list[tuple[str, dict[str, Any]]]:
-        return [(planned.info.name, planned.params) for planned in self._plan.defenses_of(client)]
 
     def _add(self, task: Task) -> None:
         self._unassessed.add(task)
@@ -531,29 +502,6 @@ class Auditor:
 
     def _done(self, kind: _Kind, task: Task | Question, future: Future[Any]) -> None:
         self._events.put(_Event(kind, task=task, future=future))
-
-
-def views(scope: Scope, captured: Mapping[int, Sequence[int]], clients: Sequence[int]) -> list[View]:
-    """Return what attacks of a scope look at, of several updates at once.
-
-    Args:
-        scope: `client`, `round` or `run`.
-        captured: round -> the clients whose updates are there, ascending.
-        clients: those that the audit is of; a round and a run are of all.
-    """
-    known = {round: tuple(found) for round, found in captured.items() if found}
-    if not known:
-        return []
-    if scope == "round":
-        return [View((round,), found, scope) for round, found in known.items()]
-    everybody = sorted({client for found in known.values() for client in found})
-    if scope == "run":
-        return [View(tuple(known), tuple(everybody), scope)]
-    return [
-        View(tuple(round for round, found in known.items() if client in found), (client,), scope)
-        for client in everybody
-        if client in clients
-    ]
 
 
 def _as_json(lines: Sequence[Line]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedsim.applicability import Workload
-from fedsim.audit import assessment, attempt
+from fedsim.audit import assessment, attempt, scores
 from fedsim.audit.attempt import Attempt
 from fedsim.data.batches import FederatedData
 from fedsim.exchange import Finding, Truth, Update, View
@@ -155,7 +155,7 @@ def _trial(
     others = [other for other in after if tried[other].status == "found"]
     small = {one: likeness.thumbnails(truths[one].images) for one in (index, *others)}
     wrong = min(others, key=lambda other: likeness.alike(small[index], small[other]), default=None)
-    found = assessment.scores_of(
+    found = scores.scores_of(
         plan, folder, view, truths[index], own.finding, None if wrong is None else tried[wrong].finding
     )
     return Trial(status="found", scores=found.scores, controls=found.controls, best_example=found.best_example)

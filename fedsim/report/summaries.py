@@ -13,8 +13,9 @@ from fedsim.metrics.skill import Control, Direction, floor_control, skill
 from fedsim.recording.records import BestExample, Record
 from fedsim.report.naming import Naming
 from fedsim.seeds import numpy_generator
-from fedsim.verdicts.judge import Judge, Verdict, kind_of, significance
+from fedsim.verdicts.judge import Judge, Verdict, kind_of
 from fedsim.verdicts.scores import WRONG_UPDATE, Scored, rated_by, scored
+from fedsim.verdicts.significance import significance
 
 _BOOTSTRAP_SEED = 0
 

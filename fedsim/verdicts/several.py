@@ -12,8 +12,9 @@ from fedsim.metrics import luck
 from fedsim.metrics.ratings import scale
 from fedsim.metrics.skill import Control
 from fedsim.recording.records import ViewRecord
-from fedsim.verdicts.judge import Verdict, kind_of, pooled_control, significance
+from fedsim.verdicts.judge import Verdict, kind_of
 from fedsim.verdicts.scores import Scored, scored
+from fedsim.verdicts.significance import pooled_control, significance
 
 _UNPROVEN = "nothing shows that the attack works here, as attacks on several updates are not calibrated"
 

@@ -13,7 +13,7 @@ from processes import is_running
 from fedsim import cli, plugins, process_tree
 from fedsim.audit import attack_process, attempt
 from fedsim.audit.assessment import Task
-from fedsim.audit.auditor import Auditor
+from fedsim.audit.partners import Partners
 from fedsim.audit.work import Work
 from fedsim.audit.workers import InThisProcess
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
@@ -132,25 +132,25 @@ def test_the_wrong_update_control_is_the_next_clients_finding_scored(simulate):
         }
 
 
-def partners(tiny_plan, run_folder, partition, defenses=()):
+def partners(tiny_plan, partition, defenses=()):
     """Return the partner of each client that holds these samples of the training pool."""
     plan = tiny_plan(federation={"clients": len(partition), "rounds": 1}, defenses=list(defenses))
     own = dataclasses.replace(plan, data=dataclasses.replace(plan.data, partition=partition))
-    with Auditor(own, run_folder(plan)) as auditor:
-        return [auditor._partner(1, client, range(len(partition))) for client in range(len(partition))]
+    chosen = Partners(own)
+    return [chosen.of(1, client, range(len(partition))) for client in range(len(partition))]
 
 
-def test_the_wrong_update_control_comes_from_a_client_with_other_pictures_where_there_is_one(tiny_plan, run_folder):
-    assert partners(tiny_plan, run_folder, ((0,), (0,), (1,))) == [2, 2, 0]
+def test_the_wrong_update_control_comes_from_a_client_with_other_pictures_where_there_is_one(tiny_plan):
+    assert partners(tiny_plan, ((0,), (0,), (1,))) == [2, 2, 0]
 
 
-def test_other_pictures_come_before_equal_defenses(tiny_plan, run_folder):
+def test_other_pictures_come_before_equal_defenses(tiny_plan):
     masked = {"name": "partial_sharing", "clients": [0, 1], "params": {"hidden": ["head.*"]}}
-    assert partners(tiny_plan, run_folder, ((0,), (0,), (1,)), [masked]) == [2, 2, 0]
+    assert partners(tiny_plan, ((0,), (0,), (1,)), [masked]) == [2, 2, 0]
 
 
-def test_where_all_clients_have_the_same_pictures_one_of_them_is_the_control(tiny_plan, run_folder):
-    assert partners(tiny_plan, run_folder, ((0,), (0,))) == [1, 0]
+def test_where_all_clients_have_the_same_pictures_one_of_them_is_the_control(tiny_plan):
+    assert partners(tiny_plan, ((0,), (0,))) == [1, 0]
 
 
 def test_the_wrong_update_control_comes_from_a_client_with_equal_defenses_where_there_is_one(simulate):

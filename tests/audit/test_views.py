@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from fedsim import simulation
 from fedsim.applicability import Setting, together
-from fedsim.audit.auditor import views
 from fedsim.exchange import SCOPES, Update, View
 from fedsim.planning import preparation as planning
 from fedsim.recording.run_folder import RunFolder
@@ -19,6 +18,7 @@ from fedsim.report import reading, summary
 from fedsim.report.analysis import Analysis
 from fedsim.simulation import Progress
 from fedsim.testing import observation, observation_of, random_pictures
+from fedsim.views import views
 
 ALL = [{"name": f"stubs:{name}"} for name in ("SeesRound", "SeesClient", "SeesRun", "Guess")]
 PARTS = {

@@ -13,8 +13,9 @@ from fedsim.report import summary
 from fedsim.report.analysis import Analysis
 from fedsim.report.overview import client_verdicts, entries, headline, overall
 from fedsim.report.summaries import by_client
-from fedsim.verdicts.judge import Judge, significance, worst
+from fedsim.verdicts.judge import Judge, worst
 from fedsim.verdicts.scores import scored
+from fedsim.verdicts.significance import significance
 
 CONTROLS = {"grey": {"psnr": 12.0}, "own_mean": {"psnr": 18.0}}
 ONE = {"pictures": 1, "batch_size": 1, "steps": 1}

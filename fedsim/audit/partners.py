@@ -1,0 +1,50 @@
+"""Whose update is the wrong one: the client whose finding is the control of another client's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedsim.metrics import likeness
+from fedsim.metrics.likeness import Thumbnails
+from fedsim.planning.plan import Plan
+
+
+class Partners:
+    """The partners of the clients of one round.
+
+    Args:
+        plan: the run's plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._thumbnails: dict[int, Thumbnails] = {}
+
+    def of(self, round: int, client: int, clients: Sequence[int]) -> int | None:
+        """Return the client whose finding is the wrong-update control: the next one, the last one's being the first.
+
+        One with equal defenses goes before any other, since an attack may find less in a defended update whosever it is. But
+        first of all come those whose pictures do not show the same: of a copy the attack finds as much.
+        """
+        others = [other for other in clients if other != client]
+        alike = [other for other in others if self._carried(other) == self._carried(client)]
+        for candidates in (alike, others):
+            after = sorted(candidates, key=lambda other: (other < client, other))
+            found = next((other for other in after if not self._shows_same(round, client, other)), None)
+            if found is not None:
+                return found
+        chosen = alike or others
+        return next((other for other in chosen if other > client), chosen[0] if chosen else None)
+
+    def _shows_same(self, round: int, client: int, other: int) -> bool:
+        if self._plan.captured is not None:
+            return False
+        for one in (client, other):
+            if one not in self._thumbnails:
+                truth = self._plan.data.truth(one, round, self._plan.scenario.training)
+                self._thumbnails[one] = likeness.thumbnails(truth.images)
+        return likeness.alike(self._thumbnails[client], self._thumbnails[other]) > 0
+
+    def _carried(self, client: int) -> list[tuple[str, dict[str, Any]]]:
+        return [(planned.info.name, planned.params) for planned in self._plan.defenses_of(client)]
