@@ -10,7 +10,6 @@ processes leaves no trace.
 from __future__ import annotations
 
 import functools
-import json
 import queue
 import signal
 import threading
@@ -21,22 +20,20 @@ from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
-from fedsim.applicability import Workload
 from fedsim.audit import attempt, calibration, evaluation
 from fedsim.audit.assessment import Task
 from fedsim.audit.attack_process import AttackDiedError
 from fedsim.audit.evaluation import Question
 from fedsim.audit.partners import Partners
+from fedsim.audit.results import Results
 from fedsim.audit.work import Work
 from fedsim.audit.worker_process import WorkerDiedError
 from fedsim.audit.workers import Executor, InThisProcess, Workers
-from fedsim.errors import FedsimError, RunFolderError
+from fedsim.errors import FedsimError
 from fedsim.exchange import Scope, View
 from fedsim.planning.plan import Plan
-from fedsim.planning.planned import PlannedAttack
 from fedsim.progress import Step
-from fedsim.recording.json_lines import JsonLines
-from fedsim.recording.records import AnyRecord, Calibration, EvaluationRecord, Line, Record, ViewRecord
+from fedsim.recording.records import AnyRecord
 from fedsim.recording.run_folder import RunFolder
 from fedsim.views import views
 
@@ -56,14 +53,6 @@ class _Place(NamedTuple):
 
     round: int
     attack: int
-
-
-class _Calibrated(NamedTuple):
-    """What a calibration belongs to: one attack in one round on clients that train equally much."""
-
-    round: int
-    attack: int
-    workload: Workload
 
 
 class _Event(NamedTuple):
@@ -101,18 +90,9 @@ class Auditor:
         self._events: queue.Queue[_Event] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._records = {_task_of(plan, record): record for record in self._folder.read_records()}
-        made = self._folder.read_calibrations()
-        # What an earlier version made, or an audit with other grants, is made again.
-        current = [line for line in made if calibration.is_current(plan, line)]
-        self._calibrations = {_calibrated_by(plan, line): line for line in current}
-        self._evaluations = {
-            question: line
-            for line in self._folder.read_evaluations()
-            if (question := evaluation.of_line(plan, line)) is not None
-        }
+        self._results = Results(plan, self._folder)
         self._unevaluated: deque[Question] = deque()
-        self._asked = set(self._evaluations)
+        self._asked = set(self._results.evaluations)
         self._unrecorded: dict[_Place, set[Task]] = {}
         self._uncalibrated: deque[Task] = deque()
         self._partners: dict[Task, View | None] = {}
@@ -143,74 +123,11 @@ class Auditor:
         self._events.put(_Event("rounds", rounds=(round,)))
 
     def redo(self) -> None:
-        """Forget what an audit by hand makes again: failed attempts, those of a "module:Class" edited since, old labels.
+        """Forget what an audit by hand makes again; see `Results.forget`.
 
-        So are the records that lack a control because of one, and those of an earlier version that lack what verdicts rest on.
         To be called before the first round is added, by whoever has locked the folder.
         """
-        single = [
-            (planned, View.of_update(round, client))
-            for round in self._folder.captured_rounds()
-            for client in self._folder.captured(round)
-            for planned in self._plan.attacks
-            if planned.attack.scope == "update"
-        ]
-        wide = [(self._plan.attacks[task.attack], task.view) for task in self._records if task.view.client is None]
-        failed = {
-            Task(view, planned.index)
-            for planned, view in (*single, *wide)
-            if attempt.forget_failure(self._folder, view, planned)
-        }
-        places = {(task.view.round, task.attack) for task in failed}
-        stale = [
-            task
-            for task, record in self._records.items()
-            if record.status == "failed"
-            or ("wrong_update" not in record.controls and (task.view.round, task.attack) in places)
-            or self._is_edited(self._plan.attacks[task.attack], record)
-            or "workload" not in record.model_fields_set
-        ]
-        for task in stale:
-            del self._records[task]
-        if stale:
-            self._folder.records.rewrite(_as_json(self._in_order()))
-        unsound = [
-            place
-            for place, line in self._calibrations.items()
-            if line.status == "failed"
-            or any(trial.status == "failed" for trial in line.trials)
-            or self._is_edited(self._plan.attacks[place.attack], line)
-        ]
-        for place in unsound:
-            del self._calibrations[place]
-        self._settle(self._folder.calibrations, self._calibrations_in_order())
-        unanswered = [question for question, line in self._evaluations.items() if line.status == "failed"]
-        for question in unanswered:
-            del self._evaluations[question]
-            self._asked.discard(question)
-        if unanswered:
-            self._folder.evaluations.rewrite(_as_json(self._evaluations_in_order()))
-
-    @staticmethod
-    def _is_edited(planned: PlannedAttack, record: AnyRecord | Calibration) -> bool:
-        is_renamed = record.attack.label != planned.label
-        return is_renamed or (planned.info.distribution is None and record.attack.version != planned.info.version)
-
-    def _in_order(self) -> list[AnyRecord]:
-        return [record for _, record in sorted(self._records.items(), key=lambda item: item[0])]
-
-    def _calibrations_in_order(self) -> list[Calibration]:
-        return [line for _, line in sorted(self._calibrations.items(), key=lambda item: item[0])]
-
-    def _evaluations_in_order(self) -> list[EvaluationRecord]:
-        return [line for _, line in sorted(self._evaluations.items(), key=lambda item: item[0])]
-
-    @staticmethod
-    def _settle(file: JsonLines, lines: Sequence[Line]) -> None:
-        """Put the lines of a file into canonical order, where they are not."""
-        wanted = _as_json(lines)
-        if wanted != file.read():
-            file.rewrite(wanted)
+        self._asked -= self._results.forget()
 
     def start(self) -> None:
         """Audit on worker processes, beside whatever this process does, until `finish`."""
@@ -230,10 +147,7 @@ class Auditor:
             self._thread.join()
         if self._error is not None:
             raise self._error
-        self._settle(self._folder.records, self._in_order())
-        self._settle(self._folder.calibrations, self._calibrations_in_order())
-        self._settle(self._folder.evaluations, self._evaluations_in_order())
-        return self._in_order()
+        return self._results.settle()
 
     # The loop: one thread, one queue of events
 
@@ -316,7 +230,7 @@ class Auditor:
                 tasks = {client: Task(View.of_update(round, client), planned.index) for client in audited}
                 self._total += len(tasks)
                 for client, task in tasks.items():
-                    if task in self._records:
+                    if task in self._results.records:
                         continue
                     if client not in partners:
                         partner = chosen.of(round, client, others)
@@ -325,7 +239,7 @@ class Auditor:
                     self._add(task)
                 if tasks:
                     place = _Place(round, planned.index)
-                    self._unrecorded[place] = {task for task in tasks.values() if task not in self._records}
+                    self._unrecorded[place] = {task for task in tasks.values() if task not in self._results.records}
                     self._calibrate_if_complete(place)
         self._audited.update(rounds)
         if self._on_total:
@@ -348,13 +262,11 @@ class Auditor:
                 task = Task(view, planned.index)
                 self._total += 1
                 wanted.add(task)
-                if task not in self._records:
+                if task not in self._results.records:
                     # No other view holds other pictures alone, which a wrong update must.
                     self._partners[task] = None
                     self._add(task)
-        for task in [task for task in self._records if task.view.scope in scopes and task.view.round in captured]:
-            if task not in wanted:
-                del self._records[task]  # made when fewer updates were there
+        self._results.keep_views(wanted, scopes, captured)
         if self._on_total:
             self._on_total(self._total)
 
@@ -370,19 +282,12 @@ class Auditor:
         """Calibrate an attack in a round once all its records of the round are there, where a verdict may rest on it."""
         if self._unrecorded[place]:
             return
-        own = [
-            record
-            for task, record in self._records.items()
-            if (task.view.round, task.attack) == place and isinstance(record, Record)
-        ]
+        own = self._results.of_round(place.round, place.attack)
         planned = self._plan.attacks[place.attack]
         for client in calibration.clients_to_calibrate(self._plan, planned, own):
             task = Task(View.of_update(place.round, client), place.attack)
-            if self._calibrated(task) not in self._calibrations:
+            if not self._results.is_calibrated(task):
                 self._uncalibrated.append(task)
-
-    def _calibrated(self, task: Task) -> _Calibrated:
-        return _Calibrated(task.view.round, task.attack, self._plan.workload_of(task.view.clients[0]))
 
     def _hear(self, task: Task, step: Step) -> None:
         if task in self._attacking:
@@ -411,10 +316,9 @@ class Auditor:
             return
         result = event.future.result()
         if isinstance(event.task, Question):
-            self._store_evaluation(event.task, result)
+            self._results.add_evaluation(event.task, result)
         elif event.kind == "assess":
-            self._records[event.task] = result
-            self._folder.records.append(result.as_json())
+            self._results.add(event.task, result)
             if self._on_record:
                 self._on_record(result)
             if event.task.view.client is not None:
@@ -422,17 +326,9 @@ class Auditor:
                 self._unrecorded[place].discard(event.task)
                 self._calibrate_if_complete(place)
         elif event.kind == "calibrate":
-            self._store_calibration(event.task, result)
+            self._results.add_calibration(event.task, result)
         else:
             self._found(event.task)
-
-    def _store_calibration(self, task: Task, line: Calibration) -> None:
-        self._calibrations[self._calibrated(task)] = line
-        self._folder.calibrations.append(line.as_json())
-
-    def _store_evaluation(self, question: Question, line: EvaluationRecord) -> None:
-        self._evaluations[question] = line
-        self._folder.evaluations.append(line.as_json())
 
     def _found(self, task: Task) -> None:
         self._attempted.add(task)
@@ -443,11 +339,11 @@ class Auditor:
     def _blame(self, kind: _Kind, task: Task | Question) -> None:
         """Store that an attempt failed because its process died, alone in the pool; its assessment may be what kills."""
         if isinstance(task, Question):
-            self._store_evaluation(task, evaluation.failure(self._plan, self._folder, task, "its process died"))
+            self._results.add_evaluation(task, evaluation.failure(self._plan, self._folder, task, "its process died"))
             return
         planned = self._plan.attacks[task.attack]
         if kind == "calibrate":
-            self._store_calibration(
+            self._results.add_calibration(
                 task,
                 calibration.failure(
                     self._plan, self._folder.run, task.view.round, task.view.clients[0], planned, "its process died"
@@ -502,30 +398,3 @@ class Auditor:
 
     def _done(self, kind: _Kind, task: Task | Question, future: Future[Any]) -> None:
         self._events.put(_Event(kind, task=task, future=future))
-
-
-def _as_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    return [line.as_json() for line in lines]
-
-
-def _task_of(plan: Plan, record: AnyRecord) -> Task:
-    view = attempt.view_of(record.round, record.client, record.view if isinstance(record, ViewRecord) else None)
-    return Task(view, _attack_of(plan, record, "records.jsonl"))
-
-
-def _calibrated_by(plan: Plan, line: Calibration) -> _Calibrated:
-    assert line.workload is not None
-    workload = Workload(line.workload.pictures, line.workload.batch_size, line.workload.steps)
-    return _Calibrated(line.round, _attack_of(plan, line, "calibrations.jsonl"), workload)
-
-
-def _attack_of(plan: Plan, record: AnyRecord | Calibration, file: str) -> int:
-    known = [attempt.identity(planned) for planned in plan.attacks]
-    named = [(i["name"], json.loads(json.dumps(i["params"], default=str))) for i in known]
-    try:
-        return named.index((record.attack.name, record.attack.params))
-    except ValueError:
-        raise RunFolderError(
-            f"{file}: attack {record.attack.name!r} with these parameters is not in scenario.yaml. "
-            "Delete the line, or the file, to audit again."
-        ) from None

@@ -1,0 +1,197 @@
+"""What an audit has found so far: the lines of records, calibrations and evaluations, loaded, added to and put in order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from fedsim.applicability import Workload
+from fedsim.audit import attempt, calibration, evaluation
+from fedsim.audit.assessment import Task
+from fedsim.audit.evaluation import Question
+from fedsim.errors import RunFolderError
+from fedsim.exchange import Scope, View
+from fedsim.planning.plan import Plan
+from fedsim.planning.planned import PlannedAttack
+from fedsim.recording.json_lines import JsonLines
+from fedsim.recording.records import AnyRecord, Calibration, EvaluationRecord, Line, Record, ViewRecord
+from fedsim.recording.run_folder import RunFolder
+
+
+class _Calibrated(NamedTuple):
+    """What a calibration belongs to: one attack in one round on clients that train equally much."""
+
+    round: int
+    attack: int
+    workload: Workload
+
+
+class Results:
+    """The lines of one run folder that belong to a plan.
+
+    Args:
+        plan: the run's plan.
+        folder: the run.
+
+    Attributes:
+        records: by attempt.
+        evaluations: by question.
+
+    Raises:
+        RunFolderError: a line is damaged, or of an attack that the plan does not have.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder) -> None:
+        self._plan, self._folder = plan, folder
+        self.records = {_task_of(plan, record): record for record in folder.read_records()}
+        # What an earlier version made, or an audit with other grants, is made again.
+        current = [line for line in folder.read_calibrations() if calibration.is_current(plan, line)]
+        self._calibrations = {_calibrated_by(plan, line): line for line in current}
+        self.evaluations = {
+            question: line
+            for line in folder.read_evaluations()
+            if (question := evaluation.of_line(plan, line)) is not None
+        }
+
+    def add(self, task: Task, record: AnyRecord) -> None:
+        """Keep a record, on disk at once."""
+        self.records[task] = record
+        self._folder.records.append(record.as_json())
+
+    def add_calibration(self, task: Task, line: Calibration) -> None:
+        """Keep the calibration of a task's attack, round and workload, on disk at once."""
+        self._calibrations[self._calibrated(task)] = line
+        self._folder.calibrations.append(line.as_json())
+
+    def add_evaluation(self, question: Question, line: EvaluationRecord) -> None:
+        """Keep an evaluation, on disk at once."""
+        self.evaluations[question] = line
+        self._folder.evaluations.append(line.as_json())
+
+    def is_calibrated(self, task: Task) -> bool:
+        """Return whether there is a calibration of a task's attack, round and workload."""
+        return self._calibrated(task) in self._calibrations
+
+    def of_round(self, round: int, attack: int) -> list[Record]:
+        """Return the records of an attack on single updates of a round."""
+        return [
+            record
+            for task, record in self.records.items()
+            if (task.view.round, task.attack) == (round, attack) and isinstance(record, Record)
+        ]
+
+    def keep_views(self, wanted: Collection[Task], scopes: Sequence[Scope], rounds: Collection[int]) -> None:
+        """Forget records of these scopes and rounds that are not wanted: they were made when fewer updates were there."""
+        for task in [task for task in self.records if task.view.scope in scopes and task.view.round in rounds]:
+            if task not in wanted:
+                del self.records[task]
+
+    def settle(self) -> list[AnyRecord]:
+        """Put the lines of all files into canonical order; returns the records."""
+        self._settle(self._folder.records, self._in_order())
+        self._settle(self._folder.calibrations, self._calibrations_in_order())
+        self._settle(self._folder.evaluations, self._evaluations_in_order())
+        return self._in_order()
+
+    def forget(self) -> set[Question]:
+        """Forget what an audit by hand makes again: failed attempts, those of a "module:Class" edited since, old labels.
+
+        So are the records that lack a control because of one, and those of an earlier version that lack what verdicts rest on.
+
+        Returns:
+            The evaluations that are to be made again.
+        """
+        single = [
+            (planned, View.of_update(round, client))
+            for round in self._folder.captured_rounds()
+            for client in self._folder.captured(round)
+            for planned in self._plan.attacks
+            if planned.attack.scope == "update"
+        ]
+        wide = [(self._plan.attacks[task.attack], task.view) for task in self.records if task.view.client is None]
+        failed = {
+            Task(view, planned.index)
+            for planned, view in (*single, *wide)
+            if attempt.forget_failure(self._folder, view, planned)
+        }
+        places = {(task.view.round, task.attack) for task in failed}
+        stale = [
+            task
+            for task, record in self.records.items()
+            if record.status == "failed"
+            or ("wrong_update" not in record.controls and (task.view.round, task.attack) in places)
+            or self._is_edited(self._plan.attacks[task.attack], record)
+            or "workload" not in record.model_fields_set
+        ]
+        for task in stale:
+            del self.records[task]
+        if stale:
+            self._folder.records.rewrite(_as_json(self._in_order()))
+        unsound = [
+            place
+            for place, line in self._calibrations.items()
+            if line.status == "failed"
+            or any(trial.status == "failed" for trial in line.trials)
+            or self._is_edited(self._plan.attacks[place.attack], line)
+        ]
+        for place in unsound:
+            del self._calibrations[place]
+        self._settle(self._folder.calibrations, self._calibrations_in_order())
+        unanswered = [question for question, line in self.evaluations.items() if line.status == "failed"]
+        for question in unanswered:
+            del self.evaluations[question]
+        if unanswered:
+            self._folder.evaluations.rewrite(_as_json(self._evaluations_in_order()))
+        return set(unanswered)
+
+    @staticmethod
+    def _is_edited(planned: PlannedAttack, record: AnyRecord | Calibration) -> bool:
+        is_renamed = record.attack.label != planned.label
+        return is_renamed or (planned.info.distribution is None and record.attack.version != planned.info.version)
+
+    def _in_order(self) -> list[AnyRecord]:
+        return [record for _, record in sorted(self.records.items(), key=lambda item: item[0])]
+
+    def _calibrations_in_order(self) -> list[Calibration]:
+        return [line for _, line in sorted(self._calibrations.items(), key=lambda item: item[0])]
+
+    def _evaluations_in_order(self) -> list[EvaluationRecord]:
+        return [line for _, line in sorted(self.evaluations.items(), key=lambda item: item[0])]
+
+    @staticmethod
+    def _settle(file: JsonLines, lines: Sequence[Line]) -> None:
+        """Put the lines of a file into canonical order, where they are not."""
+        wanted = _as_json(lines)
+        if wanted != file.read():
+            file.rewrite(wanted)
+
+    def _calibrated(self, task: Task) -> _Calibrated:
+        return _Calibrated(task.view.round, task.attack, self._plan.workload_of(task.view.clients[0]))
+
+
+def _as_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    return [line.as_json() for line in lines]
+
+
+def _task_of(plan: Plan, record: AnyRecord) -> Task:
+    view = attempt.view_of(record.round, record.client, record.view if isinstance(record, ViewRecord) else None)
+    return Task(view, _attack_of(plan, record, "records.jsonl"))
+
+
+def _calibrated_by(plan: Plan, line: Calibration) -> _Calibrated:
+    assert line.workload is not None
+    workload = Workload(line.workload.pictures, line.workload.batch_size, line.workload.steps)
+    return _Calibrated(line.round, _attack_of(plan, line, "calibrations.jsonl"), workload)
+
+
+def _attack_of(plan: Plan, record: AnyRecord | Calibration, file: str) -> int:
+    known = [attempt.identity(planned) for planned in plan.attacks]
+    named = [(i["name"], json.loads(json.dumps(i["params"], default=str))) for i in known]
+    try:
+        return named.index((record.attack.name, record.attack.params))
+    except ValueError:
+        raise RunFolderError(
+            f"{file}: attack {record.attack.name!r} with these parameters is not in scenario.yaml. "
+            "Delete the line, or the file, to audit again."
+        ) from None
