@@ -1,4 +1,10 @@
-"""What several test files share: a tiny scenario, and plug-ins that exist for tests alone."""
+"""What several test files share: a tiny scenario, and plug-ins that exist for tests alone.
+
+Imports of fedsim and torch stand inside of functions: the process that hands tests out to workers needs neither, and workers
+start only once it has read this file.
+"""
+
+from __future__ import annotations
 
 import functools
 import inspect
@@ -6,26 +12,20 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
-from processes import ServedContext, start_worker
 
-from fedsim.cli import main
-from fedsim.planning import preparation as planning
-from fedsim.planning.plan import Plan
-from fedsim.recording.run_folder import RunFolder
-from fedsim.scenario import Scenario, parse
+if TYPE_CHECKING:
+    from fedsim.planning.plan import Plan
+    from fedsim.recording.run_folder import RunFolder
+    from fedsim.scenario import Scenario
 
 # A loaded machine must not fail a test, nor must luck: `--hypothesis-profile explore` draws other examples each time.
 settings.register_profile("fedsim", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fedsim")
-
-# As in clients and attacks: the order of a float sum depends on it, and small tensors gain nothing from more.
-torch.set_num_threads(1)
 
 # No test needs an accelerator; beside one, processes for attacks start from nothing, without what a test has patched.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -41,6 +41,14 @@ TINY: dict[str, Any] = {
     "attacks": [{"name": "stubs:Guess"}],
     "audit": {"processes": 0, "calibrate": "none"},
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compute on one thread where tests run, as clients and attacks do: the order of a float sum depends on it."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,6 +93,8 @@ def drawn_once(monkeypatch: pytest.MonkeyPatch, drawings: dict[tuple[str, str], 
 @pytest.fixture
 def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the audit's workers start in the environment of now without importing everything anew, which takes seconds."""
+    from processes import ServedContext, start_worker
+
     start = functools.partial(start_worker, dict(os.environ))
     monkeypatch.setattr("fedsim.audit.worker_process.start_worker", start)
     contexts = {"spawn": ServedContext(), "fork": multiprocessing.get_context("fork")}
@@ -101,6 +111,8 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny_scenario(stubs: None) -> Callable[..., Scenario]:
     """Return a function: parts of a scenario -> the tiny scenario with these parts merged in."""
+
+    from fedsim.scenario import parse
 
     def make(**parts: Any) -> Scenario:
         content = dict(TINY)
@@ -123,6 +135,8 @@ class Outcome(NamedTuple):
 def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stubs: None) -> Callable[..., Outcome]:
     """Return a function: command-line arguments -> what came of them, in this process."""
 
+    from fedsim.cli import main
+
     def run(*arguments: str | Path) -> Outcome:
         monkeypatch.setattr("sys.argv", ["fedsim", *map(str, arguments)])
         code = 0
@@ -139,10 +153,14 @@ def fedsim(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
 @pytest.fixture
 def tiny_plan(tiny_scenario: Callable[..., Scenario]) -> Callable[..., Plan]:
     """Return a function: parts of a scenario -> its plan, the very one that an inline client uses."""
+    from fedsim.planning import preparation as planning
+
     return lambda **parts: planning.of(tiny_scenario(**parts))
 
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Callable[..., RunFolder]:
     """Return a function: plan, name -> a new run folder."""
+    from fedsim.recording.run_folder import RunFolder
+
     return lambda plan, name="run": RunFolder.create(tmp_path / name, plan.scenario)
