@@ -220,7 +220,7 @@ def configure(cls: type, params: Mapping[str, Any], where: str) -> Any:
     try:
         values = _typed(cls).read(params, where)
     except (NameError, PydanticUserError) as error:
-        raise PluginError(f"{where}: the type of a field of {cls.__qualname__} is not to be had: {error}.") from None
+        raise PluginError(f"{where}: the type of a field of {cls.__qualname__} cannot be read: {error}.") from None
     try:
         return cls(**values)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How far an attack has come, told while it runs to whoever listens; the attack cannot tell whether anybody does."""
+"""How far an attack has come, told while it runs to a listener; the attack cannot tell whether there is one."""
 
 from __future__ import annotations
 

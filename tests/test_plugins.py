@@ -220,7 +220,7 @@ def test_a_source_is_configured_beside_its_name():
 
 
 def test_an_annotation_that_does_not_resolve_is_the_plug_ins_fault(stubs):
-    with pytest.raises(PluginError, match="Unresolvable is not to be had: name 'Decimal' is not defined"):
+    with pytest.raises(PluginError, match="Unresolvable cannot be read: name 'Decimal' is not defined"):
         plugins.build("attacks", Attack, "broken_plugins:Unresolvable", {}, "attacks.0")
 
 

@@ -1,4 +1,4 @@
-"""Leakage at a glance: one line per client, attack and kind of finding, a verdict per client, and one sentence above them."""
+"""Overview of leakage: one entry per client, attack and kind of finding, a verdict per client, and one sentence above them."""
 
 from __future__ import annotations
 
