@@ -68,9 +68,7 @@ class View:
         return self.round, SCOPES.index(self.scope), self.clients, self.rounds, self.is_sum
 
     def __str__(self) -> str:
-        whose = "1 client" if len(self.clients) == 1 else f"{len(self.clients)} clients"
-        if self.scope in ("update", "client"):
-            whose = f"client {self.clients[0]}"
+        whose = f"client {self.clients[0]}" if len(self.clients) == 1 else f"{len(self.clients)} clients"
         when = f"round {self.rounds[0]}" if len(self.rounds) == 1 else f"rounds {self.rounds[0]} to {self.round}"
         return f"{'the sum of ' if self.is_sum else ''}{whose} in {when}"
 

@@ -251,7 +251,7 @@ def _against_truth(
     scored = scores_of(plan, folder, view, truth, finding, wrong)
     cautions += _surplus(tried, len(truth.images), scored)
     trained: TrainedOn | None = None
-    if view.client is not None and plan.defenses_of(view.client):
+    if any(plan.defenses_of(client) for client in view.clients):
         seen, trained = by_view(plan, folder, view, truth, finding, wrong, scored)
         scored = joined([scored, *seen])
     artifacts = _write_strips(folder, view, planned, truth, finding)

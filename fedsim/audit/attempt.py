@@ -230,7 +230,7 @@ def view_of(round: int, client: int | None, recorded: RecordedView | None) -> Vi
     if recorded is None:
         assert client is not None, "only a view of several updates names no client"
         return View.of_update(round, client)
-    return View(recorded.rounds, recorded.clients, recorded.scope, recorded.is_sum)
+    return recorded.as_view()
 
 
 def _where(folder: RunFolder, view: View) -> dict[str, Any]:

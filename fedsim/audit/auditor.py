@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from types import TracebackType
@@ -24,13 +24,13 @@ from fedsim.audit import attempt, calibration, evaluation
 from fedsim.audit.assessment import Task
 from fedsim.audit.attack_process import AttackDiedError
 from fedsim.audit.evaluation import Question
-from fedsim.audit.partners import Partners
+from fedsim.audit.partners import Partners, ViewPartners
 from fedsim.audit.results import Results
 from fedsim.audit.work import Work
 from fedsim.audit.worker_process import WorkerDiedError
 from fedsim.audit.workers import Executor, InThisProcess, Workers
 from fedsim.errors import FedsimError
-from fedsim.exchange import Scope, View
+from fedsim.exchange import View
 from fedsim.planning.plan import Plan
 from fedsim.progress import Step
 from fedsim.recording.records import AnyRecord
@@ -183,13 +183,12 @@ class Auditor:
             if event.kind == "closed":
                 closed = True
                 self._ask(range(self._plan.scenario.federation.rounds + 1))
-                self._plan_wide(("client", "run"), self._rounds_seen())
+                self._plan_wide()
             elif event.kind == "abandoned":
                 executor.abandon()
                 return
             elif event.kind == "rounds":
                 self._plan_rounds(event.rounds)
-                self._plan_wide(("round",), event.rounds)
                 # What a round sends out is the global model after the one before.
                 self._ask([round - 1 for round in event.rounds])
             elif event.kind == "step":
@@ -245,28 +244,27 @@ class Auditor:
         if self._on_total:
             self._on_total(self._total)
 
-    def _rounds_seen(self) -> list[int]:
-        return sorted(self._audited.intersection(self._plan.audit_rounds))
-
-    def _plan_wide(self, scopes: Sequence[Scope], rounds: Iterable[int]) -> None:
-        """Plan attacks on several updates at once, where all of them are there."""
-        planned_attacks = [planned for planned in self._plan.attacks if planned.attack.scope in scopes]
-        if not planned_attacks:
+    def _plan_wide(self) -> None:
+        """Plan attacks on several updates at once, once all rounds are there: one view is the wrong update of another."""
+        wide = [planned for planned in self._plan.attacks if planned.attack.scope != "update"]
+        if not wide:
             return
         self._folder.refresh()
-        chosen = sorted(set(rounds).intersection(self._plan.audit_rounds))
-        captured = {round: self._folder.captured(round) for round in chosen}
+        captured = {
+            round: self._folder.captured(round) for round in sorted(self._audited.intersection(self._plan.audit_rounds))
+        }
         wanted: set[Task] = set()
-        for planned in planned_attacks:
-            for view in views(planned.attack.scope, captured, self._plan.audit_clients):
-                task = Task(view, planned.index)
-                self._total += 1
-                wanted.add(task)
+        partners = ViewPartners(self._plan, self._folder)
+        for planned in wide:
+            seen = views(planned.attack.scope, captured, self._plan.audit_clients)
+            tasks = {view: Task(view, planned.index) for view in seen}
+            wanted.update(tasks.values())
+            self._total += len(tasks)
+            for view, task in tasks.items():
                 if task not in self._results.records:
-                    # No other view holds other pictures alone, which a wrong update must.
-                    self._partners[task] = None
+                    self._partners[task] = partners.of(view, seen)
                     self._add(task)
-        self._results.keep_views(wanted, scopes, captured)
+        self._results.keep_views(wanted, ("client", "round", "run"))
         if self._on_total:
             self._on_total(self._total)
 
@@ -351,7 +349,9 @@ class Auditor:
             )
             return
         if task in self._fatal:
-            raise FedsimError(f"audit: the process that assesses {task} dies, though its attack is left out.")
+            raise FedsimError(
+                f"audit: the process that scores {planned.title} on {task.view} dies, though the attack is left out."
+            )
         self._fatal.add(task)
         attempt.store_failure(self._plan, self._folder, task.view, planned, "its process died")
         if kind == "assess":

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fedsim.exchange import View
 from fedsim.metrics import likeness
 from fedsim.metrics.likeness import Thumbnails
 from fedsim.planning.plan import Plan
+from fedsim.recording.run_folder import RunFolder
 
 
 class Partners:
@@ -48,3 +50,33 @@ class Partners:
 
     def _carried(self, client: int) -> list[tuple[str, dict[str, Any]]]:
         return [(planned.info.name, planned.params) for planned in self._plan.defenses_of(client)]
+
+
+class ViewPartners:
+    """The partners of views of several updates.
+
+    Args:
+        plan: the run's plan.
+        folder: the run.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder) -> None:
+        self._plan, self._folder = plan, folder
+        self._thumbnails: dict[View, Thumbnails] = {}
+
+    def of(self, view: View, others: Sequence[View]) -> View | None:
+        """Return the view of the same scope that shows none of the same pictures, the next one first; None without any."""
+        place = others.index(view)
+        after = [*others[place + 1 :], *others[:place]]
+        return next((other for other in after if not self._shows_same(view, other)), None)
+
+    def _shows_same(self, view: View, other: View) -> bool:
+        if self._plan.captured is not None:
+            return False
+        return likeness.alike(self._shown(view), self._shown(other)) > 0
+
+    def _shown(self, view: View) -> Thumbnails:
+        if view not in self._thumbnails:
+            truth = self._plan.truth(self._folder.captures_of(view))
+            self._thumbnails[view] = likeness.thumbnails(truth.images)
+        return self._thumbnails[view]

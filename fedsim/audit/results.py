@@ -17,6 +17,7 @@ from fedsim.planning.planned import PlannedAttack
 from fedsim.recording.json_lines import JsonLines
 from fedsim.recording.records import AnyRecord, Calibration, EvaluationRecord, Line, Record, ViewRecord
 from fedsim.recording.run_folder import RunFolder
+from fedsim.views import views
 
 
 class _Calibrated(NamedTuple):
@@ -81,10 +82,10 @@ class Results:
             if (task.view.round, task.attack) == (round, attack) and isinstance(record, Record)
         ]
 
-    def keep_views(self, wanted: Collection[Task], scopes: Sequence[Scope], rounds: Collection[int]) -> None:
-        """Forget records of these scopes and rounds that are not wanted: they were made when fewer updates were there."""
-        for task in [task for task in self.records if task.view.scope in scopes and task.view.round in rounds]:
-            if task not in wanted:
+    def keep_views(self, wanted: Collection[Task], scopes: Sequence[Scope]) -> None:
+        """Forget records of these scopes whose view is part of one that is wanted: fewer updates were there then."""
+        for task in [task for task in self.records if task.view.scope in scopes and task not in wanted]:
+            if any(other.attack == task.attack and _is_part(task.view, other.view) for other in wanted):
                 del self.records[task]
 
     def settle(self) -> list[AnyRecord]:
@@ -109,7 +110,17 @@ class Results:
             for planned in self._plan.attacks
             if planned.attack.scope == "update"
         ]
-        wide = [(self._plan.attacks[task.attack], task.view) for task in self.records if task.view.client is None]
+        captured = {round: self._folder.captured(round) for round in self._folder.captured_rounds()}
+        known = [(self._plan.attacks[task.attack], task.view) for task in self.records if task.view.client is None]
+        wide = [
+            *known,
+            *(
+                (planned, view)
+                for planned in self._plan.attacks
+                if planned.attack.scope != "update"
+                for view in views(planned.attack.scope, captured, self._plan.audit_clients)
+            ),
+        ]
         failed = {
             Task(view, planned.index)
             for planned, view in (*single, *wide)
@@ -168,6 +179,10 @@ class Results:
 
     def _calibrated(self, task: Task) -> _Calibrated:
         return _Calibrated(task.view.round, task.attack, self._plan.workload_of(task.view.clients[0]))
+
+
+def _is_part(view: View, other: View) -> bool:
+    return set(view.rounds) <= set(other.rounds) and set(view.clients) <= set(other.clients)
 
 
 def _as_json(lines: Sequence[Line]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from fedsim.metrics.feature import Features
 from fedsim.metrics.ratings import PATCHES, TRAINED, scale, viewed
 from fedsim.metrics.unavailable import MetricUnavailableError
 from fedsim.planning.memory import per_plan
-from fedsim.planning.plan import Plan
+from fedsim.planning.plan import Plan, together
 from fedsim.recording.records import (
     BestExample,
     RecordedScore,
@@ -44,8 +44,7 @@ def by_view(
     labels = [name for name in rated if scale(name).follows == "labels"]
     grid = _patch_grid(plan)
     compared: list[tuple[str, list[str], Truth, models.PatchGrid | None]] = []
-    assert view.client is not None
-    trained, stated = _trained_on(plan, folder, view.client, view.round), None
+    trained, stated = _trained_together(plan, folder, view), None
     if isinstance(trained, str):
         stated = TrainedOn(unknown=trained)
     elif trained is not None:
@@ -97,6 +96,26 @@ def _patch_grid(plan: Plan) -> models.PatchGrid | None:
         return models.patch_grid(plan.model())
     except models.ModelInterfaceError:
         return None
+
+
+def _trained_together(plan: Plan, folder: RunFolder, view: View) -> replay.TrainedOn | str | None:
+    """Return what the clients of a view trained on, or why that is not known; None where no defense has a say in it."""
+    truths, changed = [], []
+    for round, client in folder.captures_of(view):
+        trained = _trained_on(plan, folder, client, round) if plan.defenses_of(client) else None
+        if isinstance(trained, str):
+            return trained
+        if trained is not None:
+            changed.append(trained)
+        own = plan.data.truth(client, round, plan.scenario.training) if trained is None else trained.truth
+        truths.append((client, own))
+    if not changed:
+        return None
+    return replay.TrainedOn(
+        together(truths),
+        has_other_pictures=any(one.has_other_pictures for one in changed),
+        has_other_labels=any(one.has_other_labels for one in changed),
+    )
 
 
 @per_plan(most=8)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from fedsim.errors import RunFolderError
@@ -52,9 +53,17 @@ class ThreatModel:
         Raises:
             RunFolderError: see `observe`.
         """
-        members = tuple(self.observe(update, weights) for update, weights in sent)
+        members = [self.observe(update, weights) for update, weights in sent]
         if view.client is not None:
             return members[0]
+        # What all updates of a round have in common is held once.
+        models: dict[int, tuple[Mapping[str, Tensor], Callable[[], nn.Module]]] = {}
+        for place, ((update, weights), member) in enumerate(zip(sent, members, strict=True)):
+            known, model = models.setdefault(update.round, (weights, member.model))
+            is_same = known is weights or all(torch.equal(known[name], weights[name]) for name in weights)
+            members[place] = replace(
+                member, auxiliary_data=members[0].auxiliary_data, model=model if is_same else member.model
+            )
         return observation_of(members, view.is_sum)
 
     def observe(self, update: Update, weights: Mapping[str, Tensor]) -> Observation:

@@ -228,7 +228,8 @@ def records(
     if as_json:
         write_json(RunFolder.open(folder).records.read())
         return
-    records = reading.read(folder).records
+    found = reading.read(folder)
+    records = [*found.records, *found.views]
     rows = tables.record_rows(records, Naming(records))
     if as_csv:
         sys.stdout.write(tables.as_csv(rows))

@@ -88,25 +88,7 @@ class Plan:
         Args:
             places: round and client of each update, by round; at least one.
         """
-        truths = [(client, self.data.truth(client, round, self.scenario.training)) for round, client in places]
-        if len(truths) == 1:
-            return truths[0][1]
-        seen: set[tuple[int, bytes, bytes]] = set()
-        images, labels = [], []
-        for client, truth in truths:
-            for image, label in zip(truth.images, truth.labels, strict=True):
-                known = client, image.numpy().tobytes(), label.numpy().tobytes()
-                if known not in seen:
-                    seen.add(known)
-                    images.append(image)
-                    labels.append(label)
-        # Of labels that are counted, as many as there are pictures; blends of one picture are several inputs.
-        counts = [truth.pictures for _, truth in truths]
-        is_of_one_round = len({round for round, _ in places}) == 1
-        pictures = (
-            sum(count for count in counts if count is not None) if is_of_one_round and None not in counts else None
-        )
-        return Truth(torch.stack(images), torch.stack(labels), pictures)
+        return together([(client, self.data.truth(client, round, self.scenario.training)) for round, client in places])
 
     def setting_of(self, client: int, round: int) -> Setting:
         """Return how the update of a simulated client in a round is made."""
@@ -185,3 +167,25 @@ def foreign(scenario: Scenario, what: str, error: ForeignArraysError) -> str:
         f"{what} not of model {scenario.model.name}: {error}. Name the model of the observed app in the scenario (model.name, "
         "model.kwargs), a model of timm or a 'module:factory'."
     )
+
+
+def together(truths: Sequence[tuple[int, Truth]]) -> Truth:
+    """Return the truths of several updates as one; what a client uses again counts once.
+
+    Args:
+        truths: the client and the truth of each update; at least one.
+    """
+    if len(truths) == 1:
+        return truths[0][1]
+    seen: set[tuple[int, bytes, bytes]] = set()
+    images, labels = [], []
+    for client, truth in truths:
+        for image, label in zip(truth.images, truth.labels, strict=True):
+            known = client, image.numpy().tobytes(), label.numpy().tobytes()
+            if known not in seen:
+                seen.add(known)
+                images.append(image)
+                labels.append(label)
+    # Labels that are found once an update are scaled to so many pictures. Of blends nobody can say how many these are.
+    has_blends = any(truth.pictures not in (None, len(truth.images)) for _, truth in truths)
+    return Truth(torch.stack(images), torch.stack(labels), None if has_blends else len(images))

@@ -15,7 +15,7 @@ import pydantic
 
 from fedsim.defense import is_meaningful
 from fedsim.errors import RunFolderError
-from fedsim.exchange import Scope
+from fedsim.exchange import View
 from fedsim.metrics.skill import Direction
 
 SCHEMA: Literal[1] = 1  # of every file of a run folder
@@ -164,10 +164,23 @@ class RecordedWorkload(Line):
 class RecordedView(Line):
     """What an attempt on several updates looked at: see `fedsim.exchange.View`."""
 
-    scope: Scope
+    scope: Literal["client", "round", "run"]
     rounds: Many[Positive] = pydantic.Field(min_length=1)
     clients: Many[Count] = pydantic.Field(min_length=1)
     is_sum: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> RecordedView:
+        for name, numbers in (("rounds", self.rounds), ("clients", self.clients)):
+            if list(numbers) != sorted(set(numbers)):
+                raise ValueError(f"{name}: expected ascending numbers, each once")
+        if (self.scope == "round" and len(self.rounds) > 1) or (self.scope == "client" and len(self.clients) > 1):
+            raise ValueError(f"expected one {self.scope}")
+        return self
+
+    def as_view(self) -> View:
+        """Return the view."""
+        return View(self.rounds, self.clients, self.scope, self.is_sum)
 
 
 class Scores(Line):
@@ -217,16 +230,27 @@ class ViewRecord(Attempted):
     client: None = None
     view: RecordedView
 
+    @pydantic.model_validator(mode="after")
+    def _is_of_its_last_round(self) -> ViewRecord:
+        if self.round != self.view.rounds[-1]:
+            raise ValueError(f"view.rounds: expected {self.round} as the last one")
+        return self
+
     @property
     def place(self) -> str:
         """What was looked at, in words."""
-        rounds, clients = self.view.rounds, self.view.clients
-        last = f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
-        whose = f"client {clients[0]}" if len(clients) == 1 else f"{len(clients)} clients"
-        return f"{'the sum of ' if self.view.is_sum else ''}{whose} in {last}"
+        return str(self.view.as_view())
 
 
 AnyRecord = Record | ViewRecord
+
+
+class _Named(Line):
+    params: dict[str, Any]
+
+
+class _OfPlan(Line):
+    attack: _Named
 
 
 class Trial(Scores):
@@ -324,7 +348,14 @@ def check_records(path: Path, lines: Sequence[dict[str, Any]]) -> list[AnyRecord
     Raises:
         RunFolderError: see `check`.
     """
-    return [_checked(path, number, line, as_record) for number, line in enumerate(lines, 1)]
+    return [_checked(path, number, line, _whole) for number, line in enumerate(lines, 1)]
+
+
+def _whole(line: Any) -> AnyRecord:
+    found = as_record(line)
+    # Without its parameters nobody can tell which of the scenario's attacks it is of; a report shows it nevertheless.
+    _OfPlan.model_validate(line)
+    return found
 
 
 def _checked(path: Path, number: int, line: dict[str, Any], parse: Callable[[Any], _Item]) -> _Item:

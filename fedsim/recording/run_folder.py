@@ -20,6 +20,8 @@ a newline; a half-written last line is cut off. So a kill at any moment leaves a
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -515,15 +517,11 @@ class RunFolder:
     def artifact(self, view: View, name: str) -> Path:
         """Return the path of an artifact of an attempt on what a view shows."""
         place = self.path / "artifacts"
-        if view.scope in ("update", "round"):
-            place /= f"round-{view.round:04d}"
-        if view.scope in ("update", "client"):
-            place /= f"client-{view.clients[0]:03d}"
-        elif view.scope == "round":
-            place /= "clients"
-        else:
-            place /= "run"
-        return place / "sum" / name if view.is_sum else place / name
+        if view.client is not None:
+            return place / f"round-{view.round:04d}" / f"client-{view.client:03d}" / name
+        # Of several updates there may be views of more and of fewer rounds or clients.
+        stated = json.dumps([view.rounds, view.clients, view.is_sum]).encode()
+        return place / f"{view.scope}-{hashlib.sha256(stated).hexdigest()[:12]}" / name
 
     def captures_of(self, view: View) -> list[tuple[int, int]]:
         """Return round and client of each captured update that a view shows, in this order."""

@@ -9,7 +9,7 @@ from fedsim.recording.run_data import RunData
 from fedsim.report.naming import Naming
 from fedsim.report.overview import ClientVerdict, Entry, client_verdicts, entries, headline, overall
 from fedsim.report.summaries import Summary, by_client, by_defense
-from fedsim.verdicts.judge import Judge, Verdict, worst
+from fedsim.verdicts.judge import Judge, Verdict
 from fedsim.verdicts.scope import Scope
 from fedsim.verdicts.several import ViewEntry, view_entries
 
@@ -27,7 +27,7 @@ class Analysis:
     @cached_property
     def naming(self) -> Naming:
         """Names of its attacks and defenses."""
-        return Naming(self.run.records)
+        return Naming([*self.run.records, *self.run.views])
 
     @cached_property
     def scope(self) -> Scope:
@@ -56,12 +56,12 @@ class Analysis:
     @cached_property
     def views(self) -> list[ViewEntry]:
         """What attacks on several updates at once show."""
-        return view_entries(self.run.views)
+        return view_entries(self.run.views, self.naming.attack, self.naming.defenses)
 
     @cached_property
     def client_verdicts(self) -> dict[int, ClientVerdict]:
         """The verdict of each client."""
-        return client_verdicts(self.entries, self.scope)
+        return client_verdicts(self.entries, self.scope, self.views)
 
     @cached_property
     def headline(self) -> str:
@@ -71,4 +71,4 @@ class Analysis:
     @cached_property
     def verdict(self) -> Verdict:
         """The verdict of the whole run."""
-        return worst([overall(self.entries, self.scope), *(entry.verdict for entry in self.views if entry.is_leak)])
+        return overall(self.entries, self.scope, self.views)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fedsim.recording.records import EvaluationRecord, PluginUse, Record
+from fedsim.recording.records import Attempted, EvaluationRecord, PluginUse
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Citation:
     text: str
 
 
-def citations(records: Iterable[Record], evaluations: Iterable[EvaluationRecord] = ()) -> list[Citation]:
+def citations(records: Iterable[Attempted], evaluations: Iterable[EvaluationRecord] = ()) -> list[Citation]:
     """Return one citation for each attack, defense and evaluator that was used, in this order."""
     read = list(records)
     uses: dict[tuple[str, str], PluginUse] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedsim.errors import without_numbers
 from fedsim.metrics.ratings import scale
-from fedsim.recording.records import Record
+from fedsim.recording.records import Attempted, ViewRecord
 from fedsim.recording.run_data import RunData
 from fedsim.report.naming import Naming
 from fedsim.report.overview import clients_named, enumerated
@@ -45,12 +45,12 @@ class Cautions:
         naming: names of its attacks.
     """
 
-    def __init__(self, records: Sequence[Record], naming: Naming | None = None) -> None:
+    def __init__(self, records: Sequence[Attempted], naming: Naming | None = None) -> None:
         naming = naming or Naming(records)
         numbers: dict[str, int] = {}
         self._of_text: dict[str, int] = {}
-        self._carriers: dict[int, list[tuple[str, Record]]] = {}
-        self._of_attack: dict[tuple[int, str], set[int]] = {}
+        self._carriers: dict[int, list[tuple[str, Attempted]]] = {}
+        self._of_attack: dict[tuple[int | None, str], set[int]] = {}
         for record in records:
             of_attack = self._of_attack.setdefault((record.client, naming.attack(record)), set())
             for text in record.cautions:
@@ -74,16 +74,22 @@ class Cautions:
             varies=len({text for text, _ in carriers}) > 1,
             count=len({id(record) for record in records}),
             attacks=tuple(dict.fromkeys(naming.attack(record) for record in records)),
-            clients=tuple(sorted({record.client for record in records})),
+            clients=tuple(sorted({client for record in records for client in _clients_of(record)})),
         )
 
-    def of_record(self, record: Record) -> list[int]:
+    def of_record(self, record: Attempted) -> list[int]:
         """Return the numbers of a record's cautions."""
         return sorted({self._of_text[text] for text in record.cautions})
 
     def of_attack(self, client: int, attack: str) -> list[int]:
         """Return the numbers of the cautions on one attack on one client."""
         return sorted(self._of_attack.get((client, attack), ()))
+
+
+def _clients_of(record: Attempted) -> tuple[int, ...]:
+    if isinstance(record, ViewRecord):
+        return record.view.clients
+    return () if record.client is None else (record.client,)
 
 
 def limits(run: RunData, summaries: Sequence[Summary]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-from fedsim.recording.records import PluginUse, Record
+from fedsim.recording.records import Attempted, PluginUse
 
 NO_DEFENSE = "none"
 
@@ -19,7 +19,7 @@ class Naming:
         records: all records of the run.
     """
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Attempted]) -> None:
         self.records = records
         self._attacks = _Names(record.attack for record in records)
         self._defenses = _Names(use for record in records for use in record.defenses)
@@ -27,10 +27,10 @@ class Naming:
     @cached_property
     def sets(self) -> list[str]:
         """The sets of defenses that records carry, none first: the order of their colors in all plots of a run."""
-        found = {self.defenses(record) for record in self.records}
+        found = {self.defenses(record) for record in self.records if record.client is not None}
         return sorted(found, key=lambda name: (name != NO_DEFENSE, name))
 
-    def attack(self, record: Record) -> str:
+    def attack(self, record: Attempted) -> str:
         """Return the name of a record's attack."""
         return self.use(record.attack)
 
@@ -38,7 +38,7 @@ class Naming:
         """Return the name of an attack beside those of the records."""
         return self._attacks.of(attack)
 
-    def defenses(self, record: Record) -> str:
+    def defenses(self, record: Attempted) -> str:
         """Return the names of a record's defenses in order of application."""
         return " + ".join(self._defenses.of(use) for use in record.defenses) or NO_DEFENSE
 

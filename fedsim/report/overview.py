@@ -91,12 +91,16 @@ def _entry(client: int, kind: str, members: Sequence[Summary]) -> Entry:
     return Entry(client, shown, kind, verdict, judge.reason, is_open, decisive)
 
 
-def client_verdicts(lines: Iterable[Entry], scope: Scope | None = None) -> dict[int, ClientVerdict]:
+def client_verdicts(
+    lines: Iterable[Entry], scope: Scope | None = None, views: Sequence[ViewEntry] = ()
+) -> dict[int, ClientVerdict]:
     """Return the verdict of each client; controls, which look at no update, say nothing.
 
     Args:
         lines: all of the table.
         scope: what the audit covers; all that there is where it is not given.
+        views: what attacks on several updates show. What leaks of all updates of a client is the client's leak. What leaks of
+            a round or the run may be the client's, which then has not resisted.
     """
     found: dict[int, dict[str, list[Entry]]] = {}
     for line in lines:
@@ -104,9 +108,20 @@ def client_verdicts(lines: Iterable[Entry], scope: Scope | None = None) -> dict[
         if not line.summary.is_control:
             kinds.setdefault(line.kind, []).append(line)
     verdicts = {}
+    together = [view for view in views if view.is_leak]
+    for view in together:
+        for record in view.leaking if view.scope == "client" else ():
+            found.setdefault(record.view.clients[0], {})
     for client, kinds in found.items():
         by_kind = {kind: _farthest(members) for kind, members in kinds.items()}
-        is_lacking = PICTURES.name not in kinds or (scope is not None and client in scope.lacking_clients)
+        for view in together:
+            if any(client in record.view.clients for record in view.leaking):
+                known = by_kind.get(view.kind)
+                if view.scope == "client":
+                    by_kind[view.kind] = worst([view.verdict, *([known] if known else [])])
+                elif known == "resisted":
+                    by_kind[view.kind] = "inconclusive"
+        is_lacking = PICTURES.name not in by_kind or (scope is not None and client in scope.lacking_clients)
         unknown: tuple[Verdict, ...] = ("inconclusive",) if is_lacking else ()
         verdicts[client] = ClientVerdict(worst([*by_kind.values(), *unknown]), by_kind)
     return verdicts
@@ -122,7 +137,7 @@ def _farthest(lines: Sequence[Entry]) -> Verdict:
     return min((line.verdict for line in lines), key=order.index)
 
 
-def overall(lines: Iterable[Entry], scope: Scope | None = None) -> Verdict:
+def overall(lines: Iterable[Entry], scope: Scope | None = None, views: Sequence[ViewEntry] = ()) -> Verdict:
     """Return the verdict of the whole run: the worst of all clients; `inconclusive` where nothing was attacked.
 
     What took part and was not audited is inconclusive as well.
@@ -130,9 +145,12 @@ def overall(lines: Iterable[Entry], scope: Scope | None = None) -> Verdict:
     Args:
         lines: all of the table.
         scope: what the audit covers; all that there is where it is not given.
+        views: what attacks on several updates show.
     """
+    together = [view.verdict for view in views if not view.is_control]
     unknown: tuple[Verdict, ...] = () if scope is None or scope.is_whole else ("inconclusive",)
-    return worst([*(client.verdict for client in client_verdicts(lines, scope).values()), *unknown])
+    clients = client_verdicts(lines, scope, views).values()
+    return worst([*(client.verdict for client in clients), *together, *unknown])
 
 
 def enumerated(words: Iterable[object]) -> str:
@@ -159,31 +177,47 @@ def headline(run: RunData, lines: Sequence[Entry], scope: Scope | None = None, v
     """
     scope = scope or Scope.of(run)
     together = [entry.written for entry in views if entry.is_leak]
+    open_views = [entry for entry in views if not entry.is_leak and not entry.is_control]
+    if open_views:
+        first, more = open_views[0], len(open_views) - 1
+        others = f", and {more} more of this kind" if more else ""
+        together.append(
+            f"inconclusive for the {first.kind} by {first.attack} (all of a {first.scope}: {first.reason}{others})"
+        )
     looking = [line for line in lines if not line.summary.is_control]
     known = [(kind, own) for kind in KINDS if (own := [line for line in looking if line.kind == kind])]
     if known:
         leaking = [kind for kind, own in known if worst(line.verdict for line in own) in ("leaks", "partial")]
         main = leaking[0] if leaking else known[0][0]
         rest = [(kind, own) for kind, own in known if kind != main]
-        said = [_claim(dict(known)[main], main, len(scope.clients)), *(_too(own, kind) for kind, own in rest)]
+        also = any(entry.is_leak and entry.kind == main for entry in views)
+        said = [_claim(dict(known)[main], main, len(scope.clients), also), *(_too(own, kind) for kind, own in rest)]
         if not leaking and PICTURES.name not in dict(known):
             said.append(f"{PICTURES.name} were not attacked")
         return f"{'; '.join([*said, *together, *filter(None, [scope.written()])])}."
     if together:
-        return f"{'; '.join(together)}."
-    if run.views:
-        return f"Inconclusive: {views[0].reason}." if views else "No attack has been recorded yet."
+        said = [*together, *([_unrated(run)] if looking else []), *filter(None, [scope.written()])]
+        return f"{_capital('; '.join(said))}."
+    if views:
+        return "Inconclusive: only controls were run, and they look at no update."
     if not run.records:
         return "No attack has been recorded yet." if run.is_audited else "The scenario names no attack to audit with."
     if not looking:
         return "Inconclusive: only controls were run, and they look at no update."
+    return f"Inconclusive: {_unrated(run)}."
+
+
+def _unrated(run: RunData) -> str:
     failed, refused = (sum(record.status == s for record in run.records) for s in ("failed", "refused"))
     found = len(run.records) - failed - refused
     if found:
-        return (
-            f"Inconclusive: attacks returned {found} finding{'s' if found != 1 else ''}, none of which could be rated."
-        )
-    return f"Inconclusive: no attack returned a finding; {failed} failed and {refused} were refused."
+        return f"attacks returned {found} finding{'s' if found != 1 else ''}, none of which could be rated"
+    return f"no attack returned a finding; {failed} failed and {refused} were refused"
+
+
+def _capital(text: str) -> str:
+    # Names of attacks stay as they are written.
+    return f"I{text[1:]}" if text.startswith("inconclusive ") else text
 
 
 def _by_verdict(lines: Sequence[Entry], kind: str) -> dict[Verdict, list[int]]:
@@ -193,7 +227,7 @@ def _by_verdict(lines: Sequence[Entry], kind: str) -> dict[Verdict, list[int]]:
     return found
 
 
-def _claim(lines: Sequence[Entry], kind: str, took_part: int) -> str:
+def _claim(lines: Sequence[Entry], kind: str, took_part: int, leaks_elsewhere: bool = False) -> str:
     clients = _by_verdict(lines, kind)
     attacked = sum(len(numbers) for numbers in clients.values())
     total = max(attacked, took_part)
@@ -216,7 +250,8 @@ def _claim(lines: Sequence[Entry], kind: str, took_part: int) -> str:
             dict.fromkeys(line.summary.attack for line in lines if line.client in own and line.verdict == verdict)
             for verdict in ("resisted", "inconclusive")
         )
-        counted = str(len(resisted)) if parts else f"No leak of {kind} was found: {len(resisted)} of {_counted(total)}"
+        alone = f"{len(resisted)} of {_counted(total)}"
+        counted = str(len(resisted)) if parts else alone if leaks_elsewhere else f"No leak of {kind} was found: {alone}"
         blind = f" ({enumerated(others)} cannot tell)" if others else ""
         parts.append(f"{counted} resisted {enumerated(attacks)}{blind}")
     if unknown:

@@ -88,7 +88,12 @@ def leakage(records: Sequence[Record], metric: str, naming: Naming) -> bytes:
         naming: names of the run's defenses.
     """
     written, chosen = scale(metric), scored(records, metric)
-    clients = {client: place for place, client in enumerate(sorted({record.client for record in naming.records}))}
+    clients = {
+        client: place
+        for place, client in enumerate(
+            sorted({record.client for record in naming.records if record.client is not None})
+        )
+    }
     by_set: dict[str, list[_Point]] = {defenses: [] for defenses in naming.sets}
     by_skill = written.kind is PICTURES
     for one in chosen:

@@ -244,7 +244,9 @@ class _Reader:
             place = (
                 record.place if isinstance(record, ViewRecord) else f"client {record.client} in round {record.round}"
             )
-            known = took_part.get(record.round, {*whose}) if isinstance(record, Record) else {*whose}
+            known = took_part.get(record.round, {*whose})
+            if isinstance(record, ViewRecord) and took_part:
+                known = {client for round in record.view.rounds for client in took_part.get(round, ())}
             if isinstance(run, str) and record.run != run:
                 self.notes.append(f"{where}: of the run {record.run}, this one is {run}; left out.")
             elif (rounds is not None and record.round > rounds) or (clients is not None and max(whose) >= clients):

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedsim.recording.records import Record, Round, ViewRecord
+from fedsim.recording.records import Attempted, Record, Round, ViewRecord
 from fedsim.report import evaluations
 from fedsim.report.analysis import Analysis
 from fedsim.report.naming import Naming
@@ -19,13 +19,13 @@ Row = dict[str, Any]
 _FORMULA = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also in full width
 
 
-def record_rows(records: Sequence[Record], naming: Naming) -> list[Row]:
+def record_rows(records: Sequence[Attempted], naming: Naming) -> list[Row]:
     """Return one row per attempt and metric; an attempt without a score has one row, its metric None."""
     return [
         {
             "run": record.run,
             "round": record.round,
-            "client": record.client,
+            "client": record.place if isinstance(record, ViewRecord) else record.client,
             "defenses": naming.defenses(record),
             "attack": naming.attack(record),
             "version": record.attack.version,
@@ -42,7 +42,7 @@ def record_rows(records: Sequence[Record], naming: Naming) -> list[Row]:
     ]
 
 
-def _score_columns(record: Record, metric: str | None) -> Row:
+def _score_columns(record: Attempted, metric: str | None) -> Row:
     score = record.scores[metric] if metric else None
     found = next(iter(scored([record], metric)), None) if metric else None
     return {

@@ -6,13 +6,14 @@ import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from fedsim.errors import ScenarioError
 from fedsim.metrics.ratings import scale
 from fedsim.metrics.skill import CONTROL_TITLES
 from fedsim.metrics.table import METRICS
-from fedsim.recording.records import Budget, Calibration, Found, Record
+from fedsim.recording.records import Attempted, Budget, Calibration, Found, Record, ViewRecord
 from fedsim.recording.run_data import RunData
 from fedsim.report import evaluations, plots
 from fedsim.report.analysis import Analysis
@@ -63,6 +64,15 @@ class ClientCost:
     budget: Budget | None
 
 
+class ViewAttempt(NamedTuple):
+    """One attempt on several updates: what it found in words, and its pictures, by name and link."""
+
+    record: ViewRecord
+    attack: str
+    result: str
+    pictures: tuple[tuple[str, str], ...]
+
+
 def context(analysis: Analysis) -> dict[str, Any]:
     """Return everything the templates refer to."""
     run, naming, summaries, lines = analysis.run, analysis.naming, analysis.by_client, analysis.entries
@@ -80,13 +90,14 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "correction": CORRECTION,
         "shown_rounds": {(display.client, panel.round) for display in displays for panel in display.panels},
         "legend": [metric.thresholds() for name, metric in METRICS.items() if _is_used(run, name)],
-        "cautions": Cautions(run.records, naming),
+        "cautions": Cautions([*run.records, *run.views], naming),
         "limits": limits(run, summaries),
         "notes": [*run.notes, *missing],
         "displays": displays,
         "left_out": clients_named(left_out) if left_out else None,
         "is_mixed": bool(run.part("training").get("mixup")),
         "views": analysis.views,
+        "view_attempts": _view_attempts(run, naming),
         "findings": [record for record in run.records if record.found is not None],
         "labels_found": _labels_found,
         "undefended": NOT_KNOWN if run.is_observed else "no defense",
@@ -111,7 +122,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "grants": [(grant, GRANTS.get(grant, "")) for grant in run.grants],
         "withheld": [(grant, text) for grant, text in GRANTS.items() if grant not in run.grants],
         "environment": _flat(run.environment),
-        "citations": citations(run.records, run.evaluations),
+        "citations": citations([*run.records, *run.views], run.evaluations),
         "scale": scale,
         "own_score": _own_score,
         "control_titles": CONTROL_TITLES,
@@ -120,6 +131,20 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "calibrated": _calibrated,
         "NO_DEFENSE": NO_DEFENSE,
     }
+
+
+def _view_attempts(run: RunData, naming: Naming) -> list[ViewAttempt]:
+    shown = []
+    for record in run.views[:_SHOWN_ATTEMPTS]:
+        found = [f"{scale(name).title} {_own_score(record, name)}" for name in record.scores]
+        if record.found is not None:
+            counts = {"pictures": record.found.pictures, "features": record.found.features}
+            found += [f"{count} {what}" for what, count in counts.items() if count]
+            found += [f"labels {labels}"] if (labels := _labels_found(record.found)) else []
+        result = ", ".join(found) if record.status == "found" else f"{record.status}: {record.message}"
+        pictures = [(name, quote(path)) for name, path in record.artifacts.items() if path.endswith(".png")]
+        shown.append(ViewAttempt(record, naming.attack(record), result or "not scored", tuple(pictures)))
+    return shown
 
 
 def _deciding_rounds(lines: Sequence[Entry]) -> dict[int, set[int]]:
@@ -149,7 +174,7 @@ def _is_used(run: RunData, metric: str) -> bool:
     return any(metric in record.scores for record in run.records)
 
 
-def _own_score(record: Record, metric: str) -> str:
+def _own_score(record: Attempted, metric: str) -> str:
     """Return one attempt's score and skill in words, for the table of all attempts."""
     for one in scored([record], metric):
         written = scale(metric)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedsim.errors import ScenarioError
+from fedsim.exchange import Scope as AttackScope
 from fedsim.recording.run_data import RunData
 from fedsim.scenario import Scenario, parse, select_clients, select_rounds
+from fedsim.views import views
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Scope:
         rounds: those in which anybody took part, ascending.
         audited_clients: those of them of which there is a record.
         audited_rounds: those of them of which there is a record.
+        missing_views: attempts on several updates of which the audit was to make a record and there is none.
     """
 
     missing: Mapping[tuple[int, str], tuple[int, ...]] = field(default_factory=dict)
@@ -29,6 +32,7 @@ class Scope:
     rounds: tuple[int, ...] = ()
     audited_clients: tuple[int, ...] = ()
     audited_rounds: tuple[int, ...] = ()
+    missing_views: int = 0
 
     @classmethod
     def of(cls, run: RunData) -> Scope:
@@ -38,10 +42,14 @@ class Scope:
         if scenario is None or not scenario.attacks or not took_part:
             return cls()
         clients = sorted({client for participants in took_part.values() for client in participants})
-        seen = [record for record in run.records if not record.attack.is_control]
-        audited = {record.client for record in seen}, {record.round for record in seen}
+        seen = [(record.client, record.round) for record in run.records if not record.attack.is_control]
+        for line in run.views:
+            if not line.attack.is_control:
+                seen += [(client, round) for client in line.view.clients for round in line.view.rounds]
+        audited = {client for client, _ in seen}, {round for _, round in seen}
         return cls(
             missing=_missing(run, scenario, took_part),
+            missing_views=_missing_views(run, scenario, took_part),
             clients=tuple(clients),
             rounds=tuple(sorted(took_part)),
             audited_clients=tuple(client for client in clients if client in audited[0]),
@@ -51,7 +59,12 @@ class Scope:
     @property
     def is_whole(self) -> bool:
         """Whether nothing is missing and nothing was left out."""
-        return not self.missing and self.clients == self.audited_clients and self.rounds == self.audited_rounds
+        return (
+            not self.missing
+            and not self.missing_views
+            and self.clients == self.audited_clients
+            and self.rounds == self.audited_rounds
+        )
 
     @cached_property
     def lacking_clients(self) -> frozenset[int]:
@@ -66,7 +79,7 @@ class Scope:
         if self.rounds != self.audited_rounds:
             parts.append(f"{len(self.audited_rounds)} of {len(self.rounds)} rounds")
         said = [f"audited are {' and '.join(parts)}"] if parts else []
-        lost = sum(map(len, self.missing.values()))
+        lost = sum(map(len, self.missing.values())) + self.missing_views
         if lost:
             said.append(f"{lost} attempts that the scenario asks for have no record")
         return "; ".join(said)
@@ -90,7 +103,7 @@ def _missing(
     except ScenarioError:
         return {}
     # By name alone: records hold all parameters of an attack, the scenario those that were given.
-    asked = Counter(part.name for part in scenario.attacks)
+    asked = Counter(part.name for part in scenario.attacks) - Counter(name for name, _, _ in _wide(run))
     found = Counter((record.round, record.client, record.attack.name) for record in run.records)
     missing: dict[tuple[int, str], list[int]] = {}
     for round in sorted(took_part.keys() & set(rounds)):
@@ -99,3 +112,24 @@ def _missing(
                 lost = times - found[round, client, name]
                 missing.setdefault((client, name), []).extend([round] * max(0, lost))
     return {place: tuple(lost) for place, lost in sorted(missing.items()) if lost}
+
+
+def _wide(run: RunData) -> set[tuple[str, str, AttackScope]]:
+    """Return name, parameters and scope of the attacks on several updates, as the records tell."""
+    return {(*record.attack.key, record.view.scope) for record in run.views}
+
+
+def _missing_views(run: RunData, scenario: Scenario, took_part: Mapping[int, tuple[int, ...]]) -> int:
+    """Return how many attempts on several updates are missing, of the attacks of which there is any."""
+    try:
+        rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
+        clients = select_clients(scenario.audit.clients, scenario.federation.clients, scenario.seed, "audit.clients")
+    except ScenarioError:
+        return 0
+    captured = {round: took_part[round] for round in sorted(took_part.keys() & set(rounds))}
+    found = {(record.attack.key, record.view.as_view()) for record in run.views}
+    return sum(
+        ((name, params), view) not in found
+        for name, params, scope in _wide(run)
+        for view in views(scope, captured, clients)
+    )

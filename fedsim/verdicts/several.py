@@ -5,129 +5,199 @@ They have no calibration yet, so that one which finds nothing is inconclusive, n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from fedsim.findings.kinds import gravest
 from fedsim.metrics import luck
+from fedsim.metrics.ratings import ORDER as LEVELS
 from fedsim.metrics.ratings import scale
 from fedsim.metrics.skill import Control
-from fedsim.recording.records import ViewRecord
+from fedsim.recording.records import Attempted, ViewRecord
 from fedsim.verdicts.judge import Verdict, kind_of
-from fedsim.verdicts.scores import Scored, scored
-from fedsim.verdicts.significance import pooled_control, significance
+from fedsim.verdicts.scores import WRONG_UPDATE, Scored, scored
+from fedsim.verdicts.significance import Significance, pooled_control, significance
 
 _UNPROVEN = "nothing shows that the attack works here, as attacks on several updates are not calibrated"
+_PLURAL = {"client": "clients", "round": "rounds", "run": "runs"}
 
 
 @dataclass(frozen=True)
 class ViewEntry:
-    """One attack on several updates, by one metric.
+    """One attack on several updates, by the metric of a kind that shows most.
 
     Args:
-        attack: its label, else its name.
+        attack: what reports call it.
         is_control: whether it never looks at the updates.
+        defenses: those that any of the clients carries, as reports name them.
         scope: `client`, `round` or `run`.
-        kind: what it recovers, in the report's words; `nothing` where nothing was scored.
-        metric: the first of its kind; None where nothing was scored.
+        kind: what it recovers, in the report's words; `nothing` where nothing was scored and that is not stated.
+        attempts: how many were made, and of these failed and were refused.
+        metric: the one that decides; None where nothing was scored.
         mean: of all its attempts.
         best: the mean of the best blind controls.
-        attempts: how many were made, and of these failed and were refused.
         verdict: what may be claimed.
         reason: why, where no leak was found.
-        decider: where most was found, in words; None where nothing was scored.
+        decider: the attempt that shows most; None where nothing was scored.
+        leaking: the attempts that leak.
     """
 
     attack: str
     is_control: bool
+    defenses: str
     scope: str
     kind: str
-    metric: str | None
-    mean: float | None
-    best: Control | None
     attempts: tuple[int, int, int]
-    verdict: Verdict
-    reason: str
-    decider: str | None
+    metric: str | None = None
+    mean: float | None = None
+    best: Control | None = None
+    verdict: Verdict = "inconclusive"
+    reason: str = ""
+    decider: Scored | None = None
+    leaking: tuple[ViewRecord, ...] = ()
 
     @property
     def is_leak(self) -> bool:
         """Whether anything leaks."""
-        return not self.is_control and self.verdict in ("leaks", "partial")
+        return self.verdict in ("leaks", "partial")
+
+    @property
+    def place(self) -> str | None:
+        """Where most was found, in words; None where nothing was scored."""
+        return None if self.decider is None else _view_of(self.decider).place
+
+    @property
+    def peak(self) -> tuple[float, float | None]:
+        """What was found there, and what the best blind guess reaches: of the picture that shows most, where that decides."""
+        assert self.decider is not None
+        example = self.decider.example
+        if example is not None:
+            return example.value, example.control
+        return self.decider.value, None if self.decider.best is None else self.decider.best.value
 
     def write(self, value: float | None) -> str:
         """Return a value of its metric as text; nothing without one."""
         return "" if value is None or self.metric is None else scale(self.metric).write(value)
 
     @property
+    def where(self) -> str:
+        """Which of the views leak, in words: all of them, or how many, and the one where most was found."""
+        total = self.attempts[0]
+        counted = f"{len(self.leaking)} of {total} {_PLURAL[self.scope] if total > 1 else self.scope}"
+        return f"{counted}, most in {self.place}"
+
+    @property
     def written(self) -> str:
         """What leaks, in one clause."""
+        value, control = self.peak
         part = "part of " if self.verdict == "partial" else ""
-        assert self.metric is not None
-        return (
-            f"{self.attack} finds {part}the {self.kind} behind {self.decider} together "
-            f"({scale(self.metric).title} {self.write(self.mean)} on average)"
-        )
+        beside = "" if control is None else f" where the best blind guess reaches {self.write(control)}"
+        what = scale(str(self.metric)).title
+        picture = "one picture at " if self.decider is not None and self.decider.example is not None else ""
+        return f"{self.attack} finds {part}the {self.kind} of {self.where}: {picture}{what} {self.write(value)}{beside}"
 
 
-def view_entries(records: Sequence[ViewRecord]) -> list[ViewEntry]:
-    """Return one entry per attack and kind of finding, in the order in which the attacks first occur."""
+def _title(record: Attempted) -> str:
+    return record.attack.title
+
+
+def _carried(record: Attempted) -> str:
+    return " + ".join(use.name for use in record.defenses)
+
+
+def view_entries(
+    records: Sequence[ViewRecord],
+    name: Callable[[Attempted], str] = _title,
+    defenses: Callable[[Attempted], str] = _carried,
+) -> list[ViewEntry]:
+    """Return one entry per attack and kind of finding, in the order in which the attacks first occur.
+
+    Args:
+        records: the attempts.
+        name: what reports call the attack of a record.
+        defenses: what reports call the defenses of a record.
+    """
     by_attack: dict[tuple[str, str], list[ViewRecord]] = {}
     for record in records:
         by_attack.setdefault(record.attack.key, []).append(record)
-    return [entry for own in by_attack.values() for entry in _of_attack(own)]
+    found = []
+    for own in by_attack.values():
+        first, statuses = own[0], [record.status for record in own]
+        sought = gravest(first.attack.recovers)
+        empty = ViewEntry(
+            attack=name(first),
+            is_control=first.attack.is_control,
+            defenses=", ".join(dict.fromkeys(filter(None, map(defenses, own)))),
+            scope=first.view.scope,
+            kind="nothing" if sought is None else sought.name,
+            attempts=(len(own), statuses.count("failed"), statuses.count("refused")),
+            reason=_unscored(own),
+        )
+        found += [_without_claims_of_controls(entry) for entry in _of_attack(own, empty)]
+    return found
 
 
-def _of_attack(records: Sequence[ViewRecord]) -> list[ViewEntry]:
-    first: dict[str, tuple[str, list[Scored]]] = {}
-    for metric in dict.fromkeys(name for record in records for name in record.scores):
+def _without_claims_of_controls(entry: ViewEntry) -> ViewEntry:
+    if not entry.is_control:
+        return entry
+    reason = "it is a control, which never looks at the updates"
+    return replace(entry, verdict="inconclusive", reason=reason, leaking=())
+
+
+def _of_attack(records: Sequence[ViewRecord], empty: ViewEntry) -> list[ViewEntry]:
+    by_kind: dict[str, list[tuple[str, list[Scored], Significance]]] = {}
+    for metric in dict.fromkeys(metric for record in records for metric in record.scores):
         found = scored(records, metric)
         if found:
-            first.setdefault(kind_of(metric), (metric, found))
-    if not first:
-        return [_entry(records, "nothing", None, None, None, "inconclusive", _unscored(records), None)]
+            shown = significance(found, metric, luck.BlindSkills.of(()))
+            by_kind.setdefault(kind_of(metric), []).append((metric, found, shown))
     entries = []
-    for kind, (metric, found) in first.items():
-        shown = significance(found, metric, luck.BlindSkills.of(()))
-        verdict: Verdict = "inconclusive"
-        if shown.level == "leaks" or shown.level == "partial":
-            verdict = shown.level
-        decider = shown.decider.record
-        assert isinstance(decider, ViewRecord)
-        mean = sum(one.value for one in found) / len(found)
+    for kind, judged in by_kind.items():
+        # Of metrics that show equally much, the first one; one that is not rated never stands for one that is.
+        metric, found, shown = max(judged, key=lambda one: LEVELS.index(one[2].level))
+        verdict, reason = _judged(metric, shown, empty.attempts[1])
         control = pooled_control(found, metric)
-        best = None if control is None or shown.decider.best is None else Control(shown.decider.best.name, control)
-        reason = "" if verdict != "inconclusive" else _UNPROVEN
-        entries.append(_entry(records, kind, metric, mean, best, verdict, reason, decider.place))
-    return entries
+        leaking = tuple(_view_of(one) for one in found if one.level in ("leaks", "partial"))
+        entries.append(
+            replace(
+                empty,
+                kind=kind,
+                metric=metric,
+                mean=sum(one.value for one in found) / len(found),
+                best=None
+                if control is None or shown.decider.best is None
+                else Control(shown.decider.best.name, control),
+                verdict=verdict,
+                reason=reason,
+                decider=shown.decider,
+                leaking=() if verdict == "inconclusive" else leaking or (_view_of(shown.decider),),
+            )
+        )
+    return entries or [empty]
 
 
-def _entry(
-    records: Sequence[ViewRecord],
-    kind: str,
-    metric: str | None,
-    mean: float | None,
-    best: Control | None,
-    verdict: Verdict,
-    reason: str,
-    decider: str | None,
-) -> ViewEntry:
-    attack, statuses = records[0].attack, [record.status for record in records]
-    if attack.is_control:
-        verdict, reason = "inconclusive", "it is a control, which never looks at the updates"
-    attempts = len(records), statuses.count("failed"), statuses.count("refused")
-    return ViewEntry(
-        attack.title,
-        attack.is_control,
-        records[0].view.scope,
-        kind,
-        metric,
-        mean,
-        best,
-        attempts,
-        verdict,
-        reason,
-        decider,
-    )
+def _judged(metric: str, shown: Significance, failed: int) -> tuple[Verdict, str]:
+    written = scale(metric)
+    if shown.level == "leaks":
+        return "leaks", ""
+    if shown.level == "partial":
+        has_wrong = WRONG_UPDATE in shown.decider.record.controls
+        if has_wrong or written.is_luck:
+            return "partial", ""
+        return "inconclusive", (
+            f"{written.title} is {written.write(shown.decider.value)} in {_view_of(shown.decider).place}, a little beyond a "
+            "blind guess, and no other view shows what the attack finds where it cannot know"
+        )
+    if shown.level == "unrated":
+        return "inconclusive", f"{written.title} is shown and not rated, or was scored beside no control"
+    if shown.lucky:
+        return "inconclusive", "luck explains what it found"
+    return "inconclusive", f"{failed} attempts failed" if failed else _UNPROVEN
+
+
+def _view_of(one: Scored) -> ViewRecord:
+    assert isinstance(one.record, ViewRecord)
+    return one.record
 
 
 def _unscored(records: Sequence[ViewRecord]) -> str:

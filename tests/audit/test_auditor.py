@@ -225,7 +225,7 @@ def test_a_finding_that_is_gone_is_made_again_in_a_process_of_its_own_before_it_
     with pytest.raises(RunFolderError, match="Audit again"):
         attempt.read(plan, folder, View.of_update(1, 0), plan.attacks[0])
     with InThisProcess(plan, RunFolder(folder.path)) as executor:
-        record = executor.submit(Work.assess, Task(View.of_update(1, 0), 0), View.of_update(1, 1)).result()
+        record = executor.submit(Work.assess, Task(View.of_update(1, 0), 0), View.of_update(1, 1)).result().as_json()
     assert record["status"] == "found" and "wrong_update" in record["controls"]
     assert record["trace"]["process"] != os.getpid()
 

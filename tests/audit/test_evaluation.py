@@ -40,7 +40,7 @@ def test_the_model_after_a_round_is_what_the_next_one_sends_out(run, processes):
         weights = folder.read_model() if line.round == 3 else folder.read_global(line.round + 1, 0)
         assert line.scores["norm"] == pytest.approx(float(weights["head.weight"].norm()), rel=1e-6)
     assert len({line.scores["draw"] for line in lines}) == 3
-    assert {line.evaluator.name for line in lines} == {"stubs:Asks"} and lines[0].cautions == ["a stub"]
+    assert {line.evaluator.name for line in lines} == {"stubs:Asks"} and lines[0].cautions == ("a stub",)
 
 
 def test_rounds_are_chosen_for_each_evaluator(run):

@@ -255,5 +255,5 @@ def test_steps_arrive_from_a_worker_while_its_attack_runs(simulate, tmp_path, qu
     federation = {"clients": 1, "rounds": 1}
     _, _, (record,) = simulate(on_running=hear, attacks=[attack], federation=federation, audit={"processes": 1})
     assert record["status"] == "found"
-    assert heard == [((1, 0, "stubs:TellsAndWaits", (1, 4, 0.5, None)),), ()]
+    assert heard == [((View.of_update(1, 0), "stubs:TellsAndWaits", (1, 4, 0.5, None)),), ()]
     assert "steps" not in {thread.name for thread in threading.enumerate()}

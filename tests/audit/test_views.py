@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 
 from fedsim import simulation
 from fedsim.applicability import Setting, together
+from fedsim.audit.scores import by_view, joined, scores_of
 from fedsim.exchange import SCOPES, Update, View
 from fedsim.planning import preparation as planning
+from fedsim.recording.records import ViewRecord
 from fedsim.recording.run_folder import RunFolder
 from fedsim.report import reading, summary
 from fedsim.report.analysis import Analysis
 from fedsim.simulation import Progress
 from fedsim.testing import observation, observation_of, random_pictures
+from fedsim.verdicts.several import view_entries
 from fedsim.views import views
 
 ALL = [{"name": f"stubs:{name}"} for name in ("SeesRound", "SeesClient", "SeesRun", "Guess")]
@@ -67,7 +70,7 @@ def test_each_scope_is_shown_its_updates_and_scored_against_all_that_is_behind_t
         truth = plan.truth([(record["round"], client) for client in (0, 1, 2)])
         assert len(record["scores"]["label_recall"]["per_example"]) == len(truth.labels) == 6
         assert record["scores"]["label_recall"]["value"] == 1.0 > record["controls"]["chance"]["label_recall"]
-        assert record["cautions"] == ["no wrong-update control: no other view of this kind gave a finding"]
+        assert record["cautions"] == [] and "wrong_update" in record["controls"], "the other round has other pictures"
         assert (folder.path / record["artifacts"]["finding"]).is_file()
     assert len({record["artifacts"]["finding"] for record in records}) == len(records) == 12
 
@@ -114,7 +117,8 @@ def test_the_report_has_a_section_of_its_own_and_its_leaks_count(simulate):
     (entry,) = analysis.views
     assert (entry.verdict, entry.kind, entry.attempts) == ("leaks", "labels", (2, 0, 0)) and analysis.verdict == "leaks"
     assert analysis.headline == (
-        "stubs:SeesRound finds the labels behind 3 clients in round 1 together (Label recall 1.00 on average)."
+        "stubs:SeesRound finds the labels of 2 of 2 rounds, most in 3 clients in round 1: Label recall 1.00 where the best "
+        f"blind guess reaches {analysis.views[0].peak[1]:.2f}."
     )
     found = json.loads(summary.as_json(analysis))
     assert [one["verdict"] for one in found["views"]] == ["leaks"] and found["views"][0]["scope"] == "round"
@@ -122,7 +126,9 @@ def test_the_report_has_a_section_of_its_own_and_its_leaks_count(simulate):
 
     page = report.render(folder.path).read_text()
     assert "Attacks on several updates at once" in page
-    assert "| stubs:SeesRound | all of a round | 2 | Label recall | 1.00 |" in (folder.path / "report.md").read_text()
+    text = (folder.path / "report.md").read_text()
+    assert "| stubs:SeesRound | all of a round | none | 2 | Label recall | 1.00 |" in text
+    assert "so nothing can be said about leakage" not in text + page
     assert (folder.path / "tables" / "views.csv").read_text().count("stubs:SeesRound,round,") == 2
 
 
@@ -135,7 +141,136 @@ def test_one_that_finds_nothing_is_inconclusive_and_never_resisted(simulate, mon
     _, folder, _ = simulate(attacks=ALL[2:3])
     analysis = Analysis(reading.read(folder.path))
     assert analysis.verdict == "inconclusive" and "not calibrated" in analysis.views[0].reason
-    assert analysis.headline.startswith("Inconclusive: nothing shows that the attack works here")
+    assert analysis.headline.startswith(
+        "Inconclusive for the labels by stubs:SeesRun (all of a run: nothing shows that"
+    )
+
+
+def test_failed_attempts_are_told_with_their_reason_and_keep_the_verdict_open(simulate):
+    _, folder, _ = simulate(attacks=[{"name": "stubs:SeesRun", "params": {"raises": True}}, ALL[0]])
+    analysis = Analysis(reading.read(folder.path))
+    by_attack = {entry.attack: entry for entry in analysis.views}
+    assert by_attack["stubs:SeesRound"].verdict == "leaks" and by_attack["stubs:SeesRun"].verdict == "inconclusive"
+    assert by_attack["stubs:SeesRun"].reason.startswith("no finding: RuntimeError")
+    assert analysis.verdict == "leaks" and "RuntimeError: of several updates" in analysis.headline
+    from fedsim import report
+
+    page = report.render(folder.path).read_text()
+    assert "failed: RuntimeError: of several updates" in page
+    assert "failed: RuntimeError: of several updates" in (folder.path / "report.md").read_text()
+
+
+def entry_of(**fields):
+    record = ViewRecord.model_validate(
+        {
+            "round": 1,
+            "client": None,
+            "attack": {"name": "all", "recovers": ["images"]},
+            "status": "found",
+            "view": {"scope": "round", "rounds": [1], "clients": [0, 1]},
+            **fields,
+        }
+    )
+    (entry,) = view_entries([record])
+    return entry
+
+
+def score(value, worse="higher"):
+    return {"value": value, "per_example": [value], "worse": worse}
+
+
+def test_the_metric_that_shows_most_stands_for_its_kind_and_one_that_is_not_rated_for_none():
+    controls = {"grey": {"psnr": 12.9, "ssim": 0.06, "fft2d": 0.2}}
+    assert entry_of(scores={"psnr": score(13.0), "ssim": score(0.9)}, controls=controls).metric == "ssim"
+    found = entry_of(scores={"fft2d": score(0.1, "lower"), "psnr": score(50.0)}, controls=controls)
+    assert (found.metric, found.verdict) == ("psnr", "leaks")
+
+
+def test_one_picture_that_leaks_is_told_with_its_own_score():
+    example = {"psnr": {"index": 3, "value": 60.0, "control": 12.0, "floor": 14.0, "luck": 0.0}}
+    controls = {"grey": {"psnr": 12.0}}
+    found = entry_of(scores={"psnr": score(11.2)}, controls=controls, best_example=example)
+    assert found.verdict == "leaks"
+    assert "one picture at PSNR 60.0 dB where the best blind guess reaches 12.0 dB" in found.written
+
+
+def test_a_little_beyond_a_blind_guess_counts_only_beside_another_view():
+    controls = {"grey": {"psnr": 12.0}}
+    alone = entry_of(scores={"psnr": score(14.0)}, controls=controls)
+    assert alone.verdict == "inconclusive" and "no other view" in alone.reason
+    beside = entry_of(scores={"psnr": score(14.0)}, controls={**controls, "wrong_update": {"psnr": 11.0}})
+    assert beside.verdict == "partial"
+    assert (
+        entry_of(scores={"psnr": score(14.0)}, controls={**controls, "wrong_update": {"psnr": 14.0}}).is_leak is False
+    )
+
+
+def test_what_leaks_of_a_client_is_its_leak_and_a_whole_run_is_not_said_to_lack_attempts(simulate):
+    _, folder, _ = simulate(attacks=[ALL[1], ALL[0]])
+    analysis = Analysis(reading.read(folder.path))
+    assert {client: verdict.kinds["labels"] for client, verdict in analysis.client_verdicts.items()} == {
+        0: "leaks",
+        1: "leaks",
+        2: "leaks",
+    }
+    assert analysis.scope.is_whole and "have no record" not in analysis.headline
+    assert "3 of 3 clients" in analysis.headline
+    folder.records.rewrite(folder.records.read()[1:])
+    lacking = Analysis(reading.read(folder.path))
+    assert (
+        lacking.scope.missing_views == 1 and "1 attempts that the scenario asks for have no record" in lacking.headline
+    )
+
+
+def test_a_narrower_audit_forgets_no_leak(simulate):
+    plan, folder, before = simulate(attacks=ALL[1:2])
+    raw = {**plan.scenario.resolved(), "audit": {"processes": 0, "calibrate": "none", "clients": [0]}}
+    after = audits.audit(planning.make(type(plan.scenario)(**raw)), RunFolder.open(folder.path), Progress())
+    assert after == before and len(after) == 3
+
+
+def test_a_view_of_a_client_with_other_pictures_is_the_wrong_update(simulate):
+    _, _, records = simulate(attacks=ALL[1:2])
+    assert all("wrong_update" in record["controls"] for record in records)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scope": "update"},
+        {"rounds": [2]},
+        {"rounds": [1, 2]},
+        {"clients": [2, 1, 0]},
+        {"clients": [0, 0]},
+        {"scope": "client"},
+        {},
+    ],
+)
+def test_a_view_that_contradicts_itself_is_refused(simulate, change):
+    plan, folder, records = simulate(attacks=ALL[:1], federation={"clients": 3, "rounds": 1})
+    folder.records.rewrite([{**records[0], "view": {**records[0]["view"], **change}}])
+    if not change:
+        assert audits.audit(plan, RunFolder.open(folder.path), Progress()) == records
+        return
+    with pytest.raises(simulation.RunFolderError, match="line 1 is damaged"):
+        audits.audit(plan, RunFolder.open(folder.path), Progress())
+
+
+def test_pictures_that_defenses_changed_count_as_found_where_a_view_finds_them(simulate, monkeypatch):
+    """Every client mirrors its pictures; the attack returns exactly what was trained on."""
+    import stubs
+
+    plan, folder, _ = simulate(
+        attacks=ALL[:1], defenses=[{"name": "stubs:Rearranges"}], federation={"clients": 2, "rounds": 1}
+    )
+    truth = plan.truth([(1, 0), (1, 1)])
+    mirrored = truth.images.flip(-1)
+    scored = scores_of(plan, folder, View((1,), (0, 1), "round"), truth, stubs.Finding(images=mirrored), None)
+    found, stated = by_view(
+        plan, folder, View((1,), (0, 1), "round"), truth, stubs.Finding(images=mirrored), None, scored
+    )
+    assert stated.other_pictures and stated.inputs == len(truth.images)
+    assert joined([scored, *found]).scores["psnr@trained"].value > 100 > scored.scores["psnr"].value
 
 
 def test_a_record_of_clients_that_were_not_captured_is_refused(simulate):

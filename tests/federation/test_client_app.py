@@ -134,8 +134,8 @@ def test_flowers_client_side_wrappers_find_their_clipping(tiny_plan, name, confi
 
 def test_a_client_travels_to_workers_as_its_scenario_alone(tiny_plan):
     plan = tiny_plan()
-    wire = pickle.dumps(Client(plan.scenario))
-    assert len(wire) < 10_000
+    sent = pickle.dumps(Client(plan.scenario))
+    assert len(sent) < 10_000
     content = RecordDict(
         {"arrays": wire.to_arrays(plan.initial_weights()), "config": ConfigRecord({"server-round": 1})}
     )
@@ -143,6 +143,6 @@ def test_a_client_travels_to_workers_as_its_scenario_alone(tiny_plan):
     message = Message(content, 1001, "train")
     message.metadata.__dict__["_message_id"] = "1"
     context = Context(1, 1001, {"partition-id": 1}, RecordDict(), {})
-    reply = pickle.loads(wire).train(message, context)
+    reply = pickle.loads(sent).train(message, context)
     expected = local_update(plan, 1, 1, plan.initial_weights()).update.tensors
     assert torch.equal(wire.to_tensors(reply.content["arrays"])["head.weight"], expected["head.weight"])

@@ -216,14 +216,14 @@ NAMES = {*KINDS, *(kind.listed for kind in KINDS.values()), *(field.name for fie
 OTHERS = {
     "applicability.py": {"pictures"},  # how many an update is of
     "attack.py": {"images", "labels", "features"},  # types are written out
-    "audit/assessment.py": {"pictures", "features", "labels"},  # fields of a record; which inputs a defense changed
-    "audit/attempt.py": {"images", "labels", "features"},  # names of a stored finding's tensors
+    "audit/assessment.py": {"pictures", "features"},  # fields of a record
+    "audit/scores.py": {"pictures", "labels"},  # which inputs a defense changed
     "audit/threat.py": {"labels"},  # a grant
     "cli/listing.py": {"pictures"},  # how many an update is of
     "data/parquet.py": {"features"},  # metadata of Hugging Face
     "federation/training.py": {"images", "labels"},  # a batch
     "metrics/metric.py": {"pictures", "labels"},  # which inputs a defense changed
-    "report/view.py": {"labels"},  # a grant
+    "report/view.py": {"pictures", "features", "labels"},  # fields of a record; a grant
     "scenario/parts.py": {"labels"},  # a grant
     "simulation.py": {"labels"},  # a grant
     "testing/fixtures.py": {"labels"},  # a grant

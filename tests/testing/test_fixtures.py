@@ -23,7 +23,7 @@ class DoesNothing(Defense):
     citation: ClassVar[str] = "Nobody. Nothing. https://example.org"
 
 
-GIVEN = {"update", "model", "image_shape", "num_classes"}
+GIVEN = {"update", "model", "image_shape", "num_classes", "members"}
 
 
 def assert_equal(found, expected):

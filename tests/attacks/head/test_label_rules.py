@@ -1,7 +1,7 @@
 import pytest
 import torch
 from fedsim_attacks.head.label_bounds import SEPARABLE, separable
-from fedsim_attacks.head.label_rules import RULES, RunData
+from fedsim_attacks.head.label_rules import RULES, Evidence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ def made(labels, classes, embed=24, scale=0.05, seed=0, offset=0.0, bias=None):
     probabilities = (inputs @ weight.T + bias).softmax(1)
     errors = probabilities - torch.nn.functional.one_hot(torch.tensor(labels), classes)
     mean = probabilities.mean(0)
-    return RunData(errors.mean(0), errors.T @ inputs / len(labels), weight, bias, len(labels), mean)
+    return Evidence(errors.mean(0), errors.T @ inputs / len(labels), weight, bias, len(labels), mean)
 
 
 def truth(labels, classes):
@@ -35,7 +35,7 @@ def test_one_picture_worked_by_hand():
     residual = torch.tensor([0.5, -0.75, 0.25], dtype=torch.float64)
     gradient = torch.tensor([[1.0, -2.0], [-1.5, 3.0], [0.5, -1.0]], dtype=torch.float64)
     weight, bias = torch.zeros(3, 2).double(), torch.tensor([0.5, 0.25, 0.25]).double().log()
-    seen = RunData(residual, gradient, weight, bias, 1, torch.tensor([0.5, 0.25, 0.25]).double())
+    seen = Evidence(residual, gradient, weight, bias, 1, torch.tensor([0.5, 0.25, 0.25]).double())
     for name in ("idlg", "idlg_bias", "llg", "llg_star", "rlg", "ilrg", "bias_count_uniform", "bias_count"):
         assert found(name, seen).tolist() == [0, 1, 0], name
     # Signed inputs defeat the least entry: row 0 holds -2, row 1 only -1.5.
@@ -44,14 +44,14 @@ def test_one_picture_worked_by_hand():
 
 def test_llg_worked_by_hand():
     # r < 0 at 0 and 1; m = (1 + 1/3) / 4 * (-0.5 - 0.25) = -0.25; left = (-0.25, 0, 0.75): 0, then 0 or 1 at zero.
-    seen = RunData(torch.tensor([-0.5, -0.25, 0.75]).double(), None, torch.zeros(3, 1), torch.zeros(3), 4)
+    seen = Evidence(torch.tensor([-0.5, -0.25, 0.75]).double(), None, torch.zeros(3, 1), torch.zeros(3), 4)
     assert found("llg", seen).tolist() == [3, 1, 0]
 
 
 def test_llg_star_worked_by_hand():
     # Offsets 1/4 each: m = (1 + 1/4) / 4 * (1/4 - 1) = -15/64; n = (2, 1, 1, 0) leaves r = (-1/4, 0, 0, 1/4).
     reference = torch.full((4,), 0.25).double()
-    seen = RunData(
+    seen = Evidence(
         torch.tensor([-0.25, 0.0, 0.0, 0.25]).double(), None, torch.zeros(4, 1), torch.zeros(4), 4, reference
     )
     assert found("llg_star", seen).tolist() == [2, 1, 1, 0]
@@ -60,7 +60,7 @@ def test_llg_star_worked_by_hand():
 def test_bias_counts_worked_by_hand():
     # n = 4 (p - r): p = (.7, .2, .1) and n = (1, 3, 0) leave r = (.45, -.55, .1).
     residual, mean = torch.tensor([0.45, -0.55, 0.1]).double(), torch.tensor([0.7, 0.2, 0.1]).double()
-    seen = RunData(residual, None, torch.zeros(3, 1), torch.zeros(3), 4, mean)
+    seen = Evidence(residual, None, torch.zeros(3, 1), torch.zeros(3), 4, mean)
     assert found("bias_count", seen).tolist() == [1, 3, 0]
     # With p even: 4 (1/3 - r) = (-.47, 3.53, .93); nearest of sum 4 without negatives.
     assert found("bias_count_uniform", seen).tolist() == [0, 3, 1]

@@ -51,7 +51,7 @@ def test_round_labels_keeps_the_contract() -> None:
 @pytest.mark.parametrize("is_sum", [False, True])
 def test_round_labels_counts_the_labels_of_all_clients_from_their_sum(is_sum: bool) -> None:
     draw = generator()
-    batches = [random_pictures(draw, labels=torch.tensor(labels)) for labels in ([3, 7], [3], [9, 0, 3])]
+    batches = [random_pictures(draw, len(labels), labels=torch.tensor(labels)) for labels in ([3, 7], [3], [9, 0, 3])]
     finding = RoundLabels().run(observation_of([observation(batch) for batch in batches], is_sum), draw)
     assert finding.labels.tolist() == [0, 3, 3, 3, 7, 9] and finding.trace["updates"] == (1 if is_sum else 3)
 
