@@ -197,7 +197,7 @@ def test_a_failed_and_a_refused_attempt_are_records_and_the_others_go_on(simulat
 
 
 @pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_what_an_attack_changes_in_its_process_reaches_no_other_attempt(simulate, processes):
+def test_what_an_attack_changes_in_its_process_reaches_no_other_attempt(simulate, processes, quick_workers):
     parts = {"federation": {"rounds": 1}, "audit": {"processes": processes}}
     _, _, alone = simulate("alone", attacks=[{"name": "stubs:Guess"}], **parts)
     _, _, both = simulate("both", attacks=[{"name": "stubs:Poisons"}, {"name": "stubs:Guess"}], **parts)
@@ -376,7 +376,7 @@ def test_a_limit_on_memory_that_nobody_would_enforce_is_refused(tiny_scenario, m
 
 
 @pytest.mark.slow
-def test_a_process_for_attacks_that_starts_from_nothing_gives_the_same_records(simulate, monkeypatch):
+def test_a_process_for_attacks_that_starts_from_nothing_gives_the_same_records(simulate, quick_workers, monkeypatch):
     attacks = [{"name": "stubs:Guess"}, going("raises a long text")]
     parts = {"attacks": attacks, "federation": {"clients": 2, "rounds": 1}}
     _, _, copied = simulate("copied", **parts)

@@ -79,7 +79,7 @@ def test_sign_of_bias_refuses_an_update_without_the_bias() -> None:
         SignOfBias(parameter="fc.bias").run(observation(random_pictures(generator())), generator())
 
 
-@pytest.mark.parametrize("keep", [0.001, 0.1, 1.0])
+@pytest.mark.parametrize("keep", [0.001, 1.0])
 def test_top_k_keeps_the_contract(keep: float) -> None:
     check_defense(TopK, keep=keep)
 
@@ -95,7 +95,7 @@ def test_top_k_agrees_with_sorting_all_entries(keep: float) -> None:
     assert not sent[order[count:]].any()
 
 
-@pytest.mark.parametrize("keep", [0.001, 0.3, 1.0])
+@pytest.mark.parametrize("keep", [0.001, 1.0])
 def test_error_feedback_keeps_the_contract(keep: float) -> None:
     check_defense(ErrorFeedback, keep=keep)
 
