@@ -1,9 +1,11 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import is_running, wait_until
 
 from fedsim import process_tree
 
@@ -63,6 +65,55 @@ def test_a_child_of_a_child_is_a_descendant_and_a_process_that_has_ended_holds_n
         assert process_tree.memory(process.pid) > MEBIBYTE
         process.communicate(b"\n")
     assert process_tree.memory(process.pid) == 0 and process_tree.descendants(process.pid) == []
+
+
+def test_a_thread_that_has_ended_hides_no_children_of_others(monkeypatch, tmp_path):
+    threads = tmp_path / "proc" / "7" / "task"
+    for thread in range(20):
+        (threads / str(thread)).mkdir(parents=True)
+        # The files of odd threads cannot be read, nor the folders of children.
+        if thread % 2 == 0:
+            (threads / str(thread) / "children").write_text(f"{100 + thread} ")
+    monkeypatch.setattr(process_tree, "Path", lambda path: tmp_path / path.removeprefix("/"))
+    assert sorted(process_tree.descendants(7)) == [100 + thread for thread in range(0, 20, 2)]
+
+
+# Starts a process in its session, which starts one in a session of its own, and ends.
+LEAVES = """
+import os, signal
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    if os.fork() == 0:
+        os.setsid()
+        os.write(1, b"%d %d\\n" % (os.getppid(), os.getpid()))
+    signal.pause()
+os.read(0, 1)
+"""
+
+
+def test_a_session_ends_with_what_its_members_have_started_and_its_leader_may_be_gone():
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", LEAVES], start_new_session=True, **pipes) as process:
+        left = [int(one) for one in process.stdout.readline().split()]
+        leader = process_tree.leader(process.pid)
+        # Another process that has got the same number.
+        process_tree.end_session(leader._replace(began=leader.began - 1))
+        assert process.poll() is None and all(map(is_running, left))
+        process.stdin.close()
+        process.wait(60)
+        assert len(left) == 2 and all(map(is_running, left))
+        process_tree.end_session(leader)
+    wait_until(lambda: not any(map(is_running, left)))
+
+
+def test_where_no_process_is_listed_a_session_ends_as_a_group(monkeypatch, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], start_new_session=True, stdin=subprocess.PIPE) as process:
+        monkeypatch.setattr(process_tree, "Path", lambda path: tmp_path / path.removeprefix("/"))
+        leader = process_tree.leader(process.pid)
+        assert leader == (process.pid, None)
+        process_tree.end_session(leader)
+        assert process.wait(60) == -signal.SIGKILL
+        process_tree.end_session(leader)
 
 
 def test_a_system_without_proc_does_not_tell(monkeypatch, tmp_path):

@@ -29,6 +29,7 @@ from fedsim import process_tree
 from fedsim.audit.attempt import Made
 from fedsim.planning import preparation as planning
 from fedsim.planning.plan import Plan
+from fedsim.process_tree import Leader
 from fedsim.progress import Step, listening
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import AuditPart
@@ -39,10 +40,14 @@ StartMethod = Literal["fork", "spawn"]
 Make = Callable[..., Made]
 """A function that runs an attack: it takes the plan, the run folder and what it is about; another process finds it by name."""
 
+START_LIMIT = 1800.0
+"""Seconds that a process of the audit may take to start: imports, and a plan with its data from a slow disk, take minutes."""
+
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 _LOOK = 0.1  # seconds between two looks at the memory
 _LOOKS_SHARE = 10  # a look takes longer, the more memory is held: a tenth of the time at most
 _MEBIBYTE = 2**20
+_KILLED = 10.0  # seconds that a killed process may take: beyond, it waits for a disk or a device that may never answer
 
 
 class AttackDiedError(Exception):
@@ -85,10 +90,18 @@ class AttackProcess:
         plan: of the attempts, and of their limits; a process made from nothing makes the same from the folder.
         folder: the run.
         private: connections of this process of which a copy must hold no end: who listens to them waits for the last holder.
+        report: called with the process once it has been made, before it runs an attack, and with None once it has ended; so
+            somebody else may end what it has started, should this process be killed.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, private: Sequence[Connection] = ()) -> None:
-        self._plan, self._folder, self._private = plan, folder, tuple(private)
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        private: Sequence[Connection] = (),
+        report: Callable[[Leader | None], None] | None = None,
+    ) -> None:
+        self._plan, self._folder, self._private, self._report = plan, folder, tuple(private), report
         self._method = start_method()
         self._process: BaseProcess | None = None
         self._requests: Connection | None = None
@@ -105,7 +118,7 @@ class AttackProcess:
 
         Raises:
             AttackLimitError: it took too long, or used too much memory; the process has been ended.
-            AttackDiedError: the process died.
+            AttackDiedError: the process died, or did not start in time.
             Exception: what `make` raised.
         """
         try:
@@ -131,6 +144,7 @@ class AttackProcess:
         while True:
             answer = self._receive(watch)
             if isinstance(answer, Made):
+                watch.look_at_memory()
                 return answer
             if isinstance(answer, BaseException):
                 raise answer
@@ -140,10 +154,11 @@ class AttackProcess:
             watch.look()
 
     def _receive(self, watch: _Watch | None) -> Any:
-        """Return what the process says next, under watch of its limits if there is one."""
+        """Return what the process says next, under watch of its limits, or of how long it may take to start."""
         assert self._requests is not None
-        while not (ready := wait([self._requests, self._exit], watch.pause() if watch else None)):
-            assert watch is not None
+        while not (ready := wait([self._requests, self._exit], watch.pause() if watch else START_LIMIT)):
+            if watch is None:
+                raise AttackDiedError(f"its process did not start within {START_LIMIT:g} s")
             watch.look()
         if self._exit in ready:
             self.kill()
@@ -178,7 +193,10 @@ class AttackProcess:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        self._process, self._exit = process, _exit_of(process)
+        self._process, self._exit = process, exit_of(process)
+        assert process.pid is not None
+        if self._report is not None:
+            self._report(process_tree.leader(process.pid))
 
     def kill(self) -> None:
         """End the process and what it has started, without waiting for it."""
@@ -199,7 +217,8 @@ class AttackProcess:
         if self._process is None:
             return
         self.kill()
-        self._process.join()
+        if reap(self._process, self._exit) and self._report is not None:
+            self._report(None)
         if self._exit != self._process.sentinel:
             os.close(self._exit)
         assert self._requests is not None
@@ -212,7 +231,10 @@ class _Watch:
 
     What counts as its memory is what the process and its descendants hold (see `process_tree.memory`), less what the process
     held when the attempt began. So pages that a copy shares with its maker do not count until one of them changes them, though
-    children that it forks add their part of these. A peak between two looks is not seen, nor is the memory of a GPU.
+    children that it forks add their part of these. The last look is taken when the attempt has ended, at what it has left.
+
+    Not seen is a peak that is over by the next look: the one that the system notes (VmHWM) counts files as well, which it can
+    drop, and no page that a copy has changed. Nor is the memory of a GPU seen, or of children whose parent has ended.
 
     Args:
         process: of the attempt.
@@ -241,8 +263,18 @@ class _Watch:
         now = time.monotonic()
         if self._seconds is not None and now >= self._began + self._seconds:
             raise AttackLimitError(f"took longer than audit.attack_timeout ({self._seconds:g} s)", self._seconds)
-        if self._memory is None or now < self._next_look:
+        if now >= self._next_look:
+            self.look_at_memory()
+
+    def look_at_memory(self) -> None:
+        """Look at the memory that the attempt uses, whenever the last look was.
+
+        Raises:
+            AttackLimitError: it is more than it may use.
+        """
+        if self._memory is None:
             return
+        now = time.monotonic()
         used = process_tree.memory(self._process) - self._before
         if used > self._memory * _MEBIBYTE:
             raise AttackLimitError(
@@ -252,7 +284,19 @@ class _Watch:
         self._next_look = seen + max(_LOOK, _LOOKS_SHARE * (seen - now))
 
 
-def _exit_of(process: BaseProcess) -> int:
+def reap(process: BaseProcess, handle: int) -> bool:
+    """Wait until a process that was killed has ended, and return whether it has in time; `handle` is its `exit_of`."""
+    if handle == process.sentinel:
+        # Children that were not found make this take all its time.
+        process.join(_KILLED)
+        return not process.is_alive()
+    if not wait([handle], _KILLED):
+        return False
+    process.join()
+    return True
+
+
+def exit_of(process: BaseProcess) -> int:
     """Return a handle that is ready once the process has ended; the plain one waits for its children as well."""
     assert process.pid is not None
     try:

@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,11 +22,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fedsim import process_tree
+from fedsim.audit import attack_process
 from fedsim.audit.assessment import Task
 from fedsim.audit.attack_process import AttackProcess
 from fedsim.audit.work import Tell, Work
 from fedsim.errors import FedsimError
 from fedsim.planning import preparation as planning
+from fedsim.process_tree import Leader
 from fedsim.progress import Step
 from fedsim.recording.run_folder import RunFolder
 
@@ -34,6 +37,7 @@ Do = Callable[..., Any]
 """What a worker does: a function that takes its `Work` first; the worker finds it by name."""
 
 _STARTS = 2  # the first death may be for want of memory that another process has given back since
+_LEAVE = 30.0  # seconds: a worker that is hung up on exits at once, unless it hangs or the system is out of breath
 
 
 class WorkerDiedError(Exception):
@@ -50,8 +54,18 @@ class _Answer(NamedTuple):
     error: BaseException | None = None
 
 
+class _Attack(NamedTuple):
+    leader: Leader | None
+
+
+_Message = _Told | _Answer | _Attack
+
+
 class WorkerProcess:
     """A worker process as its parent sees it: started when there is something to do, and again where it has died.
+
+    A worker ends its attack and what that has started. One that is killed cannot, so its parent knows which attack it runs,
+    and ends what is left of that (see `process_tree.end_session`).
 
     Args:
         context: that it is made with.
@@ -62,10 +76,13 @@ class WorkerProcess:
     def __init__(self, context: SpawnContext, folder: Path, tell: Tell | None) -> None:
         self._context, self._folder, self._tell = context, folder, tell
         self._process: BaseProcess | None = None
+        self._exit = -1
         self._answers: Connection | None = None
+        self._attack: Leader | None = None
         # Whoever hangs up does so in another thread than the one that waits for an answer.
         self._lock = threading.Lock()
         self._tasks: Connection | None = None
+        self._starting: BaseProcess | None = None
         self._is_wanted = True
 
     def run(self, do: Do, *given: Any) -> Any:
@@ -73,7 +90,7 @@ class WorkerProcess:
 
         Raises:
             WorkerDiedError: the worker died of it, or was hung up on.
-            FedsimError: the worker dies as it starts.
+            FedsimError: the worker dies as it starts, or does not start in time.
             Exception: what `do` raised.
         """
         try:
@@ -91,10 +108,13 @@ class WorkerProcess:
         for _ in range(_STARTS):
             self._launch()
             try:
-                self._hear()
-                return
+                self._hear(attack_process.START_LIMIT)
             except WorkerDiedError:
                 self.end()
+            else:
+                with self._lock:
+                    self._starting = None
+                return
         raise FedsimError(
             "audit: worker processes die as they start. Use audit.processes: 0 to see why, on fewer to save memory."
         )
@@ -109,7 +129,8 @@ class WorkerProcess:
             given = (str(self._folder), theirs, answers, self._tell is not None)
             process = self._context.Process(target=start_worker, args=given, name="worker")
             process.start()
-            self._process = process
+            self._process = self._starting = process
+            self._exit = attack_process.exit_of(process)
         # The worker must be the last holder of its ends.
         theirs.close()
         answers.close()
@@ -126,13 +147,21 @@ class WorkerProcess:
             self._tell(*message)
         return message
 
-    def _hear(self) -> _Told | _Answer:
+    def _hear(self, limit: float | None = None) -> _Told | _Answer:
+        """Return what the worker says next, but for what it says of its attack, which is noted."""
         assert self._answers is not None
         try:
-            message: _Told | _Answer = self._answers.recv()
+            while True:
+                if not self._answers.poll(limit):
+                    raise FedsimError(
+                        f"audit: a worker process did not start within {limit:g} s. Use audit.processes: 0 to see why."
+                    )
+                message: _Message = self._answers.recv()
+                if not isinstance(message, _Attack):
+                    return message
+                self._attack = message.leader
         except (EOFError, OSError):
             raise WorkerDiedError from None
-        return message
 
     def hang_up(self) -> None:
         """Have the worker exit at once, whatever it does, and start no other; to be called from any thread."""
@@ -140,17 +169,36 @@ class WorkerProcess:
             self._is_wanted = False
             if self._tasks is not None:
                 self._tasks.close()
+            if self._starting is not None:
+                # It may not listen yet, and has made nothing that outlives it.
+                self._starting.kill()
 
     def end(self) -> None:
-        """Have the worker exit, if there is one, and wait until it has."""
+        """Have the worker exit, if there is one, and wait until it has; one that does not is killed."""
         with self._lock:
             if self._tasks is not None:
                 self._tasks.close()
+            starting, self._starting = self._starting, None
         if self._process is not None:
-            self._process.join()
+            if starting is not None or not wait([self._exit], _LEAVE):
+                self._process.kill()
+            if attack_process.reap(self._process, self._exit):
+                self._end_attack()
+            if self._exit != self._process.sentinel:
+                os.close(self._exit)
         if self._answers is not None:
             self._answers.close()
-        self._process = self._answers = None
+        self._process = self._answers = self._attack = None
+
+    def _end_attack(self) -> None:
+        """End what is left of the attack that the worker ran when it ended, which it did just now."""
+        assert self._answers is not None
+        # It may have said of one what nobody has read; and a message that nobody can read is no longer of interest.
+        with contextlib.suppress(Exception):
+            while True:
+                self._hear(0)
+        if self._attack is not None:
+            process_tree.end_session(self._attack)
 
 
 def start_worker(folder: str, tasks: Connection, answers: Connection, is_watched: bool) -> None:
@@ -174,7 +222,7 @@ class _Worker:
         folder = RunFolder.open(path)
         torch.set_num_threads(1)
         plan = planning.of_folder(folder)
-        attacks = self._attacks = AttackProcess(plan, folder, private=(self._tasks, self._answers))
+        attacks = self._attacks = AttackProcess(plan, folder, private=(self._tasks, self._answers), report=self._report)
         work = Work(plan, folder, attacks, self._tell if is_watched else None)
         self._send(_Answer())
         try:
@@ -208,7 +256,10 @@ class _Worker:
     def _tell(self, task: Task, step: Step) -> None:
         self._send(_Told(task, step))
 
-    def _send(self, message: _Told | _Answer) -> None:
+    def _report(self, attack: Leader | None) -> None:
+        self._send(_Attack(attack))
+
+    def _send(self, message: _Message) -> None:
         # A parent that is gone: the other thread will exit.
         with contextlib.suppress(OSError):
             self._answers.send(message)

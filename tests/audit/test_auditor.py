@@ -345,6 +345,16 @@ def test_an_attack_within_its_memory_gives_the_same_record(simulate, looked):
     assert timeless(records) == timeless(unlimited) and len(looked) > len(records), "at the beginning, and later"
 
 
+def test_memory_that_an_attack_holds_when_it_ends_is_seen_whenever_the_last_look_was(simulate, monkeypatch):
+    # No look follows the one at the beginning.
+    monkeypatch.setattr(attack_process, "_LOOK", math.inf)
+    parts = {"attacks": [{"name": "stubs:KeepsMemory"}], "federation": {"clients": 1, "rounds": 1}}
+    _, _, (record,) = simulate(**parts, audit={"attack_memory": 256})
+    assert (record["status"], record["message"]) == ("failed", BEYOND)
+    _, _, (record,) = simulate("more", **parts, audit={"attack_memory": 4096})
+    assert record["status"] == "found"
+
+
 def test_a_calibration_trial_that_uses_too_much_memory_has_failed(simulate):
     parts = {"attacks": [going("takes memory", on=0)], "federation": {"clients": 2, "rounds": 1}}
     plan, folder, records = simulate(**parts, audit={"attack_memory": 256})

@@ -1,16 +1,21 @@
 import functools
 import multiprocessing
 import os
+import signal
 import threading
+from pathlib import Path
 
 import duties
 import pytest
-from processes import is_running
+from processes import is_running, wait_until
 
+from fedsim import process_tree
+from fedsim.audit import attack_process, worker_process
 from fedsim.audit.assessment import Task
-from fedsim.audit.attack_process import AttackProcess
+from fedsim.audit.attack_process import AttackDiedError, AttackProcess
 from fedsim.audit.worker_process import WorkerDiedError
 from fedsim.audit.workers import Executor, InThisProcess, Workers
+from fedsim.errors import FedsimError
 from fedsim.exchange import View
 from fedsim.progress import Step
 from fedsim.recording.run_folder import RunFolder
@@ -86,7 +91,72 @@ def test_abandoned_workers_end_at_once_with_their_attacks_and_what_these_started
         begun.wait()
         workers.abandon()
         assert isinstance(waiting.exception(), WorkerDiedError) and never.cancelled()
-    assert not any(is_running(int(process)) for process in note.read_text().split())
+    wait_until(lambda: not any(is_running(int(process)) for process in note.read_text().split()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not process_tree.tells_memory(), reason="this system lists no processes")
+def test_what_the_attack_of_a_killed_worker_has_started_ends_with_it(folder, tmp_path):
+    note, begun = tmp_path / "note", threading.Event()
+    with Workers(1, folder.path, lambda task, step: begun.set()) as workers:
+        worker = workers.submit(duties.tell_process).result()
+        waiting = workers.submit(duties.leave_in_an_attack, TASK, str(note))
+        assert begun.wait(60)
+        left = [int(process) for process in note.read_text().split()]
+        assert len(left) == 3 and all(map(is_running, left))
+        os.kill(worker, signal.SIGKILL)
+        assert isinstance(waiting.exception(), WorkerDiedError)
+        wait_until(lambda: not any(map(is_running, left)))
+        assert workers.submit(duties.give_back, "well").result() == "well"
+
+
+def test_who_listens_hears_of_each_process_for_attacks_when_it_begins_and_when_it_has_ended(folder, tiny_plan):
+    heard = []
+    attacks = AttackProcess(tiny_plan(), folder, report=heard.append)
+    for _ in range(2):
+        attacks.call(duties.find_nothing, is_own=False)
+    first, second = heard[::2]
+    assert heard[1::2] == [None, None] and first.number != second.number and first.number != os.getpid()
+
+
+@pytest.fixture
+def hung_worker(tmp_path, quick_workers, monkeypatch) -> Path:
+    """Let workers hang as they start; return where one of them writes its number."""
+    note = tmp_path / "hung"
+    monkeypatch.setattr(worker_process, "start_worker", functools.partial(duties.start_hung_worker, str(note)))
+    return note
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_as_it_starts_is_killed_and_ends_the_audit_with_a_message(folder, hung_worker, monkeypatch):
+    with Workers(1, folder.path) as workers:
+        started = workers.submit(duties.give_back, 1)
+        wait_until(hung_worker.exists)
+        workers.abandon()
+        assert isinstance(started.exception(), WorkerDiedError), "nobody waits for one that is wanted no more"
+    assert not is_running(int(hung_worker.read_text()))
+    monkeypatch.setattr(attack_process, "START_LIMIT", 0.5)
+    with Workers(1, folder.path) as workers:
+        error = workers.submit(duties.give_back, 1).exception()
+    assert isinstance(error, FedsimError) and "did not start within 0.5 s" in str(error)
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_exit_is_killed(folder, monkeypatch):
+    monkeypatch.setattr(worker_process, "_LEAVE", 0.1)
+    with Workers(1, folder.path) as workers:
+        worker = workers.submit(duties.tell_process).result()
+        os.kill(worker, signal.SIGSTOP)
+    assert not is_running(worker)
+
+
+def test_a_process_for_attacks_that_hangs_as_it_starts_is_killed(folder, tiny_plan, monkeypatch):
+    heard = []
+    monkeypatch.setattr(attack_process, "_serve", duties.hang)
+    monkeypatch.setattr(attack_process, "START_LIMIT", 0.2)
+    with pytest.raises(AttackDiedError, match=r"did not start within 0\.2 s"):
+        AttackProcess(tiny_plan(), folder, report=heard.append).call(duties.find_nothing, is_own=False)
+    assert heard[-1] is None and not is_running(heard[0].number)
 
 
 def test_workers_that_had_nothing_to_do_never_start(folder):

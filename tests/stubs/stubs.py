@@ -190,6 +190,19 @@ class TellsProcess(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepsMemory(Attack):
+    """Leaves its process with 1 GiB when it returns."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"images"})
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        # Not as a tensor, whose pages may be touched late.
+        sys.kept = b"x" * (1024 * 2**20)  # type: ignore[attr-defined]
+        return Finding(images=torch.zeros((1, *observation.image_shape)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claims(Attack):
     """Returns whatever the test has put into `finding`."""
 

@@ -65,6 +65,39 @@ def _wait(plan: Plan, folder: RunFolder, note: str) -> Made:
     return Made("found", b"")
 
 
+def leave_in_an_attack(work: Work, task: Task, note: str) -> None:
+    """Never return: the attack waits, and so do a child in its session and a child of that one in a session of its own."""
+    work._attacks.call(_leave, note, is_own=False, tell=lambda step: work._tell(task, step))
+
+
+def _leave(plan: Plan, folder: RunFolder, note: str) -> Made:
+    attack = os.getpid()
+    if os.fork() == 0:
+        os.setpgid(0, 0)
+        if os.fork() == 0:
+            os.setsid()
+            Path(note).write_text(f"{attack} {os.getppid()} {os.getpid()}")
+            advance(0, 1)
+    threading.Event().wait()
+    return Made("found", b"")
+
+
+def find_nothing(plan: Plan, folder: RunFolder) -> Made:
+    return Made("found", b"")
+
+
+def hang(*given: object) -> None:
+    """Be a process for attacks that never says anything."""
+    threading.Event().wait()
+
+
+def start_hung_worker(note: str, *given: object) -> None:
+    """Be a worker that never says anything; its number is in the note."""
+    Path(f"{note}.new").write_text(str(os.getpid()))
+    Path(f"{note}.new").rename(note)
+    threading.Event().wait()
+
+
 def step_and_wait(plan: Plan, folder: RunFolder) -> Made:
     """Be an attack that takes a step and never ends."""
     advance(0, 1)

@@ -3,7 +3,8 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import ForkServerProcess, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -44,6 +45,14 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for what another process does; fails where that takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing has happened"
+        time.sleep(0.01)
 
 
 def start_worker(environment: Mapping[str, str], *arguments: Any) -> None:
