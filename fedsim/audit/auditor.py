@@ -308,7 +308,7 @@ class Auditor:
         if isinstance(error, WorkerDiedError | AttackDiedError):
             kind: _Kind = event.kind if event.kind in ("assess", "calibrate", "evaluate") else "attempt"
             if is_trial:
-                self._blame(kind, event.task)
+                self._blame(kind, event.task, str(error) or "its process died")
             else:
                 self._suspects.append((kind, event.task))
             return
@@ -334,17 +334,17 @@ class Auditor:
         self._unassessed.difference_update(ready)
         self._ready.extend(ready)
 
-    def _blame(self, kind: _Kind, task: Task | Question) -> None:
-        """Store that an attempt failed because its process died, alone in the pool; its assessment may be what kills."""
+    def _blame(self, kind: _Kind, task: Task | Question, reason: str) -> None:
+        """Store that an attempt failed as its process died or did not start, alone; its assessment may be what kills."""
         if isinstance(task, Question):
-            self._results.add_evaluation(task, evaluation.failure(self._plan, self._folder, task, "its process died"))
+            self._results.add_evaluation(task, evaluation.failure(self._plan, self._folder, task, reason))
             return
         planned = self._plan.attacks[task.attack]
         if kind == "calibrate":
             self._results.add_calibration(
                 task,
                 calibration.failure(
-                    self._plan, self._folder.run, task.view.round, task.view.clients[0], planned, "its process died"
+                    self._plan, self._folder.run, task.view.round, task.view.clients[0], planned, reason
                 ),
             )
             return
@@ -353,7 +353,7 @@ class Auditor:
                 f"audit: the process that scores {planned.title} on {task.view} dies, though the attack is left out."
             )
         self._fatal.add(task)
-        attempt.store_failure(self._plan, self._folder, task.view, planned, "its process died")
+        attempt.store_failure(self._plan, self._folder, task.view, planned, reason)
         if kind == "assess":
             self._ready.append(task)
         else:
