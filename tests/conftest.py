@@ -75,11 +75,15 @@ def drawings() -> dict[tuple[str, str], bytes]:
 def drawn_once(monkeypatch: pytest.MonkeyPatch, drawings: dict[tuple[str, str], bytes]) -> None:
     """Draw plots of the same records once in all tests, which takes longer than the rest of their reports."""
     from fedsim.report import plots
+    from fedsim.report.naming import Naming
 
     def once(name: str, draw: Callable[..., bytes]) -> Callable[..., bytes]:
+        @functools.wraps(draw)
         def drawn(*arguments: object) -> bytes:
-            key = name, repr((plots.MOST_LINES, *arguments))
-            if key not in drawings:
+            # What names stand for is told by their records, and not by where they lie in memory.
+            told = [argument.records if isinstance(argument, Naming) else argument for argument in arguments]
+            key = name, repr((plots.MOST_LINES, *told))
+            if not drawings.get(key):
                 drawings[key] = draw(*arguments)
             return drawings[key]
 

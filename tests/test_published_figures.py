@@ -23,7 +23,8 @@ from fedsim.recording.environment import as_json  # noqa: E402
 from fedsim.scenario import yaml_loader  # noqa: E402
 
 RESULTS = [
-    ROOT / "benchmarks" / "results" / f"pictures{name}.json" for name in ("", "_trained", "_newton", "_defended")
+    ROOT / "benchmarks" / "results" / f"pictures{name}.json"
+    for name in ("", "_trained", "_newton", "_defended", "_training")
 ]
 INTERVAL = re.compile(r"(-?\d+\.\d)(?:\*\*)? \[(-?\d+\.\d), (-?\d+\.\d)\]")
 DOCUMENTS = ("README.md", "attacks/README.md")
