@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,10 @@ def _obstacles(plan: Plan, folder: RunFolder, view: View, planned: PlannedAttack
         settings = [plan.setting_of(client, round) for round, client in folder.captures_of(view)]
     else:
         settings = [plan.setting_reported(folder.read_update(*place)) for place in folder.captures_of(view)]
-    return applicability.obstacles(together(settings))
+    # The mean of a round is that of one large batch; rounds follow one another.
+    rounds = [round for round, _ in folder.captures_of(view)]
+    size = sum(one.batch_size for one, round in zip(settings, rounds, strict=True) if round == view.rounds[0])
+    return applicability.obstacles(replace(together(settings), batch_size=size))
 
 
 def _counted(finding: Finding) -> Found:

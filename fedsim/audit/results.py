@@ -127,11 +127,17 @@ class Results:
             if attempt.forget_failure(self._folder, view, planned)
         }
         places = {(task.view.round, task.attack) for task in failed}
+        # A view's partner may be of another round.
+        wide_failed = {task.attack for task in failed if task.view.client is None}
+
+        def may_lack(task: Task) -> bool:
+            return (task.view.round, task.attack) in places or (task.view.client is None and task.attack in wide_failed)
+
         stale = [
             task
             for task, record in self.records.items()
             if record.status == "failed"
-            or ("wrong_update" not in record.controls and (task.view.round, task.attack) in places)
+            or ("wrong_update" not in record.controls and may_lack(task))
             or self._is_edited(self._plan.attacks[task.attack], record)
             or "workload" not in record.model_fields_set
         ]

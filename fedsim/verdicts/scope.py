@@ -43,8 +43,10 @@ class Scope:
             return cls()
         clients = sorted({client for participants in took_part.values() for client in participants})
         seen = [(record.client, record.round) for record in run.records if not record.attack.is_control]
+        has_single = bool(seen)
         for line in run.views:
-            if not line.attack.is_control:
+            # What a round shows says nothing of one client, where clients were to be attacked one by one.
+            if not line.attack.is_control and (line.view.scope == "client" or not has_single):
                 seen += [(client, round) for client in line.view.clients for round in line.view.rounds]
         audited = {client for client, _ in seen}, {round for _, round in seen}
         return cls(

@@ -156,6 +156,9 @@ def _of_attack(records: Sequence[ViewRecord], empty: ViewEntry) -> list[ViewEntr
         # Of metrics that show equally much, the first one; one that is not rated never stands for one that is.
         metric, found, shown = max(judged, key=lambda one: LEVELS.index(one[2].level))
         verdict, reason = _judged(metric, shown, empty.attempts[1])
+        obstacles = _view_of(shown.decider).inapplicable
+        if verdict == "inconclusive" and obstacles:
+            reason = "; ".join(obstacles)
         control = pooled_control(found, metric)
         leaking = tuple(_view_of(one) for one in found if one.level in ("leaks", "partial"))
         entries.append(

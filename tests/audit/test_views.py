@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim import simulation
-from fedsim.applicability import Setting, together
+from fedsim.applicability import Applicability, Setting, together
 from fedsim.audit.scores import by_view, joined, scores_of
 from fedsim.exchange import SCOPES, Update, View
 from fedsim.planning import preparation as planning
@@ -220,6 +220,52 @@ def test_what_leaks_of_a_client_is_its_leak_and_a_whole_run_is_not_said_to_lack_
     assert (
         lacking.scope.missing_views == 1 and "1 attempts that the scenario asks for have no record" in lacking.headline
     )
+
+
+def test_a_view_of_a_round_does_not_make_its_clients_audited_one_by_one(simulate):
+    _, folder, _ = simulate(attacks=[ALL[0], ALL[3]], audit={"clients": [0]})
+    scope = Analysis(reading.read(folder.path)).scope
+    assert scope.audited_clients == (0,) and not scope.is_whole and "audited are 1 of 3 clients" in scope.written()
+
+
+def test_a_view_that_lacked_its_control_because_of_a_failure_in_another_round_is_made_again(simulate, monkeypatch):
+    import stubs
+
+    run = stubs.SeesRun.run
+
+    def fails_in_2(self, seen, generator):
+        if seen.update.round == 2:
+            raise RuntimeError("in round 2")
+        return run(self, seen, generator)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stubs.SeesRun, "run", fails_in_2)
+        plan, folder, before = simulate(attacks=ALL[:1])
+    assert [record["status"] for record in before] == ["found", "failed"] and "wrong_update" not in before[0][
+        "controls"
+    ]
+    after = audits.audit(plan, RunFolder.open(folder.path), Progress())
+    assert [record["status"] for record in after] == ["found"] * 2
+    assert all("wrong_update" in record["controls"] for record in after)
+
+
+def test_what_a_view_is_made_of_is_one_large_batch_a_round(simulate, monkeypatch):
+    import stubs
+
+    for made_for in (stubs.SeesRound, stubs.SeesClient):
+        monkeypatch.setattr(made_for, "applies", Applicability(batch_size=2), raising=False)
+    _, _, records = simulate(attacks=ALL[:2])
+    assert all(record["inapplicable"] == [] for record in of(records, "SeesClient"))
+    assert {tuple(record["inapplicable"]) for record in of(records, "SeesRound")} == {
+        ("it is made for 2 pictures in a local step, and here are 6",)
+    }
+
+
+def test_an_attack_that_is_not_made_for_a_view_says_so():
+    found = entry_of(
+        scores={"psnr": score(11.0)}, controls={"grey": {"psnr": 12.0}}, inapplicable=["it is made for 1 picture"]
+    )
+    assert (found.verdict, found.reason) == ("inconclusive", "it is made for 1 picture")
 
 
 def test_a_narrower_audit_forgets_no_leak(simulate):
