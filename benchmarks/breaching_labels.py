@@ -32,11 +32,11 @@ def version() -> str | None:
 
 
 def strategy(name: str, shape: tuple[int, int, int]) -> Recover:
-    """Return one strategy: (model, gradient, pictures, seed) -> labels; `bias-corrected` is breaching's default.
+    """Return one strategy: (model, gradient, images, seed) -> labels; `bias-corrected` is breaching's default.
 
     Args:
         name: one of `STRATEGIES`.
-        shape: of a picture.
+        shape: of an image.
     """
     import breaching
 

@@ -29,7 +29,7 @@ _PROBE = 8  # iterations of which the pace is measured
 
 
 class Reconstruction(NamedTuple):
-    """Pictures in [0, 1], the number of iterations, and the objective at the last one."""
+    """Images in [0, 1], the number of iterations, and the objective at the last one."""
 
     images: Images
     iterations: int
@@ -54,7 +54,7 @@ def reconstruct(
 
     Args:
         observation: with the grant `normalization`.
-        labels: one a picture.
+        labels: one an image.
         config: name of a configuration of theirs, such as `invertinggradients` or `modern`.
         overrides: of the configuration, dotted path -> value.
         iterations: on which their step size schedules depend.
@@ -90,12 +90,12 @@ def iterations_within(
 def objective_at(
     images: Images, observation: Observation, labels: Tensor, config: str, overrides: Mapping[str, Any]
 ) -> float:
-    """Return the distance of gradients that an attack of breaching minimizes, without priors, at given pictures in [0, 1].
+    """Return the distance of gradients that an attack of breaching minimizes, without priors, at given images in [0, 1].
 
     Args:
         images: in the order of `labels`.
         observation: see `reconstruct`.
-        labels: one a picture.
+        labels: one an image.
         config: see `reconstruct`.
         overrides: see `reconstruct`.
     """
@@ -164,8 +164,8 @@ class _SmallConvNet(nn.Module):
 def check(pictures: Images, vit: nn.Module, iterations: int = 200) -> list[str]:
     """Return what is wrong with this adapter, if anything, after printing what was measured.
 
-    On a small convolutional network `invertinggradients` must come well above grey: its pictures, labels and normalization
-    arrive. On the ViT, where it need not, the objectives that it minimizes must vanish at the true pictures: it is given
+    On a small convolutional network `invertinggradients` must come well above grey: its images, labels and normalization
+    arrive. On the ViT, where it need not, the objectives that it minimizes must vanish at the true images: it is given
     their gradient, on the same model.
 
     Args:
@@ -185,9 +185,9 @@ def check(pictures: Images, vit: nn.Module, iterations: int = 200) -> list[str]:
     seen, labels = _observed(vit, pictures)
     for config in ("invertinggradients", "modern"):
         at_truth, at_grey = (objective_at(x, seen, labels, config, {}) for x in (pictures, grey(pictures)))
-        print(f"{config} on the ViT: distance of gradients at the true pictures {at_truth:.1e}, at grey {at_grey:.2f}")
+        print(f"{config} on the ViT: distance of gradients at the true images {at_truth:.1e}, at grey {at_grey:.2f}")
         if at_truth > 1e-4 * at_grey:
-            faults.append(f"the objective of {config} does not vanish at the true pictures on the ViT")
+            faults.append(f"the objective of {config} does not vanish at the true images on the ViT")
     return faults
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/capture_cost.py --pairs 5 --out benchmarks/results/capture_cost.json
 
-A ViT of 5.4 M parameters, 4 clients, one local epoch over 100 pictures (`--local-steps N` for N steps instead). Each
+A ViT of 5.4 M parameters, 4 clients, one local epoch over 100 images (`--local-steps N` for N steps instead). Each
 pair trains twice, first one way round, then the other, so that drift of the machine cancels; the ratio of each pair's
 round times is printed, and their median.
 """

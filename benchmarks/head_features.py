@@ -1,10 +1,10 @@
-"""How exactly `head_features` recovers the head input of every picture of a batch.
+"""How exactly `head_features` recovers the head input of every image of a batch.
 
     python benchmarks/head_features.py --out benchmarks/results/head_features.json
 
-Pictures of `shapes` with 10 and with 100 classes; a ViT untrained and trained to stated accuracies on the same pictures. The
+Images of `shapes` with 10 and with 100 classes; a ViT untrained and trained to stated accuracies on the same images. The
 labels of a batch are all different, drawn with replacement, or all the same; the attack is granted them, so that the figure
-is that of the head inputs alone. `mean` is the error of the reference pictures' mean head input, which needs no update.
+is that of the head inputs alone. `mean` is the error of the reference images' mean head input, which needs no update.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KINDS = ("distinct", "drawn", "one class")
 
 
 def batch(pools: Pools, kind: str, size: int, index: int) -> Batch:
-    """Return one client's batch; its pictures are all different."""
+    """Return one client's batch; its images are all different."""
     generator, classes = torch_generator(index, "features", kind, size), len(pools.class_names)
     if kind == "distinct":
         labels = torch.randperm(classes, generator=generator)[:size]
@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8, 16])
-    parser.add_argument("--accuracies", type=float, nargs="+", default=[0.5, 0.8], help="on the pictures attacked")
+    parser.add_argument("--accuracies", type=float, nargs="+", default=[0.5, 0.8], help="on the images attacked")
     parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10 in parquet files")
     parser.add_argument("--cache", type=Path, default=Path("runs/label_states"), help="folder of trained weights")
     parser.add_argument("--out", type=Path)

@@ -1,7 +1,7 @@
-"""Victim models and batches for the label benchmarks: untrained, and trained to a stated accuracy on the clients' pictures.
+"""Victim models and batches for the label benchmarks: untrained, and trained to a stated accuracy on the clients' images.
 
-A trained state is reached by AdamW on all clients' pictures together, without augmentation, and stops at the first
-evaluation that meets the accuracy: the one on the clients' own pictures, whose gradients are then attacked. Weights are
+A trained state is reached by AdamW on all clients' images together, without augmentation, and stops at the first
+evaluation that meets the accuracy: the one on the clients' own images, whose gradients are then attacked. Weights are
 kept in a cache folder.
 """
 
@@ -45,11 +45,11 @@ def trained(pools: Pools, targets: list[float], cache: Path, key: str, seed: int
     """Return one state per target accuracy, ascending, each trained on from the one before; from the cache where it has it.
 
     Args:
-        pools: the clients' pictures are `train`.
-        targets: accuracies on the clients' pictures.
+        pools: the clients' images are `train`.
+        targets: accuracies on the clients' images.
         cache: folder of weights.
         key: what tells these pools and this seed from others in the cache.
-        seed: of the initial weights and of the order of pictures.
+        seed: of the initial weights and of the order of images.
     """
     model, states = models.build(MODEL, len(pools.class_names), SIZE, seed), []
     for number, target in enumerate(targets):
@@ -61,7 +61,7 @@ def trained(pools: Pools, targets: list[float], cache: Path, key: str, seed: int
 
 
 def batches(pool: Pool, classes: int, size: int, count: int, first: int = 0) -> list[Batch]:
-    """Return batches number `first` and on: labels drawn with replacement, the pictures of one batch all different."""
+    """Return batches number `first` and on: labels drawn with replacement, the images of one batch all different."""
     members = [(pool.labels == c).nonzero()[:, 0] for c in range(classes)]
     drawn = []
     for index in range(first, first + count):
@@ -87,5 +87,5 @@ def head_gradient(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 
 def auxiliary(pools: Pools) -> LabeledImages:
-    """Return the attacker's own pictures, which no client holds."""
+    """Return the attacker's own images, which no client holds."""
     return pools.auxiliary.read(range(len(pools.auxiliary)))

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from breaching_labels import STRATEGIES, strategy, version
-from fedsim_attacks.head.classifier import read_head, reference_pictures
+from fedsim_attacks.head.classifier import read_head, reference_images
 from fedsim_attacks.head.label_rules import RULES, evidence
 from fedsim_attacks.label_recovery import LabelRecovery
 from label_states import MODEL, SIZE, auxiliary, batches, head_gradient, trained, untrained
@@ -89,17 +89,15 @@ def auto(informed: bool) -> Method:
 
 
 def rule(name: str, example: Case) -> Method:
-    """Return a published rule; its reference pictures are run through the model once for all cases."""
+    """Return a published rule; its reference images are run through the model once for all cases."""
     facts, mean = RULES[name], None  # type: ignore[index]
     if facts.reference != "none":
         seen = example.informed if facts.reference == "auxiliary" else example.blind
-        pictures = reference_pictures(
-            seen, 256 if seen.auxiliary_data else REFERENCES, torch_generator(0, "references")
-        )
+        pictures = reference_images(seen, 256 if seen.auxiliary_data else REFERENCES, torch_generator(0, "references"))
         mean = pictures.logits.softmax(1).mean(0)
 
     def recover(case: Case) -> Tensor:
-        head = read_head(case.blind, lambda: reference_pictures(case.blind, 2, torch_generator(0, "unused")))
+        head = read_head(case.blind, lambda: reference_images(case.blind, 2, torch_generator(0, "unused")))
         counts = facts.read(evidence(head, len(case.labels), mean))
         return torch.repeat_interleave(torch.arange(len(counts)), counts)
 
@@ -191,11 +189,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10 in parquet; without it 10 classes of shapes")
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100])
-    parser.add_argument("--samples", type=int, default=4000, help="pictures of the clients")
+    parser.add_argument("--samples", type=int, default=4000, help="images of the clients")
     parser.add_argument("--batches", type=int, default=40, help="of every size")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--cache", type=Path, default=Path("runs/label_states"), help="folder of trained weights")
-    parser.add_argument("--seed", type=int, default=0, help="of pictures, weights and batches")
+    parser.add_argument("--seed", type=int, default=0, help="of images, weights and batches")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -208,7 +206,7 @@ def main() -> None:
         key = f"{data}-{options.samples}" + (f"-{options.seed}" if options.seed else "")
         for state in [untrained(pools, options.seed), *trained(pools, TRAINED_TO, options.cache, key, options.seed)]:
             scores = table(state, pools, options.batch_sizes, numbers, peer is not None)
-            accuracies = f"{state.train_accuracy:.0%} of the clients' pictures, {state.test_accuracy:.0%} of others"
+            accuracies = f"{state.train_accuracy:.0%} of the clients' images, {state.test_accuracy:.0%} of others"
             show(f"{data}, {classes} classes, {state.name} (right on {accuracies})", scores, options.batch_sizes)
             short = {size: round(shortfall(scores, size), 4) for size in options.batch_sizes}
             print(f"\n`auto` below the best single rule by at most {max(short.values()):.3f}", flush=True)

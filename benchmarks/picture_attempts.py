@@ -88,14 +88,14 @@ def attempt(case: Case, chosen: Method, seed: int, budget: float | None) -> tupl
 
 
 def scored(case: Case, finding: Finding) -> Row:
-    """Return the scores of a finding, of every picture in the batch's order, and what it says of itself.
+    """Return the scores of a finding, of every image in the batch's order, and what it says of itself.
 
     Raises:
-        AttackRefusedError: it holds no pictures.
+        AttackRefusedError: it holds no images.
     """
     found = score([*METRICS, "label_recall"], finding, case.truth)
     if "psnr" not in found:
-        raise AttackRefusedError("the attack returned no pictures.")
+        raise AttackRefusedError("the attack returned no images.")
     pictures = {name: [round(value, 4) for value in found[name].per_example or ()] for name in METRICS}
     recall = {"label_recall": found["label_recall"].value} if "label_recall" in found else {}
     plain = {name: value for name, value in finding.trace.items() if isinstance(value, int | float | str)}

@@ -1,4 +1,4 @@
-"""Batches for the picture benchmarks: what a server sees of each, the truth behind it, and what blind guesses score on it."""
+"""Batches for the image benchmarks: what a server sees of each, the truth behind it, and what blind guesses score on it."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class Case(NamedTuple):
 
 
 def batches(data: FederatedData, part: Part, size: int, count: int, seed: int) -> list[LabeledImages]:
-    """Return batches without a picture in common, in an order that the seed alone decides.
+    """Return batches without an image in common, in an order that the seed alone decides.
 
     Args:
-        data: the pictures and who holds them.
-        part: `train`: batch k is drawn from the pictures of client k; `test`: batches of pictures that no client holds.
-        size: pictures in a batch.
+        data: the images and who holds them.
+        part: `train`: batch k is drawn from the images of client k; `test`: batches of images that no client holds.
+        size: images in a batch.
         count: batches.
         seed: of the order.
 
     Raises:
-        ValueError: there are too few pictures or clients.
+        ValueError: there are too few images or clients.
     """
     if part == "train":
         if count > len(data.partition):
@@ -70,7 +70,7 @@ def batches(data: FederatedData, part: Part, size: int, count: int, seed: int) -
 
 def _drawn(samples: Sequence[int], count: int, seed: int, *path: str | int) -> list[int]:
     if count > len(samples):
-        raise ValueError(f"{count} distinct pictures are more than the {len(samples)} there are.")
+        raise ValueError(f"{count} distinct images are more than the {len(samples)} there are.")
     order = torch.randperm(len(samples), generator=torch_generator(seed, *path))[:count]
     return [samples[place] for place in order.tolist()]
 
@@ -85,20 +85,20 @@ def cases(
     defense: Defense | None,
     auxiliary: bool,
 ) -> list[Case]:
-    """Return batches of pictures of one size, and their gradients at one state.
+    """Return batches of images of one size, and their gradients at one state.
 
     Args:
         state: the victim.
-        data: its pictures and who holds them.
+        data: its images and who holds them.
         part: the pool that batches are drawn from, see `batches`.
-        size: pictures in a batch.
+        size: images in a batch.
         count: batches.
         seed: of the batches, and of a defense's noise.
         defense: protects the gradient.
-        auxiliary: whether the attacker is granted other pictures.
+        auxiliary: whether the attacker is granted other images.
 
     Raises:
-        ValueError: the defense changes the training rather than the gradient; too few pictures.
+        ValueError: the defense changes the training rather than the gradient; too few images.
     """
     pools = data.pools
     known = pools.auxiliary.read(range(len(pools.auxiliary)))

@@ -1,4 +1,4 @@
-"""Attempts on pictures as JSON: one row each, written as they are made, and their means as a Markdown table."""
+"""Attempts on images as JSON: one row each, written as they are made, and their means as a Markdown table."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def place(row: Row) -> str:
     return json.dumps([row[key] for key in _PLACE])
 
 
-def pictures_of(row: Row) -> str:
-    """Return the pool that the batch of a row was drawn from; rows that do not state it are of test pictures."""
+def images_of(row: Row) -> str:
+    """Return the pool that the batch of a row was drawn from; rows that do not state it are of test images."""
     return str(row.get("pictures", "test"))
 
 
@@ -86,7 +86,7 @@ class Summary(NamedTuple):
     Args:
         batches: attempts that were not refused.
         refused: attempts that were.
-        psnr: in decibels, over batches; of a batch, over its pictures.
+        psnr: in decibels, over batches; of a batch, over its images.
         ssim: likewise.
         control: of each batch the blind guess with the highest PSNR.
         margin: PSNR beyond it.
@@ -139,9 +139,9 @@ def table(rows: Iterable[Row]) -> str:
     """Return a Markdown table, one row a cell, in the order in which the cells first occur."""
     cells: dict[tuple[str, int, str, str], list[Row]] = {}
     for row in rows:
-        cells.setdefault((row["state"], row["batch_size"], pictures_of(row), row["label"]), []).append(row)
+        cells.setdefault((row["state"], row["batch_size"], images_of(row), row["label"]), []).append(row)
     lines = [
-        "| state | batch | pictures | attack | PSNR, dB | SSIM | best control | margin | wrong update over grey | labels | "
+        "| state | batch | images | attack | PSNR, dB | SSIM | best control | margin | wrong update over grey | labels | "
         "CPU s |",
         "|" + "---|" * 11,
     ]

@@ -1,12 +1,12 @@
-"""Victim models for the picture benchmarks: as initialized, after one epoch of federated training, and half right.
+"""Victim models for the image benchmarks: as initialized, after one epoch of federated training, and half right.
 
     python benchmarks/picture_states.py --cifar FOLDER --cache FOLDER
 
 A stock timm ViT: 32 pixels, patches of 4, width 192, depth 4. `fresh` has timm's initial weights. `one_epoch` is fedsim's
-own simulation: one round of FedAvg over 10 clients, each with one local epoch of AdamW on its share of the pictures.
-`half` goes on from there with AdamW on all clients' pictures together, mirrored at random, which is several times faster than
+own simulation: one round of FedAvg over 10 clients, each with one local epoch of AdamW on its share of the images.
+`half` goes on from there with AdamW on all clients' images together, mirrored at random, which is several times faster than
 rounds: the learning rate falls from 1e-3 to zero within ten epochs, three times at most, and training ends at the first
-evaluation with half of 1,000 test pictures right. All pictures of the folder take part, 12,000 at most.
+evaluation with half of 1,000 test images right. All images of the folder take part, 12,000 at most.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def make_plan(cifar: Path, seed: int) -> Plan:
     """Return the plan of the federation whose first epoch is `one_epoch`.
 
     Args:
-        cifar: folder of CIFAR-10 in parquet, or any pictures of 32 x 32 pixels laid out alike.
-        seed: of the weights, of the split, and of the order of pictures.
+        cifar: folder of CIFAR-10 in parquet, or any images of 32 x 32 pixels laid out alike.
+        seed: of the weights, of the split, and of the order of images.
     """
     data = {"name": "parquet", "path": str(cifar.resolve()), "image_size": 32, "samples": 12_000}
     return planning.make(parse({**_SCENARIO, "seed": seed, "data": data}, "benchmark"))
@@ -98,7 +98,7 @@ def _to_half(model: nn.Module, pools: Pools, seed: int) -> None:
 
 
 def main() -> None:
-    """Make the states that the cache lacks, and print how well each knows the pictures."""
+    """Make the states that the cache lacks, and print how well each knows the images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, required=True, help="folder of CIFAR-10 in parquet")
     parser.add_argument("--cache", type=Path, default=Path("runs/picture_states"), help="folder of weights")
@@ -108,8 +108,8 @@ def main() -> None:
     torch.set_num_threads(1)
     plan = make_plan(options.cifar, options.seed)
     pools = all_in_memory(plan.data.pools)
-    print(f"{len(pools.train)} pictures of clients, {len(pools.test)} for testing\n")
-    print("| state | right on the clients' pictures | on others |\n|---|---|---|")
+    print(f"{len(pools.train)} images of clients, {len(pools.test)} for testing\n")
+    print("| state | right on the clients' images | on others |\n|---|---|---|")
     for name in options.states:
         (state,) = states(plan, pools, [name], options.cache)
         print(f"| {name} | {state.train_accuracy:.1%} | {state.test_accuracy:.1%} |", flush=True)

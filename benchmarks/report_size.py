@@ -5,7 +5,7 @@
 
 The run has four attacks, two of them of one name, so that there are about 4 x clients x rounds records; 20,000 with the
 defaults. Half of the clients carry defenses; their attempts are also scored patch by patch, and for them each attack is
-calibrated in each round. Records have scores of four pictures, controls, cautions with numbers, and strips of pictures; some
+calibrated in each round. Records have scores of four images, controls, cautions with numbers, and strips of images; some
 failed, and some are missing. The model is evaluated after each round. The report is made in a process of its own, as
 `fedsim report` does. `--folder` keeps the run.
 """
@@ -45,7 +45,7 @@ ATTACKS: tuple[dict[str, Any], ...] = (
     {"name": "closed_form", "params": {"rank": 16}, "recovers": ["images"]},
     {"name": "labels", "params": {}, "recovers": ["labels"]},
 )
-PICTURE_CONTROLS = {
+IMAGE_CONTROLS = {
     "grey": {"psnr": 11.0, "ssim": 0.04},
     "own_mean": {"psnr": 13.0, "ssim": 0.08},
     "dataset_mean": {"psnr": 12.0, "ssim": 0.06},
@@ -203,7 +203,7 @@ def _scored(attack: dict[str, Any], gain: float, generator: np.random.Generator)
     wrong = {"psnr": float(11.0 + generator.normal(0, 0.5)), "ssim": 0.05}
     return {
         "scores": {"psnr": _score(psnr), "ssim": _score(ssim)},
-        "controls": {**PICTURE_CONTROLS, "wrong_update": wrong},
+        "controls": {**IMAGE_CONTROLS, "wrong_update": wrong},
     }
 
 

@@ -1,10 +1,10 @@
-"""How far the client's own patches and those of other pictures stick out of the row space of the patch projection's gradient.
+"""How far the client's own patches and those of other images stick out of the row space of the patch projection's gradient.
 
     python benchmarks/row_space.py
 
 A ViT of 16 patches of 8 x 8 pixels, width 192, depth 2, untrained; batches of crops of photographs. A score is the share of a
 patch's variation outside of the space; `told apart` is the probability that one of the client's patches scores less than one
-of another picture, 1/2 where the space says nothing. Noise is in units of the update's norm, one standard deviation an entry.
+of another image, 1/2 where the space says nothing. Noise is in units of the update's norm, one standard deviation an entry.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KWARGS = {"patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 4}
 
 
 def scores(pictures: Pool, batch_size: int, noise: float, seed: int) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """Return the rank of one batch's row space, and the scores of its own patches and of other pictures'."""
+    """Return the rank of one batch's row space, and the scores of its own patches and of other images'."""
     model = models.build(ModelPart(name="vit_mini", kwargs=KWARGS), CLASSES, SIZE, seed)
     generator = torch_generator(seed, "benchmark", batch_size)
     order = torch.randperm(len(pictures), generator=generator)[: batch_size + OTHERS].tolist()
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = parser.parse_args(arguments).seeds
     source: Source = plugins.build("data", Source, "photos", {"image_size": SIZE}, "data")
     pictures = source.load(0).train
-    print("| batch | noise | rank | own score | other pictures' | told apart |\n|---|---|---|---|---|---|")
+    print("| batch | noise | rank | own score | other images' | told apart |\n|---|---|---|---|---|---|")
     for noise in (0.0, 1e-7, 1e-6, 1e-5):
         for batch_size in (1, 2, 4, 8, 11):
             found = [scores(pictures, batch_size, noise, seed) for seed in range(seeds)]

@@ -103,7 +103,7 @@ CLAIMS: Mapping[str, Sequence[Parts]] = {
             Part(
                 _STOCK.narrowed(Pick(attack="april_optimization")),
                 "250 steps of `april_optimization` find {psnr.mean:.1f} dB ({psnr.least:.1f} to {psnr.most:.1f}) of the four "
-                "pictures, ",
+                "images, ",
             ),
             Part(
                 _STOCK.narrowed(Pick(attack="gradient_matching")),
@@ -113,7 +113,7 @@ CLAIMS: Mapping[str, Sequence[Parts]] = {
         [
             Part(
                 Pick(run="april_imagenet"),
-                "{psnr.mean:.1f} dB, mean of 10 ImageNet pictures ({psnr.least:.1f} to {psnr.most:.1f}; own mean color "
+                "{psnr.mean:.1f} dB, mean of 10 ImageNet images ({psnr.least:.1f} to {psnr.most:.1f}; own mean color "
                 "{own_mean.psnr.mean:.1f})",
             )
         ],
@@ -143,7 +143,7 @@ CLAIMS: Mapping[str, Sequence[Parts]] = {
         [
             Part(
                 _NOISE,
-                "flat grey scores {grey.psnr.mean:.1f} dB, each picture's mean color {own_mean.psnr.mean:.1f}",
+                "flat grey scores {grey.psnr.mean:.1f} dB, each image's mean color {own_mean.psnr.mean:.1f}",
             )
         ],
     ],

@@ -76,7 +76,7 @@ class Statistic:
     Args:
         values: one a record.
         clients: whose each is.
-        examples: one a picture, where these are kept.
+        examples: one an image, where these are kept.
     """
 
     values: tuple[float, ...]
@@ -104,8 +104,8 @@ class Statistic:
         return _Mean(self.values)
 
     @property
-    def over_pictures(self) -> _Mean:
-        """Mean and interval over pictures."""
+    def over_images(self) -> _Mean:
+        """Mean and interval over images."""
         return _Mean(self.examples)
 
     @property

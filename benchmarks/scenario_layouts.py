@@ -81,7 +81,7 @@ _NOISE = Table(
     "noise multiplier",
     _clients("0", "1e-5", "1e-4", "1e-3", "1e-2", "1"),
     (
-        Line("PSNR, dB, mean of 20 pictures", cell="{psnr.mean:.1f}"),
+        Line("PSNR, dB, mean of 20 images", cell="{psnr.mean:.1f}"),
         Line("beyond the own mean color, dB", cell="{beyond_own_mean.psnr.mean:+.1f}"),
     ),
 )
@@ -92,9 +92,9 @@ TABLES = {
         "client",
         (
             Line("defense", cell="{defenses}"),
-            Line("pictures: `patch_embedding`", cell="{psnr.each:.1f} dB"),
+            Line("images: `patch_embedding`", cell="{psnr.each:.1f} dB"),
             Line("own mean color", cell="{own_mean.psnr.each:.1f} dB"),
-            Line("verdict", cell="{verdict[pictures]}"),
+            Line("verdict", cell="{verdict[images]}"),
             Line(
                 "labels: `label_count`", Pick(attack="label_count"), "recall {label_recall.mean:.2f}: {verdict[labels]}"
             ),
@@ -111,7 +111,7 @@ TABLES = {
         "gamma",
         _clients("0", "0.1", "0.27", "0.5"),
         (
-            Line("PSNR of `patch_embedding`, dB, mean of 24 pictures", cell="{psnr.mean:.1f}"),
+            Line("PSNR of `patch_embedding`, dB, mean of 24 images", cell="{psnr.mean:.1f}"),
             Line("own mean color (control)", cell="{own_mean.psnr.mean:.1f}"),
         ),
     ),
@@ -122,7 +122,7 @@ TABLES = {
         _NOISE.columns,
         (
             Line("PSNR, dB", cell="{psnr.mean:.1f}"),
-            # Of the accountant alone (fedsim_defenses.dp_noise), whatever the pictures.
+            # Of the accountant alone (fedsim_defenses.dp_noise), whatever the images.
             Line("epsilon of one round, `replace`", cell=("none", "2.0e10", "2.0e8", "2.0e6", "2.1e4", "10.7")),
         ),
     ),
@@ -131,7 +131,7 @@ TABLES = {
         "format of the update",
         _clients("float32", "fp16", "bf16", "int8"),
         (
-            Line("PSNR, dB, mean of 16 pictures", cell="{psnr.mean:.1f}"),
+            Line("PSNR, dB, mean of 16 images", cell="{psnr.mean:.1f}"),
             Line("SSIM", cell="{ssim.mean:.2f}"),
             Line("own mean color (control), dB", cell="{own_mean.psnr.mean:.1f}"),
             Line(
@@ -157,7 +157,7 @@ TABLES = {
     ),
     "pictures_from_batches": Table(
         Pick(run="pictures_from_batches"),
-        "PSNR, dB, mean of four pictures (SSIM)",
+        "PSNR, dB, mean of four images (SSIM)",
         _clients("client 0", "client 1"),
         (
             Line("`token_matching`", Pick(attack="token_matching"), _PSNR_AND_SSIM),
@@ -174,7 +174,7 @@ TABLES = {
     "pictures_from_batches_224": Table(
         Pick(run="pictures_from_batches_224"),
         "",
-        (Line("PSNR, dB", cell="{psnr.over_pictures:.1f}"), SSIM),
+        (Line("PSNR, dB", cell="{psnr.over_images:.1f}"), SSIM),
         (_attack("token_matching"), _attack("gradvit"), _control("token_matching")),
     ),
     "gradvit_ablation": Table(
@@ -223,7 +223,7 @@ TABLES = {
     ),
     "label_rules": Table(
         Pick(run="label_rules"),
-        "mean recall of 6 clients, 32 pictures each",
+        "mean recall of 6 clients, 32 images each",
         (
             Line("round 1, untrained", Pick(round=1), "{label_recall.mean:.2f}"),
             Line("round 60, accuracy {accuracy[60]:.2f}", Pick(round=60), "{label_recall.mean:.2f}"),
@@ -242,7 +242,7 @@ TABLES = {
     ),
     "vit_base_224": Table(
         Pick(run="vit_base_224"),
-        "four pictures",
+        "four images",
         (
             Line("PSNR, dB", cell="{psnr.least:.0f} to {psnr.most:.0f}"),
             Line("own mean color (control)", cell="{own_mean.psnr.mean:.1f}"),
@@ -273,7 +273,7 @@ TABLES = {
         Pick(run="cifar10_fedavg"),
         "round",
         tuple(Line(str(number), cell=f"{{accuracy[{number}]:.3f}}") for number in (0, 1, 2, 5, 10, 15, 20, 25, 30)),
-        (Line("accuracy, 10,000 pictures of CIFAR-10"),),
+        (Line("accuracy, 10,000 images of CIFAR-10"),),
     ),
     "cifar10_fedavg": Table(
         Pick(run="cifar10_fedavg"),

@@ -1,6 +1,6 @@
 """Runs of the gallery's scenarios: which there are, and what is kept of each as JSON.
 
-A run is a scenario with the overrides that a reader types behind it; FOLDER stands for a folder of pictures. The JSON of
+A run is a scenario with the overrides that a reader types behind it; FOLDER stands for a folder of images. The JSON of
 a run holds the digest of the attacks' sources (`pictures.sources`), the version of torch, accuracy by round, the verdicts,
 and of every record the scores and controls.
 """
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scenarios"
 FOLDER = "FOLDER"
 
-_MOST_PICTURES = 8  # of a batch whose pictures are kept one by one
+_MOST_IMAGES = 8  # of a batch whose images are kept one by one
 _DIGITS = 6
 
 _STOCK = ("model.name=vit_micro", "model.kwargs={}", "model.first_block=standard")
@@ -70,7 +70,7 @@ class Run:
         return RESULTS / f"{self.name}.json"
 
     def settings(self, pictures: Path | None) -> list[str]:
-        """Return the overrides with the folder of pictures in them."""
+        """Return the overrides with the folder of images in them."""
         return [override.replace(FOLDER, str(pictures)) for override in self.overrides]
 
 
@@ -79,7 +79,7 @@ def _quoted(override: str) -> str:
 
 
 _PARQUET = ("data.name=parquet", f"data.path={FOLDER}")
-_PICTURES = ("data.name=folder", f"data.path={FOLDER}")
+_IMAGES = ("data.name=folder", f"data.path={FOLDER}")
 
 RUNS = {
     run.name: run
@@ -107,7 +107,7 @@ RUNS = {
         ),
         Run("row_space_2", "quantized_updates", (*_PATCHES_OF_8, "training.batch_size=2", *_ROW_SPACE)),
         Run("row_space_4", "quantized_updates", (*_PATCHES_OF_8, "training.batch_size=4", *_ROW_SPACE)),
-        Run("vit_base_224_imagenet", "vit_base_224", _PICTURES, "imagenet"),
+        Run("vit_base_224_imagenet", "vit_base_224", _IMAGES, "imagenet"),
         Run("april_twenty", "april", ("federation.clients=20", "attacks=[{name: april}]")),
         Run(
             "april_stock",
@@ -122,7 +122,7 @@ RUNS = {
             "april_imagenet",
             "april",
             (
-                *_PICTURES,
+                *_IMAGES,
                 "data.image_size=224",
                 "model.name=vit_small_patch16_224",
                 "model.kwargs={}",
@@ -137,7 +137,7 @@ RUNS = {
             ("defenses=[]", "federation.clients=4", "federation.rounds=2", "attacks=[{name: gradient_matching}]"),
         ),
         Run("gradvit_ablation", "gradvit_ablation", _PARQUET, "cifar"),
-        Run("pictures_from_batches_224", "pictures_from_batches_224", _PICTURES, "imagenet"),
+        Run("pictures_from_batches_224", "pictures_from_batches_224", _IMAGES, "imagenet"),
         Run("cifar10_fedavg", "cifar10_fedavg", _PARQUET, "cifar"),
     )
 }
@@ -215,7 +215,7 @@ def _records(scenario: Scenario, lines: Sequence[dict[str, Any]]) -> Iterator[di
             "pictures": {
                 metric: [_rounded(value) for value in score["per_example"]]
                 for metric, score in scores.items()
-                if 1 < len(score.get("per_example") or ()) <= _MOST_PICTURES
+                if 1 < len(score.get("per_example") or ()) <= _MOST_IMAGES
             },
             "controls": {
                 control: {metric: _rounded(value) for metric, value in values.items()}

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pictures import sources
+from pictures import is_current
 from scenario_claims import CATALOGUE, CLAIMS, Parts
 from scenario_figures import filled, stored
 from scenario_layouts import TABLES, Table
@@ -65,7 +65,7 @@ def _rows(table: Table) -> Iterable[list[str]]:
 
 
 def _mark(runs: Iterable[str]) -> str | None:
-    codes = sorted({stored(run)["code"] for run in runs} - {sources()})
+    codes = sorted({code for run in runs if not is_current(code := stored(run)["code"])})
     named = " and ".join(f"`{code}`" for code in codes)
     return f"Older than this version: made by the attacks' sources {named}." if codes else None
 
@@ -102,7 +102,7 @@ def with_catalogue(text: str) -> str:
         if len(found) != 1:
             raise ValueError(f"{ATTACKS}: expected one row of {wanted}, found {len(found)}.")
         head, _, _ = lines[found[0]].partition(wanted)
-        mark = OLDER if any(stored(name)["code"] != sources() for name in _runs(parts)) else ""
+        mark = OLDER if not all(is_current(stored(name)["code"]) for name in _runs(parts)) else ""
         lines[found[0]] = f"{head}{wanted} {text_of(parts)}{mark} |"
     return "\n".join(lines)
 
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", nargs="+", default=[], choices=RUNS, metavar="NAME", help=f"of {', '.join(RUNS)}")
     parser.add_argument("--folders", type=Path, default=ROOT / "runs" / "scenarios", help="where the run folders are")
     parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10 in parquet")
-    parser.add_argument("--imagenet", type=Path, help="folder of pictures in class sub-folders")
+    parser.add_argument("--imagenet", type=Path, help="folder of images in class sub-folders")
     options = parser.parse_args(arguments)
     for name in options.run:
         pictures = RUNS[name].pictures

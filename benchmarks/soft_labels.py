@@ -1,11 +1,11 @@
-"""How exactly `soft_labels` recovers the label and the head input of one picture.
+"""How exactly `soft_labels` recovers the label and the head input of one image.
 
     python benchmarks/soft_labels.py --out benchmarks/results/soft_labels.json
 
-Pictures of `shapes` with 10 and with 100 classes, and of CIFAR-10 where `--cifar` names a folder of its parquet files; a ViT
-untrained and trained to stated accuracies on the same pictures. Labels: smoothing (1 - a) onehot + a / C with a from U(0, 0.5),
-mixup of two pictures and their labels in proportion U(0, 1), and one-hot. Each gradient at the classifier is float32 autograd's
-on the head input that the picture has in the model. A label is exact when its largest error is below 1e-3.
+Images of `shapes` with 10 and with 100 classes, and of CIFAR-10 where `--cifar` names a folder of its parquet files; a ViT
+untrained and trained to stated accuracies on the same images. Labels: smoothing (1 - a) onehot + a / C with a from U(0, 0.5),
+mixup of two images and their labels in proportion U(0, 1), and one-hot. Each gradient at the classifier is float32 autograd's
+on the head input that the image has in the model. A label is exact when its largest error is below 1e-3.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ OTHERS = (
 
 
 class Sample(NamedTuple):
-    """One picture's head input, its label, and the gradient at the classifier."""
+    """One image's head input, its label, and the gradient at the classifier."""
 
     head_input: Tensor
     label: Tensor
@@ -60,7 +60,7 @@ class Sample(NamedTuple):
 
 
 def sources(cifar: Path | None) -> Iterator[tuple[str, Pools]]:
-    """Yield the data sets by name, read once; the pictures of `label_tables`, whose trained weights serve here too."""
+    """Yield the data sets by name, read once; the images of `label_tables`, whose trained weights serve here too."""
     named: dict[str, tuple[str, dict[str, Any]]] = {
         f"shapes{count}": ("shapes", {"classes": count}) for count in (10, 100)
     }
@@ -78,7 +78,7 @@ def states(name: str, pools: Pools, options: argparse.Namespace) -> list[State]:
 
 
 def labeled(form: str, pools: Pools, count: int) -> tuple[Tensor, Tensor]:
-    """Return pictures and soft labels of one form."""
+    """Return images and soft labels of one form."""
     generator, classes = torch_generator(0, "benchmark", form), len(pools.class_names)
     chosen = torch.randint(len(pools.train), (count,), generator=generator).tolist()
     partners = torch.randint(len(pools.train), (count,), generator=generator).tolist()
@@ -95,7 +95,7 @@ def labeled(form: str, pools: Pools, count: int) -> tuple[Tensor, Tensor]:
 
 
 def samples(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Sample]:
-    """Yield what one client a picture would share."""
+    """Yield what one client an image would share."""
     (inputs,) = models.head_inputs(model, models.normalization(model).normalize(images))
     head: nn.Linear = model.get_classifier()
     for head_input, label in zip(inputs, labels, strict=True):
@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--other-samples", type=int, default=200, help="of the variants beside the main two")
-    parser.add_argument("--accuracies", type=float, nargs="+", default=[0.5, 0.8], help="on the pictures attacked")
+    parser.add_argument("--accuracies", type=float, nargs="+", default=[0.5, 0.8], help="on the images attacked")
     parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10 in parquet files")
     parser.add_argument("--cache", type=Path, default=Path("runs/label_states"), help="folder of trained weights")
     parser.add_argument("--out", type=Path)

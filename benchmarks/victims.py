@@ -1,4 +1,4 @@
-"""Victim models for the benchmarks: how they are trained, how well they know pictures, and where their weights are kept."""
+"""Victim models for the benchmarks: how they are trained, how well they know images, and where their weights are kept."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fedsim import models
 from fedsim.seeds import torch_generator
 from fedsim.source import Pool, Pools
 
-JUDGED = 1000  # pictures of an evaluation during training
+JUDGED = 1000  # images of an evaluation during training
 
 
 class State(NamedTuple):
-    """One victim: a model and how well it knows the pictures.
+    """One victim: a model and how well it knows the images.
 
     Args:
         name: how far it is trained.
         model: in evaluation mode.
-        train_accuracy: on the clients' pictures.
-        test_accuracy: on pictures that no client holds.
+        train_accuracy: on the clients' images.
+        test_accuracy: on images that no client holds.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Recipe(NamedTuple):
 
     Args:
         rate: learning rate.
-        batch_size: pictures a step.
+        batch_size: images a step.
         every: steps between two evaluations.
         most_seconds: processor time after which to give up.
         decay: steps over which the learning rate falls to zero, where training ends; None keeps it.
-        mirrored: whether half of the pictures of each step, at random, are mirrored; else nothing is augmented.
+        mirrored: whether half of the images of each step, at random, are mirrored; else nothing is augmented.
     """
 
     rate: float
@@ -56,26 +56,26 @@ class Recipe(NamedTuple):
 
 
 def in_memory(pool: Pool) -> Pool:
-    """Return the pool with all its pictures read once."""
+    """Return the pool with all its images read once."""
     pictures = pool.fetch(range(len(pool)))
     return Pool(pool.labels, lambda chosen: pictures[list(chosen)])
 
 
 def all_in_memory(pools: Pools) -> Pools:
-    """Return the three pools with all their pictures read once."""
+    """Return the three pools with all their images read once."""
     return dataclasses.replace(
         pools, **{part: in_memory(getattr(pools, part)) for part in ("train", "test", "auxiliary")}
     )
 
 
 def assess(name: str, model: nn.Module, pools: Pools, train: int, test: int) -> State:
-    """Return a state, its accuracies on that many pictures at most."""
+    """Return a state, its accuracies on that many images at most."""
     return State(name, model, accuracy(model, pools.train, train), accuracy(model, pools.test, test))
 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, pool: Pool, most: int) -> float:
-    """Return the share of right answers among the first pictures of a pool."""
+    """Return the share of right answers among the first images of a pool."""
     normalization, right, count = models.normalization(model), 0, min(most, len(pool))
     for start in range(0, count, 100):
         known = pool.read(range(start, min(start + 100, count)))
@@ -93,7 +93,7 @@ def kept(file: Path, model: nn.Module, make: Callable[[nn.Module], None]) -> Non
 
 
 def train(model: nn.Module, pool: Pool, recipe: Recipe, judge: Pool, target: float, seed: int) -> None:
-    """Train until the model is right on so many of the first pictures of `judge`, or the learning rate is used up.
+    """Train until the model is right on so many of the first images of `judge`, or the learning rate is used up.
 
     Raises:
         TimeoutError: that takes longer than the recipe allows.

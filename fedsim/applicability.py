@@ -26,7 +26,7 @@ class Workload(NamedTuple):
 
     Args:
         pictures: of the client that its local steps can use.
-        batch_size: pictures in a local step.
+        batch_size: images in a local step.
         steps: local steps.
     """
 
@@ -41,7 +41,7 @@ class Setting:
 
     Args:
         pictures: distinct inputs behind the update; None where nobody said how many.
-        batch_size: pictures in a local step.
+        batch_size: images in a local step.
         kind: whether the client shares a gradient or a delta.
         steps: local steps behind the update; None where nobody said how many.
         optimizer: the client's.
@@ -59,7 +59,7 @@ class Setting:
 
 
 def together(settings: Sequence[Setting]) -> Setting:
-    """Return how the mean of several updates was made: as one of all their pictures in one step, as often as any of them."""
+    """Return how the mean of several updates was made: as one of all their images in one step, as often as any of them."""
     first, *others = settings
     if not others:
         return first
@@ -82,7 +82,7 @@ class Applicability:
 
     Args:
         pictures: most distinct inputs behind the update; None for any number.
-        batch_size: most pictures in a local step; None for any number.
+        batch_size: most images in a local step; None for any number.
         kinds: gradients, deltas or both.
         steps: most local steps; None for any number.
         optimizers: of the client.
@@ -101,8 +101,8 @@ class Applicability:
     def obstacles(self, setting: Setting) -> tuple[str, ...]:
         """Return why an update is not among those the attack is made for, one clause each; empty where it is."""
         found = [
-            *_too_many(self.pictures, setting.pictures, "picture", "an update"),
-            *_too_many(self.batch_size, setting.batch_size, "picture", "a local step"),
+            *_too_many(self.pictures, setting.pictures, "image", "an update"),
+            *_too_many(self.batch_size, setting.batch_size, "image", "a local step"),
             *_too_many(self.steps, setting.steps, "local step", "an update"),
         ]
         if setting.kind not in self.kinds:

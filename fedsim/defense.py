@@ -52,10 +52,10 @@ class ClientContext:
         rounds: rounds of the scenario.
         client: partition number, from 0.
         training: the local recipe.
-        batch_size: pictures in a local step.
-        num_examples: pictures that the client holds.
+        batch_size: images in a local step.
+        num_examples: images that the client holds.
         steps: local steps in this round.
-        class_counts: of the client's pictures, how many are of each class.
+        class_counts: of the client's images, how many are of each class.
         participation: in how many rounds the client has taken part, this one included.
         state: what this defense keeps on this client. What a round that succeeds leaves in it is there in the client's next
             round, also after the run was killed and resumed. The server and attacks never see it.
@@ -74,7 +74,7 @@ class ClientContext:
 
     @property
     def sampling_rate(self) -> float:
-        """The share of the client's pictures that a local step takes."""
+        """The share of the client's images that a local step takes."""
         return min(1.0, self.batch_size / self.num_examples)
 
 
@@ -144,7 +144,7 @@ class Defense(ABC):
         """Accumulate this step's gradient in `p.grad` and return the detached mean loss.
 
         `proceed(step)` runs the next defense's step, the innermost being forward, cross-entropy, backward. A recipe
-        changes the step it passes on (adversarial pictures, shuffled patches), adds a term afterwards, or does not call
+        changes the step it passes on (adversarial images, shuffled patches), adds a term afterwards, or does not call
         `proceed` at all and computes gradients itself (DP-SGD), which `replaces_gradient` then says.
         """
         return proceed(step)

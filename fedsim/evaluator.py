@@ -40,7 +40,7 @@ class PixelModel(nn.Module):
         self.model, self._normalization = model, normalization
 
     def forward(self, images: Images) -> Tensor:
-        """Return the logits, one row a picture."""
+        """Return the logits, one row an image."""
         logits: Tensor = self.model(self._normalization.normalize(images))
         return logits
 
@@ -68,7 +68,7 @@ class Evaluator(ABC):
 
         Args:
             model: the global model after a round, in evaluation mode, on the CPU; a copy that may be changed at will.
-            pool: test pictures that no client holds, `pool.read(numbers)` gives some, pixels in [0, 1].
+            pool: test images that no client holds, `pool.read(numbers)` gives some, pixels in [0, 1].
             class_names: by class.
             generator: the only source of randomness; the same generator state gives the same scores.
 

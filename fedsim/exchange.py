@@ -82,7 +82,7 @@ class Update:
         client: partition number, from 0; -1 for the mean of several clients' updates.
         kind: `gradient`, the gradient of the mean loss over one batch; `delta`, new minus old weights.
         tensors: name of the parameter -> its gradient or difference, in the model's order, float32.
-        num_examples: what the client reported to the server as `num-examples`, the number of distinct pictures that it
+        num_examples: what the client reported to the server as `num-examples`, the number of distinct images that it
             trained on, however often it used each; 0 when it reported none.
         buffers: name of the buffer -> its new value on the client, such as BatchNorm's running statistics.
     """
@@ -135,7 +135,7 @@ class TrainingKnowledge:
         local_epochs: epochs per round; None when the client runs a fixed number of steps.
         decay_exempt: names of parameters without weight decay.
         label_smoothing: a of the label y = (1 - a) onehot + a / C; 0 for none.
-        mixup: alpha of the Beta distribution that two pictures and their labels are mixed by; None for none.
+        mixup: alpha of the Beta distribution that two images and their labels are mixed by; None for none.
     """
 
     optimizer: str
@@ -158,7 +158,7 @@ class UpdateEffects:
         noise: standard deviation of the Gaussian noise that it adds to each entry, in the update's units.
         hidden: patterns, as in a shell, of the names of parameters of which it sends zeros.
         rounding: how it rounds entries to a grid; None where it does not.
-        shuffles_unseen: whether it shuffles the patches of a picture without any trace in the update.
+        shuffles_unseen: whether it shuffles the patches of an image without any trace in the update.
     """
 
     clip_norm: float | None = None
@@ -188,7 +188,7 @@ class DefenseKnowledge:
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Pictures with labels, hard or soft: pixels in [0, 1], float32."""
+    """Images with labels, hard or soft: pixels in [0, 1], float32."""
 
     images: Images
     labels: Labels
@@ -207,13 +207,13 @@ class Observation:
             Its `pretrained_cfg` says nothing about the client: the normalization is a grant of its own.
         image_shape: (channels, height, width) of the model's input.
         num_classes: outputs of the head.
-        batch_size: pictures per local step; None when not granted.
+        batch_size: images per local step; None when not granted.
         labels: the batch's labels in no particular order, soft where the client smooths or mixes; None when not granted.
         normalization: the model's input normalization; None when not granted.
         training: the local recipe; None when not granted.
         train_mode: whether dropout and the like were active on the client; None when not granted.
         defenses: the defenses of this client, in order of application; None when not granted.
-        auxiliary_data: pictures of the same distribution with hard labels, disjoint from every client's; None when not
+        auxiliary_data: images of the same distribution with hard labels, disjoint from every client's; None when not
             granted.
         members: of a view of several updates, each of them as an observation of its own, in the order of rounds and clients.
             Then `update` is their mean, weighted by their numbers of examples, which is what a server aggregates; `model`
@@ -243,13 +243,13 @@ class Observation:
 
 @dataclass(frozen=True)
 class Truth:
-    """The pictures behind an update, for `fedsim.audit.threat` and `fedsim.metrics` alone.
+    """The images behind an update, for `fedsim.audit.threat` and `fedsim.metrics` alone.
 
     Args:
-        images: every distinct input the client trained on in the round, pixels in [0, 1]; blends where it mixes pictures.
-        labels: their labels; soft where the client smooths labels or mixes pictures.
-        pictures: how many distinct pictures the inputs are of, which is the `num-examples` of an honest client; None where
-            every input is a picture of its own. Blends of one picture are several inputs.
+        images: every distinct input the client trained on in the round, pixels in [0, 1]; blends where it mixes images.
+        labels: their labels; soft where the client smooths labels or mixes images.
+        pictures: how many distinct images the inputs are of, which is the `num-examples` of an honest client; None where
+            every input is an image of its own. Blends of one image are several inputs.
     """
 
     images: Images
@@ -263,7 +263,7 @@ class Trajectory:
 
     Args:
         steps: iteration of each frame, increasing, from 0; a few dozen at most, of which the auditor keeps `FRAMES`.
-        images: what the pictures of the finding were at that iteration, in one order throughout; pixels in [0, 1].
+        images: what the images of the finding were at that iteration, in one order throughout; pixels in [0, 1].
         losses: the observable loss of each frame.
     """
 
@@ -279,9 +279,9 @@ class Finding:
     The three may differ in number.
 
     Args:
-        images: pixels in [0, 1], any number of pictures in any order; None when the attack recovers none.
+        images: pixels in [0, 1], any number of images in any order; None when the attack recovers none.
         labels: hard labels with repeats, in any order, or soft labels; None when the attack recovers none.
-        features: head inputs, one row a picture; None when the attack recovers none.
+        features: head inputs, one row an image; None when the attack recovers none.
         trace: observable quantities of the run (loss, residual, condition number), JSON-able.
         cautions: reasons to doubt the finding, each one sentence.
         trajectory: iterates on the way to `images`; None when the attack does not iterate or saved none.

@@ -40,7 +40,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "1.8 M parameters, 32 px",
         ),
         "convnet": Preset(
-            "fedsim.models.convnet:ConvNet", {}, "LeNet of the first gradient inversions, any size of pictures"
+            "fedsim.models.convnet:ConvNet", {}, "LeNet of the first gradient inversions, any size of images"
         ),
     }
 )

@@ -1,4 +1,4 @@
-"""The data-source contract: where pictures come from, in three disjoint pools."""
+"""The data-source contract: where images come from, in three disjoint pools."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fedsim.exchange import HardLabels, LabeledImages
 
 LARGEST_IMAGE = 2048  # pixels a side: of patches of 16 pixels a ViT gets 16,384
 MOST_DRAWN = 2_000_000  # samples of a pool that is drawn
-MOST_BYTES = 8 * 2**30  # of the pictures of such a pool
+MOST_BYTES = 8 * 2**30  # of the images of such a pool
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A set of labeled pictures that are read when needed.
+    """A set of labeled images that are read when needed.
 
     Args:
         labels: class of every sample.
-        fetch: sample numbers -> uint8 pictures, shape (batch, channels, height, width); a pure function.
-        conversions: sample number -> how its picture differs from what is stored, one phrase each.
+        fetch: sample numbers -> uint8 images, shape (batch, channels, height, width); a pure function.
+        conversions: sample number -> how its image differs from what is stored, one phrase each.
     """
 
     labels: HardLabels
@@ -47,7 +47,7 @@ class Pools:
         test: for the central evaluation.
         auxiliary: the attacker's, when granted; also the data-set mean of the controls.
         class_names: one name per class, in label order.
-        notes: what a user should know of the choice of pictures, such as those left out; each begins with a YAML path.
+        notes: what a user should know of the choice of images, such as those left out; each begins with a YAML path.
     """
 
     train: Pool
@@ -61,11 +61,11 @@ class Pools:
 class Source(ABC):
     """A data source; the fields of a subclass are its YAML parameters, beside `name` and `partition`.
 
-    The sizes are upper bounds where pictures are read, since one scenario may be pointed at other files: a source that
-    holds fewer gives what it has. Sources that draw their pictures meet them exactly.
+    The sizes are upper bounds where images are read, since one scenario may be pointed at other files: a source that
+    holds fewer gives what it has. Sources that draw their images meet them exactly.
 
     Args:
-        image_size: side of the square pictures in pixels; None keeps the size of the files, which must be equal.
+        image_size: side of the square images in pixels; None keeps the size of the files, which must be equal.
         samples: size of the training pool; None takes what there is.
         test_samples: size of the test pool; where no test set is given it is held out of the training set,
             a quarter at most. None takes the whole test set, or a tenth.
@@ -86,10 +86,10 @@ class Source(ABC):
             raise ValueError(f"image_size: expected at most {LARGEST_IMAGE} pixels, got {self.image_size}.")
 
     def check_drawn(self) -> None:
-        """Refuse pools that would not fit, for a source that draws every picture that is asked for.
+        """Refuse pools that would not fit, for a source that draws every image that is asked for.
 
         Raises:
-            ValueError: more samples than `MOST_DRAWN`, or pictures of more than `MOST_BYTES` together.
+            ValueError: more samples than `MOST_DRAWN`, or images of more than `MOST_BYTES` together.
         """
         size = self.image_size or 0
         for field in ("samples", "test_samples", "auxiliary_samples"):
@@ -98,7 +98,7 @@ class Source(ABC):
                 raise ValueError(f"{field}: expected at most {MOST_DRAWN}, got {count}.")
             if (total := 3 * size**2 * count) > MOST_BYTES:
                 raise ValueError(
-                    f"{field}: {count} pictures of {size} x {size} pixels are {total / 2**30:.1f} GiB, and "
+                    f"{field}: {count} images of {size} x {size} pixels are {total / 2**30:.1f} GiB, and "
                     f"{MOST_BYTES / 2**30:.0f} GiB are allowed. Take fewer, or a smaller image_size."
                 )
 

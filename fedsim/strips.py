@@ -1,4 +1,4 @@
-"""Pictures as files: strips and trajectories of tensors as PNG."""
+"""Images as files: strips and trajectories of tensors as PNG."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from fedsim.exchange import Images
 from fedsim.metrics.trajectory import Frames
 
-SHOWN = 8  # pictures of one update that the report shows, and frames of a trajectory; the findings hold all
+SHOWN = 8  # images of one update that the report shows, and frames of a trajectory; the findings hold all
 
-GAP = 1 / 8  # of a picture's width, before the originals of a trajectory
+GAP = 1 / 8  # of an image's width, before the originals of a trajectory
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -25,12 +25,12 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def png_strip(images: Images) -> bytes:
-    """Return the first pictures side by side as a PNG, native size, pixels in [0, 1] clamped."""
+    """Return the first images side by side as a PNG, native size, pixels in [0, 1] clamped."""
     return _png(torch.cat(list(images[:SHOWN]), dim=-1))
 
 
 def png_trajectory(frames: Frames, originals: Images) -> bytes:
-    """Return frames as the columns of a PNG, the first pictures of the batch as its rows, and the originals set apart.
+    """Return frames as the columns of a PNG, the first images of the batch as its rows, and the originals set apart.
 
     Args:
         frames: of the originals, in their order.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+import type_checks
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 settings.register_profile("fedsim", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fedsim")
+
+type_checks.install()
 
 # No test needs an accelerator; beside one, processes for attacks start from nothing, without what a test has patched.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")

@@ -26,13 +26,13 @@ def unchecked(**facts):
 @pytest.mark.parametrize(
     ("asked", "changes", "says"),
     [
-        (Applicability(pictures=1), {"pictures": 500}, "made for 1 picture in an update, and here are 500"),
+        (Applicability(pictures=1), {"pictures": 500}, "made for 1 image in an update, and here are 500"),
         (
             Applicability(pictures=2),
             {"pictures": None},
-            "made for 2 pictures in an update, and here nobody knows how many",
+            "made for 2 images in an update, and here nobody knows how many",
         ),
-        (Applicability(batch_size=4), {"batch_size": 8}, "made for 4 pictures in a local step, and here are 8"),
+        (Applicability(batch_size=4), {"batch_size": 8}, "made for 4 images in a local step, and here are 8"),
         (Applicability(steps=1), {"steps": 80}, "made for 1 local step in an update, and here are 80"),
         (Applicability(kinds=("gradient",)), {"kind": "delta"}, "reads a gradient, and the client shares a delta"),
         (Applicability(), {"optimizer": "adamw"}, "made for local sgd, and the client uses adamw"),

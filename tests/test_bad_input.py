@@ -223,11 +223,11 @@ SETTINGS = {
     ),
     "patch that does not divide the image": (
         {"model.kwargs": {"patch_size": 5}},
-        "model.kwargs.patch_size: patches of 5 x 5 pixels do not divide pictures of 32 x 32.",
+        "model.kwargs.patch_size: patches of 5 x 5 pixels do not divide images of 32 x 32.",
     ),
     "stock patch that does not divide the image": (
         {"model": {"name": "vit_tiny_patch16_224"}, "data.image_size": 40},
-        "model.name: patches of 16 x 16 pixels do not divide pictures of 40 x 40.",
+        "model.name: patches of 16 x 16 pixels do not divide images of 40 x 40.",
     ),
     "image size that is not the model's": (
         {"model.kwargs": {"img_size": 64}},
@@ -263,9 +263,9 @@ SETTINGS = {
     "mixup alpha of zero": ({"training.mixup": 0}, "training.mixup: expected a number above 0, got 0."),
     "mixup in words": ({"training.mixup": "some"}, "training.mixup: expected a number, got 'some'."),
     "mixup that is a boolean": ({"training.mixup": True}, "training.mixup: expected a number, got true."),
-    "mixup of a single picture": (
+    "mixup of a single image": (
         {"training.mixup": 0.4, "data.partition": {"name": "sizes", "sizes": [2, 1, 2]}},
-        "training.mixup: client 1 has a single picture, and mixup blends two of a client's own.",
+        "training.mixup: client 1 has a single image, and mixup blends two of a client's own.",
         "leave mixup out",
     ),
     "unknown strategy": ({"federation.strategy": "FedAvgg"}, "federation.strategy: no strategy", "'FedAvg'?"),
@@ -394,7 +394,7 @@ def test_a_folder_that_is_no_run_is_refused(command, fedsim, scenario_file, tmp_
 # Damaged data files
 
 
-def _pictures(folder: Path) -> None:
+def _images(folder: Path) -> None:
     for label in ("cat", "dog"):
         (folder / label).mkdir(parents=True)
         for number in range(12):
@@ -427,31 +427,31 @@ def test_a_parquet_file_without_the_column_is_refused(column, fedsim, scenario_f
     assert not (tmp_path / "run").exists()
 
 
-def test_a_broken_picture_is_refused_before_the_run(fedsim, scenario_file, tmp_path):
-    _pictures(tmp_path / "pictures")
-    scenario_file.write_text(yaml.safe_dump(BASE | {"data": {"name": "folder", "path": "pictures"}}))
+def test_a_broken_image_is_refused_before_the_run(fedsim, scenario_file, tmp_path):
+    _images(tmp_path / "images")
+    scenario_file.write_text(yaml.safe_dump(BASE | {"data": {"name": "folder", "path": "images"}}))
     assert fedsim("check", scenario_file).code == 0
-    for path in (tmp_path / "pictures").glob("dog/*.png"):
+    for path in (tmp_path / "images").glob("dog/*.png"):
         path.write_bytes(path.read_bytes()[:60])
-    # The plan of this scenario is in memory, so reading the pictures again is what must find the fault.
+    # The plan of this scenario is in memory, so reading the images again is what must find the fault.
     outcome = fedsim("run", scenario_file, "--out", tmp_path / "run")
-    refused(outcome, f"data.path: {tmp_path}/pictures/dog/", "is no readable picture")
+    refused(outcome, f"data.path: {tmp_path}/images/dog/", "is no readable image")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_class_folder_without_pictures_is_refused(fedsim, scenario_file, tmp_path):
-    _pictures(tmp_path / "pictures")
-    (tmp_path / "pictures" / "eel").mkdir()
-    scenario_file.write_text(yaml.safe_dump(BASE | {"data": {"name": "folder", "path": "pictures"}}))
+def test_a_class_folder_without_images_is_refused(fedsim, scenario_file, tmp_path):
+    _images(tmp_path / "images")
+    (tmp_path / "images" / "eel").mkdir()
+    scenario_file.write_text(yaml.safe_dump(BASE | {"data": {"name": "folder", "path": "images"}}))
     outcome = fedsim("run", scenario_file, "--out", tmp_path / "run")
-    refused(outcome, f"data.path: no picture in {tmp_path}/pictures/eel.")
+    refused(outcome, f"data.path: no image in {tmp_path}/images/eel.")
 
 
-def test_pictures_of_several_sizes_need_an_image_size(fedsim, scenario_file, tmp_path):
-    _pictures(tmp_path / "pictures")
-    for path in (tmp_path / "pictures").glob("dog/*.png"):
+def test_images_of_several_sizes_need_an_image_size(fedsim, scenario_file, tmp_path):
+    _images(tmp_path / "images")
+    for path in (tmp_path / "images").glob("dog/*.png"):
         Image.new("RGB", (40, 32)).save(path)
-    data = {"name": "folder", "path": "pictures", "image_size": None}
+    data = {"name": "folder", "path": "images", "image_size": None}
     scenario_file.write_text(yaml.safe_dump(BASE | {"data": data}))
     outcome = fedsim("run", scenario_file, "--out", tmp_path / "run")
     refused(outcome, "data.image_size: ")

@@ -21,7 +21,7 @@ def test_a_scenario_error_begins_with_its_place():
         ScenarioError("a.b", "a: b: c"),
         errors.PluginError("twice"),
         errors.RunFolderError("run: gone"),
-        errors.AttackRefusedError("one picture at a time"),
+        errors.AttackRefusedError("one image at a time"),
     ],
 )
 def test_every_error_survives_pickling(error):

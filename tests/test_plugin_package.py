@@ -54,7 +54,7 @@ def test_its_wheel_holds_the_package_alone(site: Path) -> None:
 
 def test_it_is_listed_with_its_first_line_its_grant_and_its_parameters(site: Path) -> None:
     listed = call(site, "-m", "fedsim", "list", "attacks")
-    assert "Sign of the bias gradient: the label of a single picture. Needs batch_size." in listed
+    assert "Sign of the bias gradient: the label of a single image. Needs batch_size." in listed
     assert "parameter='head.bias'" in listed
 
 

@@ -12,7 +12,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import picture_results  # noqa: E402
 import scenario_runs  # noqa: E402
 import scenario_tables  # noqa: E402
-from pictures import sources  # noqa: E402
+from pictures import is_current, sources  # noqa: E402
 from scenario_claims import CATALOGUE, CLAIMS  # noqa: E402
 from scenario_figures import Pick, Statistic, filled  # noqa: E402
 from scenario_layouts import TABLES  # noqa: E402
@@ -42,7 +42,7 @@ def means():
     cells = {}
     for row in rows():
         place = (row["label"], row["state"], row["batch_size"], row["defense"], row["seed"])
-        cells.setdefault((*place, picture_results.pictures_of(row)), []).append(row)
+        cells.setdefault((*place, picture_results.images_of(row)), []).append(row)
     found = [summary for cell in cells.values() if (summary := picture_results.summarize(cell))]
     return {
         str(mean) for summary in found for mean in (summary.psnr, summary.margin, summary.wrong) if mean is not None
@@ -61,7 +61,7 @@ def test_rows_that_other_sources_made_are_marked_as_older():
     for code in {row["code"] for row in rows()}:
         assert f"`{code}`" in catalogue
     marked = "older than this version" in catalogue
-    assert marked == any(row["code"] != sources() for row in rows())
+    assert marked == (not all(is_current(row["code"]) for row in rows()))
 
 
 def test_every_row_states_the_sources_that_made_it():
@@ -123,13 +123,13 @@ def test_tables_without_a_file_are_the_named_ones_and_say_so():
 def test_tables_that_other_sources_made_are_marked_as_older():
     for _, name, content in all_blocks():
         codes = {json.loads(RUNS[run].file.read_text())["code"] for run in TABLES[name].runs if RUNS[run].file.exists()}
-        older = codes - {sources()}
+        older = {code for code in codes if not is_current(code)}
         assert all(f"`{code}`" in content for code in older)
         assert ("lder than this version" in content) == bool(older or name in scenario_tables.WITHOUT_FILE)
 
 
 def test_a_file_of_other_sources_marks_its_tables_and_its_row(monkeypatch):
-    monkeypatch.setattr(scenario_tables, "sources", lambda: "0" * 12)
+    monkeypatch.setattr("pictures.sources", lambda: "0" * 12)
     made_by = json.loads(RUNS["mjp_gamma"].file.read_text())["code"]
     assert f"Older than this version: made by the attacks' sources `{made_by}`." in scenario_tables.rendered(
         "mjp_gamma"
@@ -182,7 +182,7 @@ def test_figures_in_sentences_are_computed_or_settings_of_the_scenario(name, sec
 def finished(folder, records):
     """Write the files of a finished run of soft_labels that are read for its JSON."""
     scenario, _ = scenarios.load(ROOT / "scenarios" / "soft_labels.yaml")
-    summary = {"clients": {"0": {"verdict": "leaks", "kinds": {"pictures": "leaks"}}}}
+    summary = {"clients": {"0": {"verdict": "leaks", "kinds": {"images": "leaks"}}}}
     (folder / "scenario.yaml").write_text(yaml_loader.dump(scenario.resolved()))
     (folder / "environment.json").write_text(as_json("simulated"))
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -208,7 +208,7 @@ def test_a_finished_folder_is_kept_with_scores_controls_and_sources(tmp_path):
     content = scenario_runs.read(RUNS["soft_labels"], tmp_path, None)
     assert content["code"] == sources()
     assert (content["scenario"], content["overrides"], content["accuracy"]) == ("soft_labels", [], [0.25])
-    assert content["verdicts"] == {"0": {"pictures": "leaks"}}
+    assert content["verdicts"] == {"0": {"images": "leaks"}}
     first, second = content["records"]
     assert (first["attack"], second["attack"]) == ("soft_labels", "patch_embedding")
     assert first["scores"] == {"psnr": pytest.approx(20.123456789, abs=1e-4)}
@@ -236,7 +236,7 @@ def test_figures_are_means_over_records_and_over_clients():
     figures = Statistic((1.0, 2.0, 6.0), (1, 0, 1), (4.0, 4.0))
     assert (figures.mean, figures.least, figures.most) == (3.0, 1.0, 6.0)
     assert f"{figures.each:.1f}" == "2.0 / 3.5"
-    assert f"{figures.over_pictures:.1f}" == "4.0 [4.0, 4.0]"
+    assert f"{figures.over_images:.1f}" == "4.0 [4.0, 4.0]"
     assert f"{Statistic((3.0,)).interval:.1f}" == "3.0"
 
 

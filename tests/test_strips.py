@@ -24,7 +24,7 @@ def test_positions_are_spread_evenly_from_the_first_to_the_last(count: int, most
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_trajectory_has_a_column_per_frame_a_row_per_picture_and_the_originals_apart(channels: int) -> None:
+def test_a_trajectory_has_a_column_per_frame_a_row_per_image_and_the_originals_apart(channels: int) -> None:
     frames = torch.rand(3, 2, channels, 16, 16, generator=torch.Generator().manual_seed(0))
     originals = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(1))
     picture = read(png_trajectory(frames, originals)).reshape(32, 3 * 16 + 2 + 16, channels)
@@ -37,7 +37,7 @@ def test_a_trajectory_has_a_column_per_frame_a_row_per_picture_and_the_originals
         assert np.abs(band[:, 50:] - originals[row].movedim(0, -1).numpy()).max() <= 0.5 / 255 + 1e-6
 
 
-def test_a_trajectory_shows_eight_pictures_of_a_large_batch() -> None:
+def test_a_trajectory_shows_eight_images_of_a_large_batch() -> None:
     picture = read(png_trajectory(torch.rand(2, 20, 3, 8, 8), torch.rand(20, 3, 8, 8)))
     assert picture.shape == (64, 2 * 8 + 1 + 8, 3)
 

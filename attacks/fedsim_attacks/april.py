@@ -1,4 +1,4 @@
-"""APRIL: one picture, in closed form, from the gradients around a first attention that sees tokens and positions alone.
+"""APRIL: one image, in closed form, from the gradients around a first attention that sees tokens and positions alone.
 
 Paper: Lu, Zhang, Zhao, He, Cheng. "APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers". CVPR 2022.
 https://arxiv.org/abs/2112.14087
@@ -6,15 +6,15 @@ https://arxiv.org/abs/2112.14087
 Idea: let Z, patches projected plus positions, be the input of the first attention. The gradients of its weights then obey
 Wq^T Gq + Wk^T Gk + Wv^T Gv = A^T Z with A = dL/dZ, and A is the gradient of the position embedding. So Z, less what is
 known of it, follows from a linear system, and the pixels follow from Z through the patch projection. Biases, heads, qk norm
-and all that comes later in the model play no part. The model is tried on a random picture first: where a layer norm stands
+and all that comes later in the model play no part. The model is tried on a random image first: where a layer norm stands
 before the attention or a residual passes around it, as in every stock ViT, the identity fails and the attack refuses.
 
 Differs from the paper: both systems are solved as one, s_i q_j Y_ij = R_ij in the singular vectors of A and of the patch
 projection, with prefix tokens and positions moved to the known side. A is badly conditioned: what float32 or noise hides,
-and what a patch holds beyond the width of the embedding, is filled with the smoothest picture, as in `patch_embedding`; the
+and what a patch holds beyond the width of the embedding, is filled with the smoothest image, as in `patch_embedding`; the
 paper takes the pseudo-inverse.
 
-Needs: grant `normalization`. A model of this kind (`model.first_block: april`); one distinct picture in the update; learned
+Needs: grant `normalization`. A model of this kind (`model.first_block: april`); one distinct image in the update; learned
 position embeddings and the weights of query, key and value, shared; a gradient, or the delta of one local SGD step: between
 several the weights move, and the identity holds roughly. Uses `training` and `train_mode`. Cost: one backward pass, two
 singular value decompositions, then up to a few hundred steps of conjugate gradients.
@@ -52,8 +52,8 @@ class _Diagnosis(NamedTuple):
     """What the update tells about itself; the trace.
 
     Args:
-        residual: share of the attention's gradients, beyond a grey picture's, that no picture explains.
-        excess: its variance over what noise explains; about 1 for one picture. None where noise cannot be read.
+        residual: share of the attention's gradients, beyond a grey image's, that no image explains.
+        excess: its variance over what noise explains; about 1 for one image. None where noise cannot be read.
         sum_identity_error: relative; None without a bias of query, key and value.
         relative_noise: norm of the noise in the token gradients over their norm.
         condition_number: of the token gradients, above rounding.
@@ -94,7 +94,7 @@ class April(SmoothInversion):
     )
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
-        """Solve for the picture; draws the picture on which the model is tried."""
+        """Solve for the image; draws the image on which the model is tried."""
         normalization = observation.normalization
         if normalization is None:
             raise AttackRefusedError("normalization is not granted; the patches are found in normalized units.")
@@ -151,7 +151,7 @@ def _cautions(observation: Observation, found: AprilSystem, diagnosis: _Diagnosi
     elif is_mixed:
         listed.append(
             f"The system's residual is {diagnosis.residual:.1e}, far above any noise that the update shows, as where it holds "
-            "more than one picture, which this finding would mix."
+            "more than one image, which this finding would mix."
         )
     if observation.update.kind == "delta" and local_steps(observation) != 1:
         listed.append(

@@ -1,9 +1,9 @@
-"""Pictures and labels guessed without looking at the update: the floor that every attack has to beat.
+"""Images and labels guessed without looking at the update: the floor that every attack has to beat.
 
 Paper: none; the idea of an attack-free baseline is urged in Carlini, Chien, Nasr, Song, Terzis, Tramer. "Membership
 Inference Attacks From First Principles". S&P 2022. https://arxiv.org/abs/2112.03570
 
-Idea: guess grey pictures, the mean of auxiliary pictures, or auxiliary pictures drawn at random; guess labels in the
+Idea: guess grey images, the mean of auxiliary images, or auxiliary images drawn at random; guess labels in the
 proportions of the auxiliary data, or evenly. A score that this attack reaches too says nothing about leakage.
 
 Differs from the paper: it is a control, not an attack.
@@ -29,7 +29,7 @@ class BlindGuess(Attack):
     """Guesses without the update.
 
     Args:
-        guess: `grey`; `mean`, the mean of the auxiliary pictures; `sample`, auxiliary pictures drawn at random.
+        guess: `grey`; `mean`, the mean of the auxiliary images; `sample`, auxiliary images drawn at random.
     """
 
     citation: ClassVar[str] = (

@@ -1,8 +1,8 @@
-"""Deep Leakage from Gradients (DLG): pictures and labels together, by L-BFGS on the squared distance of gradients.
+"""Deep Leakage from Gradients (DLG): images and labels together, by L-BFGS on the squared distance of gradients.
 
 Paper: Zhu, Liu, Han. "Deep Leakage from Gradients". NeurIPS 2019. https://arxiv.org/abs/1906.08935
 
-Idea: minimize |g(x, softmax(y)) - g|^2 over pictures x and label logits y, both drawn from a standard normal distribution.
+Idea: minimize |g(x, softmax(y)) - g|^2 over images x and label logits y, both drawn from a standard normal distribution.
 
 Differs from the paper: 300 iterations, where the authors' code makes 300 calls of torch's L-BFGS of up to 20 iterations each:
 `steps: 6000` allows as many. L-BFGS keeps 20 steps of curvature, theirs 100. The distance is divided by |g|^2. The line search
@@ -24,7 +24,7 @@ from fedsim_attacks.matching import Descent, PriorWeights, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class DLG(Descent):
-    """Optimize pictures and labels until their gradient is the observed one; the parameters are those of `Parameters`."""
+    """Optimize images and labels until their gradient is the observed one; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Zhu, Liu, Han. Deep Leakage from Gradients. NeurIPS 2019. https://arxiv.org/abs/1906.08935"

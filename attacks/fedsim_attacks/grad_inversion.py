@@ -3,7 +3,7 @@
 Paper: Yin, Mallya, Vahdat, Alvarez, Kautz, Molchanov. "See through Gradients: Image Batch Recovery via GradInversion". CVPR
 2021. https://arxiv.org/abs/2104.07586
 
-Idea: minimize the sum over tensors of |g_l(x, y) - g_l| plus total variation, the pictures' norm, the distance of their batch
+Idea: minimize the sum over tensors of |g_l(x, y) - g_l| plus total variation, the images' norm, the distance of their batch
 statistics from those that a network's BatchNorm layers hold, and the distance of every seed from the mean of all, after their
 registration to it; Adam with noise in every step.
 
@@ -27,7 +27,7 @@ from fedsim_attacks.matching import Descent, PriorWeights, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class GradInversion(Descent):
-    """Optimize several sets of pictures under statistics and agreement; the parameters are those of `Parameters`."""
+    """Optimize several sets of images under statistics and agreement; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Yin et al. See through Gradients: Image Batch Recovery via GradInversion. CVPR 2021. "

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2203.11894. There is no public code of the authors.
 
 Idea: minimize G(t) L_grad + U(t) R_image + a_1 R_patch + a_2 R_extra. L_grad is the sum over tensors of |g_l(x, y) - g_l|;
 R_image the distance of the batch's statistics from those in the BatchNorm layers of a fixed CNN; R_patch the difference of
-pixels across the borders of patches; R_extra total variation and the pictures' norm. In the first half of the steps R_image is
+pixels across the borders of patches; R_extra total variation and the images' norm. In the first half of the steps R_image is
 off; in the second it is on, and L_grad has half its weight. An early prior falls into its own minima.
 
 Differs from the paper: the network of `batch_norm` is one trained on the auxiliary data, or EfficientNet-Lite0, or
@@ -28,7 +28,7 @@ from fedsim_attacks.matching import Descent, PriorWeights, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class GradViT(Descent):
-    """Optimize pictures under GradViT's priors and schedule; the parameters are those of `Parameters`."""
+    """Optimize images under GradViT's priors and schedule; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Hatamizadeh et al. GradViT: Gradient Inversion of Vision Transformers. CVPR 2022. https://arxiv.org/abs/2203.11894"

@@ -1,6 +1,6 @@
-"""The classifier's input of every picture of a batch, from the gradient at the classifier.
+"""The classifier's input of every image of a batch, from the gradient at the classifier.
 
-Paper: no publication of this form is known to us. For one picture, Wang, Liang, He. "Towards Eliminating Hard Label
+Paper: no publication of this form is known to us. For one image, Wang, Liang, He. "Towards Eliminating Hard Label
 Constraints in Gradient Inversion Attacks". ICLR 2024. https://arxiv.org/abs/2402.03124. The row space of a batch's head
 inputs: Dang, Thakkar, Ramaswamy, Mathews, Chin, Beaufays. "Revealing and Protecting Labels in Distributed Training".
 NeurIPS 2021. https://arxiv.org/abs/2111.00556
@@ -15,8 +15,8 @@ classes are present; here all inputs are solved for together.
 
 Needs: grant `batch_size`; the classifier's weight gradient, of a gradient or of a delta of one step of known recipe. Labels
 are taken from `labels` where granted, else counted (`label_count`). Uses `auxiliary_data`, `normalization` and `training`
-where granted. Cost: two forward passes over the reference pictures; per start, up to 180 factorizations of size B^2. Eight
-pictures take 0.3 to 2 seconds, sixteen of one class half a minute where every start fails.
+where granted. Cost: two forward passes over the reference images; per start, up to 180 factorizations of size B^2. Eight
+images take 0.3 to 2 seconds, sixteen of one class half a minute where every start fails.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class HeadFeatures(Attack):
     """Head inputs of a batch from the classifier's gradient.
 
     Args:
-        references: pictures run through the model to learn how its head inputs vary: auxiliary data where granted, else
+        references: images run through the model to learn how its head inputs vary: auxiliary data where granted, else
             noise with the spectrum of photographs.
         restarts: random starts as long as none has solved the equations.
     """
@@ -63,7 +63,7 @@ class HeadFeatures(Attack):
             raise ValueError(f"restarts: expected at least 0, got {self.restarts}.")
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
-        """Recover head inputs; draws reference pictures where no auxiliary data is granted, and starts."""
+        """Recover head inputs; draws reference images where no auxiliary data is granted, and starts."""
         if observation.labels is None:
             counted = count_labels(observation, self.references, generator)
             labels, doubts = counted.labels, counted.cautions
@@ -84,7 +84,7 @@ def _cautions(found: RecoveredFeatures) -> tuple[str, ...]:
     listed, count = [], len(found.inputs)
     if not found.is_determined:
         listed.append(
-            f"{count} pictures are too many for the classes: what the gradient does not tell of their head inputs is filled "
+            f"{count} images are too many for the classes: what the gradient does not tell of their head inputs is filled "
             "with what is usual."
         )
     elif not found.is_solved:

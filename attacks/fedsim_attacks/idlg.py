@@ -1,11 +1,11 @@
-"""Improved DLG (iDLG): the label from the classifier's gradient first, then pictures alone, as DLG.
+"""Improved DLG (iDLG): the label from the classifier's gradient first, then images alone, as DLG.
 
 Paper: Zhao, Mopuri, Bilen. "iDLG: Improved Deep Leakage from Gradients". 2020. https://arxiv.org/abs/2001.02610
 
-Idea: the label of a single picture is the class whose classifier gradient has the other sign; with it fixed, minimize
-|g(x, y) - g|^2 over the picture by L-BFGS.
+Idea: the label of a single image is the class whose classifier gradient has the other sign; with it fixed, minimize
+|g(x, y) - g|^2 over the image by L-BFGS.
 
-Differs from the paper: labels are counted by `label_count`, which for one picture is the paper's rule on the bias, and which
+Differs from the paper: labels are counted by `label_count`, which for one image is the paper's rule on the bias, and which
 works for batches and signed features too. As in `dlg`: 300 iterations, where the authors' code makes 300 calls of up to 20
 (`steps: 6000` allows as many), 20 steps of curvature instead of 100, the distance divided by |g|^2, a strong Wolfe line search.
 
@@ -24,7 +24,7 @@ from fedsim_attacks.matching import Descent, PriorWeights, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class IDLG(Descent):
-    """Optimize pictures until their gradient is the observed one; the parameters are those of `Parameters`."""
+    """Optimize images until their gradient is the observed one; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Zhao, Mopuri, Bilen. iDLG: Improved Deep Leakage from Gradients. 2020. https://arxiv.org/abs/2001.02610"

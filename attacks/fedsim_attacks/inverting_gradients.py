@@ -1,9 +1,9 @@
-"""Inverting Gradients (IG): pictures whose gradient points where the client's does, by signed Adam under total variation.
+"""Inverting Gradients (IG): images whose gradient points where the client's does, by signed Adam under total variation.
 
 Paper: Geiping, Bauermeister, Droege, Moeller. "Inverting Gradients: How Easy Is It to Break Privacy in Federated
 Learning?". NeurIPS 2020. https://arxiv.org/abs/2003.14053
 
-Idea: minimize 1 - cos(g(x, y), g) + total_variation * TV(x) over the pictures x in the range of pixels; Adam on the sign of
+Idea: minimize 1 - cos(g(x, y), g) + total_variation * TV(x) over the images x in the range of pixels; Adam on the sign of
 the gradient, the learning rate a tenth after 3/8, 5/8 and 7/8 of the steps.
 
 Differs from the paper: 2,400 steps instead of 24,000, one restart; labels of a batch are counted by `label_count`, where the
@@ -25,7 +25,7 @@ from fedsim_attacks.matching import Descent, PriorWeights
 
 @dataclass(frozen=True, kw_only=True)
 class InvertingGradients(Descent):
-    """Optimize pictures until their gradient points where the observed one does; the parameters are those of `Parameters`."""
+    """Optimize images until their gradient points where the observed one does; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Geiping et al. Inverting Gradients: How Easy Is It to Break Privacy in Federated Learning? NeurIPS 2020. "

@@ -5,7 +5,7 @@ Paper: Ma, Sun, Cui, Huang, Chen, Zhao. "Instance-wise Batch Label Restoration v
 
 Idea: the bias gradient is mean(p) - n / B, predicted probabilities minus class counts over batch size. So n = B (mean(p) -
 G_b), as soon as the batch's mean softmax is known to 1 / (2 B). It follows from the batch's mean logits, which the weight
-gradient gives as a least-squares estimate over classes, with a prior from pictures of no client (`head.counts`). The counts
+gradient gives as a least-squares estimate over classes, with a prior from images of no client (`head.counts`). The counts
 are the whole numbers nearest to that in the covariance of the estimate; how much nearer than the second nearest is the
 confidence.
 
@@ -14,8 +14,8 @@ needs features of one sign and confident classes; here one mean is estimated fro
 has them), absent classes and repeated labels do no harm. Counts are rounded jointly, with a confidence.
 
 Needs: grant `batch_size`; the classifier's weight and bias gradients (without the bias, the constant functional of
-reference features stands in; without the weights, the reference pictures' mean softmax does). Uses `auxiliary_data`,
-`normalization` and `training` where granted. Cost: one forward pass over the reference pictures, none for one picture.
+reference features stands in; without the weights, the reference images' mean softmax does). Uses `auxiliary_data`,
+`normalization` and `training` where granted. Cost: one forward pass over the reference images, none for one image.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LabelCount(Attack):
     """Class counts from the classifier's gradient.
 
     Args:
-        references: pictures run through the model to learn how its logits vary: auxiliary data where granted, else noise
+        references: images run through the model to learn how its logits vary: auxiliary data where granted, else noise
             with the spectrum of photographs.
     """
 
@@ -56,7 +56,7 @@ class LabelCount(Attack):
             raise ValueError(f"references: expected at least 2, got {self.references}.")
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
-        """Count the labels; draws the reference pictures where no auxiliary data is granted."""
+        """Count the labels; draws the reference images where no auxiliary data is granted."""
         found = count_labels(observation, self.references, generator)
         trace = {
             "confidence": found.confidence,

@@ -11,12 +11,12 @@ Paper: Ma, Sun, Cui, Huang, Chen, Zhao. "Instance-wise Batch Label Restoration v
   https://arxiv.org/abs/2105.09369
 - `rlg`: Dang et al. "Revealing and Protecting Labels in Distributed Training". NeurIPS 2021. https://arxiv.org/abs/2111.00556
 - `bias_count_uniform`, `bias_count`, `bias_count_auxiliary`: n = B (p - r), which holds for the batch's mean softmax p, with p
-  even, or the mean softmax of noise pictures, or of auxiliary ones. The last follow `llg_star` and LLG+ of Wainakh et al.
+  even, or the mean softmax of noise images, or of auxiliary ones. The last follow `llg_star` and LLG+ of Wainakh et al.
 - `count`: this project's, see `label_count`.
 
 Idea: with residual r = mean(p - y) and weight gradient G = mean of (p - y) h^T over the batch, each rule reads signs, sizes
-or the column space. `auto` takes iDLG for one picture, by the bias where it is shared and by rows of G otherwise (ViT head
-inputs are signed, so row sums say nothing); `llg` where G is missing, the model is trained and the pictures are few;
+or the column space. `auto` takes iDLG for one image, by the bias where it is shared and by rows of G otherwise (ViT head
+inputs are signed, so row sums say nothing); `llg` where G is missing, the model is trained and the images are few;
 `count` for all else. What it saw, chose and how sure it is are in the trace.
 
 Differs from the paper: sums over rows of G, which need inputs of one sign, are replaced by the bias gradient in `llg` and
@@ -24,8 +24,8 @@ Differs from the paper: sums over rows of G, which need inputs of one sign, are 
 least squares instead of a linear program. Deltas are first undone to a mean gradient (`update.gradient`).
 
 Needs: grant `batch_size`; the classifier's weight or bias gradient, as the rule says; hard labels. `bias_count_auxiliary` needs
-`auxiliary_data`. Cost: at most one forward pass over the reference pictures, and for few pictures of many classes one
-non-negative least squares a class: 0.1 s for 64 pictures of 100 classes.
+`auxiliary_data`. Cost: at most one forward pass over the reference images, and for few images of many classes one
+non-negative least squares a class: 0.1 s for 64 images of 100 classes.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ from fedsim_attacks.head import (
     counted,
     evidence,
     fitting_references,
+    image_count,
     is_single_step,
-    picture_count,
     read_head,
-    reference_pictures,
+    reference_images,
     rescaled,
     sharpness,
     side_by_side,
@@ -70,7 +70,7 @@ _SIGNED = 0.05  # share of negative head inputs from which on rules for non-nega
 
 
 class _Seen(NamedTuple):
-    """What the choice of a rule rests on; the last two are None for one picture, which needs no reference pictures."""
+    """What the choice of a rule rests on; the last two are None for one image, which needs no reference images."""
 
     pictures: int
     classes: int
@@ -92,7 +92,7 @@ class LabelRecovery(Attack):
 
     Args:
         rule: how to read them; `auto` chooses.
-        references: pictures run through the model to learn what its logits and head inputs are like: auxiliary data where
+        references: images run through the model to learn what its logits and head inputs are like: auxiliary data where
             granted, else noise with the spectrum of photographs.
     """
 
@@ -117,12 +117,12 @@ class LabelRecovery(Attack):
 
     @property
     def applicability(self) -> Applicability:
-        """See `Attack.applicability`; iDLG reads the label of one picture."""
+        """See `Attack.applicability`; iDLG reads the label of one image."""
         return replace(self.applies, pictures=1) if self.rule in ("idlg", "idlg_bias") else self.applies
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
-        """Read the labels; draws the reference pictures where no auxiliary data is used."""
-        count = picture_count(observation)
+        """Read the labels; draws the reference images where no auxiliary data is used."""
+        count = image_count(observation)
         look_up = functools.cache(lambda: fitting_references(observation, count, self.references, generator))
         head = read_head(observation, look_up)
         seen = _look(head, look_up, count)
@@ -158,7 +158,7 @@ class LabelRecovery(Attack):
             raise AttackRefusedError(f"auxiliary_data is not granted, and rule {rule} takes its mean softmax.")
         if facts.reference != "none":
             blind = replace(observation, auxiliary_data=None) if facts.reference == "noise" else observation
-            mean = reference_pictures(blind, self.references, generator).logits.softmax(1).mean(0)
+            mean = reference_images(blind, self.references, generator).logits.softmax(1).mean(0)
         if facts.needs_scale and not head.is_scaled:
             head = rescaled(head, references(), count).head
             cautions.append(UNSCALED)
@@ -183,17 +183,17 @@ def _look(head: HeadGradient, references: Callable[[], References], count: int) 
 def _choose(seen: _Seen) -> tuple[Rule, str]:
     """Return the rule that the evidence calls for, and why."""
     if seen.pictures == 1 and seen.bias_shared:
-        return "idlg_bias", "one picture: the bias gradient is negative at its class alone"
+        return "idlg_bias", "one image: the bias gradient is negative at its class alone"
     if seen.pictures == 1:
         return (
             "idlg",
-            "one picture without a bias gradient: its class's row opposes all others, whatever the inputs' signs",
+            "one image without a bias gradient: its class's row opposes all others, whatever the inputs' signs",
         )
     is_trained = seen.sharpness is not None and seen.sharpness > BLUNT
     if not seen.weights_shared and is_trained and seen.pictures <= FEW * (seen.classes - 1):
         return (
             "llg",
-            "few pictures, a trained model and no weight gradient: negative entries are worth more than a count",
+            "few images, a trained model and no weight gradient: negative entries are worth more than a count",
         )
     if not is_trained:
         return (
@@ -202,7 +202,7 @@ def _choose(seen: _Seen) -> tuple[Rule, str]:
         )
     return (
         "count",
-        "several pictures of a trained model: the mean softmax is estimated, signs and column space bound it",
+        "several images of a trained model: the mean softmax is estimated, signs and column space bound it",
     )
 
 
@@ -212,7 +212,7 @@ def _cautions(rule: Rule, seen: _Seen) -> tuple[str, ...]:
     cautions, facts = [], RULES[rule]
     if not facts.takes_signed and seen.negative_inputs > _SIGNED:
         cautions.append(
-            f"Rule {rule} assumes head inputs of one sign; {seen.negative_inputs:.0%} are negative on reference pictures."
+            f"Rule {rule} assumes head inputs of one sign; {seen.negative_inputs:.0%} are negative on reference images."
         )
     if not facts.has_repeats:
         cautions.append(f"Rule {rule} names a class once at most, and this batch of {seen.pictures} may repeat one.")

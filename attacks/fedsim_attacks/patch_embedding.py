@@ -1,4 +1,4 @@
-"""Patch-embedding inversion: one picture, in closed form, from the update of a stock Vision Transformer.
+"""Patch-embedding inversion: one image, in closed form, from the update of a stock Vision Transformer.
 
 Paper: no publication of this form is known to us; the nearest is APRIL, which inverts an altered first block. Lu, Zhang,
 Zhao, He, Cheng. "APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers". CVPR 2022.
@@ -8,19 +8,19 @@ Idea: a token is t_n = W x_n + b + E_n, so the gradient at the position embeddin
 whatever follows. With X the normalized patches, the projection's gradient is G = A^T X: a linear system for the pixels,
 with one solution while there are fewer patches than the embedding is wide. No label, no weights, no prior, any depth; sums
 over local SGD steps keep the same form. Where singular values drown in noise, or patches outnumber the width, the missing
-directions are filled with the smoothest picture: minimize |G - A^T X|^2 + (s / smoothness)^2 roughness(X), where the noise
-s is read off identities that hold for every picture, and raised while the pixels are implausible.
+directions are filled with the smoothest image: minimize |G - A^T X|^2 + (s / smoothness)^2 roughness(X), where the noise
+s is read off identities that hold for every image, and raised while the pixels are implausible.
 
 Defenses are part of the model, whether granted or not, because an update gives them away. Rounding (fp16, bf16, int8, the
 float32 grid of a delta's weights): entries lie on a grid, whose spacing is the noise of each; equations are weighed by it,
-and the prior becomes a Student's t over color differences fitted to the picture. Masked jigsaw positions: the unknown row
+and the prior becomes a Student's t over color differences fitted to the image. Masked jigsaw positions: the unknown row
 holds the sum of the masked rows, which leaves the patches across the span of the masked ones determined; the gradient of
 the localization loss is known up to a factor, and the gradient of its head tells the factor. Clipping is a common factor.
 
 Differs from the paper: APRIL solves for the input of a first attention block without layer norm and without residual
 around it; here the block is stock, and the patch projection takes the place of query, key and value.
 
-Needs: grant `normalization`. One distinct picture in the update, learned position embeddings and a patch projection
+Needs: grant `normalization`. One distinct image in the update, learned position embeddings and a patch projection
 without norm, both shared; gradients, or deltas of local SGD. Uses `training` to undo weight decay, `defenses` to tell
 stochastic from nearest rounding and to warn of a shuffle. Cost: one singular value decomposition of patches x width, then
 up to a few hundred steps of conjugate gradients where something is missing; four of each on a rounded update.
@@ -47,8 +47,8 @@ class _Diagnosis(NamedTuple):
     """What the update tells about itself; the trace.
 
     Args:
-        residual: share of the projection's gradient that no picture explains.
-        excess: its variance over what noise explains; about 1 for one picture.
+        residual: share of the projection's gradient that no image explains.
+        excess: its variance over what noise explains; about 1 for one image.
         bias_identity_error: relative; None without a bias gradient.
         relative_noise: norm of the noise in the token gradients over their norm.
         condition_number: of the token gradients, above rounding.
@@ -140,14 +140,14 @@ def _cautions(found: PatchSystem, diagnosis: _Diagnosis) -> tuple[str, ...]:
     elif is_mixed:
         listed.append(
             f"The system's residual is {diagnosis.residual:.1e}, far above its noise, as where the update holds more than one "
-            "picture, which this finding would mix."
+            "image, which this finding would mix."
         )
     if not found.is_decay_known and (is_broken or is_mixed):
         listed.append("Weight decay would look the same; it can be undone exactly where `training` is granted.")
     if diagnosis.rounding is not None and diagnosis.relative_noise > ROUNDING:
         listed.append(
             f"Entries were rounded to {diagnosis.rounding}, by {diagnosis.relative_noise:.1e} of the token gradients: fine "
-            "detail leans on what the rest of the picture looks like."
+            "detail leans on what the rest of the image looks like."
         )
     elif diagnosis.rounding is None and diagnosis.relative_noise > _NOTABLE_NOISE:
         listed.append(
@@ -161,7 +161,7 @@ def _cautions(found: PatchSystem, diagnosis: _Diagnosis) -> tuple[str, ...]:
     if count > width - 1:
         listed.append(
             f"{count} patches exceed the width {width} minus one: some directions are filled smoothly, and the residual "
-            "cannot tell one picture from several."
+            "cannot tell one image from several."
         )
     if diagnosis.prior_raised > 1:
         listed.append(

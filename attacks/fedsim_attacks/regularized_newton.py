@@ -1,13 +1,13 @@
-"""Regularized Newton: a picture of a trained model from afar, by a few dozen large, solved steps, not hundreds of small ones.
+"""Regularized Newton: an image of a trained model from afar, by a few dozen large, solved steps, not hundreds of small ones.
 
 Paper: no publication of this attack is known to us. The method, of Bakushinskii (1992), is in Kaltenbacher, Neubauer, Scherzer.
 "Iterative Regularization Methods for Nonlinear Ill-Posed Problems". De Gruyter 2008. https://doi.org/10.1515/9783110208276
 
 Idea: a trained model's loss surface is full of narrow, curved valleys, in which a descent stalls at the first bend. Here
-every step solves for the whole picture: the one that best explains the gradient as linearized at the last, among pictures with
+every step solves for the whole image: the one that best explains the gradient as linearized at the last, among images with
 the spectrum of photographs. How far the gradient is trusted beside the spectrum follows what is left of it. Of a plain ViT,
-what the last block has seen of each picture is worked out first (`newton.last_block`): pictures are fitted to that to start
-from, and it stays beside the gradient in what is solved for. Further starts are near grey, and smooth pictures whose head
+what the last block has seen of each image is worked out first (`newton.last_block`): images are fitted to that to start
+from, and it stays beside the gradient in what is solved for. Further starts are near grey, and smooth images whose head
 input is nearest to that of the client's. Each is followed for a few steps until one is accepted, and the best to the end.
 Levenberg-Marquardt, the refinement of `token_matching`, goes on from there.
 
@@ -16,9 +16,9 @@ what is left. Systems are solved by conjugate gradients, on products through the
 until it helps.
 
 Needs: grants `batch_size`, `normalization`; one gradient of known scale, without dropout. Uses `labels`, `train_mode`,
-`training` and `defenses` where granted; with noise of known size it stops where true pictures would. Cost: two passes through
+`training` and `defenses` where granted; with noise of known size it stops where true images would. Cost: two passes through
 the model for each step of a fit, up to 250 for one of Newton's, three times as many for one of the refinement. Made for one
-or two pictures: of more, the steps mix them.
+or two images: of more, the steps mix them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from fedsim_attacks.priors import Spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizedNewton(Attack):
-    """Solve for pictures, again and again, until their gradient is the observed one.
+    """Solve for images, again and again, until their gradient is the observed one.
 
     Args:
         positions: weight of the position embedding's gradient, each row in units of its own norm, beside all tensors.
@@ -116,7 +116,7 @@ class RegularizedNewton(Attack):
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}.")
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
-        """Solve for the pictures; draws the labels' reference pictures and the starts."""
+        """Solve for the images; draws the labels' reference images and the starts."""
         attempt = Attempt.of(observation, generator, self.device, self.aware)
         defended, response = attempt.defended, attempt.response
         if reason := obstacle(response, defended.target):
@@ -138,7 +138,7 @@ class RegularizedNewton(Attack):
         return attempt.finding(Reached(best.images, attempt.known.labels, trace, (attempt.doubt, seen.doubt), way))
 
     def _start_features(self, attempt: Attempt) -> StartFeatures:
-        """Return what the classifier and the last block have seen of the pictures."""
+        """Return what the classifier and the last block have seen of the images."""
         defended, target, labels = attempt.defended, attempt.defended.target, attempt.known.labels
         try:
             wanted = read_head_inputs(attempt.observation, target.model, labels, attempt.generator)

@@ -1,4 +1,4 @@
-"""The soft label and the head input of a single picture, from the gradient at the classifier.
+"""The soft label and the head input of a single image, from the gradient at the classifier.
 
 Paper: Wang, Liang, He. "Towards Eliminating Hard Label Constraints in Gradient Inversion Attacks". ICLR 2024.
 https://arxiv.org/abs/2402.03124
@@ -14,9 +14,9 @@ is reported with its misfit.
 Differs from the paper: a grid over every length that a head input can have and Gauss-Newton, where the official code runs
 L-BFGS and particle swarms and compares with the true scale to know when to stop: nothing here needs the truth. The misfit
 is relative to |p - y|, which removes the spurious solution at infinity. All rows of G_W count, weighted by |p - y|, so that
-confident pictures lose no precision. The layer norm decides between solutions, and stands in where no form fits.
+confident images lose no precision. The layer norm decides between solutions, and stands in where no form fits.
 
-Needs: an update of one picture, which the rank of G_W shows; the classifier's weight gradient; a gradient, or a delta of one
+Needs: an update of one image, which the rank of G_W shows; the classifier's weight gradient; a gradient, or a delta of one
 step of local SGD. Without both bias gradient and scale it refuses. Uses `batch_size` and `training` where granted. Cost:
 one singular value decomposition of classes x width; a few thousand softmaxes without the bias gradient.
 """
@@ -43,8 +43,8 @@ from fedsim_attacks.head import (
     RankOne,
     SharedHead,
     applicable,
+    image_count,
     judge,
-    picture_count,
     read_shared_head,
     search,
 )
@@ -82,7 +82,7 @@ class _Solution(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SoftLabels(Attack):
-    """Soft label and head input of one picture from the classifier's gradient.
+    """Soft label and head input of one image from the classifier's gradient.
 
     Args:
         layer_norm: use that head inputs come out of a layer norm, where the model has one there: it decides between labels
@@ -224,7 +224,7 @@ def _check_count(observation: Observation) -> None:
     size, update = observation.batch_size, observation.update
     count = size if size is not None else update.num_examples if update.kind == "gradient" else 1
     if count > 1:
-        raise AttackRefusedError(f"the update is of {count} pictures; soft labels come back from a single one.")
+        raise AttackRefusedError(f"the update is of {count} images; soft labels come back from a single one.")
 
 
 def _check_rank(observation: Observation, factors: RankOne) -> tuple[str, ...]:
@@ -235,11 +235,11 @@ def _check_rank(observation: Observation, factors: RankOne) -> tuple[str, ...]:
     """
     steps = local_steps(observation) if observation.update.kind == "delta" else 1
     excess = factors.ratio > max(_ROUNDING, _NOISE * factors.noise)
-    is_one_picture = observation.batch_size == 1 and picture_count(observation) == 1
-    if excess and not is_one_picture:
+    is_one_image = observation.batch_size == 1 and image_count(observation) == 1
+    if excess and not is_one_image:
         raise AttackRefusedError(
             f"the gradient of the classifier is not that of one input: its second singular value is {factors.ratio:.1e} of "
-            "the first. It holds several pictures, several steps, or weight decay that is not granted."
+            "the first. It holds several images, several steps, or weight decay that is not granted."
         )
     listed = []
     if excess or (steps or 1) > 1:

@@ -1,13 +1,13 @@
-"""Token matching: pictures out of a batch, token by token, from very smooth to as sharp as the gradient says.
+"""Token matching: images out of a batch, token by token, from very smooth to as sharp as the gradient says.
 
 Paper: no publication of this form is known to us. The direction of the position embedding's gradient is from Lu, Zhang, Zhao,
 He, Cheng. "APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers". CVPR 2022.
 https://arxiv.org/abs/2112.14087
 
-Idea: each row of the position embedding's gradient belongs to one place in the picture. Minimize the mean over rows of one
+Idea: each row of the position embedding's gradient belongs to one place in the image. Minimize the mean over rows of one
 minus the cosine, which keeps faint patches in sight, beside the mean over tensors of the same, and total variation, whose
-weight starts so high that only the layout of the picture survives and falls geometrically until the gradient alone decides.
-A start in a wrong basin shows early, by an objective that stays high. Then up to seven others are tried first: pictures near
+weight starts so high that only the layout of the image survives and falls geometrically until the gradient alone decides.
+A start in a wrong basin shows early, by an objective that stays high. Then up to seven others are tried first: images near
 grey, chosen by the head inputs that the classifier's gradient shows, since a trained model's basins are the sides of its
 decision; from there the learning rate is a third.
 That ends where gradients along the directions that are left have become tiny. Levenberg-Marquardt on the whole gradient, every
@@ -34,7 +34,7 @@ from fedsim_attacks.matching import Descent, PriorWeights, Refinement, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class TokenMatching(Descent):
-    """Optimize pictures token by token, the smoothness relaxed on the way; the parameters are those of `Parameters`."""
+    """Optimize images token by token, the smoothness relaxed on the way; the parameters are those of `Parameters`."""
 
     citation: ClassVar[str] = (
         "Token matching, this project; after Lu et al. APRIL: Finding the Achilles' Heel on Privacy for Vision Transformers. "

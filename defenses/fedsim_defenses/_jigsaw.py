@@ -70,7 +70,7 @@ def random_mask(count: int, target: int, generator: torch.Generator) -> Bool[Ten
 def shuffle_patches(
     images: Images, grid: PatchGrid, positions: Int[Tensor, " masked"], generator: torch.Generator
 ) -> Images:
-    """Return the pictures with the contents of these patches permuted, alike in every picture of the batch."""
+    """Return the images with the contents of these patches permuted, alike in every image of the batch."""
     order = torch.randperm(len(positions), generator=generator).to(positions.device)
     patches = grid.cut(images)
     shuffled = patches.clone()

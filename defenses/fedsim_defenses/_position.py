@@ -116,7 +116,7 @@ def _check_fits(model: Any) -> None:
     if tuple(embed.img_size) != size or embed.patch_size[0] != embed.patch_size[1]:
         raise ScenarioError(
             "model.name",
-            f"mjp shuffles square patches of the picture; this model makes tokens of {tuple(embed.patch_size)} on a "
+            f"mjp shuffles square patches of the image; this model makes tokens of {tuple(embed.patch_size)} on a "
             f"grid of {tuple(embed.grid_size)} from {tuple(embed.img_size)}. Choose a ViT without a hybrid stem.",
         )
 

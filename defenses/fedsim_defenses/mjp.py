@@ -147,9 +147,7 @@ class MJP(Defense):
         if bare > 0:
             found.append(f"p_apply and warmup send {bare:.0%} of the batches unmasked, open to exact inversion.")
         if not self.unknown:
-            found.append(
-                "Without the unknown embedding, closed-form inversion of one picture stays exact but shuffled."
-            )
+            found.append("Without the unknown embedding, closed-form inversion of one image stays exact but shuffled.")
         elif self.shuffle:
             found.append(
                 "Zero rows of the position gradient tell which patches were shuffled; an attack that solves for the "

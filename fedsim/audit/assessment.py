@@ -64,7 +64,7 @@ class Task:
 
 
 def assess(plan: Plan, folder: RunFolder, task: Task, partner: View | None) -> AnyRecord:
-    """Return the record of one attempt, and write its picture strips.
+    """Return the record of one attempt, and write its image strips.
 
     Args:
         plan: the run's plan.
@@ -197,7 +197,7 @@ def _obstacles(plan: Plan, folder: RunFolder, view: View, planned: PlannedAttack
 
 
 def _counted(finding: Finding) -> Found:
-    """Return what a finding holds, in numbers: pictures, features, and labels by class."""
+    """Return what a finding holds, in numbers: images, features, and labels by class."""
     counted: dict[str, Any] = {}
     if finding.images is not None:
         counted["pictures"] = len(finding.images)
@@ -212,7 +212,7 @@ def _counted(finding: Finding) -> Found:
 
 
 def _write_found(folder: RunFolder, view: View, planned: PlannedAttack, tried: Attempt) -> dict[str, Path]:
-    """Write a picture strip of a finding in its own order: there are no originals to match it to."""
+    """Write an image strip of a finding in its own order: there are no originals to match it to."""
     found = tried.finding.images
     if found is None or not len(found):
         return {}
@@ -274,7 +274,7 @@ def _surplus(tried: Attempt, originals: int, scored: Scores) -> list[str]:
     found = {
         kind.name: kind.held(tried.finding)
         for kind in KINDS.values()
-        # Pictures are shown in the order of their assignment, scored or not.
+        # Images are shown in the order of their assignment, scored or not.
         if kind.is_paired or (kind.assigned and kind in measured)
     }
     return [
@@ -309,7 +309,7 @@ def _show_trajectory(
     trajectory: Trajectory,
     controls: dict[str, scoring.Scores],
 ) -> tuple[Path, RecordedTrajectory]:
-    """Write some frames of a trajectory as a picture; returns its place, and the trajectory's curves."""
+    """Write some frames of a trajectory as an image; returns its place, and the trajectory's curves."""
     frames = trajectories.arranged(trajectory, truth.images)
     shown = strips.spread(len(trajectory.steps), strips.SHOWN)
     path = folder.artifact(view, f"{planned.slug}-film.png")

@@ -1,8 +1,8 @@
 """Whether an attack works at a round's weights at all: the same attack on unprotected updates that the auditor makes itself.
 
 That an attack finds nothing in a client's update says something about the client only where the attack is known to work
-without its defense. A calibration trains on pictures of the data set, drawn from all clients, with the round's global weights
-and as much as the client does: as many pictures, of the same batch size, in as many steps, with the same optimizer and, where
+without its defense. A calibration trains on images of the data set, drawn from all clients, with the round's global weights
+and as much as the client does: as many images, of the same batch size, in as many steps, with the same optimizer and, where
 the strategy has its clients clip, clipped, without any defense. It runs the attack with the same grants on several such
 updates, and scores each finding beside what the same attack finds in another of them. It is one line of calibrations.jsonl per
 round, attack and workload. No attack sees what it is scored against.
@@ -33,8 +33,8 @@ from fedsim.seeds import derive, numpy_generator
 from fedsim.verdicts.judge import Judge, kind_of
 from fedsim.verdicts.scores import scored
 
-# Pictures that a cheap attack is tried on in all: a single label may be right by luck, and a single picture be a hard one.
-_PICTURES = 8
+# Images that a cheap attack is tried on in all: a single label may be right by luck, and a single image be a hard one.
+_IMAGES = 8
 # Updates that an attack is tried on at least: each is scored beside another one.
 _CHEAP_TRIALS, _DEAR_TRIALS = 3, 2
 
@@ -137,7 +137,7 @@ def trials_of(planned: PlannedAttack, workload: Workload) -> int:
     """Return how many updates an attack is tried on."""
     if not planned.attack.is_cheap:
         return _DEAR_TRIALS
-    return max(_CHEAP_TRIALS, math.ceil(_PICTURES / workload.pictures))
+    return max(_CHEAP_TRIALS, math.ceil(_IMAGES / workload.pictures))
 
 
 def _truth(plan: Plan, client: int, round: int, index: int) -> Truth:
@@ -147,7 +147,7 @@ def _truth(plan: Plan, client: int, round: int, index: int) -> Truth:
 def _trial(
     plan: Plan, folder: RunFolder, view: View, tried: Sequence[Attempt], truths: Sequence[Truth], index: int
 ) -> Trial:
-    """Return one trial, scored beside what the attack finds in that of the others which shows least of the same pictures."""
+    """Return one trial, scored beside what the attack finds in that of the others which shows least of the same images."""
     own = tried[index]
     if own.status != "found":
         return Trial(status=own.status, message=own.message)
@@ -219,7 +219,7 @@ def _head(plan: Plan, run: str | None, round: int, client: int, planned: Planned
 def _unprotected(plan: Plan, client: int, round: int, index: int) -> Plan:
     """Return the plan of a federation of one client, without defenses, that trains as much as a client of the run.
 
-    Its pictures are drawn from those of all clients. As many updates as these are enough for share none of them.
+    Its images are drawn from those of all clients. As many updates as these are enough for share none of them.
     """
     seed, pool, workload = plan.scenario.seed, plan.data.pools.train, plan.workload_of(client)
     # With mixup, partners are drawn from all that a client holds.

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.audit.text import cut, encodable
 from fedsim.exchange import FRAMES, Finding, Observation, Trajectory
 from fedsim.findings.checks import floats
-from fedsim.findings.kinds import PICTURES, fields
+from fedsim.findings.kinds import IMAGES, fields
 from fedsim.strips import spread
 
 # What a plug-in may hand over beside its tensors: more of it is a fault of the attack.
@@ -47,7 +47,7 @@ def checked(claimed: Any, seen: Observation) -> Finding:
         **tensors,
         trace=_checked_trace(claimed.trace),
         cautions=_checked_cautions(claimed.cautions),
-        trajectory=None if trajectory is None else _checked_trajectory(trajectory, tensors.get(PICTURES.field.name)),
+        trajectory=None if trajectory is None else _checked_trajectory(trajectory, tensors.get(IMAGES.field.name)),
     )
 
 
@@ -74,11 +74,11 @@ def _checked_cautions(value: Any) -> tuple[str, ...]:
 
 
 def _checked_trajectory(trajectory: Any, pictures: Tensor | None) -> Trajectory:
-    """Check a trajectory beside the pictures of its finding; losses may be infinite, as an attack may have diverged."""
+    """Check a trajectory beside the images of its finding; losses may be infinite, as an attack may have diverged."""
     if not isinstance(trajectory, Trajectory):
         raise TypeError(f"the attack returned {type(trajectory).__name__}, not a Trajectory")
     if pictures is None:
-        raise ValueError("the attack returned a trajectory, but no pictures")
+        raise ValueError("the attack returned a trajectory, but no images")
     steps, losses = [operator.index(step) for step in trajectory.steps], [float(loss) for loss in trajectory.losses]
     frames = floats("frames", trajectory.images)
     if frames.shape[1:] != pictures.shape:

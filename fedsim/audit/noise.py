@@ -1,7 +1,7 @@
 """Whether a defense randomizes what a client sends, found by trying it, so that nobody needs to declare it.
 
 An attack that finds nothing in a randomized update has shown little: it does not know what was drawn. So the report asks for a
-guarantee there. A defense counts as such where, on the first pictures of a client's own round, with all its hooks,
+guarantee there. A defense counts as such where, on the first images of a client's own round, with all its hooks,
 
 - two draws lead to two updates,
 - a hook draws from any generator of torch, also from one that it seeds itself, or
@@ -30,7 +30,7 @@ from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedDefense
 from fedsim.seeds import derive, seeded, torch_generator, torch_threads
 
-_PICTURES = 8  # of a local step
+_IMAGES = 8  # of a local step
 
 Gradients = Mapping[str, Tensor]
 
@@ -59,7 +59,7 @@ def adds_noise(
 
 
 class _Trial:
-    """The local work of one client with one defense, on a few pictures, at the weights that the plan starts from."""
+    """The local work of one client with one defense, on a few images, at the weights that the plan starts from."""
 
     def __init__(self, plan: Plan, planned: PlannedDefense, client: int, round: int, past: Past) -> None:
         self._plan = replace(plan, defenses=(replace(planned, clients=frozenset({client})),), captured=None)
@@ -79,7 +79,7 @@ class _Trial:
     def _run(self, seed: int) -> LocalRun:
         run = training.prepared(self._plan, self._client, self._round, self._weights, self._past)
         steps = [run.steps[0], run.steps[-1]] if len(run.steps) > 1 else run.steps
-        brief = [step[:_PICTURES] for step in steps]
+        brief = [step[:_IMAGES] for step in steps]
         return replace(run, steps=brief, seed=derive(seed, "trial"), innermost=_plain)
 
     def _plain_run(self) -> LocalRun:

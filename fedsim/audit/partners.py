@@ -27,7 +27,7 @@ class Partners:
         """Return the client whose finding is the wrong-update control: the next one, the last one's being the first.
 
         One with equal defenses goes before any other, since an attack may find less in a defended update whosever it is. But
-        first of all come those whose pictures do not show the same: of a copy the attack finds as much.
+        first of all come those whose images do not show the same: of a copy the attack finds as much.
         """
         others = [other for other in clients if other != client]
         alike = [other for other in others if self._carried(other) == self._carried(client)]
@@ -65,7 +65,7 @@ class ViewPartners:
         self._thumbnails: dict[View, Thumbnails] = {}
 
     def of(self, view: View, others: Sequence[View]) -> View | None:
-        """Return the view of the same scope that shows none of the same pictures, the next one first; None without any."""
+        """Return the view of the same scope that shows none of the same images, the next one first; None without any."""
         place = others.index(view)
         after = [*others[place + 1 :], *others[:place]]
         return next((other for other in after if not self._shows_same(view, other)), None)

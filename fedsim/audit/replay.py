@@ -1,7 +1,7 @@
 """What a client really trained on: its local work of a round, done again by the auditor with the same draws.
 
-A defense may change the pictures before they reach the model: mirror them, shuffle their patches, replace them. An attack then
-finds what was trained on, and comparing that with the client's own pictures alone would take a change that can be undone for
+A defense may change the images before they reach the model: mirror them, shuffle their patches, replace them. An attack then
+finds what was trained on, and comparing that with the client's own images alone would take a change that can be undone for
 protection. So the auditor takes the client's steps again and keeps what arrives behind all hooks.
 """
 
@@ -29,7 +29,7 @@ from fedsim.recording.run_folder import RunFolder
 
 _TOLERANCE = 1e-3  # of the captured update's norm, for another machine's rounding
 _INSIDE = 10**9  # deeper than any hook
-_MOST_VALUES = 2**27  # pixels of all pictures together, 512 MiB
+_MOST_VALUES = 2**27  # pixels of all images together, 512 MiB
 
 
 class NotReproducedError(Exception):
@@ -42,12 +42,12 @@ class TrainedOn:
 
     Args:
         truth: every distinct input, pixels in [0, 1], with its label, in the order of first use.
-        has_other_pictures: whether they are not the client's own pictures, each of them unchanged.
+        has_other_images: whether they are not the client's own images, each of them unchanged.
         has_other_labels: whether they are not the client's own labels.
     """
 
     truth: Truth
-    has_other_pictures: bool
+    has_other_images: bool
     has_other_labels: bool
 
 
@@ -69,7 +69,7 @@ def trained_on(plan: Plan, folder: RunFolder, client: int, round: int, own: Trut
         folder: the run; the global weights and the update of the client are there.
         client: partition number.
         round: server round, from 1.
-        own: the client's own pictures and labels.
+        own: the client's own images and labels.
 
     Raises:
         NotReproducedError: a hook fails, draws what cannot be drawn again, or there is too much of it.

@@ -28,7 +28,7 @@ from fedsim.recording.records import (
 from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import seeded
 
-# Auxiliary pictures behind the mean head input, whose error they leave at an eighth of a picture's spread.
+# Auxiliary images behind the mean head input, whose error they leave at an eighth of an image's spread.
 _MEAN_OF = 64
 
 
@@ -40,7 +40,7 @@ def by_view(
     The metrics are those that are rated, each under a name of its own.
     """
     rated = [name for name in scored.scores if scale(name).partial is not None]
-    images = [name for name in rated if scale(name).follows == "pictures"]
+    images = [name for name in rated if scale(name).follows == "images"]
     labels = [name for name in rated if scale(name).follows == "labels"]
     grid = _patch_grid(plan)
     compared: list[tuple[str, list[str], Truth, models.PatchGrid | None]] = []
@@ -50,12 +50,12 @@ def by_view(
     elif trained is not None:
         stated = TrainedOn(
             inputs=len(trained.truth.images),
-            other_pictures=trained.has_other_pictures,
+            other_pictures=trained.has_other_images,
             other_labels=trained.has_other_labels,
         )
-        changed = [*(images if trained.has_other_pictures else []), *(labels if trained.has_other_labels else [])]
+        changed = [*(images if trained.has_other_images else []), *(labels if trained.has_other_labels else [])]
         compared.append((TRAINED, changed, trained.truth, None))
-        if trained.has_other_pictures and grid is not None:
+        if trained.has_other_images and grid is not None:
             compared.append((f"{TRAINED}+{PATCHES}", images, trained.truth, grid))
     if grid is not None:
         compared.append((PATCHES, images, own, grid))
@@ -91,7 +91,7 @@ def joined(parts: Sequence[Scores]) -> Scores:
 
 
 def _patch_grid(plan: Plan) -> models.PatchGrid | None:
-    """Return how the model cuts pictures; None for one that does not."""
+    """Return how the model cuts images; None for one that does not."""
     try:
         return models.patch_grid(plan.model())
     except models.ModelInterfaceError:
@@ -113,7 +113,7 @@ def _trained_together(plan: Plan, folder: RunFolder, view: View) -> replay.Train
         return None
     return replay.TrainedOn(
         together(truths),
-        has_other_pictures=any(one.has_other_pictures for one in changed),
+        has_other_images=any(one.has_other_images for one in changed),
         has_other_labels=any(one.has_other_labels for one in changed),
     )
 
@@ -144,11 +144,11 @@ def scores_of(
         plan: the run's plan.
         folder: the run; the global weights that the view's clients got are there.
         view: what was attacked.
-        truth: the pictures and labels behind it.
+        truth: the images and labels behind it.
         finding: what the attack found.
         wrong: what it found in another view; None without one.
         metrics: names; None for those of the scenario.
-        grid: compares pictures patch by patch; None compares them as they are.
+        grid: compares images patch by patch; None compares them as they are.
     """
     true_inputs = functools.cache(lambda: _head_inputs(plan, folder, view, truth.images))
     names = list(plan.scenario.audit.metrics if metrics is None else metrics)
@@ -181,7 +181,7 @@ def auxiliary_of(plan: Plan) -> Auxiliary:
 
 
 def _head_inputs(plan: Plan, folder: RunFolder, view: View, images: Images) -> Features:
-    """Return what pictures bring to the classifier at the round's global weights, defenses aside.
+    """Return what images bring to the classifier at the round's global weights, defenses aside.
 
     Raises:
         MetricUnavailableError: there are several classifiers, the weights of several rounds, or dropout drew the client's own
@@ -205,7 +205,7 @@ def _head_inputs(plan: Plan, folder: RunFolder, view: View, images: Images) -> F
 
 @per_plan(most=8)
 def _mean_input(plan: Plan, folder: RunFolder, round: int, client: int) -> Tensor:
-    """Return the mean head input of auxiliary pictures at the round's global weights."""
+    """Return the mean head input of auxiliary images at the round's global weights."""
     pool = plan.data.pools.auxiliary
     images = pool.read(range(min(len(pool), _MEAN_OF))).images
     model = _global_model(plan, folder, round, client)

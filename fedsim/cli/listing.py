@@ -122,8 +122,8 @@ def _made_for(applies: Mapping[str, Any]) -> str:
     most = [
         f"at most {applies[key]} {what}{'s' if applies[key] != 1 else ''} {where}"
         for key, what, where in (
-            ("pictures", "picture", "in an update"),
-            ("batch_size", "picture", "in a local step"),
+            ("pictures", "image", "in an update"),
+            ("batch_size", "image", "in a local step"),
             ("steps", "local step", "in an update"),
         )
         if applies[key] is not None

@@ -1,4 +1,4 @@
-"""From what the user names to a plan whose pictures have all been read."""
+"""From what the user names to a plan whose images have all been read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load(named: str, overrides: Sequence[str] | None, engine: str | None) -> tup
 
 
 def prepared(scenario: Scenario, folder: Any = None) -> tuple[Any, Any]:
-    """Return the plan of a scenario, or of the audit of a folder, and its inputs, for which every picture has been read."""
+    """Return the plan of a scenario, or of the audit of a folder, and its inputs, for which every image has been read."""
     from fedsim.planning import inputs
     from fedsim.planning import preparation as planning
 

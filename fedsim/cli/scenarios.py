@@ -55,7 +55,7 @@ def _table(loaded: Scenario, plan: Any) -> Table:
         "data", f"{loaded.data.name}, {plan.num_classes} classes, {min(sizes)} to {max(sizes)} samples a client"
     )
     table.add_row("classes", Text(_first_names(plan.data.pools.class_names)))
-    table.add_row("pictures", ", ".join(f"{count} {split}" for split, count in _splits(plan).items()))
+    table.add_row("images", ", ".join(f"{count} {split}" for split, count in _splits(plan).items()))
     size = f"{_parameters(plan) / 1e6:.1f} M parameters"
     table.add_row("model", f"{loaded.model.name}, {size}, input {plan.image_shape}")
     table.add_row("federation", f"{loaded.federation.clients} clients, {loaded.federation.rounds} rounds")

@@ -33,7 +33,7 @@ class FederatedData:
     """The pools of a source and how the training pool is dealt.
 
     Args:
-        pools: training, test and auxiliary pictures.
+        pools: training, test and auxiliary images.
         partition: numbers of the training samples of each client.
         seed: of the scenario; moves the order in which a client uses its samples.
     """
@@ -44,7 +44,7 @@ class FederatedData:
 
     @functools.cached_property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of every picture."""
+        """Channels, height and width of every image."""
         channels, height, width = self.pools.train.read([0]).images.shape[1:]
         return channels, height, width
 
@@ -89,9 +89,9 @@ class FederatedData:
         ]
 
     def client_examples(self, client: int, round: int, training: TrainingPart) -> int:
-        """Return how many distinct pictures a client trains on in a round, however often it uses each.
+        """Return how many distinct images a client trains on in a round, however often it uses each.
 
-        That is Flower's `num-examples`: the size of the client's data where it runs epochs. Where it runs steps, pictures
+        That is Flower's `num-examples`: the size of the client's data where it runs epochs. Where it runs steps, images
         that no step uses do not count. Partners that mixup blends in do not either.
         """
         steps = self.client_steps(client, round, training.batch_size, training.local_steps, training.local_epochs)
@@ -114,33 +114,33 @@ class FederatedData:
     def truth(self, client: int, round: int, training: TrainingPart) -> Truth:
         """Return every distinct input that the client trained on in a round, in the order of first use.
 
-        Without mixup an input is a picture, used once or in several steps; with it, almost every use is an input of its own.
+        Without mixup an input is an image, used once or in several steps; with it, almost every use is an input of its own.
         """
         read = self.read(self._used(client, round, training), training)
         return Truth(read.images, read.labels, self.client_examples(client, round, training))
 
     def verify(self, rounds: int, training: TrainingPart) -> dict[str, str]:
-        """Read every picture that a run may use, so that a damaged one is refused before the first gradient.
+        """Read every image that a run may use, so that a damaged one is refused before the first gradient.
 
         Returns:
-            SHA-256 of the class names, the partition, and the pictures with labels that each pool gives to the run.
+            SHA-256 of the class names, the partition, and the images with labels that each pool gives to the run.
 
         Raises:
-            ScenarioError: a picture is damaged.
+            ScenarioError: an image is damaged.
         """
         return {
             "class names": _digest_of(self.pools.class_names),
             "partition": _digest_of(self.partition),
-            "train": _digest_of_pictures(self.pools.train, self._used_by_all(rounds, training)),
-            "test": _digest_of_pictures(self.pools.test, range(len(self.pools.test))),
-            "auxiliary": _digest_of_pictures(self.pools.auxiliary, range(len(self.pools.auxiliary))),
+            "train": _digest_of_images(self.pools.train, self._used_by_all(rounds, training)),
+            "test": _digest_of_images(self.pools.test, range(len(self.pools.test))),
+            "auxiliary": _digest_of_images(self.pools.auxiliary, range(len(self.pools.auxiliary))),
         }
 
     def notes(self, rounds: int, training: TrainingPart) -> tuple[str, ...]:
-        """Return what a user should know of the pictures that a run may use: which are left out, how they are converted.
+        """Return what a user should know of the images that a run may use: which are left out, how they are converted.
 
         Raises:
-            ScenarioError: a picture is damaged.
+            ScenarioError: an image is damaged.
         """
         pools, used = self.pools, self._used_by_all(rounds, training)
         pictures = [(pools.train, used), *((pool, range(len(pool))) for pool in (pools.test, pools.auxiliary))]
@@ -148,7 +148,7 @@ class FederatedData:
         total = sum(len(samples) for _, samples in pictures)
         return (
             *pools.notes,
-            *(f"data: {count} of {total} pictures used: {phrase}." for phrase, count in phrases.items()),
+            *(f"data: {count} of {total} images used: {phrase}." for phrase, count in phrases.items()),
         )
 
     def _used_by_all(self, rounds: int, training: TrainingPart) -> list[int]:
@@ -169,7 +169,7 @@ def _digest_of(value: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def _digest_of_pictures(pool: Pool, samples: Sequence[int]) -> str:
+def _digest_of_images(pool: Pool, samples: Sequence[int]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         picture = pool.fetch([sample])
@@ -205,6 +205,4 @@ def _check(pools: Pools) -> None:
     channels, height, width = shapes["training"]
     for name, shape in shapes.items():
         if shape != (channels, height, width):
-            raise ScenarioError(
-                "data.image_size", f"{name} pictures have shape {shape}, training {shapes['training']}."
-            )
+            raise ScenarioError("data.image_size", f"{name} images have shape {shape}, training {shapes['training']}.")

@@ -1,4 +1,4 @@
-"""Label columns of any kind become class numbers; a picture without a label is told from a class."""
+"""Label columns of any kind become class numbers; an image without a label is told from a class."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def _refuse_unclear(classes: Sequence[Any], where: str) -> None:
     if UNLABELED in classes and classes != [UNLABELED, 1]:
         raise ScenarioError(
             where,
-            f"the training labels are {_shown(classes)}, and no class names tell whether -1 is a class or marks pictures "
-            "without a label. Number the classes from 0, or remove these pictures.",
+            f"the training labels are {_shown(classes)}, and no class names tell whether -1 is a class or marks images "
+            "without a label. Number the classes from 0, or remove these images.",
         )
 
 
@@ -110,8 +110,8 @@ def _refuse_unlabeled(tested: Sequence[Any], numbers: dict[Any, int], where: str
     if UNLABELED in numbers and set(tested) == {UNLABELED}:
         raise ScenarioError(
             where,
-            f"all {len(tested)} test labels are -1, a class of the training set that also marks pictures without a label. "
-            "Test on labeled pictures (data.test_path), or number the classes from 0.",
+            f"all {len(tested)} test labels are -1, a class of the training set that also marks images without a label. "
+            "Test on labeled images (data.test_path), or number the classes from 0.",
         )
 
 
@@ -132,8 +132,8 @@ def _refuse_untrained(
         found = [f"{label} ({names[numbers[label]]})" if label in numbers else repr(label) for label in sorted(unknown)]
         raise ScenarioError(
             where,
-            f"{unknown.total()} of {len(labels)} test pictures have labels that no training picture has: {_shown(found)}. "
-            "Remove them, or train on pictures of these classes too.",
+            f"{unknown.total()} of {len(labels)} test images have labels that no training image has: {_shown(found)}. "
+            "Remove them, or train on images of these classes too.",
         )
 
 

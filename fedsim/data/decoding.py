@@ -1,4 +1,4 @@
-"""A stored picture becomes 8-bit RGB; what that changes is told."""
+"""A stored image becomes 8-bit RGB; what that changes is told."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SEVERAL = "several frames, of which the first is taken"
 
 
 def stored(content: bytes | None, path: str | None, folder: Path | None) -> Encoded:
-    """Return the bytes of a picture where a table holds them, or else the file that it names.
+    """Return the bytes of an image where a table holds them, or else the file that it names.
 
     Args:
-        content: the encoded picture.
+        content: the encoded image.
         path: where it lies.
         folder: what the path is relative to; None is the working directory.
 
@@ -47,22 +47,22 @@ def stored(content: bytes | None, path: str | None, folder: Path | None) -> Enco
 
 
 def decode(read: Callable[[], Encoded], name: str, where: str) -> Image.Image:
-    """Return a picture in 8-bit RGB.
+    """Return an image in 8-bit RGB.
 
     Args:
-        read: returns the stored picture, or raises a ValueError.
-        name: what an error message calls the picture, its file first.
+        read: returns the stored image, or raises a ValueError.
+        name: what an error message calls the image, its file first.
         where: YAML path of the parameter that named the files.
 
     Raises:
-        ScenarioError: the picture is missing, damaged or of a kind that has no defined 8-bit form.
+        ScenarioError: the image is missing, damaged or of a kind that has no defined 8-bit form.
     """
     with _opened(read, name, where) as image:
         return _in_color(image)
 
 
 def conversions(read: Callable[[], Encoded], name: str, where: str) -> tuple[str, ...]:
-    """Return how a picture differs from what is stored; empty for 8-bit RGB. Decodes only pictures of 16 bits.
+    """Return how an image differs from what is stored; empty for 8-bit RGB. Decodes only images of 16 bits.
 
     Raises:
         ScenarioError: see `decode`.
@@ -88,7 +88,7 @@ def _opened(read: Callable[[], Encoded], name: str, where: str) -> Iterator[Imag
         reason = "unknown format"
     except _DAMAGED as error:
         reason = _cut(str(error))
-    raise ScenarioError(where, f"{name} is no readable picture ({reason}). Mend or remove it.")
+    raise ScenarioError(where, f"{name} is no readable image ({reason}). Mend or remove it.")
 
 
 def _conversions(image: Image.Image) -> Iterator[str]:
@@ -105,8 +105,8 @@ def _conversions(image: Image.Image) -> Iterator[str]:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Return whether a picture has more than 8 bits a channel, also where Pillow itself reduces them."""
-    tiles = getattr(image, "tile", ())  # pictures that are not read from a file have none
+    """Return whether an image has more than 8 bits a channel, also where Pillow itself reduces them."""
+    tiles = getattr(image, "tile", ())  # images that are not read from a file have none
     arguments = tiles[0].args if tiles else ()
     parts = (arguments,) if isinstance(arguments, str) else tuple(arguments or ())
     has_large_maximum = image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in parts)

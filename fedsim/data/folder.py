@@ -1,4 +1,4 @@
-"""Pictures in class sub-folders, the layout of torchvision's and Hugging Face's image folders."""
+"""Images in class sub-folders, the layout of torchvision's and Hugging Face's image folders."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ _LEFT_BY_TOOLS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "lost+found"})
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(Source):
-    """Pictures in `path/<class>/`, at any depth below; classes are the sub-folders in alphabetical order.
+    """Images in `path/<class>/`, at any depth below; classes are the sub-folders in alphabetical order.
 
     Where `path` holds train/ and test/ (or val/, validation/) with the class folders inside, it is these that are used.
 
     Args:
         path: folder of the class folders, or of the splits.
-        test_path: folder of the class folders for testing; None takes the test split in `path`, else holds pictures out.
+        test_path: folder of the class folders for testing; None takes the test split in `path`, else holds images out.
     """
 
     path: str
     test_path: str | None = None
 
     def load(self, seed: int) -> Pools:
-        """Return the pools; pictures are decoded when they are read.
+        """Return the pools; images are decoded when they are read.
 
         Raises:
-            ScenarioError: no such folder, a class folder without pictures, a class that training lacks, or folders that
+            ScenarioError: no such folder, a class folder without images, a class that training lacks, or folders that
                 look like splits although it is not clear which to use.
         """
         root, notes = Path(self.path), list[str]()
@@ -61,7 +61,7 @@ def _folders(root: Path, where: str) -> list[Path]:
         raise ScenarioError(where, f"no folder {root}.")
     found = sorted(entry for entry in root.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
     if not found:
-        raise ScenarioError(where, f"{root} has no sub-folders. Expected one a class, with its pictures inside.")
+        raise ScenarioError(where, f"{root} has no sub-folders. Expected one a class, with its images inside.")
     return found
 
 
@@ -71,12 +71,12 @@ def _is_hidden(name: str) -> bool:
 
 def _child(folder: Path) -> Child:
     inner = [entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name)]
-    filled = frozenset(entry.name for entry in inner if _has_pictures(entry))
-    return Child(folder, filled, bool(filled) or _has_pictures(folder))
+    filled = frozenset(entry.name for entry in inner if _has_images(entry))
+    return Child(folder, filled, bool(filled) or _has_images(folder))
 
 
 def _listing(root: Path, classes: Sequence[str], train: Path, where: str, notes: list[str]) -> Listing:
-    """Return the pictures in class folders; adds to the notes what a user may believe to be used, and is not."""
+    """Return the images in class folders; adds to the notes what a user may believe to be used, and is not."""
     files: list[Path] = []
     labels: list[int] = []
     others: Counter[str] = Counter()
@@ -86,20 +86,20 @@ def _listing(root: Path, classes: Sequence[str], train: Path, where: str, notes:
                 where, f"class folder {folder} is not in {train}, which is trained on.{nearest(folder.name, classes)}"
             )
         inside = sorted(_files(folder))
-        found = [file for file in inside if _is_picture(file)]
+        found = [file for file in inside if _is_image(file)]
         if not found:
-            raise ScenarioError(where, f"no picture in {folder}. Expected {', '.join(sorted(_SUFFIXES))}.")
-        others.update(file.suffix.lower() or "no suffix" for file in inside if not _is_picture(file))
+            raise ScenarioError(where, f"no image in {folder}. Expected {', '.join(sorted(_SUFFIXES))}.")
+        others.update(file.suffix.lower() or "no suffix" for file in inside if not _is_image(file))
         files += found
         labels += [classes.index(folder.name)] * len(found)
-    if loose := sum(_is_picture(entry) for entry in root.iterdir() if entry.is_file()):
+    if loose := sum(_is_image(entry) for entry in root.iterdir() if entry.is_file()):
         notes.append(f"{where}: left out, being in no class folder: {loose} in {root} itself.")
     if others:
         kinds = ", ".join(f"{count} with {suffix}" for suffix, count in others.most_common(5))
-        notes.append(f"{where}: files in {root} that are not read as pictures: {kinds}.")
+        notes.append(f"{where}: files in {root} that are not read as images: {kinds}.")
     if inner := {one for file in files if split_of(one := file.relative_to(root).parts[1])}:
         names = ", ".join(sorted(inner))
-        notes.append(f"{where}: {names} inside class folders of {root}: all pictures of a class are taken together.")
+        notes.append(f"{where}: {names} inside class folders of {root}: all images of a class are taken together.")
     return Listing(
         labels=np.asarray(labels),
         name=lambda number: str(files[number]),
@@ -108,11 +108,11 @@ def _listing(root: Path, classes: Sequence[str], train: Path, where: str, notes:
     )
 
 
-def _has_pictures(folder: Path) -> bool:
-    return any(_is_picture(file) for file in _files(folder))
+def _has_images(folder: Path) -> bool:
+    return any(_is_image(file) for file in _files(folder))
 
 
-def _is_picture(file: Path) -> bool:
+def _is_image(file: Path) -> bool:
     return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
 
 

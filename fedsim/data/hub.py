@@ -22,10 +22,10 @@ class Hub(Source):
     Args:
         dataset: its name on the hub.
         subset: its configuration, where it has several.
-        image_column: column of pictures.
+        image_column: column of images.
         label_column: column of class numbers, text or booleans.
         train_split: split that the clients train on.
-        test_split: split for testing; None holds pictures of the training split out.
+        test_split: split for testing; None holds images of the training split out.
     """
 
     dataset: str = "uoft-cs/cifar10"
@@ -36,7 +36,7 @@ class Hub(Source):
     test_split: str | None = "test"
 
     def load(self, seed: int) -> Pools:
-        """Return the pools; pictures stay memory-mapped in the hub's cache and are decoded when they are read.
+        """Return the pools; images stay memory-mapped in the hub's cache and are decoded when they are read.
 
         Raises:
             ScenarioError: the hub or the data set cannot be reached, or it lacks a split or a column.
@@ -67,7 +67,7 @@ class Hub(Source):
         check_column(self.label_column, table.column_names, "data.label_column", self.dataset)
         if not isinstance(table.features[self.image_column], datasets.Image):
             raise ScenarioError(
-                "data.image_column", f"column {self.image_column!r} of {self.dataset} is no picture column."
+                "data.image_column", f"column {self.image_column!r} of {self.dataset} is no image column."
             )
         return table.cast_column(self.image_column, datasets.Image(decode=False))
 

@@ -1,4 +1,4 @@
-"""Stored pictures, read when needed: what the sources that read files have in common."""
+"""Stored images, read when needed: what the sources that read files have in common."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fedsim.source import Pool, Pools, Source
 
 @dataclass(frozen=True)
 class Listing:
-    """Labeled pictures in the order of the files, not yet read.
+    """Labeled images in the order of the files, not yet read.
 
     Args:
-        labels: class number of every picture; negative where it has none.
-        name: number -> what an error message calls the picture, its file first.
+        labels: class number of every image; negative where it has none.
+        name: number -> what an error message calls the image, its file first.
         open: numbers -> reader of the first, second, ... of these; reads what must be read as a whole, once. The
-            reader raises a ValueError for a picture that is not there.
+            reader raises a ValueError for an image that is not there.
         where: YAML path of the parameter that named the files.
     """
 
@@ -34,7 +34,7 @@ class Listing:
     where: str
 
     def pool(self, numbers: np.ndarray, size: int | None) -> Pool:
-        """Return the named pictures as a pool; size None keeps theirs, which must be that of the first."""
+        """Return the named images as a pool; size None keeps theirs, which must be that of the first."""
         chosen = [int(number) for number in numbers]
         read = self.open(chosen)
 
@@ -51,7 +51,7 @@ class Listing:
                     raise ScenarioError(
                         "data.image_size",
                         f"{self.name(chosen[index])} has {found.shape[1]}x{found.shape[0]} pixels, "
-                        f"{self.name(chosen[0])} has {shape[1]}x{shape[0]}. Give a size to bring all pictures to.",
+                        f"{self.name(chosen[0])} has {shape[1]}x{shape[0]}. Give a size to bring all images to.",
                     )
             return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
@@ -69,19 +69,19 @@ def pools(
 ) -> Pools:
     """Divide listings into the three pools, each with the classes in proportion as far as their counts allow.
 
-    The auxiliary pictures, and the test pictures where there is no test listing, are held out of the training listing:
-    an eighth at most, and `test_samples` (a quarter at most) or a tenth. Pictures without a label are left out, and the
+    The auxiliary images, and the test images where there is no test listing, are held out of the training listing:
+    an eighth at most, and `test_samples` (a quarter at most) or a tenth. Images without a label are left out, and the
     notes say so.
 
     Raises:
-        ScenarioError: too few labeled pictures to divide.
+        ScenarioError: too few labeled images to divide.
     """
     notes = [*notes, *_unlabeled(train, "training")]
     order = _spread_labeled(train, numpy_generator(seed, "hold out"))
     if len(order) < 3 or (test is not None and not len(test.labels)):
         raise ScenarioError(
             train.where,
-            f"{len(order)} training pictures with a label and {len(test.labels) if test else 'no'} test pictures; at least 3 "
+            f"{len(order)} training images with a label and {len(test.labels) if test else 'no'} test images; at least 3 "
             "to train on are needed, and 1 to test on where a test set is given.",
         )
     held = min(source.auxiliary_samples, max(1, len(order) // 8))
@@ -94,8 +94,8 @@ def pools(
         if not len(tested):
             raise ScenarioError(
                 test.where,
-                f"none of the {len(test.labels)} test pictures has a label. Give a test set with labels, or none: then "
-                "pictures of the training set are held out for testing.",
+                f"none of the {len(test.labels)} test images has a label. Give a test set with labels, or none: then "
+                "images of the training set are held out for testing.",
             )
         notes += _unlabeled(test, "test")
     return Pools(
@@ -111,7 +111,7 @@ def _unlabeled(listing: Listing, split: str) -> list[str]:
     count = int((listing.labels < 0).sum())
     if not count:
         return []
-    return [f"{listing.where}: {count} of {len(listing.labels)} {split} pictures have no label and are left out."]
+    return [f"{listing.where}: {count} of {len(listing.labels)} {split} images have no label and are left out."]
 
 
 def _spread_labeled(listing: Listing, generator: np.random.Generator) -> np.ndarray:
@@ -143,7 +143,7 @@ def check_column(given: str, columns: Sequence[str], where: str, table: str) -> 
 
 
 def _fit(image: Image.Image, size: int | None) -> np.ndarray:
-    """Resize the shorter side to `size` and cut the center square; pictures of that size keep every pixel."""
+    """Resize the shorter side to `size` and cut the center square; images of that size keep every pixel."""
     if size is not None and image.size != (size, size):
         width, height = image.size
         side = min(width, height)

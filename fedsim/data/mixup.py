@@ -1,4 +1,4 @@
-"""Mixup: training inputs that are blends of two of a client's pictures.
+"""Mixup: training inputs that are blends of two of a client's images.
 
 Source: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
 https://arxiv.org/abs/1710.09412
@@ -38,13 +38,13 @@ def draw(
 ) -> tuple[Mixture, ...]:
     """Return one mixture a sample: a share from Beta(alpha, alpha), and a partner out of all other samples.
 
-    Partners come from all of the client's samples, not from the batch, as in the paper's code: so a batch of one picture is
+    Partners come from all of the client's samples, not from the batch, as in the paper's code: so a batch of one image is
     mixed too.
 
     Args:
         samples: of one batch.
         own: all samples of the client, at least two.
-        alpha: of the Beta distribution, above 0; small values leave most pictures almost alone.
+        alpha: of the Beta distribution, above 0; small values leave most images almost alone.
         generator: the only source of randomness.
     """
     # All samples but the last are drawn from; the last stands in where a sample would meet itself.

@@ -26,12 +26,12 @@ from fedsim.source import Pools, Source
 
 @dataclass(frozen=True, kw_only=True)
 class Parquet(Source):
-    """Pictures in parquet files; the class names come from the schema where it has them.
+    """Images in parquet files; the class names come from the schema where it has them.
 
     Args:
         path: a file, or a folder with train*.parquet or train/*.parquet; for testing, the same of test or validation.
-        test_path: a file or such a folder for testing; None takes the test files in `path`, else holds pictures out.
-        image_column: column of encoded pictures, of paths relative to the file, or of structs of `bytes` and `path`.
+        test_path: a file or such a folder for testing; None takes the test files in `path`, else holds images out.
+        image_column: column of encoded images, of paths relative to the file, or of structs of `bytes` and `path`.
         label_column: column of whole numbers, text or booleans.
     """
 
@@ -141,10 +141,10 @@ class _Files:
                 if schema.names.count(column) > 1:
                     raise ScenarioError(where, f"{path} has several columns {column!r}. Rename all but one.")
             kind = schema.field(image_column).type
-            if not _holds_pictures(kind):
+            if not _holds_images(kind):
                 raise ScenarioError(
                     "data.image_column",
-                    f"column {image_column!r} of {path} holds {kind}, neither encoded pictures nor paths of pictures.",
+                    f"column {image_column!r} of {path} holds {kind}, neither encoded images nor paths of images.",
                 )
 
     def read_labels(self, column: str) -> pa.ChunkedArray:
@@ -193,7 +193,7 @@ class _Files:
         return read
 
 
-def _holds_pictures(kind: pa.DataType) -> bool:
+def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         fields = {name: kind.field(name).type for name in ("bytes", "path") if kind.get_field_index(name) >= 0}
         return bool(fields) and all(

@@ -1,11 +1,11 @@
 """Crops of seven freely licensed photographs that ship inside scikit-image: auxiliary crops show the clients' scenes.
 
-No network, no download. Since all pictures of a class come from one photograph, an attack that is granted `auxiliary_data`
-knows the scenes of the clients' pictures, and the same attack on another client's update scores too well as a control. Where
-either matters, take independent pictures: `folder`, `parquet`, `hub` or `torchvision`.
+No network, no download. Since all images of a class come from one photograph, an attack that is granted `auxiliary_data`
+knows the scenes of the clients' images, and the same attack on another client's update scores too well as a control. Where
+either matters, take independent images: `folder`, `parquet`, `hub` or `torchvision`.
 
 Class = the photograph. Each is cut once into three regions that share no pixel: two thirds for the clients, and a
-strip whose halves are for testing and for the attacker. Crops are squares at random places and scales: pictures of one
+strip whose halves are for testing and for the attacker. Crops are squares at random places and scales: images of one
 class and one pool may overlap, those of different pools never.
 
 The photographs, with their terms as scikit-image states them:
@@ -18,7 +18,7 @@ The photographs, with their terms as scikit-image states them:
 - rocket: Falcon 9 with DSCOVR. SpaceX; public domain.
 
 Left out: scikit-image's stereo pair of a motorcycle (its source, the Middlebury benchmark, states no free license), its
-gray pictures and its drawings.
+gray images and its drawings.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Box(NamedTuple):
 class Photos(Source):
     """Random crops of seven photographs that come with scikit-image; class = the photograph. Works offline.
 
-    Crops in which the luminance hardly varies are rejected. Up to 224 pixels, clients' pictures are never enlarged.
+    Crops in which the luminance hardly varies are rejected. Up to 224 pixels, clients' images are never enlarged.
     """
 
     image_size: int = 32

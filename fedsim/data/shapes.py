@@ -1,4 +1,4 @@
-"""Procedural pictures: one rotated, textured shape before a textured background; any size and any number.
+"""Procedural images: one rotated, textured shape before a textured background; any size and any number.
 
 Class = shape kind and color family. Sample i of a split is a pure function of (seed, split, i): samples are independent
 of each other, and a longer pool begins like a shorter one.
@@ -99,7 +99,7 @@ class Shapes(Source):
             raise ValueError(f"classes: expected 2 to {MOST_CLASSES}, got {self.classes}.")
 
     def load(self, seed: int) -> Pools:
-        """Return the pools; pictures are drawn when they are read."""
+        """Return the pools; images are drawn when they are read."""
         return Pools(
             train=self._pool("train", self.samples, seed),
             test=self._pool("test", self.test_samples, seed),
@@ -125,7 +125,7 @@ def describe(label: int) -> tuple[str, str]:
 
 
 def draw(label: int, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Return one picture of a class, uint8, shape (size, size, 3)."""
+    """Return one image of a class, uint8, shape (size, size, 3)."""
     color, kind = describe(label)
     hue = (COLORS.index(color) * 30 + generator.uniform(-8, 8)) / 360
     inside = _color(hue, generator.uniform(0.7, 1.0), generator.uniform(0.6, 1.0))

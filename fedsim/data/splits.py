@@ -32,8 +32,8 @@ class Child:
 
     Args:
         path: where it lies.
-        inner: names of the folders in it that hold pictures, at any depth.
-        is_filled: whether it holds pictures, at any depth.
+        inner: names of the folders in it that hold images, at any depth.
+        is_filled: whether it holds images, at any depth.
     """
 
     path: Path
@@ -75,13 +75,13 @@ def split_of(name: str) -> Split | None:
 def divide(children: Sequence[Child], where: str, wants_test: bool = True) -> Splits | None:
     """Return the splits that the folders inside a data folder are; None where they are classes.
 
-    A split is named after one and has class folders inside. A class may be called "train": its pictures lie directly in
+    A split is named after one and has class folders inside. A class may be called "train": its images lie directly in
     its folder, beside classes of other names.
 
     Args:
         children: the folders inside the data folder.
         where: YAML path of the parameter that names the data folder.
-        wants_test: whether to test on a split inside it; False where the test pictures lie elsewhere.
+        wants_test: whether to test on a split inside it; False where the test images lie elsewhere.
 
     Raises:
         ScenarioError: they look like splits, but it is not clear which to use.
@@ -100,7 +100,7 @@ def divide(children: Sequence[Child], where: str, wants_test: bool = True) -> Sp
         raise ScenarioError(
             where,
             f"{train.path} looks like a split, since it has class folders inside, and {listed(others)} like classes. "
-            f"{_advice(train, [], where)} If it is a class, put its pictures directly into it.",
+            f"{_advice(train, [], where)} If it is a class, put its images directly into it.",
         )
     notes = [f"{where}: {train.path} is used for training" + (f", {test.path} for testing." if test else ".")]
     if left_out := [one for one in children if one.is_filled and one not in (train, test)]:
@@ -134,7 +134,7 @@ def _refuse_splits(children: Sequence[Child], where: str) -> None:
 
 def _advice(train: Child, tests: Sequence[Child], where: str) -> str:
     if not train.inner:
-        return f"{train.path} has no class folders: give every class a folder of its own inside, with its pictures."
+        return f"{train.path} has no class folders: give every class a folder of its own inside, with its images."
     tested = f", {where.replace('path', 'test_path')}: {tests[0].path}" if tests else ""
     return f"Give {where}: {train.path}{tested}."
 

@@ -19,7 +19,7 @@ SETS = tuple(sorted(_BY_FLAG + _BY_SPLIT))
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionSet(Source):
-    """A data set of torchvision; gray pictures become three equal channels.
+    """A data set of torchvision; gray images become three equal channels.
 
     Args:
         dataset: class name in `torchvision.datasets`.
@@ -66,7 +66,7 @@ class TorchvisionSet(Source):
     def _listing(self, stored: Any, labels: np.ndarray) -> Listing:
         return Listing(
             labels=labels,
-            name=lambda number: f"{self.root}: {self.dataset}, picture {number},",
+            name=lambda number: f"{self.root}: {self.dataset}, image {number},",
             open=lambda numbers: lambda index: stored[numbers[index]][0],
             where="data.root",
         )

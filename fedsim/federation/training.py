@@ -201,7 +201,7 @@ def _kept(run: LocalRun) -> ClientState:
 
 
 def most_examples(plan: Plan) -> int:
-    """Return the largest number of examples that any client can truly report: every picture, at every use in a round."""
+    """Return the largest number of examples that any client can truly report: every image, at every use in a round."""
     training = plan.scenario.training
     return len(plan.data.pools.train) * (training.local_epochs or training.local_steps or 1)
 

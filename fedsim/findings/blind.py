@@ -25,10 +25,10 @@ class Auxiliary:
     """Other data of the same kind, which a blind guesser knows.
 
     Args:
-        image: mean picture.
-        labels: classes of the pictures.
+        image: mean image.
+        labels: classes of the images.
         num_classes: number of classes.
-        features: mean head input of the pictures; None where it is not needed.
+        features: mean head input of the images; None where it is not needed.
     """
 
     image: Image
@@ -41,17 +41,17 @@ _TIE = 1e-12
 
 
 def grey(true: Images) -> Images:
-    """Return mid-grey pictures: what one guesses who knows nothing."""
+    """Return mid-grey images: what one guesses who knows nothing."""
     return torch.full_like(true, GREY)
 
 
 def own_mean(true: Images) -> Images:
-    """Return each picture's own mean color: more than a blind guesser has, so a demanding control."""
+    """Return each image's own mean color: more than a blind guesser has, so a demanding control."""
     return true.mean(dim=(2, 3), keepdim=True).expand_as(true)
 
 
 def dataset_mean(true: Images, auxiliary_mean: Image) -> Images:
-    """Return the mean picture of other data for every picture: what one guesses who knows the kind of data."""
+    """Return the mean image of other data for every image: what one guesses who knows the kind of data."""
     return auxiliary_mean.to(true).expand_as(true)
 
 
@@ -67,7 +67,7 @@ def uniform(labels: HardLabels) -> dict[int, float]:
 
 
 def same_label(prior: Mapping[int, float], count: int, num_classes: int) -> SoftLabels:
-    """Return the prior, class -> probability, as the soft label of every picture."""
+    """Return the prior, class -> probability, as the soft label of every image."""
     row = torch.tensor([prior.get(label, 0.0) for label in range(num_classes)])
     return row.expand(count, num_classes)
 

@@ -47,23 +47,23 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def images(value: Any, seen: Observation) -> Tensor:
-    """Return pictures in float32, pixels clamped to [0, 1].
+    """Return images in float32, pixels clamped to [0, 1].
 
     Args:
         value: what was handed over.
-        seen: what the attack was shown; says the shape of a picture.
+        seen: what the attack was shown; says the shape of an image.
 
     Raises:
         TypeError: no dense floats.
         ValueError: another shape, or pixels that are not finite.
     """
-    images = floats("pictures", value)
+    images = floats("images", value)
     if images.ndim != 4:
         raise ValueError(
-            f"the attack returned pictures as a tensor of shape {tuple(images.shape)}, not (number, channel, height, width)"
+            f"the attack returned images as a tensor of shape {tuple(images.shape)}, not (number, channel, height, width)"
         )
     if tuple(images.shape[1:]) != seen.image_shape:
-        raise ValueError(f"the attack returned pictures of shape {tuple(images.shape[1:])}, not {seen.image_shape}")
+        raise ValueError(f"the attack returned images of shape {tuple(images.shape[1:])}, not {seen.image_shape}")
     if not bool(torch.isfinite(images).all()):
         raise ValueError("the attack returned pixels that are not finite")
     return images.float().clamp(0, 1)
@@ -119,7 +119,7 @@ def features(value: Any, seen: Observation) -> Tensor:
     features = floats("features", value)
     if features.ndim != 2:
         raise ValueError(
-            f"the attack returned features as a tensor of shape {tuple(features.shape)}, not one row a picture"
+            f"the attack returned features as a tensor of shape {tuple(features.shape)}, not one row an image"
         )
     features = features.float()
     if not bool(torch.isfinite(features).all()):

@@ -44,8 +44,7 @@ class FindingKind:
     """A kind of what an attack can find.
 
     Args:
-        name: in verdicts and reports.
-        listed: in the catalogue of metrics.
+        name: in verdicts, reports and the catalogue of metrics.
         field: where a finding holds it.
         holds: whether what the field holds is of this kind.
         truth: returns what a metric compares all that was found with.
@@ -56,18 +55,17 @@ class FindingKind:
             labels. None: nobody; found items count by their proportions.
         is_luck: whether a single blind guess may be right by chance, so that one attempt alone proves nothing.
         follows: which of a client's inputs, once a defense has changed them, are the truth to score against. None: the truth
-            of changed pictures is not known.
+            of changed images is not known.
     """
 
     name: str
-    listed: str
     field: FindingField
     holds: Callable[[Tensor], bool] = lambda found: True
     truth: Callable[[Truth, HeadInputs], tuple[Any, ...]]
     guesses: Mapping[str, Guess] = dataclasses.field(default_factory=dict)
     assigned: Literal["once", "by each metric"] | None = None
     is_luck: bool = False
-    follows: Literal["pictures", "labels"] | None = None
+    follows: Literal["images", "labels"] | None = None
 
     @property
     def is_paired(self) -> bool:
@@ -80,7 +78,7 @@ class FindingKind:
         return found if found is not None and self.holds(found) else None
 
 
-def _other_mean_picture(truth: Truth, auxiliary: Auxiliary | None) -> Tensor | None:
+def _other_mean_image(truth: Truth, auxiliary: Auxiliary | None) -> Tensor | None:
     return None if auxiliary is None else blind.dataset_mean(truth.images, auxiliary.image)
 
 
@@ -107,22 +105,20 @@ _IMAGES = FindingField("images", checks.images, promises.images)
 _LABELS = FindingField("labels", checks.labels, promises.labels)
 _FEATURES = FindingField("features", checks.features, promises.features)
 
-PICTURES = FindingKind(
-    name="pictures",
-    listed="images",
+IMAGES = FindingKind(
+    name="images",
     field=_IMAGES,
     truth=lambda truth, head_inputs: (truth.images,),
     guesses={
         "grey": lambda truth, auxiliary: blind.grey(truth.images),
         "own_mean": lambda truth, auxiliary: blind.own_mean(truth.images),
-        "dataset_mean": _other_mean_picture,
+        "dataset_mean": _other_mean_image,
     },
     assigned="once",
-    follows="pictures",
+    follows="images",
 )
 LABELS = FindingKind(
     name="labels",
-    listed="labels",
     field=_LABELS,  # soft ones too: each stands for its most probable class
     truth=lambda truth, head_inputs: (truth.labels, truth.pictures),
     is_luck=True,
@@ -130,7 +126,6 @@ LABELS = FindingKind(
 )
 SOFT_LABELS = FindingKind(
     name="soft labels",
-    listed="soft labels",
     field=_LABELS,
     holds=lambda found: found.ndim == 2,
     truth=lambda truth, head_inputs: (truth.labels,),
@@ -141,14 +136,13 @@ SOFT_LABELS = FindingKind(
 )
 FEATURES = FindingKind(
     name="features",
-    listed="features",
     field=_FEATURES,
     truth=lambda truth, head_inputs: (head_inputs(),),
     guesses={"dataset_mean": _other_mean_features},
     assigned="by each metric",
 )
 
-_KINDS = {kind.name: kind for kind in (PICTURES, LABELS, SOFT_LABELS, FEATURES)}
+_KINDS = {kind.name: kind for kind in (IMAGES, LABELS, SOFT_LABELS, FEATURES)}
 KINDS: Mapping[str, FindingKind] = MappingProxyType(_KINDS)
 """Name -> kind, the gravest first."""
 

@@ -1,7 +1,7 @@
 """What the author of an attack promises of each field of a finding, stricter than what the audit stores.
 
 The audit brings to pixels and float32 what it can; the conformance kit asks for them, since an attack that leaves them to the
-audit has chosen by other pictures than those that are scored.
+audit has chosen by other images than those that are scored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fedsim.exchange import Observation
 
 
 def images(images: Tensor, seen: Observation) -> str | None:
-    """Return what is wrong with found pictures; None where nothing is."""
+    """Return what is wrong with found images; None where nothing is."""
     shape = seen.image_shape
     is_shaped = images.ndim == 4 and tuple(images.shape[1:]) == shape
     if not is_shaped or not images.is_floating_point() or images.requires_grad:
@@ -44,7 +44,7 @@ def features(features: Tensor, seen: Observation) -> str | None:
     """Return what is wrong with found head inputs; None where nothing is."""
     if features.ndim == 2 and features.is_floating_point() and bool(torch.isfinite(features).all()):
         return None
-    return f"features must be finite rows, one a picture; got {described(features)}."
+    return f"features must be finite rows, one an image; got {described(features)}."
 
 
 def described(tensor: Tensor) -> str:

@@ -14,7 +14,7 @@ Features = Float[Tensor, "batch embed"]
 
 
 def feature_errors(found: FoundFeatures, true: Features) -> tuple[float, ...]:
-    """Relative error of each picture's head input, |found - true| / |true| in l2; lower means more leakage.
+    """Relative error of each image's head input, |found - true| / |true| in l2; lower means more leakage.
 
     0 is exact and 1 is what zeros score. Found rows are assigned to true ones so that the summed error is least; where there
     are too few, the rest score as zeros. Scale and sign count: a head input up to a factor is not recovered.

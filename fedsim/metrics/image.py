@@ -1,6 +1,6 @@
-"""Distances between one reconstructed picture and one original.
+"""Distances between one reconstructed image and one original.
 
-Pictures are pixels in [0, 1] at their native size; nothing is resized before PSNR, SSIM and FFT2D. Sums run in float64
+Images are pixels in [0, 1] at their native size; nothing is resized before PSNR, SSIM and FFT2D. Sums run in float64
 through NumPy, whose results do not depend on the number of threads.
 """
 
@@ -59,7 +59,7 @@ def psnr(found: Image, true: Image, data_range: float) -> float:
 def ssim(found: Image, true: Image, data_range: float) -> float:
     """Structural similarity, the mean over channels; 1 for equal images, higher means more leakage.
 
-    The window is Gaussian, 11 x 11 with sigma 1.5. Pictures of at most 16 px get the uniform 7 x 7 window,
+    The window is Gaussian, 11 x 11 with sigma 1.5. Images of at most 16 px get the uniform 7 x 7 window,
     because too few positions of the large one would fit. Computed by scikit-image.
 
     Args:
@@ -79,7 +79,7 @@ def ssim(found: Image, true: Image, data_range: float) -> float:
         raise ValueError(f"data_range: expected a positive number, got {data_range}.")
     side = min(true.shape[1:])
     if side < _SMALL_WINDOW:
-        raise MetricUnavailableError(f"SSIM needs pictures of at least {_SMALL_WINDOW} px, these have {side}")
+        raise MetricUnavailableError(f"SSIM needs images of at least {_SMALL_WINDOW} px, these have {side}")
     window: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5} if side > _SMALL else {"win_size": _SMALL_WINDOW}
     similarity: Any = structural_similarity
     return float(
@@ -93,7 +93,7 @@ def fft2d(found: Image, true: Image) -> float:
     """Distance of the amplitude spectra, in [0, 1]; lower means more leakage.
 
     1 - cos(|F(found)|, |F(true)|), the mean over channels. Blind to where things are, so a shifted copy scores 0; a
-    flat grey scores low on natural pictures, because the mean dominates their spectrum. Papers define "FFT2D" in
+    flat grey scores low on natural images, because the mean dominates their spectrum. Papers define "FFT2D" in
     several ways: do not compare with their tables.
     """
     spectra = [np.abs(np.fft.fft2(_array(image))).reshape(len(image), -1) for image in (found, true)]
@@ -107,7 +107,7 @@ def fft2d(found: Image, true: Image) -> float:
 def lpips(found: Image, true: Image) -> float:
     """Learned perceptual distance on AlexNet (version 0.1); 0 for equal images, lower means more leakage.
 
-    Pictures below 64 px are enlarged to 64 (bilinear): the network was not made for smaller ones, and its verdict on
+    Images below 64 px are enlarged to 64 (bilinear): the network was not made for smaller ones, and its verdict on
     them is rough. The backbone's weights are read from torch's hub cache and never fetched.
 
     Args:
@@ -115,13 +115,13 @@ def lpips(found: Image, true: Image) -> float:
         true: the client's image, pixels in [0, 1].
 
     Raises:
-        MetricUnavailableError: the weights are damaged or not in the cache, or the pictures have not 1 or 3 channels.
+        MetricUnavailableError: the weights are damaged or not in the cache, or the images have not 1 or 3 channels.
 
     Source: Zhang, Isola, Efros, Shechtman, Wang, "The Unreasonable Effectiveness of Deep Features as a Perceptual
     Metric", CVPR 2018.
     """
     if len(true) not in (1, 3):
-        raise MetricUnavailableError(f"LPIPS needs pictures of 1 or 3 channels, these have {len(true)}")
+        raise MetricUnavailableError(f"LPIPS needs images of 1 or 3 channels, these have {len(true)}")
     network = _lpips_network(Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET_FILE)
     with torch.no_grad():
         return float(network(_for_lpips(found), _for_lpips(true)))

@@ -28,14 +28,14 @@ def recalled(found: FoundLabels, true: Labels, pictures: int | None = None) -> t
     """Return each true label's share in the recall: 1 where a found label of its class is left, else 0.
 
     Labels come in no order: of n equal labels with m found, the first m count. A finding of more labels than there are
-    pictures counts by its proportions: m_c of M labels stand for m_c B / M true ones, in whole numbers by largest
+    images counts by its proportions: m_c of M labels stand for m_c B / M true ones, in whole numbers by largest
     remainders. Equal remainders share what is left, so the share of a true label may be a fraction.
 
     Args:
         found: labels found.
         true: B labels.
-        pictures: how many pictures the true labels are of; B unless given. Where pictures were used in several blends, a
-            found label, which is that of a picture, stands for as many true ones as there are blends to a picture.
+        pictures: how many images the true labels are of; B unless given. Where images were used in several blends, a
+            found label, which is that of an image, stands for as many true ones as there are blends to an image.
     """
     quotas = _quotas(Counter(classes(found)), len(true), max(len(found), pictures or len(true)))
     used: Counter[int] = Counter()
@@ -63,7 +63,7 @@ def _quotas(found: Mapping[int, int], total: int, whole: int) -> dict[int, _Quot
 def label_recall(found: FoundLabels, true: Labels, pictures: int | None = None) -> float:
     """Share of the batch's labels that were found, repeats counted; in [0, 1], higher means more leakage.
 
-    sum_c min(n_c, found_c) / B, for n_c labels of class c among B pictures. More than B found labels are first scaled to B
+    sum_c min(n_c, found_c) / B, for n_c labels of class c among B images. More than B found labels are first scaled to B
     in proportion (see `recalled`): the same proportions score the same, and naming every class scores as a uniform guess.
     Soft labels count as their most probable class.
 

@@ -25,7 +25,7 @@ def assign(cost: Shaped[np.ndarray, "found batch"]) -> tuple[int | None, ...]:
 
 
 def match(found: Found, true: Originals) -> tuple[int | None, ...]:
-    """Return, for each true picture, the index of the found one that is assigned to it.
+    """Return, for each true image, the index of the found one that is assigned to it.
 
     The order of a batch leaves no trace in an update, so a finding is a set. The assignment minimizes the summed mean
     squared error; see `assign`.
@@ -42,22 +42,22 @@ def match(found: Found, true: Originals) -> tuple[int | None, ...]:
     return assign(cost)
 
 
-_POOLED = 4096**2  # entries of the cost of one assignment; beyond it patches stay within their pictures
+_POOLED = 4096**2  # entries of the cost of one assignment; beyond it patches stay within their images
 
 
 def match_patches(
     found: Float[Tensor, "found patch value"], true: Float[Tensor, "batch patch value"], matched: tuple[int | None, ...]
 ) -> Float[Tensor, "batch patch value"]:
-    """Return the true pictures' patches as found ones, put where they fit best, grey where there is none.
+    """Return the true images' patches as found ones, put where they fit best, grey where there is none.
 
     Of an attack that finds patches without their places, or of a client that shuffles them, a comparison in place sees nothing.
     The assignment minimizes the summed squared error, over all patches of a batch; of very large batches, within each
-    picture and the one that is `matched` to it. It flatters whatever it is applied to, so that a control needs the same.
+    image and the one that is `matched` to it. It flatters whatever it is applied to, so that a control needs the same.
 
     Args:
-        found: patches of the found pictures.
+        found: patches of the found images.
         true: patches of the true ones.
-        matched: for each true picture, the index of the found one; see `match`.
+        matched: for each true image, the index of the found one; see `match`.
     """
     rows = torch.full_like(true, 0.5)
     if found.shape[0] * found.shape[1] * true.shape[0] * true.shape[1] <= _POOLED:

@@ -33,9 +33,9 @@ VIEWS: Mapping[str, str] = MappingProxyType(
         f"{TRAINED}+{PATCHES}": "patches of what was trained on, in any order",
     }
 )
-"""What else a finding is compared with than the client's own pictures as they are: `psnr@trained` is a metric of its own."""
+"""What else a finding is compared with than the client's own images as they are: `psnr@trained` is a metric of its own."""
 
-# Best places alone bring unrelated pictures up to 2.6 dB (shapes) or 3.2 dB (photos) beyond controls that are arranged alike.
+# Best places alone bring unrelated images up to 2.6 dB (shapes) or 3.2 dB (photos) beyond controls that are arranged alike.
 _PATCHES_PARTIAL = 3
 
 
@@ -79,7 +79,7 @@ def rate(
         value: the score; None without one.
         control: value of the best blind control; None without one.
         worse: the direction that means more leakage.
-        floor: value of a control that knows something of the truth, such as a picture's own mean color; a score that is not
+        floor: value of a control that knows something of the truth, such as an image's own mean color; a score that is not
             beyond it shows no structure, and is a partial leak at most.
     """
     found = scale(metric)

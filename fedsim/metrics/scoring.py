@@ -1,6 +1,6 @@
 """Scores of a finding against the truth, and the same scores of blind guesses.
 
-One assignment of found to true pictures serves every image metric; originals that nothing was found for score as grey. Soft
+One assignment of found to true images serves every image metric; originals that nothing was found for score as grey. Soft
 labels and features have assignments of their own, since an attack may find one and not the other.
 """
 
@@ -37,8 +37,8 @@ class Score:
     """One metric of one finding.
 
     Args:
-        value: the mean over the true pictures; None when the metric is unavailable.
-        per_example: one value per true picture, in the truth's order; None when the metric is unavailable.
+        value: the mean over the true images; None when the metric is unavailable.
+        per_example: one value per true image, in the truth's order; None when the metric is unavailable.
         worse: the direction that means more leakage.
         unavailable: why there is no value.
     """
@@ -51,16 +51,16 @@ class Score:
 
 @dataclass(frozen=True)
 class BestExample:
-    """The picture of a batch that a finding shows best, beside controls of the same picture.
+    """The image of a batch that a finding shows best, beside controls of the same image.
 
-    A mean over a batch hides it: one exact copy among 500 pictures raises their mean by little.
+    A mean over a batch hides it: one exact copy among 500 images raises their mean by little.
 
     Args:
-        index: which of the true pictures.
+        index: which of the true images.
         value: its score.
         control: the score of the best blind guess of it that looks at no update.
         floor: the score of its own mean color; None where that is unknown.
-        luck: skill of the best picture of the same attack on another client's update; 0 where there is none, or where it is
+        luck: skill of the best image of the same attack on another client's update; 0 where there is none, or where it is
             below a blind guess.
     """
 
@@ -84,7 +84,7 @@ def _pixels(images: Images) -> Images:
 def _matched(found: Tensor, originals: Originals, grid: PatchGrid | None) -> Originals:
     """Return what was found of each original, grey where there is nothing."""
     if found.shape[1:] != originals.shape[1:]:
-        raise ValueError(f"found pictures of shape {tuple(found.shape[1:])}, true ones {tuple(originals.shape[1:])}")
+        raise ValueError(f"found images of shape {tuple(found.shape[1:])}, true ones {tuple(originals.shape[1:])}")
     broken = int((~torch.isfinite(found)).sum())
     if broken:
         raise ValueError(f"{broken} of {found.numel()} found pixel values are not finite")
@@ -92,7 +92,7 @@ def _matched(found: Tensor, originals: Originals, grid: PatchGrid | None) -> Ori
 
 
 def _arranged(candidates: Found, originals: Originals, grid: PatchGrid | None) -> Originals:
-    """Return the candidate of each original, picture by picture or, with a grid, patch by patch."""
+    """Return the candidate of each original, image by image or, with a grid, patch by patch."""
     matched = match(candidates, originals)
     if grid is not None:
         return grid.join(match_patches(grid.cut(candidates), grid.cut(originals), matched))
@@ -130,19 +130,19 @@ def score(
 ) -> dict[str, Score]:
     """Return those of the named metrics that apply to what the finding holds, in the order of `names`.
 
-    Pixels are clamped to [0, 1] and compared as float32 at their native size. A finding may hold fewer or more pictures,
+    Pixels are clamped to [0, 1] and compared as float32 at their native size. A finding may hold fewer or more images,
     soft labels or features than the truth; of more, the best assignment counts, which flatters.
 
     Args:
         names: metrics.
         finding: what the attack claims.
-        truth: the pictures and labels behind the update.
-        head_inputs: returns the head input of every true picture, or raises MetricUnavailableError; asked where a metric
+        truth: the images and labels behind the update.
+        head_inputs: returns the head input of every true image, or raises MetricUnavailableError; asked where a metric
             needs it.
-        grid: compares pictures patch by patch, in whatever order the patches were found; None compares them as they are.
+        grid: compares images patch by patch, in whatever order the patches were found; None compares them as they are.
 
     Raises:
-        ValueError: an unknown metric; pictures of another shape than the true ones; pixels, soft labels or features that
+        ValueError: an unknown metric; images of another shape than the true ones; pixels, soft labels or features that
             are not finite.
     """
     _check_names(names)
@@ -174,7 +174,7 @@ def controls(
 ) -> dict[str, Scores]:
     """Return what blind guesses score on the same truth: control -> metric -> value.
 
-    `grey` and `own_mean` are pictures, `dataset_mean` is the mean picture and the mean head input of other data. `prior` and
+    `grey` and `own_mean` are images, `dataset_mean` is the mean image and the mean head input of other data. `prior` and
     `uniform` are the best label guesses from the class frequencies of other data and from the mere list of classes; as a soft
     label, the frequencies themselves, and 1 / C. `chance` is the label recall that `prior` has on average over batches.
     `wrong_update` is the same attack on another client's update. Metrics that are unavailable are left out, and controls
@@ -182,7 +182,7 @@ def controls(
 
     Args:
         names: metrics; give those that the finding was scored on.
-        truth: the pictures and labels behind the update.
+        truth: the images and labels behind the update.
         auxiliary: other data; None leaves `dataset_mean`, `prior`, `uniform` and `chance` out.
         wrong: what the attack found in another client's update; None leaves `wrong_update` out.
         head_inputs: see `score`.
@@ -213,9 +213,9 @@ def control_scores(
     head_inputs: HeadInputs = _unknown_inputs,
     grid: PatchGrid | None = None,
 ) -> dict[str, dict[str, Score]]:
-    """Return the controls that guess for a batch, with one value per true picture where there is one; see `controls`.
+    """Return the controls that guess for a batch, with one value per true image where there is one; see `controls`.
 
-    With a grid, pictures are arranged patch by patch, as in `score`.
+    With a grid, images are arranged patch by patch, as in `score`.
     """
     _check_names(names)
     truth = replace(truth, images=_pixels(truth.images))
@@ -247,7 +247,7 @@ def _guesses(kind: FindingKind, truth: Truth, auxiliary: Auxiliary | None, grid:
 
 
 def best_examples(scores: Mapping[str, Score], controls: Mapping[str, Mapping[str, Score]]) -> dict[str, BestExample]:
-    """Return the picture that is farthest beyond its own blind controls, by metric.
+    """Return the image that is farthest beyond its own blind controls, by metric.
 
     Args:
         scores: of the finding.

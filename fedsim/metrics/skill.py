@@ -9,7 +9,7 @@ Direction = Literal["higher", "lower"]
 
 
 FLOORS = frozenset({"own_mean"})
-"""Controls that know something of the truth, so that they are no blind guess: each picture's own mean color."""
+"""Controls that know something of the truth, so that they are no blind guess: each image's own mean color."""
 
 CONTROL_TITLES = {
     "grey": "mid-grey",

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from fedsim.exchange import Truth
 from fedsim.findings import blind
 from fedsim.findings.blind import Auxiliary
-from fedsim.findings.kinds import FEATURES, LABELS, PICTURES, SOFT_LABELS
+from fedsim.findings.kinds import FEATURES, IMAGES, LABELS, SOFT_LABELS
 from fedsim.metrics import feature, image, label
 from fedsim.metrics.metric import Metric
 
@@ -39,7 +39,7 @@ def _mean_recall(truth: Truth, auxiliary: Auxiliary) -> float:
 _METRICS = {
     "psnr": Metric(
         title="PSNR",
-        kind=PICTURES,
+        kind=IMAGES,
         summary=f"peak signal-to-noise ratio in dB, at most {PSNR_CAP:g}",
         function=_psnr,
         worse="higher",
@@ -51,7 +51,7 @@ _METRICS = {
     ),
     "ssim": Metric(
         title="SSIM",
-        kind=PICTURES,
+        kind=IMAGES,
         summary="structural similarity; 1 is an exact copy",
         function=_ssim,
         worse="higher",
@@ -60,7 +60,7 @@ _METRICS = {
     ),
     "lpips": Metric(
         title="LPIPS",
-        kind=PICTURES,
+        kind=IMAGES,
         summary="learned perceptual distance (AlexNet); needs its weights",
         function=image.lpips,
         worse="lower",
@@ -69,7 +69,7 @@ _METRICS = {
     ),
     "fft2d": Metric(
         title="FFT2D",
-        kind=PICTURES,
+        kind=IMAGES,
         summary="cosine distance of the amplitude spectra",
         function=image.fft2d,
         worse="lower",

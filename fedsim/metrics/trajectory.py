@@ -1,4 +1,4 @@
-"""A trajectory against the originals, once the attack has ended: which picture is whose, and the PSNR of every frame."""
+"""A trajectory against the originals, once the attack has ended: which image is whose, and the PSNR of every frame."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Frames = Float[Tensor, "frame batch channel height width"]
 
 
 def arranged(trajectory: Trajectory, true: Images) -> Frames:
-    """Return the picture of each original in every frame, grey where there is none; pixels clamped to [0, 1].
+    """Return the image of each original in every frame, grey where there is none; pixels clamped to [0, 1].
 
-    The last frame is matched to the originals, as a finding is, and its assignment serves all frames: one picture is
+    The last frame is matched to the originals, as a finding is, and its assignment serves all frames: one image is
     followed from its start.
 
     Args:
-        trajectory: of any number of pictures.
+        trajectory: of any number of images.
         true: the originals.
     """
     taken = trajectory.images.clamp(0, 1)

@@ -35,14 +35,14 @@ def build(
 def build_with_notes(
     part: ModelPart, num_classes: int, image_size: int | tuple[int, int], seed: int, channels: int = 3
 ) -> Built:
-    """Build the scenario's model with weights that depend on the seed alone, and try it out on random pictures.
+    """Build the scenario's model with weights that depend on the seed alone, and try it out on random images.
 
     Args:
         part: what the scenario says of it.
         num_classes: outputs.
-        image_size: side of the pictures, or their height and width.
+        image_size: side of the images, or their height and width.
         seed: of the weights.
-        channels: of the pictures.
+        channels: of the images.
 
     Raises:
         ScenarioError: no such model, kwargs it does not take or cannot train with, sizes that do not fit, weights not to be
@@ -107,7 +107,7 @@ def _check_first_block(part: ModelPart) -> None:
 
 
 def _create(part: ModelPart, kwargs: dict[str, Any], num_classes: int, size: tuple[int, int]) -> nn.Module:
-    """Build a model of timm that is no Vision Transformer, at the size of the pictures where it is made for one size."""
+    """Build a model of timm that is no Vision Transformer, at the size of the images where it is made for one size."""
     if following := [key for key in ("num_classes", "in_chans") if key in kwargs]:
         raise ScenarioError(f"model.kwargs.{following[0]}", "follows from the data; leave it out.")
     stated = timm.get_pretrained_cfg(part.name)
@@ -132,6 +132,6 @@ def _set_normalization(model: nn.Module, name: str, stated: NormalizationPart | 
     if len(config["mean"]) != channels or len(config["std"]) != channels:
         where = "data" if stated is None else "model.normalization"
         raise ScenarioError(
-            where, f"pictures of {channels} channels do not fit {name}, whose input has {len(config['mean'])}."
+            where, f"images of {channels} channels do not fit {name}, whose input has {len(config['mean'])}."
         )
     model.pretrained_cfg = config  # type: ignore[assignment]

@@ -23,7 +23,7 @@ class ConvNet(nn.Module):
 
         Args:
             num_classes: outputs.
-            in_chans: channels of a picture.
+            in_chans: channels of an image.
             img_size: its side, or height and width.
             width: channels of every convolution.
         """
@@ -43,6 +43,6 @@ class ConvNet(nn.Module):
         self.pretrained_cfg = {"mean": (_MEAN,) * in_chans, "std": (_STD,) * in_chans}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, one row a picture."""
+        """Return the logits, one row an image."""
         logits: Tensor = self.head(torch.flatten(self.features(x), 1))
         return logits

@@ -19,7 +19,7 @@ _FOLLOWING = ("num_classes", "in_chans", "img_size")
 
 
 def create(target: str, given: Mapping[str, Any], num_classes: int, channels: int, size: tuple[int, int]) -> nn.Module:
-    """Call a factory; it is told the number of classes, the channels and the size of a picture as far as it takes them.
+    """Call a factory; it is told the number of classes, the channels and the size of an image as far as it takes them.
 
     Args:
         target: "module:factory", a function or a class that returns a torch module.

@@ -23,7 +23,7 @@ from fedsim.models.first_block import AprilBlock
 Features = Float[Tensor, "batch embed"]
 Patches = Tensor  # (batch, patch, values): values in the order channel, row, column of the projection's kernel
 
-_CHUNK = 32  # pictures in one forward pass, so that memory does not grow with their number
+_CHUNK = 32  # images in one forward pass, so that memory does not grow with their number
 
 
 def shared_state(model: nn.Module) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ class ModelInterfaceError(AttackRefusedError):
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """How a ViT cuts a picture.
+    """How a ViT cuts an image.
 
     Args:
         patch: side of a patch in pixels.
@@ -75,7 +75,7 @@ class PatchGrid:
 
     @property
     def count(self) -> int:
-        """Patches in a picture."""
+        """Patches in an image."""
         return self.rows * self.columns
 
     @property
@@ -90,7 +90,7 @@ class PatchGrid:
         return grid.permute(0, 2, 4, 1, 3, 5).reshape(len(images), self.count, self.values)
 
     def join(self, patches: Patches) -> Images:
-        """Return the pictures whose patches these are; the inverse of `cut`."""
+        """Return the images whose patches these are; the inverse of `cut`."""
         p, n = self.patch, len(patches)
         grid = patches.reshape(n, self.rows, self.columns, self.channels, p, p)
         return grid.permute(0, 3, 1, 4, 2, 5).reshape(n, self.channels, self.rows * p, self.columns * p)
@@ -100,11 +100,11 @@ def patch_grid(model: nn.Module) -> PatchGrid:
     """Return the patch grid of a timm ViT.
 
     Raises:
-        ModelInterfaceError: the model does not cut pictures into square patches.
+        ModelInterfaceError: the model does not cut images into square patches.
     """
     embed: Any = getattr(model, "patch_embed", None)
     if not isinstance(embed, PatchEmbed):
-        raise ModelInterfaceError(model, "does not cut pictures into patches")
+        raise ModelInterfaceError(model, "does not cut images into patches")
     rows, columns = embed.grid_size
     return PatchGrid(embed.patch_size[0], rows, columns, embed.proj.in_channels)
 
@@ -161,7 +161,7 @@ def prefix_rows(model: nn.Module) -> int:
 
 @torch.no_grad()
 def head_inputs(model: nn.Module, images: Images) -> tuple[Features, ...]:
-    """Return what reaches each linear classifier, one row a picture, in the order of `head_names`.
+    """Return what reaches each linear classifier, one row an image, in the order of `head_names`.
 
     Args:
         model: in the mode it is in; left as it is.

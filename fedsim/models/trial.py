@@ -1,7 +1,7 @@
-"""One training step of a model on random pictures, before anything depends on it: what cannot train is refused with the reason.
+"""One training step of a model on random images, before anything depends on it: what cannot train is refused with the reason.
 
-timm takes many kwargs that build a model which cannot run, or one whose output for a picture depends on the others of its
-batch, and a factory may return anything. An audit scores pictures one by one, and not every buffer travels.
+timm takes many kwargs that build a model which cannot run, or one whose output for an image depends on the others of its
+batch, and a factory may return anything. An audit scores images one by one, and not every buffer travels.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def run(
         model: any torch module.
         part: what the scenario says of it.
         num_classes: outputs that it should have.
-        image_shape: channels, height and width of its pictures.
-        seed: of the pictures and of dropout.
+        image_shape: channels, height and width of its images.
+        seed: of the images and of dropout.
 
     Returns:
         What its user should know, one sentence each.
 
     Raises:
-        ScenarioError: it does not run, buffers that do not travel change in training, pictures of a batch influence each
-            other by something else than batch normalization, or its output is not one finite row of logits a picture.
+        ScenarioError: it does not run, buffers that do not travel change in training, images of a batch influence each
+            other by something else than batch normalization, or its output is not one finite row of logits an image.
     """
     small, norms = copy.deepcopy(_shallow(model)), [m for m in model.modules() if isinstance(m, _BatchNorm)]
     travelling = shared_state(small)
@@ -69,18 +69,18 @@ def run(
         raise _refusal(part, "gives outputs or gradients that are not finite")
     if (apart if norms else gradients)[0][1].any():
         raise _refusal(
-            part, "lets the pictures of a batch influence each other, which an audit of each picture does not allow for"
+            part, "lets the images of a batch influence each other, which an audit of each image does not allow for"
         )
     return _told(part, norms, small)
 
 
 def _step(model: nn.Module, part: ModelPart, images: Tensor, num_classes: int) -> tuple[list[Tensor], Tensor]:
-    """Return the gradients of the first picture's loss, and the logits."""
+    """Return the gradients of the first image's loss, and the logits."""
     logits: Any = model(images)
     if not isinstance(logits, Tensor):
         raise _refusal(part, f"gives {type(logits).__name__}, not a tensor of logits")
     if logits.shape != (2, num_classes):
-        raise _refusal(part, f"gives {_size(logits)} outputs for two pictures, not 2 x {num_classes}", "global_pool")
+        raise _refusal(part, f"gives {_size(logits)} outputs for two images, not 2 x {num_classes}", "global_pool")
     return _gradients(model, images, logits), logits
 
 
@@ -89,7 +89,7 @@ def _told(part: ModelPart, norms: list[_BatchNorm], model: nn.Module) -> tuple[s
     if norms:
         found.append(
             f"{part.name} has {len(norms)} BatchNorm layers: their running statistics travel and are aggregated, and in "
-            "training.mode train the pictures of a batch influence each other"
+            "training.mode train the images of a batch influence each other"
         )
     frozen = sum(not parameter.requires_grad for parameter in model.parameters())
     if frozen:
@@ -107,7 +107,7 @@ def _shallow(model: nn.Module) -> nn.Module:
 
 
 def _gradients(model: nn.Module, images: Tensor, logits: Tensor) -> list[Tensor]:
-    """Return the gradients of the first picture's loss for all pictures and the parameters that it reaches."""
+    """Return the gradients of the first image's loss for all images and the parameters that it reaches."""
     loss = nn.functional.cross_entropy(logits[:1], torch.zeros(1, dtype=torch.long))
     found = torch.autograd.grad(loss, [images, *trained(model).values()], allow_unused=True)
     first = torch.zeros_like(images) if found[0] is None else found[0]

@@ -19,7 +19,7 @@ from fedsim.scenario import ModelPart
 from fedsim.validation import shown
 
 Size = tuple[int, int]
-"""Height and width of the pictures."""
+"""Height and width of the images."""
 
 _MODULES = ("vision_transformer", "deit")
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads")
@@ -42,11 +42,11 @@ def is_vit(name: str) -> bool:
 
 
 def checked_kwargs(given: Mapping[str, Any], size: Size) -> dict[str, Any]:
-    """Return kwargs in the types of timm's signature, checked, for pictures of a size.
+    """Return kwargs in the types of timm's signature, checked, for images of a size.
 
     Args:
         given: kwargs, those of a preset among them; 1e-4 is text in YAML, and timm does not check.
-        size: height and width of the pictures.
+        size: height and width of the images.
 
     Raises:
         ScenarioError: kwargs that a Vision Transformer does not take, or sizes that do not fit.
@@ -76,10 +76,10 @@ def create(part: ModelPart, name: str, kwargs: Mapping[str, Any], num_classes: i
         name: timm's.
         kwargs: from `checked_kwargs`.
         num_classes: outputs of the head.
-        size: height and width of the pictures.
+        size: height and width of the images.
 
     Raises:
-        ScenarioError: it cannot be built with these kwargs, or its patches do not divide the pictures.
+        ScenarioError: it cannot be built with these kwargs, or its patches do not divide the images.
     """
     model = _create(part, name, kwargs, num_classes)
     _check_patches(part, model, size)
@@ -147,6 +147,6 @@ def _check_patches(part: ModelPart, model: VisionTransformer, size: Size) -> Non
         where = "model.kwargs.patch_size" if "patch_size" in part.kwargs else "model.name"
         raise ScenarioError(
             where,
-            f"patches of {height} x {width} pixels do not divide pictures of {size[0]} x {size[1]}. Change "
+            f"patches of {height} x {width} pixels do not divide images of {size[0]} x {size[1]}. Change "
             "data.image_size or model.kwargs.patch_size.",
         )

@@ -246,7 +246,7 @@ def _metric(name: str) -> Entry:
             "list metrics", f"no metric {shown(name)}.{nearest(name, METRICS)} Known: {', '.join(METRICS)}."
         )
     metric = METRICS[name]
-    facts = {"worse": metric.worse, "scores": metric.kind.listed}
+    facts = {"worse": metric.worse, "scores": metric.kind.name}
     summary = f"{metric.summary} ({metric.worse} means more leakage)"
     return Entry(name, summary, text=inspect.getdoc(getattr(image, name, metric.function)) or "", facts=facts)
 

@@ -1,6 +1,6 @@
 """What the captures of a run were made from, kept beside them: a changed input is refused, never scored.
 
-The truth is not stored: it is derived from scenario and data whenever findings are scored. Against other pictures than the
+The truth is not stored: it is derived from scenario and data whenever findings are scored. Against other images than the
 clients trained on, every attack would seem to fail, and every defense to work.
 
 `inputs.json` holds the settings that decide what was captured and what an attacker knows, and digests of the data. Files may
@@ -28,9 +28,9 @@ _LOCATIONS = {"data.path", "data.test_path", "data.root", "model.pretrained"}
 _MEANING = {
     "class names": "the class names differ",
     "partition": "the samples are dealt to the clients in another way",
-    "train": "the pictures or labels of the clients differ",
-    "test": "the pictures or labels of the test pool differ",
-    "auxiliary": "the pictures or labels of the auxiliary pool differ",
+    "train": "the images or labels of the clients differ",
+    "test": "the images or labels of the test pool differ",
+    "auxiliary": "the images or labels of the auxiliary pool differ",
 }
 
 AUDITED = "records.jsonl, calibrations.jsonl and artifacts/"
@@ -77,10 +77,10 @@ class Inputs:
 
 
 def of(plan: Plan) -> Inputs:
-    """Return the inputs of a plan; reads every picture that the run may use.
+    """Return the inputs of a plan; reads every image that the run may use.
 
     Raises:
-        ScenarioError: a picture is damaged.
+        ScenarioError: an image is damaged.
     """
     scenario = plan.scenario
     rounds = scenario.federation.rounds if plan.captured is None else 0

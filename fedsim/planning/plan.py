@@ -186,6 +186,6 @@ def together(truths: Sequence[tuple[int, Truth]]) -> Truth:
                 seen.add(known)
                 images.append(image)
                 labels.append(label)
-    # Labels that are found once an update are scaled to so many pictures. Of blends nobody can say how many these are.
+    # Labels that are found once an update are scaled to so many images. Of blends nobody can say how many these are.
     has_blends = any(truth.pictures not in (None, len(truth.images)) for _, truth in truths)
     return Truth(torch.stack(images), torch.stack(labels), None if has_blends else len(images))

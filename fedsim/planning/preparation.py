@@ -71,7 +71,7 @@ def make(scenario: Scenario) -> Plan:
 def make_observed(scenario: Scenario, captured: Captured) -> Plan:
     """Build and check the plan of an audit of somebody else's app: its clients, rounds and classes are those captured.
 
-    The scenario's data serve as auxiliary pictures alone; they are dealt to nobody.
+    The scenario's data serve as auxiliary images alone; they are dealt to nobody.
 
     Raises:
         ScenarioError: see `make`; also a grant of what the scenario does not state.
@@ -82,7 +82,7 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
     if scenario.evaluators:
         raise ScenarioError(
             "evaluators",
-            "an observed app's test pictures are its own, and the scenario's are other ones. Leave evaluators out.",
+            "an observed app's test images are its own, and the scenario's are other ones. Leave evaluators out.",
         )
     rounds, clients = captured.rounds[-1], captured.clients[-1] + 1
     attacks, defenses = _plugins(scenario, clients)
@@ -206,7 +206,7 @@ def _check_coverage(planned: PlannedDefense, model: nn.Module, scenario: Scenari
         raise ScenarioError(
             f"defenses.{planned.index}",
             f"{planned.info.name} guarantees privacy for the parameters, and {scenario.model.name} also sends "
-            f"{len(buffers)} buffers, {buffers[0]} the first, which hold statistics of the pictures. Choose a model without "
+            f"{len(buffers)} buffers, {buffers[0]} the first, which hold statistics of the images. Choose a model without "
             "BatchNorm.",
         )
 
@@ -228,7 +228,7 @@ def _check_mixup(scenario: Scenario, data: FederatedData) -> None:
         if len(samples) < 2:
             raise ScenarioError(
                 "training.mixup",
-                f"client {client} has a single picture, and mixup blends two of a client's own. Deal it more (data.samples, "
+                f"client {client} has a single image, and mixup blends two of a client's own. Deal it more (data.samples, "
                 "data.partition, federation.clients), or leave mixup out.",
             )
 

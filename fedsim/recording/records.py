@@ -96,7 +96,7 @@ class RecordedScore(Line):
 
     @property
     def examples(self) -> tuple[float, ...]:
-        """One value per true picture; the mean alone where the record holds no more."""
+        """One value per true image; the mean alone where the record holds no more."""
         if self.value is None:
             return ()
         return self.per_example or (self.value,)
@@ -126,7 +126,7 @@ class RecordedTrajectory(Line):
 
 
 class BestExample(Line):
-    """The picture of a batch that a finding shows best, beside controls of the same picture."""
+    """The image of a batch that a finding shows best, beside controls of the same image."""
 
     index: Count
     value: Value
@@ -145,7 +145,7 @@ class Found(Line):
 
 
 class TrainedOn(Line):
-    """What a client whose defenses may change its pictures really trained on, and `unknown`, why that is not known."""
+    """What a client whose defenses may change its images really trained on, and `unknown`, why that is not known."""
 
     inputs: Count | None = None
     other_pictures: bool = False
@@ -184,7 +184,7 @@ class RecordedView(Line):
 
 
 class Scores(Line):
-    """What a finding scores, what blind guesses score on the same truth, and the picture that it shows best, by metric."""
+    """What a finding scores, what blind guesses score on the same truth, and the image that it shows best, by metric."""
 
     scores: dict[str, RecordedScore] = {}
     controls: dict[str, dict[str, Value]] = {}

@@ -8,7 +8,7 @@
                              is in rejected-client-000.safetensors, what a client's defenses keep for its
                              next round in state-client-000.safetensors
     rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
-    artifacts/               findings (safetensors), picture strips and trajectories (PNG)
+    artifacts/               findings (safetensors), image strips and trajectories (PNG)
     records.jsonl            one line per attempt: see `fedsim.audit.auditor`
     calibrations.jsonl       one line per round, attack and workload: see `fedsim.audit.calibration`
     evaluations.jsonl        one line per round and evaluator: see `fedsim.audit.evaluation`

@@ -19,7 +19,7 @@ _INCHES = 1.25
 
 
 def overview(found: Sequence[Display]) -> bytes | None:
-    """Return a PNG of the first picture of each client's first audited round; None when there are no pictures.
+    """Return a PNG of the first image of each client's first audited round; None when there are no images.
 
     Clients beyond the twelfth are left out; report.html shows them all.
     """

@@ -1,4 +1,4 @@
-"""Picture strips of a run: originals beside what the attacks made of them, and how they came to it."""
+"""Image strips of a run: originals beside what the attacks made of them, and how they came to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from fedsim.errors import RunFolderError
-from fedsim.findings.kinds import PICTURES
+from fedsim.findings.kinds import IMAGES
 from fedsim.metrics.ratings import scale
 from fedsim.recording import files
 from fedsim.recording.records import Record
@@ -32,7 +32,7 @@ NOT_KNOWN = "defenses not known"
 _SHOWN_SIDE = 96
 _STORED_SIDE = 128
 _TRAJECTORY_SIDE = 64
-_MOST_EMBEDDED = 16_000_000  # characters of pictures in one page; a panel is shown whole or not at all
+_MOST_EMBEDDED = 16_000_000  # characters of images in one page; a panel is shown whole or not at all
 # What Pillow raises for a damaged PNG, or one so large that it may be an attack.
 _DAMAGE = (
     Image.DecompressionBombError,
@@ -49,18 +49,18 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures side by side, ready for a page.
+    """Images side by side, ready for a page.
 
     Args:
         title: `Original`, or the name of the attack.
         score: the attack's score in words; empty for originals.
         skill: how far the score is beyond the best blind control; empty where that is not known.
         link: path of the file inside the run folder, quoted for a link.
-        source: data URI of the picture, reduced where it was larger than the page shows.
-        count: number of pictures in the strip.
+        source: data URI of the image, reduced where it was larger than the page shows.
+        count: number of images in the strip.
         width: of the whole strip on the page, in CSS pixels.
         height: of the whole strip on the page, in CSS pixels.
-        is_small: whether the page enlarges the pictures, so that pixels must stay sharp.
+        is_small: whether the page enlarges the images, so that pixels must stay sharp.
     """
 
     title: str
@@ -76,13 +76,13 @@ class Strip:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """How one attack came to its pictures: a column per frame, a row per picture, the originals last.
+    """How one attack came to its images: a column per frame, a row per image, the originals last.
 
     Args:
         title: name of the attack.
         steps: iteration of each column; that of the originals is not among them.
         link: path of the file inside the run folder, quoted for a link.
-        source: data URI of the picture, reduced where it was larger than the page shows.
+        source: data URI of the image, reduced where it was larger than the page shows.
         width: on the page, in CSS pixels.
         height: on the page, in CSS pixels.
         is_small: whether the page enlarges it, so that pixels must stay sharp.
@@ -107,7 +107,7 @@ class Panel:
 
     @property
     def size(self) -> int:
-        """Characters that its pictures add to a page."""
+        """Characters that its images add to a page."""
         sources = [*(strip.source for strip in self.strips), *(trajectory.source for trajectory in self.trajectories)]
         return sum(map(len, sources))
 
@@ -127,11 +127,11 @@ class Display:
 
 
 class Gallery(NamedTuple):
-    """The pictures of a page.
+    """The images of a page.
 
     Args:
         displays: by client.
-        left_out: clients whose pictures, in some round or in all, would have made the page too large.
+        left_out: clients whose images, in some round or in all, would have made the page too large.
         notes: what is missing or damaged, one sentence each.
     """
 
@@ -143,13 +143,13 @@ class Gallery(NamedTuple):
 def gallery(
     run: RunData, naming: Naming, deciding: Mapping[int, Collection[int]], ranked: Iterable[int] = ()
 ) -> Gallery:
-    """Return the pictures of each client in its first and last audited round and those that decide.
+    """Return the images of each client in its first and last audited round and those that decide.
 
     Args:
         run: what the run folder holds.
         naming: names of its attacks and defenses.
         deciding: client -> the rounds that decide its verdicts.
-        ranked: clients whose pictures come first where there are too many for one page.
+        ranked: clients whose images come first where there are too many for one page.
     """
     shown = {"originals", "reconstructions"} if run.is_observed else {"originals"}
     by_client: dict[int, dict[int, list[Record]]] = {}
@@ -193,9 +193,9 @@ def _panel(folder: Path, naming: Naming, records: Sequence[Record], notes: list[
 
 
 def _score(record: Record) -> tuple[str, str]:
-    """Return the first picture score of an attempt and its skill, both in words."""
+    """Return the first image score of an attempt and its skill, both in words."""
     for metric in record.scores:
-        if scale(metric).kind is PICTURES:
+        if scale(metric).kind is IMAGES:
             for one in scored([record], metric):
                 written = scale(metric)
                 gained = "" if one.skill is None else written.write(one.skill, True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedsim.findings.kinds import KINDS, PICTURES, gravest
+from fedsim.findings.kinds import IMAGES, KINDS, gravest
 from fedsim.metrics.ratings import scale
 from fedsim.recording.run_data import RunData
 from fedsim.report.naming import NO_DEFENSE
@@ -25,7 +25,7 @@ class Entry:
     Args:
         client: partition number.
         summary: the metric that is shown.
-        kind: `pictures`, `labels`, `soft labels`, `features` or `other`; `nothing` when no attempt was scored and the record
+        kind: `images`, `labels`, `soft labels`, `features` or `other`; `nothing` when no attempt was scored and the record
             does not say what the attack is after.
         verdict: the worst over the metrics of the kind; one that shows a leak decides, else one that has a value.
         reason: why, where no leak was found.
@@ -52,7 +52,7 @@ class ClientVerdict:
     """What may be claimed of one client.
 
     Args:
-        verdict: the worst over the kinds of what may leak. Not `resisted` where its pictures were never attacked, or where a
+        verdict: the worst over the kinds of what may leak. Not `resisted` where its images were never attacked, or where a
             record that the scenario asks for is missing.
         kinds: kind -> the verdict of the attack that got farthest. One that is known to work and found nothing outweighs those
             that are not made for the update, or not known to work on it, but none that met something here: a failure, a score
@@ -121,7 +121,7 @@ def client_verdicts(
                     by_kind[view.kind] = worst([view.verdict, *([known] if known else [])])
                 elif known == "resisted":
                     by_kind[view.kind] = "inconclusive"
-        is_lacking = PICTURES.name not in by_kind or (scope is not None and client in scope.lacking_clients)
+        is_lacking = IMAGES.name not in by_kind or (scope is not None and client in scope.lacking_clients)
         unknown: tuple[Verdict, ...] = ("inconclusive",) if is_lacking else ()
         verdicts[client] = ClientVerdict(worst([*by_kind.values(), *unknown]), by_kind)
     return verdicts
@@ -192,8 +192,8 @@ def headline(run: RunData, lines: Sequence[Entry], scope: Scope | None = None, v
         rest = [(kind, own) for kind, own in known if kind != main]
         also = any(entry.is_leak and entry.kind == main for entry in views)
         said = [_claim(dict(known)[main], main, len(scope.clients), also), *(_too(own, kind) for kind, own in rest)]
-        if not leaking and PICTURES.name not in dict(known):
-            said.append(f"{PICTURES.name} were not attacked")
+        if not leaking and IMAGES.name not in dict(known):
+            said.append(f"{IMAGES.name} were not attacked")
         return f"{'; '.join([*said, *together, *filter(None, [scope.written()])])}."
     if together:
         said = [*together, *([_unrated(run)] if looking else []), *filter(None, [scope.written()])]

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from fedsim.findings.kinds import PICTURES
+from fedsim.findings.kinds import IMAGES
 from fedsim.metrics.metric import Scale
 from fedsim.metrics.ratings import scale
 from fedsim.recording.records import Record, Round
@@ -79,7 +79,7 @@ def leakage(records: Sequence[Record], metric: str, naming: Naming) -> bytes:
     """Return one attack over rounds: a line per client, colored by its defenses.
 
     For more clients than `MOST_LINES` it is a line per set of defenses, their median, within the range of all of them.
-    Pictures are drawn by skill, so that zero is a blind guess. Labels and features are drawn by value, beside the best blind
+    Images are drawn by skill, so that zero is a blind guess. Labels and features are drawn by value, beside the best blind
     control on average over the clients: on a small batch a single blind label guess is all luck.
 
     Args:
@@ -95,7 +95,7 @@ def leakage(records: Sequence[Record], metric: str, naming: Naming) -> bytes:
         )
     }
     by_set: dict[str, list[_Point]] = {defenses: [] for defenses in naming.sets}
-    by_skill = written.kind is PICTURES
+    by_skill = written.kind is IMAGES
     for one in chosen:
         if isinstance(one.record, Record):
             point = _Point(one.record.client, one.record.round, one.skill if by_skill else one.value)

@@ -23,7 +23,7 @@ _BOOTSTRAP_SEED = 0
 class Peak(NamedTuple):
     """The attempt that decides the verdict: of those that luck does not explain the one that leaked most.
 
-    Control and floor are its own; None for labels, or where none was recorded. `example` is the picture of its batch that shows
+    Control and floor are its own; None for labels, or where none was recorded. `example` is the image of its batch that shows
     more than the mean of the batch, where that decides.
     """
 
@@ -49,7 +49,7 @@ class Summary:
         attempts: number of records.
         failed: how many of them failed.
         refused: how many of them were refused.
-        examples: scored pictures or labels.
+        examples: scored images or labels.
         mean: over all examples; None when nothing was scored.
         spread: bootstrap interval of the mean; None for fewer than two examples.
         controls: control -> mean over the scored attempts.

@@ -18,7 +18,7 @@ SCHEMA = 1
 def of(analysis: Analysis) -> dict[str, Any]:
     """Return the result of a run as plain data.
 
-    README documents the fields. Values are means over all attempts of a line, except of a round and its picture that decide.
+    README documents the fields. Values are means over all attempts of a line, except of a round and its image that decide.
     """
     run, lines = analysis.run, analysis.entries
     return {

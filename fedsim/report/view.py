@@ -34,13 +34,13 @@ _SHOWN_ATTEMPTS = 2000
 _KINDS = {"delta": "delta, new weights minus those sent", "gradient": "gradient, as the clients state"}
 
 GRANTS: Mapping[str, str] = {
-    "batch_size": "how many pictures each local step saw",
-    "labels": "which labels the pictures had, in no order",
+    "batch_size": "how many images each local step saw",
+    "labels": "which labels the images had, in no order",
     "normalization": "how pixels become the model's input",
     "training": "the local recipe: optimizer, learning rate, steps, label smoothing, mixup",
     "train_mode": "whether dropout and the like were active",
     "defenses": "which defenses the client carried, with their parameters",
-    "auxiliary_data": "other pictures of the same kind",
+    "auxiliary_data": "other images of the same kind",
 }
 
 
@@ -65,7 +65,7 @@ class ClientCost:
 
 
 class ViewAttempt(NamedTuple):
-    """One attempt on several updates: what it found in words, and its pictures, by name and link."""
+    """One attempt on several updates: what it found in words, and its images, by name and link."""
 
     record: ViewRecord
     attack: str
@@ -303,7 +303,7 @@ def _trajectory_plots(trajectories: Mapping[tuple[str, int], Sequence[Record]], 
         )
         figures.append(
             _figure(
-                f"{attack}, round {round}: its loss (dotted, left) and the PSNR of its pictures (right) at each iteration that "
+                f"{attack}, round {round}: its loss (dotted, left) and the PSNR of its images (right) at each iteration that "
                 f"it saved, one line per client{many}. PSNR was drawn afterwards by the auditor; no attack ever saw it.",
                 f"Loss and PSNR of {attack} in round {round} against iteration. PSNR from first to last: {ways}.",
                 plots.trajectory(records, naming),
@@ -320,7 +320,7 @@ def _utility_plot(run: RunData) -> Plot | None:
         f"round {line.round}: accuracy {line.accuracy:.3f}" + ("" if line.loss is None else f", loss {line.loss:.3f}")
         for line in known
     )
-    return _figure("Accuracy and loss of the global model on the test pictures.", f"{alt}.", plots.utility(known))
+    return _figure("Accuracy and loss of the global model on the test images.", f"{alt}.", plots.utility(known))
 
 
 def _budget_rounds(run: RunData) -> list[int]:

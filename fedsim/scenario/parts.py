@@ -101,7 +101,7 @@ class PartitionPart(_Part):
 
 
 class DataPart(pydantic.BaseModel):
-    """Where the pictures come from; keys beside `name` and `partition` are parameters of that source."""
+    """Where the images come from; keys beside `name` and `partition` are parameters of that source."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -173,12 +173,12 @@ class TrainingPart(_Part):
 
     `shares: gradient` (FedSGD) sends the gradient of one batch, and the server applies `learning_rate`; `shares: delta`
     trains `local_steps` or `local_epochs` and sends new weights. `mode` states whether dropout and the like are active.
-    `label_smoothing: a` trains on labels (1 - a) onehot + a / C. `mixup: alpha` blends each picture and its label with
+    `label_smoothing: a` trains on labels (1 - a) onehot + a / C. `mixup: alpha` blends each image and its label with
     another of the client's, in a proportion from Beta(alpha, alpha), anew at every use; smoothing comes after it.
     """
 
     batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] = 1
-    """Pictures in a local step."""
+    """Images in a local step."""
     local_steps: Annotated[int, Field(ge=1, le=MOST_STEPS), _NO_BOOLEAN] | None = None
     """Steps in a round, with `shares: delta`; 1 by default."""
     local_epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS), _NO_BOOLEAN] | None = None
@@ -198,7 +198,7 @@ class TrainingPart(_Part):
     label_smoothing: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
     """a: trains on labels (1 - a) onehot + a / C."""
     mixup: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
-    """alpha: blends each picture with another of the client's, in a share from Beta(alpha, alpha)."""
+    """alpha: blends each image with another of the client's, in a share from Beta(alpha, alpha)."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> TrainingPart:
@@ -328,7 +328,7 @@ class Scenario(_Part):
     engine: Literal["inline", "ray"] = "ray"
     """`inline`, in this process; `ray`, Flower's simulation runtime."""
     data: Annotated[DataPart, BeforeValidator(named, str | DataPart)] = DataPart()
-    """Where the pictures come from."""
+    """Where the images come from."""
     model: Annotated[ModelPart, BeforeValidator(named, str | ModelPart)] = ModelPart()
     """What the clients train."""
     federation: FederationPart = FederationPart()

@@ -24,7 +24,7 @@ from fedsim.findings.promises import described
 from fedsim.progress import Step, listening
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.contract import check_contract
-from fedsim.testing.fixtures import ALL_GRANTS, observation, random_pictures
+from fedsim.testing.fixtures import ALL_GRANTS, observation, random_images
 from fedsim.testing.isolation import (
     Fault,
     Faults,
@@ -52,7 +52,7 @@ def check_attack(
 
     Args:
         plugin: the class, or an instance.
-        observations: what to run it on, for an attack that refuses the usual: one or three pictures, gradient or delta,
+        observations: what to run it on, for an attack that refuses the usual: one or three images, gradient or delta,
             with the grants that it needs or with all.
         params: parameters that differ from the defaults.
 
@@ -157,7 +157,7 @@ def _usual(attack: Attack) -> list[Observation]:
     generator = torch_generator(0, "testing", "attack")
 
     def seen(kind: UpdateKind, count: int, grants: frozenset[Need]) -> Observation:
-        return observation(random_pictures(generator, count), kind, grants)
+        return observation(random_images(generator, count), kind, grants)
 
     if attack.scope == "update":
         return [seen(*one) for one in usual]
@@ -228,7 +228,7 @@ def _same_trajectory(first: object, second: object) -> bool:
 def _granted_tensors(seen: Observation) -> dict[str, Tensor]:
     found = {} if seen.labels is None else {"the labels": seen.labels}
     if seen.auxiliary_data is not None:
-        found["the auxiliary pictures"] = seen.auxiliary_data.images
+        found["the auxiliary images"] = seen.auxiliary_data.images
         found["the auxiliary labels"] = seen.auxiliary_data.labels
     return found
 
@@ -279,7 +279,7 @@ def _check_trajectory(who: str, trajectory: object, pictures: Tensor | None) -> 
         f"{who}: the trajectory must be a Trajectory, got {type(trajectory).__name__}.",
     )
     assert isinstance(trajectory, Trajectory)
-    expect(pictures is not None, f"{who} returns a trajectory without pictures, of which it would show nothing.")
+    expect(pictures is not None, f"{who} returns a trajectory without images, of which it would show nothing.")
     assert pictures is not None
     _check_dense(who, "frames", trajectory.images)
     frames = trajectory.images
@@ -289,7 +289,7 @@ def _check_trajectory(who: str, trajectory: object, pictures: Tensor | None) -> 
         and frames.is_floating_point()
         and not frames.requires_grad,
         f"{who}: a trajectory must be detached floats of shape (frames, {', '.join(map(str, pictures.shape))}), the finding's "
-        f"pictures in each frame; got {described(frames)}.",
+        f"images in each frame; got {described(frames)}.",
     )
     inside = bool(((frames >= 0) & (frames <= 1)).all())
     expect(inside, f"{who}: pixels of a trajectory must be finite and in [0, 1]; got {described(frames)}.")

@@ -18,9 +18,9 @@ from fedsim.exchange import Update, UpdateEffects, UpdateKind
 from fedsim.recording.client_state import ClientState, gathered
 from fedsim.seeds import seeded, torch_generator
 from fedsim.testing.contract import check_contract
-from fedsim.testing.fixtures import client_context, image_shape, make_update, random_pictures, small_model
+from fedsim.testing.fixtures import client_context, image_shape, make_update, random_images, small_model
 from fedsim.testing.isolation import check_cautions, equal, expect, no_change, no_global_effect, told_at_once
-from fedsim.testing.local_step import Batch, hook, picture_batch, plain_local_step, protected_local_step, same, weights
+from fedsim.testing.local_step import Batch, hook, image_batch, plain_local_step, protected_local_step, same, weights
 from fedsim.testing.preparation import check_preparation
 
 _STEPS = ((1, 0.0, False), (3, 0.75, False), (2, 0.5, True))  # batch size, progress, whether labels are soft
@@ -47,14 +47,14 @@ def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | 
             _check_budget(defense)
         prepared = check_preparation(defense, plain)
         for count, progress, soft in _STEPS:
-            batch = picture_batch(plain, count, soft)
+            batch = image_batch(plain, count, soft)
             with faults.of("protect_batch"):
                 batch = _check_batch(defense, batch)
             with faults.of("train_step"):
                 _check_step(defense, plain, prepared, batch, progress)
         for kind in _KINDS:
             generator = torch_generator(0, "testing", "update")
-            pictures = random_pictures(generator, 2, plain.num_classes, image_shape=image_shape(plain))
+            pictures = random_images(generator, 2, plain.num_classes, image_shape=image_shape(plain))
             update = make_update(prepared, pictures, kind)
             nothing = {name: torch.zeros_like(tensor) for name, tensor in update.tensors.items()}
             with faults.of("protect_update"):
@@ -90,9 +90,9 @@ def _check_batch(defense: Defense, given: Batch) -> Batch:
     expect(repeats, f"{who}: same batch, same generator state, but another result. Draw from the generator alone.")
     expect(
         images.shape[1:] == given.images.shape[1:] and images.dtype == given.images.dtype,
-        f"{who} turns pictures of shape {tuple(given.images.shape)} into {tuple(images.shape)}, {images.dtype}.",
+        f"{who} turns images of shape {tuple(given.images.shape)} into {tuple(images.shape)}, {images.dtype}.",
     )
-    expect(len(labels) == len(images) > 0, f"{who} returns {len(images)} pictures and {len(labels)} labels.")
+    expect(len(labels) == len(images) > 0, f"{who} returns {len(images)} images and {len(labels)} labels.")
     return found
 
 
@@ -103,7 +103,7 @@ def _check_step(defense: Defense, plain: nn.Module, prepared: nn.Module, batch: 
         found.loss.ndim == 0 and not found.loss.requires_grad, f"{who} must return the mean loss, a detached scalar."
     )
     expect(bool(torch.isfinite(found.loss)), f"{who} returns the loss {float(found.loss)}.")
-    for name, gradient in plain_local_step(plain, picture_batch(plain, 1), plain.training).gradients.items():
+    for name, gradient in plain_local_step(plain, image_batch(plain, 1), plain.training).gradients.items():
         if gradient is not None:
             own = found.gradients[name]
             expect(own is not None, f"{who} leaves {name}.grad empty, which plain training fills.")

@@ -13,16 +13,16 @@ from fedsim.evaluator import Evaluation, Evaluator, PixelModel
 from fedsim.seeds import seeded, torch_generator
 from fedsim.source import Pool
 from fedsim.testing.contract import check_contract
-from fedsim.testing.fixtures import random_pictures, small_model
+from fedsim.testing.fixtures import random_images, small_model
 from fedsim.testing.isolation import check_cautions, expect, no_global_effect, told_at_once
 
-_PICTURES = 24
+_IMAGES = 24
 
 
 def check_evaluator(plugin: type[Any] | Evaluator, /, **params: Any) -> None:
     """Check that an evaluator keeps the contract of `fedsim.evaluator.Evaluator`.
 
-    It is asked of a small model, untrained, on random pictures, twice with the same generator.
+    It is asked of a small model, untrained, on random images, twice with the same generator.
 
     Args:
         plugin: the class, or an instance.
@@ -51,7 +51,7 @@ def check_evaluator(plugin: type[Any] | Evaluator, /, **params: Any) -> None:
 
 
 def _asked(evaluator: Evaluator, who: str, global_seed: int) -> Any:
-    model, pictures = small_model(), random_pictures(torch_generator(0, "testing", "evaluator"), _PICTURES)
+    model, pictures = small_model(), random_images(torch_generator(0, "testing", "evaluator"), _IMAGES)
     stored = (pictures.images * 255).to(torch.uint8)
     pool = Pool(pictures.labels, lambda chosen: stored[list(chosen)])
     asked = PixelModel(model, models.normalization(model)).eval()

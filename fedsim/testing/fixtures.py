@@ -1,4 +1,4 @@
-"""Small real material for tests: a model, pictures, an update, and what an attacker observes of it."""
+"""Small real material for tests: a model, images, an update, and what an attacker observes of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 def client_context(**changes: Any) -> ClientContext:
-    """Return what the hooks of a defense get: client 0 in round 1 of 4, one step of SGD on one of its ten pictures.
+    """Return what the hooks of a defense get: client 0 in round 1 of 4, one step of SGD on one of its ten images.
 
     Args:
         changes: fields with other values.
@@ -53,20 +53,20 @@ def client_context(**changes: Any) -> ClientContext:
     return replace(usual, **{"state": {}, **changes})
 
 
-def random_pictures(
+def random_images(
     generator: torch.Generator,
     count: int = 1,
     num_classes: int = 10,
     labels: Labels | None = None,
     image_shape: tuple[int, int, int] = _IMAGE_SHAPE,
 ) -> LabeledImages:
-    """Return smooth random pictures, pixels in [0, 1], with labels.
+    """Return smooth random images, pixels in [0, 1], with labels.
 
     Args:
         generator: of every draw.
         count: how many.
         num_classes: labels are drawn from 0 to this, excluded.
-        labels: use these, one a picture, hard or soft, instead of drawing them.
+        labels: use these, one an image, hard or soft, instead of drawing them.
         image_shape: channels, height and width; that of `small_model` unless given.
     """
     channels, *size = image_shape
@@ -116,7 +116,7 @@ def observation(
     model: VisionTransformer | None = None,
     update: Update | None = None,
 ) -> Observation:
-    """Return what an attacker sees of a client that trained on one batch of pictures.
+    """Return what an attacker sees of a client that trained on one batch of images.
 
     Args:
         pictures: the client's batch.
@@ -132,7 +132,7 @@ def observation(
     if update is None:
         update = make_update(shared, pictures, kind, learning_rate, local_steps)
     recipe = TrainingKnowledge("sgd", learning_rate, 0.0, 0.0, local_steps, None)
-    auxiliary = random_pictures(torch_generator(0, "testing", "auxiliary"), 2 * classes, classes, image_shape=shape)
+    auxiliary = random_images(torch_generator(0, "testing", "auxiliary"), 2 * classes, classes, image_shape=shape)
     return Observation(
         update=update,
         model=functools.partial(copy.deepcopy, shared.eval()),

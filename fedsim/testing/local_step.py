@@ -13,7 +13,7 @@ from fedsim.exchange import Images, Labels
 from fedsim.federation.training import plain_step
 from fedsim.labels import distributions, smooth
 from fedsim.seeds import seeded, torch_generator
-from fedsim.testing.fixtures import client_context, image_shape, random_pictures
+from fedsim.testing.fixtures import client_context, image_shape, random_images
 from fedsim.testing.isolation import equal, expect, no_change, no_global_effect
 
 _SMOOTHING = 0.1
@@ -50,10 +50,10 @@ def same(first: Tensors, second: Tensors) -> bool:
     return list(first) == list(second) and all(equal(first[name], second[name]) for name in first)
 
 
-def picture_batch(model: nn.Module, count: int, soft: bool = False) -> Batch:
-    """Return random pictures that fit the model, with hard labels or, as label smoothing and mixup make them, soft ones."""
+def image_batch(model: nn.Module, count: int, soft: bool = False) -> Batch:
+    """Return random images that fit the model, with hard labels or, as label smoothing and mixup make them, soft ones."""
     generator, classes = torch_generator(0, "testing", "batch"), int(model.num_classes)  # type: ignore[arg-type]
-    pictures = random_pictures(generator, count, classes, image_shape=image_shape(model))
+    pictures = random_images(generator, count, classes, image_shape=image_shape(model))
     labels = smooth(distributions(pictures.labels, classes), _SMOOTHING) if soft else pictures.labels
     return Batch(models.normalization(model).normalize(pictures.images), labels)
 

@@ -11,7 +11,7 @@ from torch import nn
 from fedsim.defense import Defense
 from fedsim.seeds import seeded
 from fedsim.testing.isolation import TORCH_GENERATOR, Fault, equal, expect, no_global_effect
-from fedsim.testing.local_step import hook, picture_batch, plain_local_step, protected_local_step, same, weights
+from fedsim.testing.local_step import hook, image_batch, plain_local_step, protected_local_step, same, weights
 
 
 def check_preparation(defense: Defense, plain: VisionTransformer) -> VisionTransformer:
@@ -29,7 +29,7 @@ def check_preparation(defense: Defense, plain: VisionTransformer) -> VisionTrans
     _prepare(defense, twin, seed=1)
     expect(same(after, weights(twin)), f"{who} adds or draws parameters again when called twice; do nothing then.")
     _check_alike(who, prepared, twin, "must not change when prepared twice")
-    batch = picture_batch(plain, 3)
+    batch = image_batch(plain, 3)
     expected = protected_local_step(defense, prepared, batch, 0.0).gradients
     for how, clone in (("deep copy", copy.deepcopy(prepared)), ("pickled copy", _pickled(who, prepared))):
         expect(same(after, weights(clone)), f"{who}: a {how} of the model has other parameters.")
@@ -59,7 +59,7 @@ def _pickled(who: str, model: VisionTransformer) -> VisionTransformer:
 
 def _check_alike(who: str, first: nn.Module, second: nn.Module, claim: str) -> None:
     """Compare loss and shared gradients of plain training, in both modes; other parameters must have no gradient."""
-    batch = picture_batch(first, 3)
+    batch = image_batch(first, 3)
     for training in (False, True):
         one, other = (plain_local_step(model, batch, training) for model in (first, second))
         shared = {name: other.gradients.get(name) for name in one.gradients}

@@ -30,8 +30,8 @@ ORDER: tuple[Verdict, ...] = ("resisted", "inconclusive", "partial", "leaks")
 CORRECTION = (
     f"Holm's correction over all attempts of a row, family-wise error rate {luck.SIGNIFICANCE:g}, "
     f"and a binomial bound on how many of them are beyond a blind guess, {luck.JOINT_SIGNIFICANCE:g}; "
-    "labels by a binomial bound on all of them, and on each with Holm's correction; the best picture of a batch counts as the "
-    "best of as many attempts as the batch has pictures"
+    "labels by a binomial bound on all of them, and on each with Holm's correction; the best image of a batch counts as the "
+    "best of as many attempts as the batch has images"
 )
 """How luck among many rounds is dealt with, in words."""
 
@@ -302,9 +302,7 @@ class Judge:
             return f"{start}: the record does not say how much the client trained on; audit again"
         place = place_of(record)
         size = (
-            f"updates of {record.workload.pictures} pictures"
-            if record.workload.pictures > 1
-            else "updates of a picture"
+            f"updates of {record.workload.pictures} images" if record.workload.pictures > 1 else "updates of an image"
         )
         tried, calibration = self.tried.get((place, kind)), self.calibrations.get(place)
         if calibration is not None and calibration.status != "found":

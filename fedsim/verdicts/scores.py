@@ -27,7 +27,7 @@ class Scored(NamedTuple):
             same attack finds as much in another client's update.
         severity: the skill behind the level, in units of the metric's thresholds, which luck is looked for in: beyond the
             guesses that look at no update, as those on other clients' updates are measured; None without a control.
-        example: the picture of a batch that shows more than the batch's mean does; None elsewhere.
+        example: the image of a batch that shows more than the batch's mean does; None elsewhere.
     """
 
     record: Attempted | Trial
@@ -107,7 +107,7 @@ def _without_wrong_update(controls: Mapping[str, Mapping[str, float]]) -> dict[s
 def rated_by(metric: str, controls: Mapping[str, Mapping[str, float]], worse: Direction) -> Control | None:
     """Return the blind control that a score is measured from; None when none has the metric.
 
-    Of pictures and features that is the one that leaks most. Labels are measured from `chance`, the expected recall of a blind
+    Of images and features that is the one that leaks most. Labels are measured from `chance`, the expected recall of a blind
     guess: one guess on a small batch, and another client's labels, are right by luck. Records older than `chance` have the
     better of `prior` and `uniform` instead.
     """

@@ -68,7 +68,7 @@ class ViewEntry:
 
     @property
     def peak(self) -> tuple[float, float | None]:
-        """What was found there, and what the best blind guess reaches: of the picture that shows most, where that decides."""
+        """What was found there, and what the best blind guess reaches: of the image that shows most, where that decides."""
         assert self.decider is not None
         example = self.decider.example
         if example is not None:
@@ -93,7 +93,7 @@ class ViewEntry:
         part = "part of " if self.verdict == "partial" else ""
         beside = "" if control is None else f" where the best blind guess reaches {self.write(control)}"
         what = scale(str(self.metric)).title
-        picture = "one picture at " if self.decider is not None and self.decider.example is not None else ""
+        picture = "one image at " if self.decider is not None and self.decider.example is not None else ""
         return f"{self.attack} finds {part}the {self.kind} of {self.where}: {picture}{what} {self.write(value)}{beside}"
 
 

@@ -47,7 +47,7 @@ def significance(found: Sequence[Scored], metric: str, blind: luck.BlindSkills) 
             return Significance(level, hit[-1], 0)
     lucky = sum(one.level in ("leaks", "partial") for one in rated)
     # None alone, but too many together: how often blind attempts get there bounds how many may by luck. Means are counted, not
-    # the best picture of each, as of the blind attempts.
+    # the best image of each, as of the blind attempts.
     chance = (1 + blind.beyond(written.partial or 0.0)) / (2 + len(blind.ascending))
     means = lucky - sum(one.example is not None for one in rated)
     if means > 0 and luck.binomial(float(means), len(rated), chance) <= luck.JOINT_SIGNIFICANCE:
@@ -56,7 +56,7 @@ def significance(found: Sequence[Scored], metric: str, blind: luck.BlindSkills) 
 
 
 def by_luck(rated: Sequence[Scored], blind: luck.BlindSkills, scatter: float) -> list[float]:
-    """Return the probability that luck gives what each attempt shows; the best picture is the best of the whole batch."""
+    """Return the probability that luck gives what each attempt shows; the best image is the best of the whole batch."""
     single = luck.exceedance([one.severity or 0.0 for one in rated], blind, scatter)
     return [
         min(1.0, chance * (1 if one.example is None else len(one.score.examples)))

@@ -8,7 +8,7 @@ from fedsim.recording.records import Record
 
 
 def metric_of(record: Record, metric: str | None) -> str | None:
-    """Return what an attempt is judged by: the metric without its view where the client trained on its own pictures."""
+    """Return what an attempt is judged by: the metric without its view where the client trained on its own images."""
     return metric if metric is None or metric in record.scores else plain(metric)
 
 
@@ -26,5 +26,5 @@ def changed_inputs(record: Record, kind: str) -> str | None:
         return f"a defense may have changed what the client trained on, and that is not known: {trained.unknown}"
     sought = KINDS.get(kind)
     if trained.other_pictures and sought is not None and sought.follows is None:
-        return f"a defense changed the pictures before they reached the model, and the {kind} of those are not known"
+        return f"a defense changed the images before they reached the model, and the {kind} of those are not known"
     return None

@@ -80,7 +80,7 @@ def test_directions_at_the_noise_edge_hold_no_equation():
     assert system.unexplained == pytest.approx(1)
 
 
-def test_a_gradient_in_double_precision_gives_the_picture_exactly():
+def test_a_gradient_in_double_precision_gives_the_image_exactly():
     model, batch = build_april(), photos().read([23])
     images = models.normalization(model).normalize(batch.images).double()
     tensors = models.gradient_of(build_anew().double(), images, batch.labels)
@@ -93,7 +93,7 @@ def test_a_gradient_in_double_precision_gives_the_picture_exactly():
 
 
 @pytest.mark.parametrize("sample", [0, 17, 200, 369, 431])
-def test_one_picture_comes_back_from_its_gradient(sample):
+def test_one_image_comes_back_from_its_gradient(sample):
     model, batch = build_april(), photos().read([sample])
     finding = run(observe(model, gradient(model, batch)))
     assert decibels(finding.images, batch) >= 40
@@ -102,7 +102,7 @@ def test_one_picture_comes_back_from_its_gradient(sample):
 
 
 @pytest.mark.slow
-def test_twenty_pictures_come_back_from_a_model_of_few_heads():
+def test_twenty_images_come_back_from_a_model_of_few_heads():
     model, pool = build_april(num_heads=4), photos()
     scores = []
     for sample in range(0, 400, 20):
@@ -165,7 +165,7 @@ def test_a_smooth_filling_beats_the_paper_s_pseudo_inverse():
 
 @pytest.mark.parametrize("is_granted", [True, False])
 @pytest.mark.parametrize("exempt", [(), ("pos_embed", "cls_token")])
-def test_weight_decay_does_not_hide_the_picture(is_granted, exempt):
+def test_weight_decay_does_not_hide_the_image(is_granted, exempt):
     model, batch = build_april(), photos().read([9])
     recipe = TrainingKnowledge("sgd", 0.05, 0.0, 0.1, 1, None, exempt)
     granted = {"training": recipe} if is_granted else {}
@@ -191,14 +191,14 @@ def test_adaptive_optimizers_are_refused():
 # Doubts
 
 
-def test_two_pictures_are_told_by_the_residual():
+def test_two_images_are_told_by_the_residual():
     model, batch = build_april(), photos().read([1, 300])
     finding = run(observe(model, gradient(model, batch)))
     assert finding.trace["residual"] > 1e-2
-    assert any("more than one picture" in caution for caution in finding.cautions)
+    assert any("more than one image" in caution for caution in finding.cautions)
 
 
-def test_another_clients_update_gives_another_picture():
+def test_another_clients_update_gives_another_image():
     model, batch, other = build_april(), photos().read([17]), photos().read([200])
     finding = run(observe(model, gradient(model, other)))
     assert decibels(finding.images, batch) <= best_control(batch) + 1
@@ -213,7 +213,7 @@ def test_noise_is_measured(kwargs):
     assert level == pytest.approx(1e-4 * update.norm(), rel=0.25)
 
 
-def test_noise_is_noticed_and_the_picture_degrades_gracefully():
+def test_noise_is_noticed_and_the_image_degrades_gracefully():
     model, batch = build_april(), photos().read([200])
     clean = gradient(model, batch)
     findings = [run(observe(model, noisy(clean, z))) for z in (1e-7, 1e-5, 1e-2)]
@@ -264,7 +264,7 @@ def test_a_layer_norm_before_the_blocks_is_enough_to_refuse():
         run(observe(model, gradient(model, batch)))
 
 
-def test_the_picture_on_which_the_model_is_tried_does_not_matter():
+def test_the_image_on_which_the_model_is_tried_does_not_matter():
     model = build_april()
     seen = observe(model, gradient(model, photos().read([0])))
     one, two = (first_attention(seen, seen.normalization, torch.Generator().manual_seed(s)) for s in (0, 1))

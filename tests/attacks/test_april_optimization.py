@@ -45,7 +45,7 @@ def terms(attack: AprilOptimization, observation: Observation, target: Target) -
     return Parts(attack, known).gradient_terms()
 
 
-def test_positions_lead_to_the_picture_where_plain_matching_and_another_update_do_not(model: torch.nn.Module) -> None:
+def test_positions_lead_to_the_image_where_plain_matching_and_another_update_do_not(model: torch.nn.Module) -> None:
     own, other, attack = pictures(0), pictures(50), AprilOptimization(steps=100, priors={"total_variation": 0.01})
     plain = GradientMatching(steps=100, priors={"total_variation": 0.01})
     led = decibels(run(attack, seen(model, own)), own)
@@ -56,14 +56,14 @@ def test_positions_lead_to_the_picture_where_plain_matching_and_another_update_d
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 50])
-def test_two_hundred_steps_reach_a_picture_of_four_patches(row: int) -> None:
+def test_two_hundred_steps_reach_a_image_of_four_patches(row: int) -> None:
     own, attack = pictures(row), AprilOptimization(steps=200, priors={"total_variation": 0.01})
     assert decibels(run(attack, seen(tiny(FOUR_PATCHES, depth=2), own)), own) >= 27
 
 
 @pytest.mark.parametrize("per_token", [True, False])
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
-def test_a_true_picture_is_at_the_minimum(per_token: bool, distance: str, model: torch.nn.Module) -> None:
+def test_a_true_image_is_at_the_minimum(per_token: bool, distance: str, model: torch.nn.Module) -> None:
     observation = seen(model, pictures(0))
     attack = AprilOptimization(per_token=per_token, distance=distance)  # type: ignore[arg-type]
     target = read_target(observation, (), torch.device("cpu"))
@@ -96,7 +96,7 @@ def test_a_token_without_a_gradient_has_no_say_and_a_finite_slope() -> None:
     assert bool(torch.isfinite(slope).all()) and not slope[:, 0].any()
 
 
-def test_several_pictures_and_their_labels_are_found_together(model: torch.nn.Module) -> None:
+def test_several_images_and_their_labels_are_found_together(model: torch.nn.Module) -> None:
     both = pictures(0, 50)
     finding = attacked(AprilOptimization(steps=2), seen(model, both))
     assert finding.images is not None and finding.images.shape == (2, 3, 8, 8)

@@ -34,7 +34,7 @@ def test_labels_follow_the_auxiliary_data() -> None:
     assert labels is not None and labels.tolist() == [2, 2, 2, 4]
 
 
-def test_mean_and_sample_come_from_the_auxiliary_pictures_and_need_them() -> None:
+def test_mean_and_sample_come_from_the_auxiliary_images_and_need_them() -> None:
     auxiliary = LabeledImages(torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 2, 3]))
     known = observation(2, auxiliary=auxiliary)
     mean = BlindGuess(guess="mean").run(known, torch.Generator()).images

@@ -16,7 +16,7 @@ from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Update
 
 
-def test_pictures_and_labels_are_found_together_in_one_patch_and_not_in_another_update() -> None:
+def test_images_and_labels_are_found_together_in_one_patch_and_not_in_another_update() -> None:
     own, other, model = pictures(0), pictures(50), tiny(ONE_PATCH)
     finding = attacked(DLG(steps=100), observed(model, own, labels=None))
     assert mean_decibels(finding.images, own) >= 45

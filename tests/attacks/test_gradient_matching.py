@@ -7,7 +7,7 @@ from fedsim import models
 
 
 # With more than one patch plain matching stays near the mean color, which is what other attacks are for.
-def test_plain_matching_recovers_a_picture_of_one_patch_and_another_update_does_not() -> None:
+def test_plain_matching_recovers_a_image_of_one_patch_and_another_update_does_not() -> None:
     attack, own, other, model = (
         GradientMatching(steps=120, priors={"total_variation": 0.001}),
         pictures(0),
@@ -24,7 +24,7 @@ def test_plain_matching_recovers_a_picture_of_one_patch_and_another_update_does_
 
 
 @pytest.mark.parametrize("distance", sorted(set(DISTANCES.own) - {"sign"}))
-def test_a_true_picture_has_no_distance(distance: str) -> None:
+def test_a_true_image_has_no_distance(distance: str) -> None:
     both, model = pictures(0, 50), tiny(ONE_PATCH)
     seen = observed(model, both)
     images = models.normalization(model).normalize(both.images)

@@ -26,7 +26,7 @@ def test_weights_switch_at_half_of_the_steps(monkeypatch: pytest.MonkeyPatch) ->
     known = Knowledge(seen, target, pictures(0).labels, seen.normalization, torch.Generator())
     parts = Parts(attack, known)
     matching, positions = parts.gradient_terms()
-    (smooth, patch, norm, statistics), skipped = parts.picture_terms()
+    (smooth, patch, norm, statistics), skipped = parts.image_terms()
     assert not skipped
     for progress, share in ((0.0, 1.0), (0.49, 1.0), (0.5, 0.5), (1.0, 0.5)):
         assert matching.weight(progress) == share * attack.matching

@@ -38,7 +38,7 @@ def mean(values):
 
 
 @pytest.mark.parametrize("name", ["vit_micro", pytest.param("vit_mini", marks=pytest.mark.slow)])
-def test_one_picture_and_eight_of_different_classes_are_exact_on_an_untrained_model(name):
+def test_one_image_and_eight_of_different_classes_are_exact_on_an_untrained_model(name):
     model = build(name)
     for labels in ([4], [0, 1, 2, 3, 5, 6, 8, 9]):
         pictures = batch(labels)
@@ -83,7 +83,7 @@ def test_wrong_labels_leave_a_residual_that_is_said():
     assert any("a label is wrong" in caution for caution in finding.cautions)
 
 
-def test_more_pictures_than_classes_are_filled_with_what_is_usual():
+def test_more_images_than_classes_are_filled_with_what_is_usual():
     model, pictures = build("vit_nano"), batch([i % CLASSES for i in range(12)])
     finding = attacked(model, pictures)
     true = inputs_of(model, pictures)

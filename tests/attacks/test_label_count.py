@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from fedsim_attacks.head.counts import picture_count
+from fedsim_attacks.head.counts import image_count
 from fedsim_attacks.label_count import LabelCount
 from vit_cases import CLASSES, build, delta, gradient, observe, photos
 
@@ -49,7 +49,7 @@ def test_another_clients_update_gives_its_labels_instead():
 
 
 def test_counts_of_a_hand_made_gradient():
-    # Any model: the head's bias gradient is mean(p) - n / B; with one picture the sign alone tells.
+    # Any model: the head's bias gradient is mean(p) - n / B; with one image the sign alone tells.
     model = build("vit_nano", patch_size=8)
     probabilities = torch.full((CLASSES,), 1 / CLASSES)
     truth = torch.nn.functional.one_hot(torch.tensor(3), CLASSES).float()
@@ -68,7 +68,7 @@ def test_local_steps_of_known_recipe_are_counted(momentum):
     assert sorted(finding.labels.tolist()) == sorted(batch.labels.tolist())
 
 
-def test_an_unknown_recipe_is_said_and_still_gives_the_labels_of_one_picture():
+def test_an_unknown_recipe_is_said_and_still_gives_the_labels_of_one_image():
     recipe = TrainingKnowledge("sgd", 0.01, 0.0, 0.0, 1, None)
     model, batch = build("vit_micro"), drawn(1, 5)
     finding = run(observe(model, delta(model, batch, recipe), batch_size=1))
@@ -110,11 +110,11 @@ def test_a_delta_without_a_number_of_examples_gives_shares_and_says_so():
     assert sorted(finding.labels.tolist()) == sorted(batch.labels.tolist())
     assert any("reported no num-examples" in caution and "4 labels" in caution for caution in finding.cautions)
     with pytest.raises(AttackRefusedError, match="number of examples"):
-        picture_count(observe(model, silent))
+        image_count(observe(model, silent))
 
 
 @pytest.mark.parametrize("granted", [True, False])
-def test_a_flower_app_that_reports_its_data_set_size_gives_one_label_a_picture_after_two_epochs(granted):
+def test_a_flower_app_that_reports_its_data_set_size_gives_one_label_a_image_after_two_epochs(granted):
     model, batch = build("vit_nano"), drawn(4, 1)
     batch = LabeledImages(batch.images, torch.tensor([0, 3, 3, 7]))
     recipe = TrainingKnowledge("sgd", 0.01, 0.0, 0.0, None, 2)
@@ -135,7 +135,7 @@ def test_a_flower_app_that_reports_its_data_set_size_gives_one_label_a_picture_a
     ],
     ids=["epochs", "large_batch", "momentum", "smoothing", "steps"],
 )
-def test_every_label_of_20_pictures_is_found_however_often_they_were_used(tiny_plan, recipe, grants):
+def test_every_label_of_20_images_is_found_however_often_they_were_used(tiny_plan, recipe, grants):
     plan = tiny_plan(
         data={"samples": 40},
         federation={"clients": 2},

@@ -42,7 +42,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def sharp():
-    """A model that tells pictures apart: its classifier's weights are large, as after training."""
+    """A model that tells images apart: its classifier's weights are large, as after training."""
     model = build("vit_nano", depth=2)
     with torch.no_grad():
         model.head.weight *= 40
@@ -58,7 +58,7 @@ def test_auto_finds_every_label_of_an_untrained_model(small, batch_size):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_auto_is_ahead_of_the_published_rules_on_a_model_that_tells_pictures_apart(sharp, seed):
+def test_auto_is_ahead_of_the_published_rules_on_a_model_that_tells_images_apart(sharp, seed):
     batch = drawn(4, seed)
     observation = observe(sharp, gradient(sharp, batch), batch_size=4)
     published = [rule for rule, facts in RULES.items() if rule != "idlg" and facts.reference != "auxiliary"]
@@ -208,8 +208,8 @@ def test_auxiliary_data_is_asked_for_by_the_rule_that_reads_it(small):
         run(observation, "bias_count_auxiliary")
 
 
-def test_several_pictures_are_refused_by_the_rule_for_one(small):
-    with pytest.raises(AttackRefusedError, match="one picture"):
+def test_several_images_are_refused_by_the_rule_for_one(small):
+    with pytest.raises(AttackRefusedError, match="one image"):
         run(observe(small, gradient(small, drawn(2, 0)), batch_size=2), "idlg")
 
 

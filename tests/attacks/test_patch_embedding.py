@@ -14,7 +14,7 @@ def run(observation):
 
 
 @pytest.mark.parametrize("sample", [0, 17, 200, 431])
-def test_one_picture_comes_back_from_its_gradient(sample):
+def test_one_image_comes_back_from_its_gradient(sample):
     model, batch = build(), photos().read([sample])
     finding = run(observe(model, gradient(model, batch)))
     assert decibels(finding.images, batch) >= 60
@@ -23,7 +23,7 @@ def test_one_picture_comes_back_from_its_gradient(sample):
 
 
 @pytest.mark.slow
-def test_one_picture_comes_back_from_the_stock_base_model():
+def test_one_image_comes_back_from_the_stock_base_model():
     model, batch = build("vit_base_patch16_224", 224), photos(224).read([3])
     finding = run(observe(model, gradient(model, batch), 224))
     assert decibels(finding.images, batch) >= 60
@@ -67,7 +67,7 @@ def test_local_steps_are_no_defense(momentum):
 
 
 @pytest.mark.parametrize("is_granted", [True, False])
-def test_weight_decay_does_not_hide_the_picture(is_granted):
+def test_weight_decay_does_not_hide_the_image(is_granted):
     model, batch = build("vit_micro"), photos().read([9])
     recipe = TrainingKnowledge("sgd", 0.05, 0.0, 0.1, 5, None)
     granted = {"training": recipe} if is_granted else {}
@@ -82,14 +82,14 @@ def test_more_patches_than_width_are_completed_smoothly():
     assert any("exceed the width" in caution for caution in finding.cautions)
 
 
-def test_two_pictures_are_told_by_the_residual():
+def test_two_images_are_told_by_the_residual():
     model, batch = build(), photos().read([1, 300])
     finding = run(observe(model, gradient(model, batch)))
     assert finding.trace["residual"] > 1e-3
-    assert any("more than one picture" in caution for caution in finding.cautions)
+    assert any("more than one image" in caution for caution in finding.cautions)
 
 
-def test_another_clients_update_gives_another_picture():
+def test_another_clients_update_gives_another_image():
     model, batch, other = build(), photos().read([17]), photos().read([200])
     finding = run(observe(model, gradient(model, other)))
     assert decibels(finding.images, batch) <= best_control(batch) + 1
@@ -106,7 +106,7 @@ def test_noise_of_a_thousandth_of_the_norm_leaves_no_more_than_the_best_control(
     assert sum(beyond) / len(beyond) <= 1
 
 
-def test_noise_is_noticed_and_the_picture_degrades_gracefully():
+def test_noise_is_noticed_and_the_image_degrades_gracefully():
     model, batch = build(), photos().read([200])
     clean = gradient(model, batch)
     scores = [decibels(run(observe(model, noisy(clean, z))).images, batch) for z in (1e-6, 1e-5, 1e-4)]

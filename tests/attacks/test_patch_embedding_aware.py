@@ -58,18 +58,18 @@ def rounded_score(format, sample):
     finding = run(observe(model, rounded(gradient(model, batch), format)))
     assert finding.trace["rounding"] == format
     assert any(format in caution for caution in finding.cautions)
-    assert not any("more than one picture" in caution for caution in finding.cautions)
+    assert not any("more than one image" in caution for caution in finding.cautions)
     return decibels(finding.images, batch)
 
 
 @pytest.mark.parametrize(("format", "mean"), [("fp16", 47.0), ("bf16", 35.0)])
-def test_a_picture_comes_back_from_a_rounded_update(format, mean):
+def test_a_image_comes_back_from_a_rounded_update(format, mean):
     assert sum(rounded_score(format, sample) for sample in FEW) / len(FEW) >= mean
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("format", "mean", "least"), [("fp16", 45.0, 36.0), ("bf16", 35.0, 30.0)])
-def test_twenty_pictures_come_back_from_rounded_updates_of_untrained_models(format, mean, least):
+def test_twenty_images_come_back_from_rounded_updates_of_untrained_models(format, mean, least):
     scores = [rounded_score(format, sample) for sample in MANY]
     assert sum(scores) / len(scores) >= mean and min(scores) >= least
 
@@ -82,7 +82,7 @@ def int8_skill(sample, **kwargs):
 
 
 @pytest.mark.slow
-def test_int8_leaves_about_the_mean_color_where_the_class_token_sets_the_scale_and_a_picture_where_none_does():
+def test_int8_leaves_about_the_mean_color_where_the_class_token_sets_the_scale_and_a_image_where_none_does():
     beside = sum(int8_skill(sample) for sample in FEW) / len(FEW)
     alone = sum(int8_skill(sample, class_token=False, global_pool="avg") for sample in FEW) / len(FEW)
     assert 0 <= beside < 3
@@ -97,10 +97,10 @@ def test_a_rounded_update_of_another_client_gives_no_more_than_the_best_control(
 
 
 @pytest.mark.parametrize("format", ["fp16", "bf16"])
-def test_two_pictures_are_told_from_one_after_rounding(format):
+def test_two_images_are_told_from_one_after_rounding(format):
     model, batch = build(), POOL.read([1, 300])
     finding = run(observe(model, rounded(gradient(model, batch), format)))
-    assert any("more than one picture" in caution for caution in finding.cautions)
+    assert any("more than one image" in caution for caution in finding.cautions)
 
 
 @pytest.mark.parametrize("format", ["fp16", "bf16", "int8"])
@@ -177,7 +177,7 @@ def test_the_jigsaw_is_undone_as_far_as_the_masked_span_allows(gamma, mean):
         assert finding.trace["masked_patches"] >= 2
         assert finding.trace["localization_weight"] == pytest.approx(0.01, rel=1e-4)
         assert any("share the unknown position" in caution for caution in finding.cautions)
-        assert not any("more than one picture" in caution for caution in finding.cautions)
+        assert not any("more than one image" in caution for caution in finding.cautions)
         scores.append(decibels(finding.images, batch))
     assert sum(scores) / len(scores) >= mean
 
@@ -210,7 +210,7 @@ def test_the_localization_gradient_is_subtracted_and_masked_rows_get_their_mean(
     torch.testing.assert_close(restored.sum(0), tensors["patch_embed.proj.bias"], rtol=0, atol=1e-3 * scale)
 
 
-def test_the_jigsaw_and_rounding_together_leave_a_picture_still():
+def test_the_jigsaw_and_rounding_together_leave_a_image_still():
     batch = POOL.read([431])
     model, update = jigsaw(MJP(gamma=0.1), batch)
     finding = run(observe(model, rounded(update, "fp16")))
@@ -224,10 +224,10 @@ def test_a_masked_update_of_another_client_gives_no_more_than_the_best_control()
     assert decibels(run(observe(model, update)).images, batch) <= best_control(batch) + 1
 
 
-def test_two_masked_pictures_are_told_from_one():
+def test_two_masked_images_are_told_from_one():
     model, update = jigsaw(MJP(gamma=0.1), POOL.read([1, 300]))
     finding = run(observe(model, update))
-    assert any("more than one picture" in caution for caution in finding.cautions)
+    assert any("more than one image" in caution for caution in finding.cautions)
 
 
 def test_a_client_without_the_jigsaw_on_a_prepared_model_is_inverted_as_ever():

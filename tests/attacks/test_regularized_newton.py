@@ -36,7 +36,7 @@ def brief(**params: Any) -> RegularizedNewton:
     return RegularizedNewton(**{**budgets, **params})
 
 
-def test_one_picture_is_found_and_another_clients_is_not() -> None:
+def test_one_image_is_found_and_another_clients_is_not() -> None:
     own, other = pictures(0), pictures(50)
     attack = brief(fit_steps=0, multi_start_steps=6, steps=6, solver_iterations=20)
     right, wrong = against_own_and_other(attack, tiny(), own, other)

@@ -228,10 +228,10 @@ def test_half_precision_updates_tell_the_label_and_are_noticed(dtype, bound):
     assert any("Noise" in caution for caution in finding.cautions)
 
 
-def test_several_pictures_are_refused_by_count_or_by_rank():
+def test_several_images_are_refused_by_count_or_by_rank():
     model, batch = build("vit_nano"), photos().read([1, 300])
     update = gradient(model, batch)
-    with pytest.raises(AttackRefusedError, match="2 pictures"):
+    with pytest.raises(AttackRefusedError, match="2 images"):
         run(observe(model, update, batch_size=2))
     with pytest.raises(AttackRefusedError, match="second singular value"):
         run(observe(model, Update(1, 0, "gradient", update.tensors, 1)))
@@ -240,7 +240,7 @@ def test_several_pictures_are_refused_by_count_or_by_rank():
         run(observe(model, Update(1, 0, "gradient", gradient(model, same).tensors, 1)))
 
 
-def test_local_steps_on_one_picture_are_a_caution():
+def test_local_steps_on_one_image_are_a_caution():
     model, batch = build("vit_nano"), photos().read([9])
     recipe = TrainingKnowledge("sgd", 0.01, 0.0, 0.0, None, 3)
     update = delta(model, batch, TrainingKnowledge("sgd", 0.01, 0.0, 0.0, 3, None))

@@ -6,7 +6,7 @@ from fedsim.errors import AttackRefusedError
 
 
 @pytest.mark.slow
-def test_two_pictures_are_found_without_the_second_stage() -> None:
+def test_two_images_are_found_without_the_second_stage() -> None:
     own, other = pictures(0, 50), pictures(20, 7)
     right, wrong = against_own_and_other(
         TokenMatching(steps=150, learning_rate=0.1, refinement="none"), tiny(), own, other
@@ -15,7 +15,7 @@ def test_two_pictures_are_found_without_the_second_stage() -> None:
     assert wrong <= grey(own) + 1
 
 
-def test_two_pictures_are_found_together_with_little_left_hidden_and_another_update_does_not_show_them() -> None:
+def test_two_images_are_found_together_with_little_left_hidden_and_another_update_does_not_show_them() -> None:
     own, other = pictures(0, 50), pictures(20, 7)
     attack = TokenMatching(steps=60, learning_rate=0.1, refinement_steps=10)
     right, wrong = against_own_and_other(attack, tiny(), own, other)

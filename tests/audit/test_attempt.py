@@ -49,24 +49,24 @@ def assert_failures(made, cases):
         assert tried.message.split(": ", 1)[1].startswith(f"the attack returned {said}"), tried.message
 
 
-def test_pictures_that_are_none_are_a_failed_attempt(made):
+def test_images_that_are_none_are_a_failed_attempt(made):
     cases = [
-        (GREY[0], "pictures as a tensor of shape (3, 32, 32), not (number, channel, height, width)"),
-        (torch.tensor(0.5), "pictures as a tensor of shape (), not"),
-        (GREY[None], "pictures as a tensor of shape (1, 1, 3, 32, 32), not"),
-        (GREY.to(torch.complex64), "pictures as complex64, not as floats"),
-        ((255 * GREY).byte(), "pictures as uint8, not as floats"),
-        (GREY > 0, "pictures as bool, not as floats"),
-        (GREY.to_sparse(), "pictures as a sparse or nested tensor"),
-        (GREY.numpy(), "pictures as ndarray, not as a tensor"),
-        ([], "pictures as list, not as a tensor"),
-        (torch.rand(0, 3, 8, 8), "pictures of shape (3, 8, 8), not (3, 32, 32)"),
+        (GREY[0], "images as a tensor of shape (3, 32, 32), not (number, channel, height, width)"),
+        (torch.tensor(0.5), "images as a tensor of shape (), not"),
+        (GREY[None], "images as a tensor of shape (1, 1, 3, 32, 32), not"),
+        (GREY.to(torch.complex64), "images as complex64, not as floats"),
+        ((255 * GREY).byte(), "images as uint8, not as floats"),
+        (GREY > 0, "images as bool, not as floats"),
+        (GREY.to_sparse(), "images as a sparse or nested tensor"),
+        (GREY.numpy(), "images as ndarray, not as a tensor"),
+        ([], "images as list, not as a tensor"),
+        (torch.rand(0, 3, 8, 8), "images of shape (3, 8, 8), not (3, 32, 32)"),
         (GREY / 0, "pixels that are not finite"),
     ]
     assert_failures(made, [(claim(images=images), said) for images, said in cases])
 
 
-def test_pictures_of_any_float_type_and_number_are_stored_as_pixels(made):
+def test_images_of_any_float_type_and_number_are_stored_as_pixels(made):
     for images in (
         GREY.half(),
         GREY.bfloat16(),
@@ -107,7 +107,7 @@ def test_hard_labels_of_any_integer_type_and_number_are_stored(made, labels):
 
 def test_features_that_are_none_are_a_failed_attempt(made):
     cases = [
-        (torch.zeros(8), "features as a tensor of shape (8,), not one row a picture"),
+        (torch.zeros(8), "features as a tensor of shape (8,), not one row an image"),
         (torch.zeros(1, 8, 1), "features as a tensor of shape (1, 8, 1), not"),
         (torch.zeros(1, 8).to(torch.complex64), "features as complex64, not as floats"),
         (torch.zeros(1, 8).long(), "features as int64, not as floats"),
@@ -186,7 +186,7 @@ def test_fields_are_read_once_and_one_that_raises_is_a_failed_attempt(made):
     class Raises(Finding):
         @property
         def images(self):
-            raise SystemExit("no pictures")
+            raise SystemExit("no images")
 
     class Changes(Finding):
         asked = 0
@@ -199,7 +199,7 @@ def test_fields_are_read_once_and_one_that_raises_is_a_failed_attempt(made):
     raising, changing = object.__new__(Raises), object.__new__(Changes)
     for finding in (raising, changing):
         finding.__dict__.update(images=None, labels=None, features=None, trace={}, cautions=(), trajectory=None)
-    assert made(raising).message.startswith("SystemExit: no pictures (test_attempt.py:")
+    assert made(raising).message.startswith("SystemExit: no images (test_attempt.py:")
     assert torch.equal(made(changing).finding.labels, torch.tensor([1])) and Changes.asked == 1
 
 

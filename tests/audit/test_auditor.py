@@ -140,16 +140,16 @@ def partners(tiny_plan, partition, defenses=()):
     return [chosen.of(1, client, range(len(partition))) for client in range(len(partition))]
 
 
-def test_the_wrong_update_control_comes_from_a_client_with_other_pictures_where_there_is_one(tiny_plan):
+def test_the_wrong_update_control_comes_from_a_client_with_other_images_where_there_is_one(tiny_plan):
     assert partners(tiny_plan, ((0,), (0,), (1,))) == [2, 2, 0]
 
 
-def test_other_pictures_come_before_equal_defenses(tiny_plan):
+def test_other_images_come_before_equal_defenses(tiny_plan):
     masked = {"name": "partial_sharing", "clients": [0, 1], "params": {"hidden": ["head.*"]}}
     assert partners(tiny_plan, ((0,), (0,), (1,)), [masked]) == [2, 2, 0]
 
 
-def test_where_all_clients_have_the_same_pictures_one_of_them_is_the_control(tiny_plan):
+def test_where_all_clients_have_the_same_images_one_of_them_is_the_control(tiny_plan):
     assert partners(tiny_plan, ((0,), (0,))) == [1, 0]
 
 
@@ -189,7 +189,7 @@ def test_a_failed_and_a_refused_attempt_are_records_and_the_others_go_on(simulat
     assert [record["status"] for record in records] == ["found", "found", "failed", "found", "refused", "found"]
     failed, refused = records[2], records[4]
     assert failed["message"].startswith("RuntimeError: out of luck (stubs.py:")
-    assert refused["message"] == "one picture at a time"
+    assert refused["message"] == "one image at a time"
     for record in (failed, refused):
         assert set(record) == FIELDS | {"message"} and record["scores"] == record["controls"] == {}
     # Client 0 would be compared with client 1, whose attempt failed.
@@ -424,7 +424,7 @@ GREY = torch.full((1, 3, 32, 32), 0.5)
     ("finding", "message"),
     [
         (None, "TypeError: the attack returned NoneType, not a Finding"),
-        (Finding(images=torch.rand(1, 3, 16, 16)), "ValueError: the attack returned pictures of shape (3, 16, 16)"),
+        (Finding(images=torch.rand(1, 3, 16, 16)), "ValueError: the attack returned images of shape (3, 16, 16)"),
         (Finding(images=GREY * math.nan), "ValueError: the attack returned pixels that are not finite"),
         (Finding(labels=torch.full((1, 10), math.nan)), "ValueError: the attack returned labels that are not finite"),
         (Finding(labels=torch.full((1, 9), 1 / 9)), "ValueError: the attack returned labels over 9 classes, not 10"),
@@ -453,7 +453,7 @@ def test_an_empty_finding_has_no_scores(claim):
 
 
 @pytest.mark.parametrize("pictures", [0, 1, 5])
-def test_any_number_of_pictures_is_scored_per_original(claim, pictures):
+def test_any_number_of_images_is_scored_per_original(claim, pictures):
     record = claim(Finding(images=GREY.repeat(pictures, 1, 1, 1)), training={"batch_size": 2})
     score = record["scores"]["psnr"]
     assert len(score["per_example"]) == 2 and score["value"] == pytest.approx(record["controls"]["grey"]["psnr"])

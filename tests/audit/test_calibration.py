@@ -52,7 +52,7 @@ def lines(folder):
     return {line["attack"]["name"]: line for line in folder.calibrations.read()}
 
 
-def test_a_cheap_attack_is_calibrated_on_eight_pictures_and_a_dear_one_on_two_updates(run):
+def test_a_cheap_attack_is_calibrated_on_eight_images_and_a_dear_one_on_two_updates(run):
     _, folder = run
     found = lines(folder)
     cheap, dear = found["patch_embedding"], found["gradient_matching"]
@@ -70,7 +70,7 @@ def test_a_trial_stands_beside_what_the_same_attack_finds_in_another_one(run):
 
 
 def test_an_attack_that_never_looks_leaks_from_none_of_its_trials(run, stubs):
-    """It returns all auxiliary pictures: some are near any picture, in its own update and in another."""
+    """It returns all auxiliary images: some are near any image, in its own update and in another."""
     plan, folder = run
     raw = plan.scenario.resolved() | {
         "attacks": [{"name": "stubs:AllAuxiliary"}],
@@ -82,7 +82,7 @@ def test_an_attack_that_never_looks_leaks_from_none_of_its_trials(run, stubs):
     trials = [Trial.model_validate(trial) for trial in line["trials"]]
     assert len(trials) == 8
     alone = [one for one in scored(trials, "ssim") if one.guessed in ("leaks", "partial")]
-    assert len(alone) > 1 and updates_without_defense(trials)["pictures"].leaking == 0
+    assert len(alone) > 1 and updates_without_defense(trials)["images"].leaking == 0
 
 
 def test_the_same_calibration_is_the_same_line(run):
@@ -138,7 +138,7 @@ LEAK, NO_LEAK = record(psnr=60.0), record(client=1, defenses=("mask",))
         ("auto", [LEAK, NO_LEAK], True),
         ("auto", [LEAK, record(client=2, psnr=60.0), NO_LEAK], False),
         ("auto", [record(client=1)], False),
-        ("auto", [record(client=1, defenses=("mask",), inapplicable=("it is made for 1 picture",))], False),
+        ("auto", [record(client=1, defenses=("mask",), inapplicable=("it is made for 1 image",))], False),
         ("auto", [record(status="failed")], False),
         ("auto", [record(client=1, defenses=("mask",), status="failed")], False),
     ],
@@ -171,7 +171,7 @@ def test_each_workload_on_which_a_verdict_hangs_is_calibrated_up_to_a_limit():
     assert asked_for(everything, everything.attacks[1], masked[:4]) == [1, 3, 0]
 
 
-def test_the_pictures_that_clients_leak_do_not_make_the_calibration_of_labels_needless():
+def test_the_images_that_clients_leak_do_not_make_the_calibration_of_labels_needless():
     plan = planning.make(scenario(attacks=[DEAR], federation={"clients": 3, "rounds": 1}))
     recalled = {"label_recall": {"value": 0.0, "per_example": [0.0], "worse": "higher"}}
     leaks = [LEAK, record(client=2, psnr=60.0)]
@@ -190,7 +190,7 @@ def test_the_auditors_own_client_carries_no_defense_and_has_the_recipe_of_the_cl
     assert update.tensors["pos_embed"].abs().sum() > 0
 
 
-def test_the_auditors_pictures_are_never_those_that_an_attack_is_granted(run):
+def test_the_auditors_images_are_never_those_that_an_attack_is_granted(run):
     plan, _ = run
     own = calibration._unprotected(plan, 0, 1, 0)
     truth = own.data.truth(0, 1, plan.scenario.training).images
@@ -216,7 +216,7 @@ def test_the_auditors_own_client_trains_as_much_as_the_one_it_stands_for(trainin
         assert own.setting_of(0, 1).steps == plan.setting_of(client, 1).steps
 
 
-def test_trials_share_no_picture_as_long_as_there_are_enough():
+def test_trials_share_no_image_as_long_as_there_are_enough():
     training = {"shares": "delta", "local_epochs": 1, "batch_size": 4}
     plan = planning.make(scenario(training=training))
     first, second, third = (set(calibration._unprotected(plan, 0, 1, index).data.partition[0]) for index in range(3))
@@ -289,7 +289,7 @@ def test_a_calibration_of_which_one_trial_fails_is_made_of_the_others(run):
     assert line["status"] == "found"
     assert [trial["status"] for trial in line["trials"]] == ["found", "found", "failed", *["found"] * 5]
     trials = [Trial.model_validate(trial) for trial in line["trials"]]
-    found = updates_without_defense(trials)["pictures"]
+    found = updates_without_defense(trials)["images"]
     assert (found.leaking, found.trials, found.is_proof) == (7, 8, True)
 
 

@@ -25,10 +25,10 @@ def test_an_attack_that_is_made_for_the_updates_leaves_no_gap():
     assert gaps() == []
 
 
-def test_an_attack_on_too_many_pictures_is_told_with_those_that_are_made_for_them():
+def test_an_attack_on_too_many_images_is_told_with_those_that_are_made_for_them():
     (gap,) = gaps(training=EPOCHS)
     assert (gap.attack, gap.clients) == ("patch_embedding", (0, 1))
-    assert gap.reason == "it is made for 1 picture in an update, and here are 20"
+    assert gap.reason == "it is made for 1 image in an update, and here are 20"
     assert {"token_matching", "gradvit"} <= set(gap.instead)
     assert not {"april", "blind_guess", "label_count", "patch_embedding", "regularized_newton"} & set(gap.instead)
 
@@ -43,7 +43,7 @@ def test_only_the_clients_whose_updates_are_too_large_are_named():
         training=EPOCHS | {"batch_size": 1},
         data={"name": "shapes", "samples": 40, "auxiliary_samples": 8, "partition": {"name": "sizes", "sizes": [1, 9]}},
     )
-    assert (gap.clients, gap.reason) == ((1,), "it is made for 1 picture in an update, and here are 9")
+    assert (gap.clients, gap.reason) == ((1,), "it is made for 1 image in an update, and here are 9")
 
 
 def test_a_client_that_trains_with_adamw_is_beyond_every_attack_on_gradients():

@@ -72,19 +72,19 @@ def value(record, metric):
 
 
 @pytest.mark.parametrize(("client", "metric"), [(0, "psnr@trained"), (1, "psnr@trained"), (2, "psnr@trained")])
-def test_pictures_that_a_defense_changed_leak_where_the_attack_finds_them_changed(records, verdicts, client, metric):
+def test_images_that_a_defense_changed_leak_where_the_attack_finds_them_changed(records, verdicts, client, metric):
     record = records["patch_embedding", client]
     assert record["trained_on"] == {"inputs": 1, "other_pictures": True, "other_labels": False}
     assert value(record, "psnr") < 30 < 60 < value(record, metric)
     assert set(record["scores"]) >= {"psnr@trained", "psnr@patches", "psnr@trained+patches", "ssim@trained"}
-    assert verdicts[client, "pictures"].verdict == "leaks"
+    assert verdicts[client, "images"].verdict == "leaks"
 
 
 @pytest.mark.parametrize("client", [1, 3])
-def test_patches_that_were_shuffled_are_found_though_no_picture_is(records, verdicts, client):
+def test_patches_that_were_shuffled_are_found_though_no_image_is(records, verdicts, client):
     record = records["patch_embedding", client]
     assert value(record, "psnr") < 30 < 60 < value(record, "psnr@patches")
-    assert verdicts[client, "pictures"].verdict == "leaks"
+    assert verdicts[client, "images"].verdict == "leaks"
 
 
 def test_every_view_stands_beside_controls_that_are_arranged_alike(records):
@@ -146,29 +146,29 @@ def test_epochs_with_a_proximal_term_noise_and_a_state_are_done_again_to_the_bit
         {"name": "dp_noise", "params": {"clip_norm": 1.0, "noise_multiplier": 0.1}},
     ]
     _, own, found = replayed(tiny_plan, run_folder, defenses, round=2, **EPOCHS)
-    # Each of two epochs shuffles every picture anew.
+    # Each of two epochs shuffles every image anew.
     assert len(found.truth.images) == 2 * len(own.images)
-    assert found.has_other_pictures and not torch.equal(found.truth.images[: len(own.images)], own.images)
+    assert found.has_other_images and not torch.equal(found.truth.images[: len(own.images)], own.images)
     assert sorted(found.truth.labels.tolist()) == sorted([*own.labels.tolist()] * 2)
 
 
 @pytest.mark.parametrize("hook", ["batch", "step", "model"])
 @pytest.mark.parametrize("part", [{"batch_size": 4}, EPOCHS], ids=["gradient", "epochs"])
-def test_mirrored_pictures_are_those_that_reached_the_model(tiny_plan, run_folder, part, hook):
+def test_mirrored_images_are_those_that_reached_the_model(tiny_plan, run_folder, part, hook):
     _, own, found = replayed(tiny_plan, run_folder, [{"name": STUBS, "params": {"hook": hook}}], **part)
     assert torch.allclose(found.truth.images, own.images.flip(-1), atol=1e-6)
     assert torch.equal(found.truth.labels, own.labels)
 
 
-def test_a_picture_that_a_defense_leaves_out_was_not_trained_on(tiny_plan, run_folder):
+def test_a_image_that_a_defense_leaves_out_was_not_trained_on(tiny_plan, run_folder):
     _, own, found = replayed(tiny_plan, run_folder, [{"name": STUBS, "params": {"how": "drops"}}], batch_size=4)
-    assert found.has_other_pictures and found.has_other_labels
+    assert found.has_other_images and found.has_other_labels
     assert torch.allclose(found.truth.images, own.images[:1], atol=1e-6)
 
 
-def test_a_picture_that_is_used_twice_is_one(tiny_plan, run_folder):
+def test_a_image_that_is_used_twice_is_one(tiny_plan, run_folder):
     _, own, found = replayed(tiny_plan, run_folder, [{"name": STUBS, "params": {"how": "repeats"}}], batch_size=4)
-    assert not found.has_other_pictures and not found.has_other_labels
+    assert not found.has_other_images and not found.has_other_labels
     assert len(found.truth.images) == len(own.images)
 
 
@@ -190,7 +190,7 @@ def test_too_many_inputs_are_not_compared(tiny_plan, run_folder, monkeypatch):
         replayed(tiny_plan, run_folder, [{"name": STUBS}], batch_size=4)
 
 
-def test_clipping_on_the_way_is_no_other_update_and_another_picture_is(tiny_plan):
+def test_clipping_on_the_way_is_no_other_update_and_another_image_is(tiny_plan):
     plan = tiny_plan(training={"shares": "delta"})
     weights = plan.initial_weights()
     update = training.local_update(plan, 0, 1, weights).update

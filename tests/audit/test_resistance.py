@@ -127,7 +127,7 @@ def test_nothing_resists_without_a_defense_a_proof_and_an_attack_that_looked(aud
     assert all(line["verdict"] != "resisted" for line in result["attacks"] if line["attack"].partition(" ")[0] in dear)
 
 
-def one_picture(audited):
+def one_image(audited):
     return audited(
         "turned",
         federation={"clients": 3, "rounds": 1},
@@ -138,9 +138,9 @@ def one_picture(audited):
 
 
 def test_a_client_whose_defense_stops_an_attack_that_works_has_resisted_it(audited, stubs):
-    _, _, result = one_picture(audited)
+    _, _, result = one_image(audited)
     by_client = {client: one["verdict"] for client, one in result["clients"].items()}
-    pictures = {line["client"]: line for line in result["attacks"] if line["kind"] == "pictures"}
+    pictures = {line["client"]: line for line in result["attacks"] if line["kind"] == "images"}
     assert by_client["0"] == "leaks" and pictures[0]["verdict"] == "leaks"
     for client in (1, 2):
         assert pictures[client]["verdict"] == "resisted"
@@ -157,5 +157,5 @@ def test_with_that_defense_on_all_clients_the_run_has_resisted(audited, stubs):
         attacks=["patch_embedding"],
         audit={"processes": 0},
     )
-    assert result["headline"] == "No leak of pictures was found: 2 of 2 clients resisted patch_embedding."
+    assert result["headline"] == "No leak of images was found: 2 of 2 clients resisted patch_embedding."
     assert result["verdict"] == "resisted"

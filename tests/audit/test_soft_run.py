@@ -1,4 +1,4 @@
-"""Runs whose clients smooth labels and mix pictures, from training to the report."""
+"""Runs whose clients smooth labels and mix images, from training to the report."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def test_a_soft_run_is_scored_and_reported_beside_its_controls(simulate):
     _, folder, records = simulate(attacks=attacks, defenses=[{"name": "mjp", "clients": [2]}])
     for record in records[::2]:
         if record["client"] == 2:
-            continue  # its pictures were shuffled, so its head inputs are others
+            continue  # its images were shuffled, so its head inputs are others
         found, controls = values(record), record["controls"]
         assert list(found) == METRICS[2:]
         assert found["label_recall"] == 1.0 and found["soft_label_error"] < 1e-5 and found["feature_error"] < 1e-3
@@ -62,7 +62,7 @@ def test_a_soft_run_is_scored_and_reported_beside_its_controls(simulate):
     assert size > 10_000
     assert "| soft labels, Soft-label error | 0.0000" in text and "| features, Feature error | 0.000" in text
     assert "- Label smoothing: 0.1" in text and "- Mixup alpha: 0.4" in text
-    assert "They are the blends of two pictures" in text
+    assert "They are the blends of two images" in text
 
 
 def test_the_originals_beside_reconstructions_are_what_was_trained_on(simulate):

@@ -157,7 +157,7 @@ def test_nothing_in_an_observation_reaches_the_data(observe, grants, defense):
         if isinstance(item, Tensor) and item.shape[-3:] == truth.images.shape[-3:]:
             tensors += 1
             assert not any(torch.equal(one, own) for one in item.reshape(-1, *item.shape[-3:]) for own in pictures)
-    assert tensors == (1 if grants else 0)  # the auxiliary pictures
+    assert tensors == (1 if grants else 0)  # the auxiliary images
 
 
 def test_changing_the_truth_after_the_observation_changes_no_finding(observe):

@@ -1,4 +1,4 @@
-"""Trajectories and progress of a whole run: from what an attack saves and tells to records, pictures and whoever watches."""
+"""Trajectories and progress of a whole run: from what an attack saves and tells to records, images and whoever watches."""
 
 import io
 import json
@@ -63,7 +63,7 @@ def test_a_record_holds_the_curves_of_the_trajectory_and_the_best_blind_control(
             assert picture.size == (5 * 32 + 4 + 32, 2 * 32)
 
 
-def test_the_picture_of_a_trajectory_shows_its_frames_beside_the_originals(simulate):
+def test_the_image_of_a_trajectory_shows_its_frames_beside_the_originals(simulate):
     plan, folder, (record, _) = simulate()
     trajectory = attempt.read(plan, folder, View.of_update(1, 0), plan.attacks[0]).finding.trajectory
     truth = plan.data.truth(0, 1, plan.scenario.training)
@@ -115,7 +115,7 @@ def trajectory_of(images=FRAMES_OF_GREY, steps=(0, 1), losses=(1.0, 0.5)):
 
 @pytest.fixture
 def claim(simulate, stubs, monkeypatch):
-    """Return a function: a trajectory -> the record of an attack that returns it beside one grey picture."""
+    """Return a function: a trajectory -> the record of an attack that returns it beside one grey image."""
     import stubs as module
 
     def run(trajectory, **finding):
@@ -173,9 +173,9 @@ def test_a_trajectory_that_is_none_is_a_failed_attempt(claim, trajectory, messag
     assert "film" not in record
 
 
-def test_a_trajectory_without_pictures_is_a_failed_attempt(claim):
+def test_a_trajectory_without_images_is_a_failed_attempt(claim):
     record = claim(trajectory_of(), images=None)
-    assert record["status"] == "failed" and "a trajectory, but no pictures" in record["message"]
+    assert record["status"] == "failed" and "a trajectory, but no images" in record["message"]
 
 
 def test_losses_that_are_not_finite_are_recorded_as_unknown(claim):
@@ -183,7 +183,7 @@ def test_losses_that_are_not_finite_are_recorded_as_unknown(claim):
     assert record["status"] == "found" and record["film"]["losses"] == [None, None]
 
 
-def test_a_trajectory_of_no_pictures_has_no_curve(claim):
+def test_a_trajectory_of_no_images_has_no_curve(claim):
     record = claim(trajectory_of(FRAMES_OF_GREY[:, :0]), images=GREY[:0])
     assert record["status"] == "found" and "film" not in record
 

@@ -19,7 +19,7 @@ from fedsim.recording.run_folder import RunFolder
 from fedsim.report import reading, summary
 from fedsim.report.analysis import Analysis
 from fedsim.simulation import Progress
-from fedsim.testing import observation, observation_of, random_pictures
+from fedsim.testing import observation, observation_of, random_images
 from fedsim.verdicts.several import view_entries
 from fedsim.views import views
 
@@ -70,7 +70,7 @@ def test_each_scope_is_shown_its_updates_and_scored_against_all_that_is_behind_t
         truth = plan.truth([(record["round"], client) for client in (0, 1, 2)])
         assert len(record["scores"]["label_recall"]["per_example"]) == len(truth.labels) == 6
         assert record["scores"]["label_recall"]["value"] == 1.0 > record["controls"]["chance"]["label_recall"]
-        assert record["cautions"] == [] and "wrong_update" in record["controls"], "the other round has other pictures"
+        assert record["cautions"] == [] and "wrong_update" in record["controls"], "the other round has other images"
         assert (folder.path / record["artifacts"]["finding"]).is_file()
     assert len({record["artifacts"]["finding"] for record in records}) == len(records) == 12
 
@@ -186,12 +186,12 @@ def test_the_metric_that_shows_most_stands_for_its_kind_and_one_that_is_not_rate
     assert (found.metric, found.verdict) == ("psnr", "leaks")
 
 
-def test_one_picture_that_leaks_is_told_with_its_own_score():
+def test_one_image_that_leaks_is_told_with_its_own_score():
     example = {"psnr": {"index": 3, "value": 60.0, "control": 12.0, "floor": 14.0, "luck": 0.0}}
     controls = {"grey": {"psnr": 12.0}}
     found = entry_of(scores={"psnr": score(11.2)}, controls=controls, best_example=example)
     assert found.verdict == "leaks"
-    assert "one picture at PSNR 60.0 dB where the best blind guess reaches 12.0 dB" in found.written
+    assert "one image at PSNR 60.0 dB where the best blind guess reaches 12.0 dB" in found.written
 
 
 def test_a_little_beyond_a_blind_guess_counts_only_beside_another_view():
@@ -257,15 +257,15 @@ def test_what_a_view_is_made_of_is_one_large_batch_a_round(simulate, monkeypatch
     _, _, records = simulate(attacks=ALL[:2])
     assert all(record["inapplicable"] == [] for record in of(records, "SeesClient"))
     assert {tuple(record["inapplicable"]) for record in of(records, "SeesRound")} == {
-        ("it is made for 2 pictures in a local step, and here are 6",)
+        ("it is made for 2 images in a local step, and here are 6",)
     }
 
 
 def test_an_attack_that_is_not_made_for_a_view_says_so():
     found = entry_of(
-        scores={"psnr": score(11.0)}, controls={"grey": {"psnr": 12.0}}, inapplicable=["it is made for 1 picture"]
+        scores={"psnr": score(11.0)}, controls={"grey": {"psnr": 12.0}}, inapplicable=["it is made for 1 image"]
     )
-    assert (found.verdict, found.reason) == ("inconclusive", "it is made for 1 picture")
+    assert (found.verdict, found.reason) == ("inconclusive", "it is made for 1 image")
 
 
 def test_a_narrower_audit_forgets_no_leak(simulate):
@@ -275,7 +275,7 @@ def test_a_narrower_audit_forgets_no_leak(simulate):
     assert after == before and len(after) == 3
 
 
-def test_a_view_of_a_client_with_other_pictures_is_the_wrong_update(simulate):
+def test_a_view_of_a_client_with_other_images_is_the_wrong_update(simulate):
     _, _, records = simulate(attacks=ALL[1:2])
     assert all("wrong_update" in record["controls"] for record in records)
 
@@ -302,8 +302,8 @@ def test_a_view_that_contradicts_itself_is_refused(simulate, change):
         audits.audit(plan, RunFolder.open(folder.path), Progress())
 
 
-def test_pictures_that_defenses_changed_count_as_found_where_a_view_finds_them(simulate, monkeypatch):
-    """Every client mirrors its pictures; the attack returns exactly what was trained on."""
+def test_images_that_defenses_changed_count_as_found_where_a_view_finds_them(simulate, monkeypatch):
+    """Every client mirrors its images; the attack returns exactly what was trained on."""
     import stubs
 
     plan, folder, _ = simulate(
@@ -345,7 +345,7 @@ def test_views_sort_by_their_last_round_and_single_updates_first(places):
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.booleans())
 def test_the_update_of_several_is_their_mean_weighted_by_examples(counts, is_sum):
-    seen = observation(random_pictures(torch.Generator().manual_seed(0)), grants=[])
+    seen = observation(random_images(torch.Generator().manual_seed(0)), grants=[])
     name, tensor = next(iter(seen.update.tensors.items()))
     own = [Update(1, client, "gradient", {name: tensor * (client + 1)}, count) for client, count in enumerate(counts)]
     members = [type(seen)(update, seen.model, seen.image_shape, seen.num_classes) for update in own]
@@ -356,7 +356,7 @@ def test_the_update_of_several_is_their_mean_weighted_by_examples(counts, is_sum
     assert len(found.members) == (0 if is_sum else len(counts)) and len(found.updates) == (1 if is_sum else len(counts))
 
 
-def test_an_attack_on_several_updates_is_made_for_all_their_pictures():
+def test_an_attack_on_several_updates_is_made_for_all_their_images():
     def setting(pictures, steps):
         return Setting(pictures, 2, "gradient", steps, "sgd", False, frozenset())
 

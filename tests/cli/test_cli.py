@@ -223,7 +223,7 @@ def test_check_shows_the_first_class_names_the_splits_and_what_is_converted(feds
         "42 training, 12 test, 6 auxiliary",
         "train is used for training",
         "val for testing",
-        "pictures used: gray; their channel is repeated three times.",
+        "images used: gray; their channel is repeated three times.",
     ):
         assert text in output, text
 
@@ -253,9 +253,9 @@ def test_list_of_a_name_prints_its_documentation_parameters_and_facts(fedsim):
         assert f"{parameter.name} " in printed and repr(parameter.default) in printed
     assert f"citation: {cls.citation}" in printed
     assert "needs the grants: normalization" in printed
-    assert "1 picture in an update; a model with a learned position embedding" in printed
+    assert "1 image in an update; a model with a learned position embedding" in printed
     assert "recovers: images" in printed
-    assert "made for: a gradient or a delta, local sgd; at most 1 picture in an update" in printed
+    assert "made for: a gradient or a delta, local sgd; at most 1 image in an update" in printed
 
 
 @pytest.mark.parametrize(
@@ -547,5 +547,5 @@ def test_check_says_which_attack_will_be_inconclusive_and_what_to_add(fedsim, fi
     outcome = fedsim("check", file, "--set", setting, "--set", "attacks=[patch_embedding]")
     said = " ".join(outcome.output.split())
     assert outcome.code == 0
-    assert "patch_embedding on clients 0, 1, 2, where it finds nothing: it is made for 1 picture in an update" in said
+    assert "patch_embedding on clients 0, 1, 2, where it finds nothing: it is made for 1 image in an update" in said
     assert "Add instead:" in said and "token_matching" in said

@@ -17,7 +17,7 @@ NO_DEFAULT = {
     "mixup": 1.0,
     "attack_memory": 4096,
 }
-DATA = {"name": "folder", "path": "pictures"}
+DATA = {"name": "folder", "path": "images"}
 
 
 def commented(text):

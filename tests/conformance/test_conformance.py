@@ -23,7 +23,7 @@ from fedsim.planning import preparation as planning
 from fedsim.scenario import ModelPart, parse
 from fedsim.source import Pool, Source
 from fedsim.testing import check_attack, check_defense
-from fedsim.testing.fixtures import ALL_GRANTS, observation, random_pictures
+from fedsim.testing.fixtures import ALL_GRANTS, observation, random_images
 
 ROOT = Path(__file__).parents[2]
 OWN = "fedsim"
@@ -40,7 +40,7 @@ SELF_SUFFICIENT = {"photos": {"samples": 60, "test_samples": 20}, "shapes": {"sa
 def on_the_april_model(needs: frozenset[Need]) -> list[Observation]:
     part = ModelPart(name="vit_nano", kwargs={"embed_dim": 192, "depth": 2}, first_block="april")
     model = models.build(part, 10, 32, 0)
-    pictures = random_pictures(torch.Generator().manual_seed(0))
+    pictures = random_images(torch.Generator().manual_seed(0))
     cases = (("gradient", needs), ("gradient", ALL_GRANTS), ("delta", needs))
     return [observation(pictures, kind, grants, model=model) for kind, grants in cases]
 
@@ -48,7 +48,7 @@ def on_the_april_model(needs: frozenset[Need]) -> list[Observation]:
 def on_a_tiny_model(needs: frozenset[Need]) -> list[Observation]:
     model = models.build(ModelPart(name="vit_nano", kwargs={"img_size": 16, "depth": 1}), 10, 16, 0)
     draws = torch.Generator().manual_seed(0)
-    one, three = (random_pictures(draws, count, image_shape=(3, 16, 16)) for count in (1, 3))
+    one, three = (random_images(draws, count, image_shape=(3, 16, 16)) for count in (1, 3))
     cases = (
         (one, "gradient", needs),
         (three, "gradient", ALL_GRANTS),
@@ -181,7 +181,7 @@ def test_a_source_gives_the_same_bytes_for_the_same_seed_and_others_for_another(
 
 
 @pytest.mark.parametrize("name", SELF_SUFFICIENT)
-def test_reading_one_picture_gives_the_same_bytes_as_reading_many(name: str) -> None:
+def test_reading_one_image_gives_the_same_bytes_as_reading_many(name: str) -> None:
     pool = plugins.build("data", Source, name, SELF_SUFFICIENT[name], "data").load(0).train
     together = pool.fetch([5, 0, 9])
     assert together.dtype == torch.uint8

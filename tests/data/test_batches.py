@@ -18,7 +18,7 @@ from fedsim.source import Pool, Pools, Source
 
 
 def pool_of(images, labels):
-    """Return a pool over pictures in memory: uint8, samples x height x width x channels."""
+    """Return a pool over images in memory: uint8, samples x height x width x channels."""
     stored = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
     return Pool(torch.as_tensor(np.asarray(labels), dtype=torch.int64), lambda chosen: stored[list(chosen)])
 
@@ -112,7 +112,7 @@ def test_batches_are_the_same_in_another_process():
     assert elsewhere(_FINGERPRINT) == here["found"]
 
 
-def test_batches_hold_the_pictures_of_the_steps():
+def test_batches_hold_the_images_of_the_steps():
     data = _data([6, 6])
     training = TrainingPart(batch_size=2, local_steps=2, shares="delta")
     found = batches_of(data, 1, 1, training)
@@ -125,7 +125,7 @@ def test_batches_hold_the_pictures_of_the_steps():
 
 @settings(deadline=None)
 @given(counts, sizes, st.integers(1, 3), st.booleans())
-def test_truth_holds_every_used_picture_once_in_the_order_of_first_use(count, batch_size, work, epochs):
+def test_truth_holds_every_used_image_once_in_the_order_of_first_use(count, batch_size, work, epochs):
     data = _data([count])
     local = {"local_epochs": work} if epochs else {"local_steps": work}
     training = TrainingPart(batch_size=batch_size, shares="delta", **local)
@@ -166,7 +166,7 @@ def test_an_input_is_blended_and_then_smoothed():
         torch.testing.assert_close(label, 0.8 * mixed + 0.2 / 3)
 
 
-def test_smoothing_alone_leaves_the_pictures():
+def test_smoothing_alone_leaves_the_images():
     data = _data([9])
     (plain,), (smoothed,) = (batches_of(data, 0, 1, TrainingPart(batch_size=4, label_smoothing=a)) for a in (0.0, 0.3))
     assert torch.equal(plain.images, smoothed.images)
@@ -228,12 +228,12 @@ def test_verify_reads_what_a_run_uses_and_nothing_else():
     assert len(used) == 12
 
 
-def test_notes_count_the_conversions_of_the_pictures_that_are_used():
+def test_notes_count_the_conversions_of_the_images_that_are_used():
     gray = Pool(_pool(4).labels, _pool(4).fetch, lambda sample: ("gray",) if sample != 1 else ())
     data = FederatedData(Pools(gray, _pool(3), gray, ("a", "b", "c"), ("data.path: said before.",)), ((0, 1), (2,)), 0)
     assert data.notes(2, TrainingPart(batch_size=2)) == (
         "data.path: said before.",
-        "data: 5 of 10 pictures used: gray.",
+        "data: 5 of 10 images used: gray.",
     )
 
 
@@ -275,7 +275,7 @@ _GIVEN = []
         (
             Pools(_pool(9), _pool(9), _pool(9, side=5), ("a", "b", "c")),
             "data.image_size",
-            "auxiliary pictures have shape",
+            "auxiliary images have shape",
         ),
     ],
 )

@@ -62,7 +62,7 @@ def test_a_missing_label_is_no_class(values, names, expected):
     assert len(classes) == 2
 
 
-def test_unlabeled_test_pictures_are_no_class_of_their_own():
+def test_unlabeled_test_images_are_no_class_of_their_own():
     found, classes = coded(np.arange(10), np.array([-1, -1, 4]))
     assert found[1] == [-1, -1, 4]
     assert len(classes) == 10
@@ -99,10 +99,10 @@ def test_a_label_outside_the_names_is_refused(label):
 @pytest.mark.parametrize(
     "train,test,names,shown",
     [
-        ([0, 1], [0, 5, 5], None, "2 of 3 test pictures have labels that no training picture has: 5"),
-        ([0, 1], [2], ["a", "b", "owl"], r"1 of 1 test pictures .*: 2 \(owl\)"),
-        (["a", "b"], ["c"], None, "1 of 1 test pictures .*: 'c'"),
-        ([True, True], [False], None, r"1 of 1 test pictures .*: 0 \(false\)"),
+        ([0, 1], [0, 5, 5], None, "2 of 3 test images have labels that no training image has: 5"),
+        ([0, 1], [2], ["a", "b", "owl"], r"1 of 1 test images .*: 2 \(owl\)"),
+        (["a", "b"], ["c"], None, "1 of 1 test images .*: 'c'"),
+        ([True, True], [False], None, r"1 of 1 test images .*: 0 \(false\)"),
     ],
 )
 def test_test_labels_that_training_lacks_are_refused(train, test, names, shown):

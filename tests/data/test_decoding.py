@@ -1,4 +1,4 @@
-"""Pictures of every mode become 8-bit RGB, and what that changes is told."""
+"""Images of every mode become 8-bit RGB, and what that changes is told."""
 
 import io
 import os
@@ -20,7 +20,7 @@ def encode(image, format="PNG", **options):
 
 
 def seen(encoded):
-    """The first pixel of a picture, and how the picture was converted."""
+    """The first pixel of an image, and how the image was converted."""
     image = decode(lambda: encoded, "x", "data.path")
     assert image.mode == "RGB"
     return np.asarray(image)[0, 0].tolist(), conversions(lambda: encoded, "x", "data.path")
@@ -84,7 +84,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_kind_of_picture_is_read_and_its_conversion_told(case):
+def test_every_kind_of_image_is_read_and_its_conversion_told(case):
     encoded, color, told = CASES[case]
     assert seen(encoded) == (color, told)
 
@@ -99,7 +99,7 @@ def test_every_kind_of_picture_is_read_and_its_conversion_told(case):
     ],
 )
 def test_pixels_of_unknown_range_are_refused(image, reason):
-    with pytest.raises(ScenarioError, match=f"x is no readable picture .{reason}"):
+    with pytest.raises(ScenarioError, match=f"x is no readable image .{reason}"):
         decode(lambda: encode(image, "TIFF"), "x", "data.path")
 
 
@@ -127,11 +127,11 @@ def test_a_path_is_relative_to_its_folder(tmp_path):
     ],
 )
 def test_missing_bytes_are_told(path, reason, tmp_path):
-    with pytest.raises(ScenarioError, match=f"row 3, is no readable picture .its bytes are missing, and .*{reason}"):
+    with pytest.raises(ScenarioError, match=f"row 3, is no readable image .its bytes are missing, and .*{reason}"):
         decode(lambda: stored(None, path, tmp_path), "row 3,", "data.path")
 
 
-def test_a_message_does_not_repeat_a_whole_picture_in_text(tmp_path):
+def test_a_message_does_not_repeat_a_whole_image_in_text(tmp_path):
     with pytest.raises(ScenarioError) as refusal:
         decode(lambda: stored(None, "A" * 5000, tmp_path), "row 3,", "data.path")
     assert len(str(refusal.value)) < 400

@@ -10,7 +10,7 @@ from fedsim.errors import ScenarioError
 
 @pytest.fixture
 def tree(tmp_path):
-    """Three classes of four pictures; the first pixel tells class and picture."""
+    """Three classes of four images; the first pixel tells class and image."""
     for label, name in enumerate(["ant", "bee", "cat"]):
         for picture in range(4):
             _save(tmp_path / name / f"{picture}.png", (40 * label, 40 * picture, 9))
@@ -35,13 +35,13 @@ def test_classes_are_the_folders_in_alphabetical_order(tree):
     assert sorted(everything) == [(label, picture) for label in range(3) for picture in range(4)]
 
 
-def test_the_same_seed_holds_the_same_pictures_out(tree):
+def test_the_same_seed_holds_the_same_images_out(tree):
     once, again, other = (Folder(path=str(tree), image_size=8).load(seed) for seed in (1, 1, 2))
     assert _seen(once.train) == _seen(again.train)
     assert _seen(once.train) != _seen(other.train)
 
 
-def test_exactly_one_picture_a_class_can_be_dealt(tmp_path):
+def test_exactly_one_image_a_class_can_be_dealt(tmp_path):
     for label in range(16):
         _save(tmp_path / f"class{label:02d}" / "0.png", (label, label, label))
     found = Folder(path=str(tmp_path), image_size=None).load(0)
@@ -61,28 +61,28 @@ def test_a_test_folder_may_lack_classes_but_not_add_any(tree, tmp_path_factory):
         Folder(path=str(tree), test_path=str(tested)).load(0)
 
 
-def test_pictures_lie_at_any_depth_and_other_files_do_not_count(tree):
+def test_images_lie_at_any_depth_and_other_files_do_not_count(tree):
     _save(tree / "ant" / "more" / "deep.JPEG", (0, 200, 0))
-    (tree / "ant" / "notes.txt").write_text("no picture")
+    (tree / "ant" / "notes.txt").write_text("no image")
     (tree / ".cache").mkdir()
     found = Folder(path=str(tree)).load(0)
     assert len(found.train) + len(found.test) + len(found.auxiliary) == 13
 
 
-def test_a_corrupt_picture_is_refused_with_its_path_when_it_is_read(tree):
+def test_a_corrupt_image_is_refused_with_its_path_when_it_is_read(tree):
     broken = tree / "bee" / "2.png"
     broken.write_bytes(broken.read_bytes()[:45])
     found = Folder(path=str(tree), image_size=8).load(0)
-    with pytest.raises(ScenarioError, match=r"^data\.path: .*bee/2\.png is no readable picture"):
+    with pytest.raises(ScenarioError, match=r"^data\.path: .*bee/2\.png is no readable image"):
         for pool in (found.train, found.test, found.auxiliary):
             pool.fetch(range(len(pool)))
 
 
-def test_a_picture_that_vanished_is_refused_with_its_path(tree):
+def test_a_image_that_vanished_is_refused_with_its_path(tree):
     found = Folder(path=str(tree), image_size=8).load(0)
     for picture in tree.rglob("*.png"):
         picture.unlink()
-    with pytest.raises(ScenarioError, match=r"^data\.path: .*\.png is no readable picture"):
+    with pytest.raises(ScenarioError, match=r"^data\.path: .*\.png is no readable image"):
         found.train.fetch([0])
 
 
@@ -91,19 +91,19 @@ def test_a_missing_folder_is_refused(tmp_path):
         Folder(path=str(tmp_path / "nowhere")).load(0)
 
 
-def test_pictures_without_class_folders_are_refused(tmp_path):
+def test_images_without_class_folders_are_refused(tmp_path):
     _save(tmp_path / "0.png", (0, 0, 0))
     with pytest.raises(ScenarioError, match=r"^data\.path: .*no sub-folders"):
         Folder(path=str(tmp_path)).load(0)
 
 
-def test_a_class_without_pictures_is_refused(tree):
+def test_a_class_without_images_is_refused(tree):
     (tree / "dog").mkdir()
-    with pytest.raises(ScenarioError, match=r"^data\.path: no picture in .*dog"):
+    with pytest.raises(ScenarioError, match=r"^data\.path: no image in .*dog"):
         Folder(path=str(tree)).load(0)
 
 
-def test_the_center_of_a_wide_picture_is_kept(tmp_path):
+def test_the_center_of_a_wide_image_is_kept(tmp_path):
     for name in ("a", "b", "c"):
         pixels = np.zeros((20, 60, 3), dtype=np.uint8)
         pixels[:, 20:40] = 255
@@ -113,7 +113,7 @@ def test_the_center_of_a_wide_picture_is_kept(tmp_path):
 
 
 def _splits(root, **splits):
-    """Save pictures under split folders; the first pixel tells the split (by position), the class and the picture."""
+    """Save images under split folders; the first pixel tells the split (by position), the class and the image."""
     for number, (split, classes) in enumerate(splits.items()):
         for label, name in enumerate(classes):
             for picture in range(4):
@@ -191,7 +191,7 @@ def test_a_class_may_be_named_after_a_split(tmp_path):
         (["seg_train/a/0.png", "seg_test/a/0.png", "seg_pred/0.png"], r"data\.path: .*seg_train, .*seg_test"),
         (["images/ant/0.png", "test/ant/0.png"], r"Give data\.path: .*images, data\.test_path: .*/test\."),
         (["test/ant/0.png", "val/ant/0.png"], r"test and .*val look like splits"),
-        (["train/ant/0.png", "car/0.png"], r"train looks like a split, .* If it is a class, put its pictures directly"),
+        (["train/ant/0.png", "car/0.png"], r"train looks like a split, .* If it is a class, put its images directly"),
         (["train/ant/0.png", "val/ant/0.png", "Val/ant/0.png"], r"have the same meaning"),
         (["test/ant/0.png"], r"test looks like a split, not like a class. Give data\.path: .*test"),
     ],
@@ -210,12 +210,12 @@ def test_a_class_of_the_test_split_that_training_lacks_is_refused(tmp_path):
         Folder(path=str(tmp_path)).load(0)
 
 
-def test_testing_on_the_training_pictures_is_refused(tree):
+def test_testing_on_the_training_images_is_refused(tree):
     with pytest.raises(ScenarioError, match=r"^data\.test_path: .* lies in .*, which is trained on"):
         Folder(path=str(tree), test_path=str(tree)).load(0)
 
 
-def test_what_systems_leave_behind_is_no_class_and_no_picture(tree):
+def test_what_systems_leave_behind_is_no_class_and_no_image(tree):
     _save(tree / "__MACOSX" / "ant" / "0.png", (0, 0, 0))
     _save(tree / "ant" / ".ipynb_checkpoints" / "0-checkpoint.png", (0, 0, 0))
     _save(tree / "ant" / "._0.png", (0, 0, 0))
@@ -227,12 +227,12 @@ def test_what_systems_leave_behind_is_no_class_and_no_picture(tree):
 
 def test_files_that_are_left_out_are_counted(tree):
     _save(tree / "loose.png", (0, 0, 0))
-    (tree / "ant" / "0.txt").write_text("no picture")
+    (tree / "ant" / "0.txt").write_text("no image")
     _save(tree / "bee" / "test" / "9.png", (0, 0, 0))
     assert Folder(path=str(tree)).load(0).notes == (
         f"data.path: left out, being in no class folder: 1 in {tree} itself.",
-        f"data.path: files in {tree} that are not read as pictures: 1 with .txt.",
-        f"data.path: test inside class folders of {tree}: all pictures of a class are taken together.",
+        f"data.path: files in {tree} that are not read as images: 1 with .txt.",
+        f"data.path: test inside class folders of {tree}: all images of a class are taken together.",
     )
 
 

@@ -10,7 +10,7 @@ from fedsim.errors import ScenarioError
 
 
 def _table(count, first=0):
-    """Pictures whose red tells their number, and whose class is its parity."""
+    """Images whose red tells their number, and whose class is its parity."""
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["even", "odd"])})
     rows = {
         "img": [Image.new("RGB", (8, 8), (first + row, 0, 0)) for row in range(count)],
@@ -47,7 +47,7 @@ def test_the_splits_become_pools(hub):
     assert found.train.labels.tolist() == [number % 2 for number in _seen(found.train)]
 
 
-def test_without_a_test_split_pictures_are_held_out(hub):
+def test_without_a_test_split_images_are_held_out(hub):
     found = Hub(dataset="a/b", image_size=8, test_split=None).load(0)
     assert sorted(_seen(found.train) + _seen(found.auxiliary) + _seen(found.test)) == list(range(24))
 
@@ -70,22 +70,22 @@ def test_missing_columns_are_refused_with_the_nearest(hub):
         Hub(dataset="a/b", image_column="image").load(0)
 
 
-def test_a_column_that_is_no_picture_column_is_refused(hub):
+def test_a_column_that_is_no_image_column_is_refused(hub):
     with pytest.raises(ScenarioError, match=r"^data\.image_column: column 'label' of a/b"):
         Hub(dataset="a/b", image_column="label").load(0)
 
 
-def test_a_damaged_picture_is_refused_with_its_row(hub):
+def test_a_damaged_image_is_refused_with_its_row(hub):
     plain = hub["train"].cast_column("img", datasets.Image(decode=False)).to_list()
-    plain[3]["img"]["bytes"] = b"no picture"
+    plain[3]["img"]["bytes"] = b"no image"
     hub["train"] = datasets.Dataset.from_list(plain, features=hub["train"].features)
     found = Hub(dataset="a/b", image_size=8).load(0)
-    with pytest.raises(ScenarioError, match=r"^data\.dataset: a/b train, row 3, is no readable picture"):
+    with pytest.raises(ScenarioError, match=r"^data\.dataset: a/b train, row 3, is no readable image"):
         for pool in (found.train, found.auxiliary):
             pool.fetch(range(len(pool)))
 
 
-def test_pictures_kept_as_files_are_read(hub, tmp_path):
+def test_images_kept_as_files_are_read(hub, tmp_path):
     paths = []
     for number in range(8):
         paths.append(str(tmp_path / f"{number}.png"))
@@ -120,21 +120,21 @@ def test_labels_of_every_kind_are_read(hub, kind, labels, names):
 
 def test_a_hidden_test_set_is_refused_and_single_missing_labels_are_left_out(hub):
     hub["test"] = _labeled([-1] * 6, hub["train"].features["label"])
-    with pytest.raises(ScenarioError, match=r"^data\.dataset: none of the 6 test pictures has a label"):
+    with pytest.raises(ScenarioError, match=r"^data\.dataset: none of the 6 test images has a label"):
         Hub(dataset="a/b").load(0)
     hub["test"] = _labeled([1, -1, None], hub["train"].features["label"])
     found = Hub(dataset="a/b", image_size=8).load(0)
     assert _seen(found.test) == [0]
-    assert found.notes == ("data.dataset: 2 of 3 test pictures have no label and are left out.",)
+    assert found.notes == ("data.dataset: 2 of 3 test images have no label and are left out.",)
 
 
 def test_test_labels_that_training_lacks_are_refused(hub):
     hub["train"] = _labeled([0] * 8, hub["train"].features["label"])
-    with pytest.raises(ScenarioError, match=r"^data\.label_column: 3 of 6 test pictures have labels .*: 1 \(odd\)"):
+    with pytest.raises(ScenarioError, match=r"^data\.label_column: 3 of 6 test images have labels .*: 1 \(odd\)"):
         Hub(dataset="a/b").load(0)
 
 
-def test_a_picture_without_bytes_and_file_is_refused_as_missing(hub):
+def test_a_image_without_bytes_and_file_is_refused_as_missing(hub):
     plain = hub["train"].cast_column("img", datasets.Image(decode=False)).to_list()
     for row in plain:
         row["img"] = {"bytes": None, "path": "https://example.org/a.png"}

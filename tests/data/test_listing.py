@@ -1,4 +1,4 @@
-"""Dividing stored pictures into pools, and turning them into squares."""
+"""Dividing stored images into pools, and turning them into squares."""
 
 import io
 
@@ -16,17 +16,17 @@ from fedsim.errors import ScenarioError
 
 
 def listing(labels, encoded=None):
-    """Pictures whose first pixel tells their number."""
-    stored = encoded or [_picture(number) for number in range(len(labels))]
+    """Images whose first pixel tells their number."""
+    stored = encoded or [_image(number) for number in range(len(labels))]
     return Listing(
         labels=np.asarray(labels),
-        name=lambda number: f"pictures.bin, {number},",
+        name=lambda number: f"images.bin, {number},",
         open=lambda numbers: lambda index: stored[numbers[index]],
         where="data.path",
     )
 
 
-def _picture(number, size=(8, 8)):
+def _image(number, size=(8, 8)):
     return Image.new("RGB", size, (number % 256, number // 256, 0))
 
 
@@ -64,7 +64,7 @@ def test_held_out_pools_are_disjoint_and_never_empty(labels, auxiliary, test, sa
         assert [labels[number] for number in part] == pool.labels.tolist()
 
 
-def test_one_picture_a_class_leaves_a_training_pool():
+def test_one_image_a_class_leaves_a_training_pool():
     source = Shapes(image_size=8, test_samples=500)
     found = pools(source, 0, listing(range(32)), None, [str(c) for c in range(32)])
     assert (len(found.train), len(found.test), len(found.auxiliary)) == (20, 8, 4)
@@ -94,13 +94,13 @@ def test_a_test_listing_is_taken_whole_and_the_auxiliary_pool_from_training():
 
 
 @pytest.mark.parametrize("train,test", [([0, 1], None), ([0, 1, 0], [])])
-def test_too_few_pictures_are_refused(train, test):
+def test_too_few_images_are_refused(train, test):
     tested = None if test is None else listing(test)
     with pytest.raises(ScenarioError, match=r"^data\.path: .*at least 3"):
         pools(Shapes(image_size=8), 0, listing(train), tested, ["a", "b"])
 
 
-def test_a_picture_of_the_right_size_keeps_every_pixel():
+def test_a_image_of_the_right_size_keeps_every_pixel():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     found = listing([0], [_encode(Image.fromarray(pixels))]).pool(np.array([0]), 8).fetch([0])
     assert np.array_equal(found[0].permute(1, 2, 0).numpy(), pixels)
@@ -128,24 +128,24 @@ def test_every_common_mode_becomes_three_channels(mode, color, expected):
     assert found[0, :, 0, 0].tolist() == expected
 
 
-def test_unlabeled_pictures_are_left_out_and_counted():
+def test_unlabeled_images_are_left_out_and_counted():
     train, test = listing([0, -1, 1, 0, 1, -1, 0, 1]), listing([-1, 0])
     found = pools(Shapes(image_size=8), 0, train, test, ["a", "b"], ["data.path: said before."])
     assert sorted(_numbers(found.train) + _numbers(found.auxiliary)) == [0, 2, 3, 4, 6, 7]
     assert _numbers(found.test) == [1]
     assert found.notes == (
         "data.path: said before.",
-        "data.path: 2 of 8 training pictures have no label and are left out.",
-        "data.path: 1 of 2 test pictures have no label and are left out.",
+        "data.path: 2 of 8 training images have no label and are left out.",
+        "data.path: 1 of 2 test images have no label and are left out.",
     )
 
 
 def test_a_test_set_without_a_label_is_refused():
-    with pytest.raises(ScenarioError, match=r"^data\.path: none of the 3 test pictures has a label"):
+    with pytest.raises(ScenarioError, match=r"^data\.path: none of the 3 test images has a label"):
         pools(Shapes(image_size=8), 0, listing([0, 1, 0, 1]), listing([-1] * 3), ["a", "b"])
 
 
-def test_a_pool_tells_how_its_pictures_are_converted():
+def test_a_pool_tells_how_its_images_are_converted():
     pool = listing([0, 1], [_encode(Image.new("L", (8, 8))), _encode(Image.new("RGB", (8, 8)))]).pool(
         np.array([0, 1]), 8
     )
@@ -154,19 +154,19 @@ def test_a_pool_tells_how_its_pictures_are_converted():
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"])
 @pytest.mark.parametrize("kept", [0, 0.02, 0.5])
-def test_a_truncated_picture_is_refused_with_its_name(format, kept):
+def test_a_truncated_image_is_refused_with_its_name(format, kept):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = _encode(Image.fromarray(noise), format)
     pool = listing([0, 0], [whole, whole[: int(kept * len(whole))]]).pool(np.array([0, 1]), 8)
     assert pool.fetch([0]).shape == (1, 3, 8, 8)
-    with pytest.raises(ScenarioError, match=r"^data\.path: pictures\.bin, 1, is no readable picture"):
+    with pytest.raises(ScenarioError, match=r"^data\.path: images\.bin, 1, is no readable image"):
         pool.fetch([1])
 
 
-def test_pictures_of_unequal_size_need_an_image_size():
-    stored = [_picture(0, (8, 8)), _picture(1, (9, 8))]
+def test_images_of_unequal_size_need_an_image_size():
+    stored = [_image(0, (8, 8)), _image(1, (9, 8))]
     assert listing([0, 0], stored).pool(np.array([0]), None).fetch([0]).shape == (1, 3, 8, 8)
-    with pytest.raises(ScenarioError, match=r"^data\.image_size: pictures\.bin, 1, has 9x8"):
+    with pytest.raises(ScenarioError, match=r"^data\.image_size: images\.bin, 1, has 9x8"):
         listing([0, 0], stored).pool(np.array([0, 1]), None).fetch([1])
 
 

@@ -34,7 +34,7 @@ def test_shares_have_the_moments_of_the_beta_distribution(alpha):
     assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.03)
 
 
-def test_a_large_alpha_halves_and_a_small_one_leaves_pictures_alone():
+def test_a_large_alpha_halves_and_a_small_one_leaves_images_alone():
     halves = draw([0, 1], [0, 1, 2], 1e9, np.random.default_rng(0))
     assert [mixture.share for mixture in halves] == pytest.approx([0.5, 0.5], abs=1e-3)
     alone = draw([0] * 50, [0, 1], 1e-6, np.random.default_rng(0))

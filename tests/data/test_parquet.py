@@ -124,7 +124,7 @@ def test_missing_columns_are_refused_with_the_nearest(tmp_path):
         Parquet(path=path, image_column="image").load(0)
 
 
-def test_a_column_that_holds_no_pictures_is_refused(tmp_path):
+def test_a_column_that_holds_no_images_is_refused(tmp_path):
     path = write(tmp_path / "x.parquet", [0, 1] * 5)
     with pytest.raises(ScenarioError, match=r"^data\.image_column: column 'label' of .* holds int64"):
         Parquet(path=path, image_column="label", label_column="label").load(0)
@@ -137,13 +137,13 @@ def test_labels_of_other_kinds_are_refused(tmp_path, labels):
         Parquet(path=str(tmp_path / "x.parquet")).load(0)
 
 
-@pytest.mark.parametrize("encoded", [b"no picture", b"", None, _png((1, 2, 3))[:40]])
-def test_an_undecodable_picture_is_refused_with_file_and_row(tmp_path, encoded):
+@pytest.mark.parametrize("encoded", [b"no image", b"", None, _png((1, 2, 3))[:40]])
+def test_an_undecodable_image_is_refused_with_file_and_row(tmp_path, encoded):
     path = tmp_path / "x.parquet"
     pictures = [{"bytes": _png((0, 0, 0)), "path": ""} for _ in range(9)] + [{"bytes": encoded, "path": "x"}]
     pq.write_table(pa.table({"img": pictures, "label": [0, 1] * 5}), path, row_group_size=4)
     found = Parquet(path=str(path), image_size=8).load(0)
-    with pytest.raises(ScenarioError, match=r"^data\.path: .*x\.parquet, row 9, is no readable picture"):
+    with pytest.raises(ScenarioError, match=r"^data\.path: .*x\.parquet, row 9, is no readable image"):
         for pool in (found.train, found.test, found.auxiliary):
             pool.fetch(range(len(pool)))
 
@@ -194,7 +194,7 @@ def test_class_names_that_differ_between_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["text", "category", "path alone", "bytes missing"])
-def test_pictures_named_by_paths_are_read_relative_to_their_file(tmp_path, form, monkeypatch):
+def test_images_named_by_paths_are_read_relative_to_their_file(tmp_path, form, monkeypatch):
     (tmp_path / "data" / "images").mkdir(parents=True)
     for row in range(8):
         (tmp_path / "data" / "images" / f"{row}.png").write_bytes(_png((row, 0, 0)))
@@ -220,7 +220,7 @@ def test_a_path_without_a_file_is_refused_as_missing_bytes(tmp_path):
         Parquet(path=path, image_size=8).load(0).train.fetch([0])
 
 
-def test_shards_may_store_their_pictures_in_different_ways(tmp_path):
+def test_shards_may_store_their_images_in_different_ways(tmp_path):
     (tmp_path / "3.png").write_bytes(_png((3, 0, 0)))
     _save(tmp_path / "train-0.parquet", _rows(3), [0, 1, 0])
     _save(tmp_path / "train-1.parquet", ["3.png"], [1])
@@ -243,14 +243,14 @@ def test_text_booleans_and_whole_floats_are_labels(tmp_path, labels, names):
 def test_an_unlabeled_test_file_adds_no_class(tmp_path):
     _save(tmp_path / "train.parquet", _rows(20), list(range(10)) * 2)
     _save(tmp_path / "test.parquet", _rows(4), [-1] * 4)
-    with pytest.raises(ScenarioError, match=r"^data\.path: none of the 4 test pictures has a label"):
+    with pytest.raises(ScenarioError, match=r"^data\.path: none of the 4 test images has a label"):
         Parquet(path=str(tmp_path)).load(0)
     _save(tmp_path / "test.parquet", _rows(4), [-1, 3, 4, -1])
     found = Parquet(path=str(tmp_path), image_size=8).load(0)
     assert (len(found.class_names), found.test.labels.tolist()) == (10, [3, 4])
-    assert found.notes == ("data.path: 2 of 4 test pictures have no label and are left out.",)
+    assert found.notes == ("data.path: 2 of 4 test images have no label and are left out.",)
     _save(tmp_path / "test.parquet", _rows(4), [1, 2, 3, 11])
-    with pytest.raises(ScenarioError, match=r"1 of 4 test pictures have labels that no training picture has: 11"):
+    with pytest.raises(ScenarioError, match=r"1 of 4 test images have labels that no training image has: 11"):
         Parquet(path=str(tmp_path)).load(0)
 
 

@@ -27,8 +27,8 @@ def test_regions_of_a_photograph_share_no_pixel_and_cover_it(width, height, side
 
 
 @pytest.mark.parametrize("file,side", PHOTOGRAPHS)
-def test_no_pixel_outside_a_region_reaches_its_pictures(file, side, monkeypatch):
-    """Pictures of a pool stay the same when every pixel outside its region is painted over."""
+def test_no_pixel_outside_a_region_reaches_its_images(file, side, monkeypatch):
+    """Images of a pool stay the same when every pixel outside its region is painted over."""
     original = photos._photograph(file)
     painted = {split: _painted_outside(original, divide(*original.size, side)[split]) for split in SPLITS}
     for split in SPLITS:
@@ -61,7 +61,7 @@ def test_every_region_has_crops_that_are_not_flat(size):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([32, 48, 96]))
-def test_pictures_are_not_flat(seed, size):
+def test_images_are_not_flat(seed, size):
     pictures = Photos(image_size=size, samples=14).load(seed).train.read(range(14)).images
     assert float(pictures.mean(1).flatten(1).std(1).min()) > 0.03
 
@@ -73,7 +73,7 @@ def test_a_black_crop_is_flat_and_the_cat_is_not():
     assert not cat.is_flat(photos.Box(0, 0, 300, 300))
 
 
-def test_clients_pictures_are_never_enlarged_up_to_224_pixels():
+def test_clients_images_are_never_enlarged_up_to_224_pixels():
     for file, side in PHOTOGRAPHS:
         region = photos._region(file, side, "train")
         crops = [region.draw(224, np.random.default_rng(seed)) for seed in range(20)]
@@ -90,13 +90,13 @@ def test_pools_have_the_sizes_classes_and_shapes_asked_for():
     assert pools.train.fetch([0]).dtype == torch.uint8
 
 
-def test_the_same_seed_gives_the_same_pictures_in_any_order():
+def test_the_same_seed_gives_the_same_images_in_any_order():
     pool = Photos(samples=21).load(5).train
     forward, backward = pool.fetch(range(21)), pool.fetch(range(20, -1, -1))
     assert torch.equal(forward, backward.flip(0))
 
 
-def test_another_seed_gives_other_pictures():
+def test_another_seed_gives_other_images():
     assert not torch.equal(
         Photos(samples=7).load(1).train.fetch(range(7)), Photos(samples=7).load(2).train.fetch(range(7))
     )

@@ -35,7 +35,7 @@ def test_pools_do_not_repeat_each_other():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shapes_are_inside_the_picture_and_antialiased(kind):
+def test_shapes_are_inside_the_image_and_antialiased(kind):
     for seed in range(5):
         coverage = _coverage(KINDS[kind], 48, np.random.default_rng(seed))
         assert 0.02 < coverage.mean() < 0.6
@@ -49,7 +49,7 @@ def test_the_ring_has_a_hole():
     assert ring.sum() / whole.sum() == pytest.approx(1 - 0.55**2, abs=0.02)
 
 
-def test_pictures_have_a_textured_background():
+def test_images_have_a_textured_background():
     picture = draw(0, 64, numpy_generator(0, "picture"))
     corners = np.concatenate([picture[:6, :6].reshape(-1), picture[-6:, -6:].reshape(-1)])
     assert corners.std() > 2
@@ -94,7 +94,7 @@ def test_nearest_class_means_tell_classes_apart():
         ({"auxiliary_samples": 3_000_000}, "auxiliary_samples: expected at most 2000000"),
         (
             {"image_size": 1024, "samples": 10_000},
-            "samples: 10000 pictures of 1024 x 1024 pixels are 29.3 GiB, and 8 GiB are allowed",
+            "samples: 10000 images of 1024 x 1024 pixels are 29.3 GiB, and 8 GiB are allowed",
         ),
     ],
 )

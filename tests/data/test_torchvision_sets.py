@@ -13,7 +13,7 @@ from fedsim.plugins import configure
 
 
 def _write_mnist(root, train=24, test=6, classes=10):
-    """MNIST's idx files; every pixel of picture i is i, its class is i modulo 10."""
+    """MNIST's idx files; every pixel of image i is i, its class is i modulo 10."""
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count in (("train", train), ("t10k", test)):
@@ -29,7 +29,7 @@ def _write_mnist(root, train=24, test=6, classes=10):
 
 
 def _write_cifar(root):
-    """CIFAR-10's pickles with four pictures each, red in the first channel."""
+    """CIFAR-10's pickles with four images each, red in the first channel."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
     names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
@@ -61,7 +61,7 @@ def test_digits_are_said_to_be_gray(tmp_path):
 
 def test_test_labels_that_training_lacks_are_refused(tmp_path):
     _write_mnist(tmp_path, classes=3)
-    with pytest.raises(ScenarioError, match=r"^data\.dataset: 3 of 6 test pictures have labels .*: 3 \(3 - three\), 4"):
+    with pytest.raises(ScenarioError, match=r"^data\.dataset: 3 of 6 test images have labels .*: 3 \(3 - three\), 4"):
         TorchvisionSet(dataset="MNIST", root=str(tmp_path)).load(0)
 
 

@@ -78,7 +78,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def drawn(defense: MJP, model: nn.Module, seed: int = 0, progress: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return the mask and the shuffled picture of one step, read off the step that the model is given."""
+    """Return the mask and the shuffled image of one step, read off the step that the model is given."""
     grid = patch_grid(model)
     labels = torch.zeros(1, dtype=torch.int64)
     numbered = grid.join(torch.arange(grid.count).float().view(1, -1, 1).expand(1, -1, grid.values))
@@ -162,7 +162,7 @@ def test_entries_with_different_heads_share_one_model():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_step_equals_the_plain_model_on_an_edited_table_and_an_edited_picture(variant):
+def test_a_step_equals_the_plain_model_on_an_edited_table_and_an_edited_image(variant):
     defense = MJP(gamma=0.3, dal="none")
     model, edited = prepared_model(defense, variant), plain_model(variant)
     mask, order = drawn(defense, model)
@@ -199,7 +199,7 @@ def test_masked_rows_have_no_gradient_with_localization_either(dal):
     assert rows[0].any()
 
 
-def test_localization_adds_a_gradient_that_no_picture_moves():
+def test_localization_adds_a_gradient_that_no_image_moves():
     model, seen = prepared_model(), []
     for seed in (0, 1):
         images, labels = batch(seed=seed)
@@ -256,7 +256,7 @@ def test_the_returned_loss_is_the_cross_entropy_alone():
     share=st.floats(0, 1),
     seed=st.integers(0, 1000),
 )
-def test_the_shuffle_is_a_bijection_of_the_masked_patches_alike_in_every_picture(
+def test_the_shuffle_is_a_bijection_of_the_masked_patches_alike_in_every_image(
     rows, columns, channels, pictures, share, seed
 ):
     grid = PatchGrid(2, rows, columns, channels)
@@ -415,7 +415,7 @@ def test_weights_load_from_a_state_dict():
     assert same(dict(source.state_dict()), dict(target.state_dict()))
 
 
-def test_per_sample_gradients_under_a_mask_equal_those_of_one_picture_at_a_time():
+def test_per_sample_gradients_under_a_mask_equal_those_of_one_image_at_a_time():
     model = prepared_model()
     images, labels = batch(3)
     weights = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("mjp.regressors")}

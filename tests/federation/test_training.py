@@ -249,14 +249,14 @@ def test_dropout_is_active_in_training_mode_alone(tiny_plan):
         ({"batch_size": 4}, 4),
         ({"batch_size": 99}, 16),
         (DELTA, 12),
-        ({**DELTA, "local_steps": 6}, 16),  # four batches hold all of the client's 16 pictures
+        ({**DELTA, "local_steps": 6}, 16),  # four batches hold all of the client's 16 images
         ({**DELTA, "local_steps": None, "local_epochs": 2}, 16),
         ({**DELTA, "local_steps": None, "local_epochs": 3, "batch_size": 5}, 16),  # the last batch is smaller
         ({**DELTA, "local_steps": None, "local_epochs": 2, "batch_size": 99}, 16),
         ({**DELTA, "local_steps": None, "local_epochs": 2, "mixup": 0.5}, 16),
     ],
 )
-def test_num_examples_counts_distinct_pictures_as_the_truth_does(tiny_plan, recipe, expected):
+def test_num_examples_counts_distinct_images_as_the_truth_does(tiny_plan, recipe, expected):
     plan = tiny_plan(training=recipe)
     assert local_update(plan, 0, 1, plan.initial_weights()).update.num_examples == expected
     truth = plan.data.truth(0, 1, plan.scenario.training)

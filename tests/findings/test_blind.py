@@ -14,7 +14,7 @@ def pictures(seed: int, count: int = 4) -> torch.Tensor:
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def test_picture_controls_have_the_shape_of_the_truth() -> None:
+def test_image_controls_have_the_shape_of_the_truth() -> None:
     true = pictures(0)
     for guess in (blind.grey(true), blind.own_mean(true), blind.dataset_mean(true, pictures(1).mean(dim=0))):
         assert guess.shape == true.shape
@@ -26,7 +26,7 @@ def test_grey_is_one_half_everywhere() -> None:
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
-def test_own_mean_is_the_best_flat_picture(seed: int) -> None:
+def test_own_mean_is_the_best_flat_image(seed: int) -> None:
     true = pictures(seed)
     best = blind.own_mean(true)
     assert torch.allclose(best.var(dim=(2, 3)), torch.zeros(4, 3), atol=1e-12)
@@ -84,7 +84,7 @@ def test_a_skewed_prior_guesses_the_frequent_class() -> None:
     assert blind.blind_recall(torch.tensor([1]), prior) == 0.0
 
 
-def test_the_same_label_for_every_picture_is_the_prior() -> None:
+def test_the_same_label_for_every_image_is_the_prior() -> None:
     guess = blind.same_label(blind.frequencies(torch.tensor([0, 0, 0, 2])), 2, 4)
     assert guess.tolist() == [[0.75, 0.0, 0.25, 0.0]] * 2
 

@@ -13,7 +13,7 @@ from fedsim.audit.claims import checked
 from fedsim.exchange import Finding, Truth
 from fedsim.findings import kinds
 from fedsim.findings.blind import Auxiliary
-from fedsim.findings.kinds import FEATURES, KINDS, LABELS, PICTURES, SOFT_LABELS, FindingKind, fields, gravest
+from fedsim.findings.kinds import FEATURES, IMAGES, KINDS, LABELS, SOFT_LABELS, FindingKind, fields, gravest
 from fedsim.metrics import ratings, table
 from fedsim.metrics.metric import Metric
 from fedsim.metrics.scoring import best_examples, control_scores, controls, score
@@ -23,7 +23,7 @@ from fedsim.recording.records import Record
 from fedsim.report import overview
 from fedsim.report.summaries import by_client
 from fedsim.seeds import torch_generator
-from fedsim.testing.fixtures import observation, random_pictures
+from fedsim.testing.fixtures import observation, random_images
 from fedsim.verdicts.judge import Judge, kind_of
 from fedsim.verdicts.trained import changed_inputs
 
@@ -34,7 +34,7 @@ INPUTS = torch.rand(3, 8, generator=GENERATOR)
 AUXILIARY = Auxiliary(TRUTH.images.mean(0), torch.arange(5), 5, INPUTS.mean(0))
 # What an exact finding of each kind holds.
 EXACT = {
-    PICTURES: TRUTH.images,
+    IMAGES: TRUTH.images,
     LABELS: TRUTH.labels,
     SOFT_LABELS: torch.nn.functional.one_hot(TRUTH.labels, 5).float(),
     FEATURES: INPUTS,
@@ -44,7 +44,7 @@ EVERY = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 
 @pytest.fixture(scope="module")
 def seen():
-    return observation(random_pictures(torch_generator(0, "kinds"), 1))
+    return observation(random_images(torch_generator(0, "kinds"), 1))
 
 
 def finding_of(kind, found):
@@ -75,8 +75,8 @@ def test_every_kind_has_its_name_and_a_metric():
     assert {kind_of(name) for name in METRICS} == set(KINDS)
 
 
-def test_pictures_are_graver_than_labels_and_labels_than_features():
-    assert gravest({"features", "labels", "images"}) is PICTURES
+def test_images_are_graver_than_labels_and_labels_than_features():
+    assert gravest({"features", "labels", "images"}) is IMAGES
     assert gravest({"features", "labels"}) is LABELS
     assert gravest(("features",)) is FEATURES
     assert gravest(()) is None is gravest(("pixels",))
@@ -84,7 +84,7 @@ def test_pictures_are_graver_than_labels_and_labels_than_features():
 
 @EVERY
 def test_what_replaces_changed_inputs_is_told_for_every_kind(kind):
-    assert kind.is_paired == (kind.follows == "pictures"), "views of patches are of paired kinds"
+    assert kind.is_paired == (kind.follows == "images"), "views of patches are of paired kinds"
     record = Record.model_validate(
         {"round": 1, "client": 0, "attack": {"name": "a"}, "status": "found", "trained_on": {"other_pictures": True}}
     )
@@ -156,8 +156,7 @@ def _hits(found, members):
 
 MEMBERSHIP = FindingKind(
     name="membership",
-    listed="membership",
-    field=FEATURES.field,  # no field of its own in Finding yet: one column beside the pictures
+    field=FEATURES.field,  # no field of its own in Finding yet: one column beside the images
     holds=lambda found: found.shape[1] == 1,
     truth=lambda truth, head_inputs: (truth.labels,),
     guesses={"all in": lambda truth, auxiliary: torch.ones(len(truth.labels), 1)},
@@ -168,7 +167,7 @@ ACCURACY = Metric(
     title="Membership accuracy",
     short="accuracy",
     kind=MEMBERSHIP,
-    summary="share of pictures that are rightly told to be members",
+    summary="share of images that are rightly told to be members",
     function=_hits,
     worse="higher",
     partial=0.15,
@@ -211,19 +210,17 @@ def test_two_right_guesses_of_a_new_kind_are_luck(membership):
 
 # The table alone knows the kinds
 
-NAMES = {*KINDS, *(kind.listed for kind in KINDS.values()), *(field.name for field in fields())}
+NAMES = {*KINDS, *(field.name for field in fields())}
 # Module -> the names that it compares or looks up, and that are no kinds there, or a schema of their own.
 OTHERS = {
-    "applicability.py": {"pictures"},  # how many an update is of
     "attack.py": {"images", "labels", "features"},  # types are written out
-    "audit/assessment.py": {"pictures", "features"},  # fields of a record
-    "audit/scores.py": {"pictures", "labels"},  # which inputs a defense changed
+    "audit/assessment.py": {"features"},  # fields of a record
+    "audit/scores.py": {"images", "labels"},  # which inputs a defense changed
     "audit/threat.py": {"labels"},  # a grant
-    "cli/listing.py": {"pictures"},  # how many an update is of
     "data/parquet.py": {"features"},  # metadata of Hugging Face
     "federation/training.py": {"images", "labels"},  # a batch
-    "metrics/metric.py": {"pictures", "labels"},  # which inputs a defense changed
-    "report/view.py": {"pictures", "features", "labels"},  # fields of a record; a grant
+    "metrics/metric.py": {"images", "labels"},  # which inputs a defense changed
+    "report/view.py": {"features", "labels"},  # fields of a record; a grant
     "scenario/parts.py": {"labels"},  # a grant
     "simulation.py": {"labels"},  # a grant
     "testing/fixtures.py": {"labels"},  # a grant
@@ -257,7 +254,7 @@ def test_no_other_module_knows_a_kind_by_its_name():
 
 
 @pytest.mark.parametrize(
-    "source", ['{"soft labels": 1}', 'kind == "features"', 'x["pictures"]', 'kind in ("images", "labels")']
+    "source", ['{"soft labels": 1}', 'kind == "features"', 'x["images"]', 'kind in ("images", "labels")']
 )
 def test_the_check_sees_every_way_to_ask_for_a_kind(source):
     assert set(named(ast.parse(source)))

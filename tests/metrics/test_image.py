@@ -115,7 +115,7 @@ def test_fft2d_of_a_pure_wave_has_its_closed_form() -> None:
     assert fft2d(torch.full((1, 32, 32), 0.5), 0.5 + wave) == pytest.approx(expected, abs=1e-6)
 
 
-def test_fft2d_of_black_pictures_is_defined() -> None:
+def test_fft2d_of_black_images_is_defined() -> None:
     black = torch.zeros(3, 8, 8)
     assert fft2d(black, black) == 0.0
     assert fft2d(black, picture(0, 8)) == 1.0
@@ -171,6 +171,6 @@ def test_lpips_reads_the_cached_weights_and_disturbs_no_global_generator(hub: Pa
     assert lpips(picture(9, channels=1), picture(10, channels=1)) > 0
 
 
-def test_pictures_below_64_px_are_enlarged_for_lpips() -> None:
+def test_images_below_64_px_are_enlarged_for_lpips() -> None:
     assert image._for_lpips(picture(0, 32)).shape == (1, 3, 64, 64)
     assert image._for_lpips(picture(0, 80)).shape == (1, 3, 80, 80)

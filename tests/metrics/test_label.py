@@ -17,7 +17,7 @@ def counts(labels: list[int]) -> torch.Tensor:
 
 
 @given(found=label_lists, true=label_lists)
-def test_recall_of_no_more_labels_than_pictures_is_the_multiset_overlap(found: list[int], true: list[int]) -> None:
+def test_recall_of_no_more_labels_than_images_is_the_multiset_overlap(found: list[int], true: list[int]) -> None:
     found = found[: len(true)]
     overlap = int(torch.minimum(counts(found), counts(true)).sum())
     assert label_recall(torch.tensor(found), torch.tensor(true)) == pytest.approx(overlap / len(true))
@@ -39,12 +39,12 @@ def test_naming_every_class_equally_often_scores_as_a_uniform_guess(true: list[i
 
 
 def test_surplus_labels_are_scaled_by_largest_remainders() -> None:
-    # 5 labels for 4 pictures stand for 0.8, 1.6, 0.8 and 0.8 of them: one each, and class 3 keeps one of two.
+    # 5 labels for 4 images stand for 0.8, 1.6, 0.8 and 0.8 of them: one each, and class 3 keeps one of two.
     assert label_recall(torch.tensor([0, 3, 3, 7, 9]), torch.tensor([0, 3, 3, 7])) == 0.75
 
 
-def test_labels_of_pictures_are_compared_with_blends_in_the_unit_of_pictures() -> None:
-    blends = torch.tensor([0, 0, 3, 3, 3, 3, 7, 7])  # of four pictures, each blended twice
+def test_labels_of_images_are_compared_with_blends_in_the_unit_of_images() -> None:
+    blends = torch.tensor([0, 0, 3, 3, 3, 3, 7, 7])  # of four images, each blended twice
     assert label_recall(torch.tensor([0, 3, 3, 7]), blends, pictures=4) == 1.0
     assert label_recall(torch.tensor([0, 3]), blends, pictures=4) == 0.5
     assert label_recall(blends, blends, pictures=4) == 1.0

@@ -1,4 +1,4 @@
-"""Pictures that show the same, and pictures that do not."""
+"""Images that show the same, and images that do not."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_a_copy_a_noisy_copy_and_a_shifted_one_show_the_same(images):
         assert alike(thumbnails(images), thumbnails(other)) == len(images)
 
 
-def test_other_pictures_of_the_same_kind_do_not(images):
+def test_other_images_of_the_same_kind_do_not(images):
     small = thumbnails(images)
     seen = [alike(small[i : i + 1], torch.cat([small[:i], small[i + 1 :]])) for i in range(len(small))]
     assert sum(seen) <= 2

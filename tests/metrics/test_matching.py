@@ -37,12 +37,12 @@ def test_the_assignment_has_the_least_total_error_of_all_permutations(seed: int)
     assert totals[match(found, true)] == pytest.approx(min(totals.values()))
 
 
-def test_no_found_picture_is_used_twice_and_the_rest_stays_unmatched() -> None:
+def test_no_found_image_is_used_twice_and_the_rest_stays_unmatched() -> None:
     true = pictures(0, 4)
     assert match(true[[2, 1]], true) == (None, 1, 0, None)
 
 
-def test_surplus_found_pictures_are_left_out() -> None:
+def test_surplus_found_images_are_left_out() -> None:
     true = pictures(1, 2)
     assert match(torch.cat([pictures(2, 3), true]), true) == (3, 4)
 
@@ -53,7 +53,7 @@ def test_an_empty_finding_matches_nothing() -> None:
 
 @settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), order=st.permutations(range(8)))
-def test_patches_come_back_to_their_places_across_the_pictures_of_a_batch(seed: int, order: list[int]) -> None:
+def test_patches_come_back_to_their_places_across_the_images_of_a_batch(seed: int, order: list[int]) -> None:
     true = torch.rand(2, 4, 12, generator=torch.Generator().manual_seed(seed))
     shuffled = true.flatten(0, 1)[order].unflatten(0, (2, 4))
     assert torch.equal(match_patches(shuffled, true, (0, 1)), true)
@@ -66,9 +66,9 @@ def test_places_for_which_no_patch_was_found_are_grey() -> None:
     assert torch.equal(found[0], torch.full((4, 12), 0.5))
 
 
-def test_patches_of_a_very_large_batch_stay_within_their_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_of_a_very_large_batch_stay_within_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
     true = torch.rand(3, 4, 12, generator=torch.Generator().manual_seed(0))
-    found = true.flip(0, 1)[:2]  # of the last two pictures
+    found = true.flip(0, 1)[:2]  # of the last two images
     monkeypatch.setattr(matching, "_POOLED", 0)
     rows = match_patches(found, true, (None, 1, 0))
     assert torch.equal(rows[1:], true[1:])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fedsim import scenario
 from fedsim.exchange import Finding, Truth
 from fedsim.findings.blind import Auxiliary
-from fedsim.findings.kinds import PICTURES
+from fedsim.findings.kinds import IMAGES
 from fedsim.metrics import ratings
 from fedsim.metrics.image import psnr
 from fedsim.metrics.scoring import best_examples, control_scores, controls, score
@@ -42,7 +42,7 @@ def test_only_metrics_that_apply_are_scored() -> None:
     assert list(score(every, Finding(features=INPUTS), TRUTH)) == ["feature_error"]
 
 
-def test_soft_labels_and_features_are_scored_per_true_picture() -> None:
+def test_soft_labels_and_features_are_scored_per_true_image() -> None:
     finding = Finding(labels=SOFT.labels[[2, 0, 1]], features=INPUTS[[1, 2, 0]])
     found = score(["label_recall", "soft_label_error", "feature_error"], finding, SOFT, lambda: INPUTS)
     assert {name: (result.value, result.per_example) for name, result in found.items()} == {
@@ -103,7 +103,7 @@ def test_pixels_are_clamped_before_they_are_compared() -> None:
     assert score(["psnr"], Finding(images=wild), TRUTH) == score(["psnr"], Finding(images=tame), TRUTH)
 
 
-def test_pictures_of_another_shape_are_refused_with_both_shapes() -> None:
+def test_images_of_another_shape_are_refused_with_both_shapes() -> None:
     with pytest.raises(ValueError, match=r"\(3, 8, 8\), true ones \(3, 16, 16\)"):
         score(["psnr"], Finding(images=torch.zeros(3, 3, 8, 8)), TRUTH)
 
@@ -194,8 +194,8 @@ def test_skill_is_positive_where_the_score_leaks_more_than_the_control() -> None
     assert skill(0.5, 0.4, "lower") == pytest.approx(-0.1)
 
 
-def test_the_picture_of_a_batch_that_is_shown_best_is_found_beside_its_own_controls() -> None:
-    """Of five pictures one is found exactly, which the mean of the batch hides behind four grey ones."""
+def test_the_image_of_a_batch_that_is_shown_best_is_found_beside_its_own_controls() -> None:
+    """Of five images one is found exactly, which the mean of the batch hides behind four grey ones."""
     truth = Truth(pictures(0, 5), torch.arange(5))
     finding = Finding(images=truth.images[3:4])
     auxiliary = Auxiliary(torch.full((3, 16, 16), 0.4), torch.tensor([0, 1]), 5)
@@ -210,7 +210,7 @@ def test_the_picture_of_a_batch_that_is_shown_best_is_found_beside_its_own_contr
     assert best.luck == 0.0
 
 
-def test_luck_is_what_the_best_picture_of_another_update_reaches() -> None:
+def test_luck_is_what_the_best_image_of_another_update_reaches() -> None:
     truth = Truth(pictures(0, 4), torch.arange(4))
     wrong = Finding(images=torch.cat([truth.images[:1], pictures(7, 3)]))
     best = best_examples(score(["psnr"], wrong, truth), control_scores(["psnr"], truth, None, wrong))["psnr"]
@@ -223,16 +223,16 @@ def test_luck_is_what_the_best_picture_of_another_update_reaches() -> None:
 
 def test_a_view_has_the_scale_of_its_metric_and_patches_need_three_times_as_much_for_a_partial_leak() -> None:
     plain, trained, patches = (ratings.scale(name) for name in ("psnr", "psnr@trained", "psnr@trained+patches"))
-    assert (trained.partial, trained.leaks, trained.kind) == (plain.partial, plain.leaks, PICTURES)
+    assert (trained.partial, trained.leaks, trained.kind) == (plain.partial, plain.leaks, IMAGES)
     assert (patches.partial, patches.leaks) == (3.0, 6.0)
     assert trained.title == "PSNR of what was trained on"
     assert ratings.scale("psnr@nothing").partial is None and ratings.scale("nothing@trained").partial is None
 
 
-def test_the_best_places_make_no_leak_of_pictures_that_have_nothing_in_common() -> None:
+def test_the_best_places_make_no_leak_of_images_that_have_nothing_in_common() -> None:
     generator, grid = torch.Generator().manual_seed(0), PatchGrid(8, 4, 4, 3)
     for _ in range(20):
-        # Blocks of color, so that patches differ and some of another picture fit well.
+        # Blocks of color, so that patches differ and some of another image fit well.
         blocks = torch.rand((3, 1, 3, 4, 4), generator=generator).repeat_interleave(8, -1).repeat_interleave(8, -2)
         true, found, wrong = blocks + 0.05 * torch.randn((3, 1, 3, 32, 32), generator=generator)
         truth = Truth(true.clamp(0, 1), torch.zeros(1, dtype=torch.long))

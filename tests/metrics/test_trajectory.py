@@ -29,7 +29,7 @@ def test_the_last_frame_scores_as_a_finding_of_it_does() -> None:
 
 
 def test_every_frame_keeps_the_assignment_of_the_last() -> None:
-    # The early frame has the same pictures in another order, which an assignment of its own would undo.
+    # The early frame has the same images in another order, which an assignment of its own would undo.
     frames = arranged(trajectory(TRUE[[1, 2, 0]], TRUE[[2, 0, 1]]), TRUE)
     assert torch.equal(frames[1], TRUE)
     assert torch.equal(frames[0], TRUE[[2, 0, 1]])
@@ -41,7 +41,7 @@ def test_every_frame_keeps_the_assignment_of_the_last() -> None:
     assert early == pytest.approx(sum(by_hand) / 3)
 
 
-def test_originals_without_a_picture_are_grey_in_every_frame() -> None:
+def test_originals_without_a_image_are_grey_in_every_frame() -> None:
     frames = arranged(trajectory(pictures(1, 1), TRUE[1:2]), TRUE)
     assert torch.equal(frames[:, [0, 2]], torch.full((2, 2, 3, 8, 8), 0.5))
     assert torch.equal(frames[1, 1], TRUE[1])

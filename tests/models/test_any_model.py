@@ -147,7 +147,7 @@ def test_a_model_of_ones_own_has_the_normalization_that_the_scenario_states():
     stated = ModelPart(**TINY, normalization={"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]})
     assert models.normalization(models.build(stated, 10, 32, 0)).std == (1.0, 2.0, 3.0)
     grey = ModelPart(**TINY, normalization={"mean": [0.1], "std": [1]})
-    with pytest.raises(ScenarioError, match=r"model\.normalization: pictures of 3 channels do not fit my_models:Tiny"):
+    with pytest.raises(ScenarioError, match=r"model\.normalization: images of 3 channels do not fit my_models:Tiny"):
         models.build(grey, 10, 32, 0)
     assert models.normalization(models.build(grey, 10, 32, 0, channels=1)).mean == (0.1,)
 
@@ -169,7 +169,7 @@ def test_a_weights_file_of_a_cnn_is_loaded_but_for_a_head_of_another_size(tmp_pa
         models.build(ModelPart(name="resnet18", pretrained=str(tmp_path / "other.pth")), 10, 32, 0)
 
 
-def test_what_a_cnn_trained_on_is_found_out_behind_a_defense_that_changes_pictures(tiny_plan, run_folder):
+def test_what_a_cnn_trained_on_is_found_out_behind_a_defense_that_changes_images(tiny_plan, run_folder):
     plan = tiny_plan(
         model={"name": "convnet", "kwargs": {}},
         defenses=["stubs:Rearranges"],
@@ -181,18 +181,18 @@ def test_what_a_cnn_trained_on_is_found_out_behind_a_defense_that_changes_pictur
     audits.simulate(plan, folder, Progress())
     own = plan.data.truth(1, 1, plan.scenario.training)
     found = replay.trained_on(plan, folder, 1, 1, own)
-    assert found.has_other_pictures and not found.has_other_labels
+    assert found.has_other_images and not found.has_other_labels
     torch.testing.assert_close(found.truth.images, own.images.flip(-1), atol=1e-5, rtol=0)
 
 
 # Rectangles
 
 
-def test_a_vit_takes_rectangular_pictures():
+def test_a_vit_takes_rectangular_images():
     model = models.build(ModelPart(name="vit_nano", kwargs={"img_size": [32, 16]}), 10, (32, 16), 0)
     grid = models.patch_grid(model)
     assert (grid.rows, grid.columns) == (4, 2) and model(torch.zeros(2, 3, 32, 16)).shape == (2, 10)
-    with pytest.raises(ScenarioError, match="patches of 16 x 16 pixels do not divide pictures of 32 x 24"):
+    with pytest.raises(ScenarioError, match="patches of 16 x 16 pixels do not divide images of 32 x 24"):
         models.build(ModelPart(name="vit_tiny_patch16_224"), 10, (32, 24), 0)
 
 

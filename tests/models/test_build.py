@@ -125,7 +125,7 @@ def test_other_vits_of_timm_are_vits_too():
         ({"embed_dim": "64"}, "model.kwargs.embed_dim: expected a whole number of at least 1, got '64'."),
         ({"patch_size": [4, 8]}, "model.kwargs.patch_size: expected a whole number of at least 1, got [4, 8]."),
         ({"embed_dim": 63}, "model.kwargs.num_heads: 2 does not divide embed_dim 63."),
-        ({"patch_size": 5}, "model.kwargs.patch_size: patches of 5 x 5 pixels do not divide pictures of 32 x 32."),
+        ({"patch_size": 5}, "model.kwargs.patch_size: patches of 5 x 5 pixels do not divide images of 32 x 32."),
         ({"patch_size": 64}, "model.kwargs.patch_size: patches of 64 x 64 pixels do not divide"),
         ({"image_size": 40}, "model.kwargs.img_size: the model takes 32, data.image_size is 40. Make them equal."),
         ({"name": "vit_tiny_patch16_224", "image_size": 40}, "model.name: patches of 16 x 16 pixels do not divide"),
@@ -185,7 +185,7 @@ GRIDS = st.builds(PatchGrid, st.integers(1, 5), st.integers(1, 4), st.integers(1
 
 @settings(deadline=None)
 @given(grid=GRIDS, count=st.integers(1, 3), seed=st.integers(0, 9))
-def test_joining_what_was_cut_gives_the_pictures_back(grid, count, seed):
+def test_joining_what_was_cut_gives_the_images_back(grid, count, seed):
     shape = (count, grid.channels, grid.rows * grid.patch, grid.columns * grid.patch)
     images = torch.rand(shape, generator=torch_generator(seed, "images"))
     patches = grid.cut(images)

@@ -1,4 +1,4 @@
-"""What timm builds and cannot train, or what mixes the pictures of a batch, is refused with the reason."""
+"""What timm builds and cannot train, or what mixes the images of a batch, is refused with the reason."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def refusal(**kwargs):
         ({"embed_norm_layer": "layernorm2d"}, "model.kwargs.embed_norm_layer: vit_nano cannot train: RuntimeError: "),
         (
             {"global_pool": ""},
-            "model.kwargs.global_pool: vit_nano gives 2 x 17 x 10 outputs for two pictures, not 2 x 10",
+            "model.kwargs.global_pool: vit_nano gives 2 x 17 x 10 outputs for two images, not 2 x 10",
         ),
         ({"init_values": 1e30}, "model.kwargs: vit_nano gives outputs or gradients that are not finite (with {"),
         ({"weight_init": "skip"}, "model.kwargs.weight_init: skip leaves tokens and positions uninitialized."),
@@ -74,11 +74,11 @@ class Counting(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (Mixing(), "vit_nano lets the pictures of a batch influence each other"),
+        (Mixing(), "vit_nano lets the images of a batch influence each other"),
         (Counting(), "vit_nano changes a buffer in training that does not travel (norm_pre.seen)"),
     ],
 )
-def test_mixed_pictures_and_changing_buffers_are_found_whatever_the_layer(layer, reason):
+def test_mixed_images_and_changing_buffers_are_found_whatever_the_layer(layer, reason):
     part = ModelPart(name="vit_nano")
     model = models.build(part, 10, 32, 0)
     model.norm_pre = layer

@@ -44,7 +44,7 @@ def draw(path, seed):
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """A finished run on a folder of pictures."""
+    """A finished run on a folder of images."""
     root = tmp_path_factory.mktemp("inputs")
     for number in range(16):
         draw(root / "pictures" / ("cat" if number % 2 else "dog") / f"{number:02d}.png", number)
@@ -58,7 +58,7 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def run(template, tmp_path, stubs):
-    """A copy of the run and of its pictures, under other paths."""
+    """A copy of the run and of its images, under other paths."""
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     edit(tmp_path / "run", lambda content: content["data"].update(path=str(tmp_path / "pictures")))
     return tmp_path / "run"
@@ -82,7 +82,7 @@ def steps(run):
     }
 
 
-def test_the_inputs_are_stored_once_and_pictures_may_move(run):
+def test_the_inputs_are_stored_once_and_images_may_move(run):
     stored = json.loads((run / "inputs.json").read_text())
     assert stored["schema"] == 1
     assert set(stored["settings"]) == {"seed", "data", "model", "federation", "training", "threat", "defenses"}
@@ -93,7 +93,7 @@ def test_the_inputs_are_stored_once_and_pictures_may_move(run):
     assert after["data"] == stored["data"]
 
 
-def all_pictures(run):
+def all_images(run):
     for path in run.parent.glob("pictures/*/*.png"):
         draw(path, 1000 + int(path.stem))
 
@@ -108,17 +108,17 @@ def renamed_class(run):
     (run.parent / "pictures" / "cat").rename(run.parent / "pictures" / "bird")
 
 
-def one_more_picture(run):
+def one_more_image(run):
     draw(run.parent / "pictures" / "cat" / "99.png", 99)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (all_pictures, "the pictures or labels of the clients differ"),
-        (swapped_labels, "the pictures or labels of the clients differ"),
+        (all_images, "the images or labels of the clients differ"),
+        (swapped_labels, "the images or labels of the clients differ"),
         (renamed_class, "the class names differ"),
-        (one_more_picture, "the samples are dealt to the clients in another way"),
+        (one_more_image, "the samples are dealt to the clients in another way"),
     ],
 )
 def test_changed_data_are_refused_by_every_step_that_derives_the_truth(change, says, run):
@@ -138,13 +138,13 @@ def pool_of(run, name):
 
 
 @pytest.mark.parametrize(("name", "says"), [("test", "test pool"), ("auxiliary", "auxiliary pool")])
-def test_a_single_changed_picture_of_any_pool_is_noticed(name, says, run):
+def test_a_single_changed_image_of_any_pool_is_noticed(name, says, run):
     wanted = pool_of(run, name).fetch([0])[0].permute(1, 2, 0).numpy()
     (path,) = [p for p in run.parent.glob("pictures/*/*.png") if np.array_equal(np.asarray(Image.open(p)), wanted)]
     pixels = wanted.copy()
     pixels[5, 5, 1] ^= 1
     Image.fromarray(pixels).save(path)
-    with pytest.raises(RunFolderError, match=f"the pictures or labels of the {says} differ"):
+    with pytest.raises(RunFolderError, match=f"the images or labels of the {says} differ"):
         steps(run)["audit"]()
 
 
@@ -197,8 +197,8 @@ def test_a_folder_of_an_earlier_fedsim_gets_its_inputs_at_the_next_step(run):
     steps(run)["audit"]()
     now, before = json.loads((run / "inputs.json").read_text()), json.loads(stored)
     assert now["data"] == before["data"]
-    all_pictures(run)
-    with pytest.raises(RunFolderError, match="the pictures or labels of the clients differ"):
+    all_images(run)
+    with pytest.raises(RunFolderError, match="the images or labels of the clients differ"):
         steps(run)["audit"]()
 
 
@@ -258,7 +258,7 @@ def test_an_observed_run_is_bound_by_its_first_findings(run):
         steps(run)["audit"]()
 
 
-def test_equal_plans_have_equal_inputs_and_pictures_are_decoded_once(tiny_plan):
+def test_equal_plans_have_equal_inputs_and_images_are_decoded_once(tiny_plan):
     plan, reads = tiny_plan(), []
     pools = plan.data.pools
     found = inputs.of(plan)

@@ -204,13 +204,13 @@ def test_the_same_attack_with_other_parameters_may_run_twice(tiny_scenario):
     assert len(planning.make(tiny_scenario(attacks=guesses({}, {"pictures": 2}))).attacks) == 2
 
 
-def test_pictures_of_other_channels_than_the_models_are_refused(tiny_scenario, monkeypatch):
+def test_images_of_other_channels_than_the_models_are_refused(tiny_scenario, monkeypatch):
     def grey(part, clients, seed):
         pool = Pool(torch.tensor([0, 1]), lambda chosen: torch.zeros((len(chosen), 1, 32, 32), dtype=torch.uint8))
         return batches.FederatedData(Pools(pool, pool, pool, ("a", "b")), ((0,), (1,)), seed)
 
     monkeypatch.setattr(planning, "load_data", grey)
-    assert refusal(tiny_scenario) == "data: pictures of 1 channels do not fit vit_nano, whose input has 3."
+    assert refusal(tiny_scenario) == "data: images of 1 channels do not fit vit_nano, whose input has 3."
 
 
 # Hooks of defenses outside the client

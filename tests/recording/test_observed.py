@@ -43,12 +43,12 @@ def sent(tensors, form):
     return ArrayRecord({form + name: Array(tensor.numpy()) for name, tensor in tensors.items()})
 
 
-def picture_of(client):
+def image_of(client):
     return torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(client))
 
 
 def app(make, form="", labels=(0, 1), rounds=1, kind="train"):
-    """A Flower app whose client number i takes one step of SGD on its one picture, of class labels[i]."""
+    """A Flower app whose client number i takes one step of SGD on its one image, of class labels[i]."""
     client, server = ClientApp(), ServerApp()
 
     @client.train()
@@ -57,7 +57,7 @@ def app(make, form="", labels=(0, 1), rounds=1, kind="train"):
         own, model = context.node_config["partition-id"], make()
         state = zip(model.state_dict(), message.content["arrays"].values(), strict=True)
         model.load_state_dict({name: torch.from_numpy(array.numpy().copy()) for name, array in state})
-        nn.functional.cross_entropy(model(picture_of(own) * 2 - 1), torch.tensor([labels[own]])).backward()
+        nn.functional.cross_entropy(model(image_of(own) * 2 - 1), torch.tensor([labels[own]])).backward()
         new = {name: (p - 0.1 * p.grad).detach() for name, p in model.named_parameters()}
         content = {"arrays": sent(new, form), "metrics": MetricRecord({"num-examples": 1})}
         return Message(RecordDict(content), reply_to=message)
@@ -111,7 +111,7 @@ def test_an_app_is_audited_whatever_its_arrays_are_called(form, says, fedsim, au
     assert page.count('alt="patch_embedding, client') == 6 and "<figcaption>Original" not in page
 
 
-def test_a_picture_of_an_observed_client_is_found_and_shown(fedsim, audit_yaml, tmp_path):
+def test_a_image_of_an_observed_client_is_found_and_shown(fedsim, audit_yaml, tmp_path):
     from safetensors.torch import load_file
 
     observe(tmp_path / "run", *app(lambda: vit(10), "net."), audit_yaml())
@@ -119,7 +119,7 @@ def test_a_picture_of_an_observed_client_is_found_and_shown(fedsim, audit_yaml, 
     for client in range(2):
         folder = tmp_path / "run" / "artifacts" / "round-0001" / f"client-{client:03d}"
         found = load_file(folder / "00-patch_embedding.safetensors")["images"]
-        assert torch.allclose(found, picture_of(client), atol=1e-3)
+        assert torch.allclose(found, image_of(client), atol=1e-3)
         assert (folder / "00-patch_embedding.png").is_file() and not (folder / "originals.png").exists()
 
 

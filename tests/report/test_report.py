@@ -106,7 +106,7 @@ def test_the_page_is_well_formed_and_loads_nothing(run: Path) -> None:
     assert "@import" not in style[1]
 
 
-def test_every_picture_has_an_alternative_text_and_every_jump_a_target(run: Path) -> None:
+def test_every_image_has_an_alternative_text_and_every_jump_a_target(run: Path) -> None:
     shown = page(run)
     assert all(len(image["alt"]) > 10 for image in shown.attributes("img"))
     identifiers = [attributes["id"] for _, attributes in shown.tags if "id" in attributes]
@@ -257,12 +257,12 @@ def test_the_blind_control_is_drawn_where_there_is_one_round() -> None:
     assert drawn.count(f'"#{marker}"') == 2
 
 
-def test_a_picture_that_cannot_be_read_is_noted(run: Path) -> None:
+def test_a_image_that_cannot_be_read_is_noted(run: Path) -> None:
     (run / "artifacts/round-0001/client-000/originals.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     assert "artifacts/round-0001/client-000/originals.png: not readable as a PNG." in page(run).text
 
 
-def test_a_picture_outside_the_run_folder_is_not_read(run: Path) -> None:
+def test_a_image_outside_the_run_folder_is_not_read(run: Path) -> None:
     shutil.copy(run / "artifacts/round-0001/client-000/originals.png", run.parent / "secret.png")
     records = lines_of(run / "records.jsonl")
     records[0]["artifacts"]["reconstructions"] = "../secret.png"
@@ -306,10 +306,10 @@ def test_a_single_audited_round_without_controls_is_shown(run: Path) -> None:
     text = page(run).text
     assert "59.9 dB" in text
     assert "it was scored beside no control" in text
-    assert "Inconclusive for the pictures" in text
+    assert "Inconclusive for the images" in text
 
 
-def test_large_pictures_are_embedded_at_the_size_they_are_shown(run: Path) -> None:
+def test_large_images_are_embedded_at_the_size_they_are_shown(run: Path) -> None:
     from PIL import Image
 
     path = run / "artifacts/round-0001/client-000/originals.png"
@@ -328,7 +328,7 @@ def test_the_overview_figure_has_a_column_per_client_and_stable_bytes(run: Path)
     assert (run / "figures" / "overview.png").read_bytes() == first
 
 
-def test_a_run_without_pictures_has_no_figure(run: Path) -> None:
+def test_a_run_without_images_has_no_figure(run: Path) -> None:
     (run / "records.jsonl").write_text("")
     render(run)
     assert not (run / "figures").exists()
@@ -340,7 +340,7 @@ def test_lines_that_state_the_same_plugin_share_it_in_memory(run: Path) -> None:
     assert len({id(use) for record in records for use in record.defenses}) == 1
 
 
-def test_pictures_beyond_the_size_of_a_page_are_left_out_and_those_of_leaks_come_first(
+def test_images_beyond_the_size_of_a_page_are_left_out_and_those_of_leaks_come_first(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
@@ -352,8 +352,8 @@ def test_pictures_beyond_the_size_of_a_page_are_left_out_and_those_of_leaks_come
     monkeypatch.setattr(gallery, "_MOST_EMBEDDED", 1)
     text = render(run).read_text()
     assert re.findall(r"<h3>Client (\d)", text) == ["1"] and text.count('id="client-1-round-') == 1
-    assert "Pictures of clients 0 and 1 are left out in part" in Page(text).text
-    assert "Pictures of clients 0 and 1 are left out in part" in (run / "report.md").read_text()
+    assert "Images of clients 0 and 1 are left out in part" in Page(text).text
+    assert "Images of clients 0 and 1 are left out in part" in (run / "report.md").read_text()
 
 
 def test_attempts_beyond_the_size_of_a_page_are_in_the_tables_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

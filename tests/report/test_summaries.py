@@ -156,7 +156,7 @@ def test_levels_follow_the_thresholds(metric: str, value: float, control: float 
     assert rate(metric, value, control, worse) == level
 
 
-def test_a_picture_that_shows_no_more_than_its_own_mean_color_leaks_in_part_alone() -> None:
+def test_a_image_that_shows_no_more_than_its_own_mean_color_leaks_in_part_alone() -> None:
     assert rate("psnr", 20.0, 12.0, "higher", floor=20.5) == "partial"
     assert rate("psnr", 20.0, 12.0, "higher", floor=19.0) == "leaks"
     assert rate("psnr", 12.5, 12.0, "higher", floor=30.0) == "none"
@@ -198,12 +198,12 @@ def test_records_older_than_chance_are_rated_against_the_better_blind_guess() ->
     assert (row.best, row.verdict) == (("prior", 0.75), "leaks")
 
 
-def test_another_clients_picture_stays_a_control_that_rates() -> None:
+def test_another_clients_image_stays_a_control_that_rates() -> None:
     (row,) = by_client([record(psnr=[15.0], controls={**GREY, "wrong_update": {"psnr": 14.5}})])
     assert (row.best, row.beside, row.level) == (("wrong_update", 14.5), None, "none")
 
 
-def test_one_leaked_round_in_many_is_a_leak_of_pictures_but_not_of_labels() -> None:
+def test_one_leaked_round_in_many_is_a_leak_of_images_but_not_of_labels() -> None:
     controls = {"grey": {"psnr": 10.0}, "prior": {"label_recall": 0.1}}
     records = [
         record(round=r, psnr=[80.0 if r == 7 else 10.0], label_recall=[float(r == 7)], controls=controls)
@@ -248,7 +248,7 @@ def test_the_headline_counts_the_clients_that_leak_and_names_their_defenses() ->
     records = [Record.model_validate(one.model_dump() | {"workload": workload}) for one in records]
     found = overview.headline(run_data(*records), lines(*records))
     assert found == (
-        "3 of 5 clients leak their pictures: clients 0, 1 and 2 (no defense), "
+        "3 of 5 clients leak their images: clients 0, 1 and 2 (no defense), "
         "most clearly at 62.0 dB PSNR where the best blind guess reaches 10.0 dB (own mean color, "
         "a floor known from the truth: 12.0 dB); 2 resisted inversion."
     )
@@ -267,15 +267,15 @@ UNPROVEN = "the client carries no defense, and the attack fails nevertheless: it
         ),
         (
             [record(psnr=[60.0])],
-            "Inconclusive for the pictures of the only client: inversion: it was scored beside no control.",
+            "Inconclusive for the images of the only client: inversion: it was scored beside no control.",
         ),
         (
             [record(psnr=[10.0], controls=GREY)],
-            f"Inconclusive for the pictures of the only client: inversion: {UNPROVEN}.",
+            f"Inconclusive for the images of the only client: inversion: {UNPROVEN}.",
         ),
         (
             [record(psnr=[13.5], controls=GREY), record(client=1, psnr=[10.0], controls=GREY)],
-            "1 of 2 clients leaks part of its pictures: client 0 (no defense), most clearly at 13.5 dB PSNR where the best "
+            "1 of 2 clients leaks part of its images: client 0 (no defense), most clearly at 13.5 dB PSNR where the best "
             "blind guess reaches 10.0 dB (own mean color, a floor known from the truth: 12.0 dB); 1 is inconclusive (client 1; "
             f"inversion: {UNPROVEN}).",
         ),

@@ -1,4 +1,4 @@
-"""Trajectories in the report: the pictures, the curves and the table, and nothing of it where no attack saved one."""
+"""Trajectories in the report: the images, the curves and the table, and nothing of it where no attack saved one."""
 
 import base64
 import csv
@@ -49,7 +49,7 @@ def with_trajectory(line: dict[str, Any], run: Path, size: tuple[int, int] = (32
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Return the stored run, in which every finding with pictures has a trajectory."""
+    """Return the stored run, in which every finding with images has a trajectory."""
     folder = Path(shutil.copytree(GOLDEN / "run", tmp_path / "run"))
     write(
         folder,
@@ -70,7 +70,7 @@ def trajectories(run: Path) -> list[dict[str, str]]:
     return [image for image in images(run) if image["alt"].startswith("Trajectory of ")]
 
 
-def test_the_trajectory_stands_under_the_pictures_of_its_client_and_round_with_its_steps(run: Path) -> None:
+def test_the_trajectory_stands_under_the_images_of_its_client_and_round_with_its_steps(run: Path) -> None:
     alternatives = [image["alt"] for image in images(run)]
     for round in (1, 2):
         trajectory = alternatives.index(
@@ -134,7 +134,7 @@ def test_a_run_without_trajectories_has_no_section_and_no_table(run: Path) -> No
     assert not (run / "tables" / "films.csv").exists()
 
 
-def test_a_trajectory_whose_picture_is_missing_or_elsewhere_is_noted_and_its_curve_shown(run: Path) -> None:
+def test_a_trajectory_whose_image_is_missing_or_elsewhere_is_noted_and_its_curve_shown(run: Path) -> None:
     lines = lines_of(run)
     (run / lines[0]["artifacts"]["film"]).unlink()
     where = next(index for index, line in enumerate(lines[1:], 1) if "film" in line)

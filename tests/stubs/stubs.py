@@ -28,7 +28,7 @@ from fedsim.source import Pool
 
 @dataclass(frozen=True, kw_only=True)
 class Guess(Attack):
-    """Random pictures and labels, a function of the generator and of the update."""
+    """Random images and labels, a function of the generator and of the update."""
 
     citation: ClassVar[str] = "none"
     recovers = frozenset({"images", "labels"})
@@ -76,7 +76,7 @@ class SeesClient(SeesRun):
 
 @dataclass(frozen=True, kw_only=True)
 class AllAuxiliary(Attack):
-    """Never looks at the update: returns all auxiliary pictures, some of which are near any picture."""
+    """Never looks at the update: returns all auxiliary images, some of which are near any image."""
 
     citation: ClassVar[str] = "none"
     needs = frozenset({"auxiliary_data"})
@@ -102,7 +102,7 @@ class RaisesOn(Attack):
         if observation.update.client == self.raises:
             raise RuntimeError("out of luck")
         if observation.update.client == self.refuses:
-            raise AttackRefusedError("one picture at a time")
+            raise AttackRefusedError("one image at a time")
         return Guess().run(observation, generator)
 
 
@@ -127,7 +127,7 @@ class EndsOn(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Fades(Attack):
-    """One set of random pictures fades into another; tells every step and trajectories it."""
+    """One set of random images fades into another; tells every step and trajectories it."""
 
     citation: ClassVar[str] = "none"
     recovers = frozenset({"images"})
@@ -216,7 +216,7 @@ class Claims(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadsHead(Attack):
-    """Soft label and head input of a single picture, by division: rows of the head's gradient are (p - y) h."""
+    """Soft label and head input of a single image, by division: rows of the head's gradient are (p - y) h."""
 
     citation: ClassVar[str] = "none"
     recovers = frozenset({"labels", "features"})
@@ -453,7 +453,7 @@ class Shaken(Defense):
     def protect_batch(
         self, images: Images, labels: Labels, context: ClientContext, generator: torch.Generator
     ) -> tuple[Images, Labels]:
-        """Return the pictures, with noise where that is its place."""
+        """Return the images, with noise where that is its place."""
         return images + self._noise(images, generator) if self._is_on("batch", context) else images, labels
 
     def train_step(
@@ -489,8 +489,8 @@ class Rearranges(Defense):
     """Changes what the client trains on in a way that can be undone.
 
     Args:
-        how: `mirrors` the pictures, `shuffles` their patches of 8 pixels, `turns` each patch by half, `renames` the classes,
-            `drops` all pictures but the first, `repeats` every step.
+        how: `mirrors` the images, `shuffles` their patches of 8 pixels, `turns` each patch by half, `renames` the classes,
+            `drops` all images but the first, `repeats` every step.
         hook: where; `model` is on its way into the model.
         source: of the order of the patches; `fresh` is drawn from the system, so that nobody can draw it again.
     """

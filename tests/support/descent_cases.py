@@ -1,4 +1,4 @@
-"""Pictures of 8 x 8 pixels, ViTs for them, and objectives of their gradient, for the tests of the optimization attacks."""
+"""Images of 8 x 8 pixels, ViTs for them, and objectives of their gradient, for the tests of the optimization attacks."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import torch
 from fedsim_attacks.gradient_matching import GradientMatching
 from fedsim_attacks.matching.distances import DISTANCES, row_cosine
 from fedsim_attacks.matching.input_gradients import Evaluation
-from fedsim_attacks.matching.objective import Candidate, GradientTerm, Objective, PictureTerm, constant
+from fedsim_attacks.matching.objective import Candidate, GradientTerm, ImageTerm, Objective, constant
 from fedsim_attacks.update.client_gradient import ClientGradient, OneGradient
 from fedsim_attacks.update.tensors import Gradients, Scalar
 from vit_cases import build, gradient, observe, photos
@@ -22,7 +22,7 @@ from fedsim.metrics.image import psnr
 from fedsim.metrics.matching import match
 
 SIDE = 8
-# The gradient of the projection of one patch is the picture up to a factor, so matching has to find it.
+# The gradient of the projection of one patch is the image up to a factor, so matching has to find it.
 ONE_PATCH, FOUR_PATCHES = 8, 4
 
 
@@ -76,14 +76,14 @@ def objective(
     positions: bool = False,
     priors: Sequence[Callable[[Candidate], Scalar]] = (),
 ) -> Objective:
-    """Return the distance to an observed gradient, of pictures that are a variable of their own."""
+    """Return the distance to an observed gradient, of images that are a variable of their own."""
     terms = [GradientTerm(constant(1.0), lambda found: DISTANCES.own[distance](found, observed))]
     if positions:
         place = list(response.names).index("pos_embed")
         terms.append(GradientTerm(constant(10.0), lambda found: row_cosine(found[place], observed[place])))
-    pictures = [PictureTerm(constant(0.1), prior) for prior in priors]
+    pictures = [ImageTerm(constant(0.1), prior) for prior in priors]
     normalization = models.normalization(response.model)
-    return Objective(response, lambda variables: variables["pictures"], normalization, terms, pictures)
+    return Objective(response, lambda variables: variables["images"], normalization, terms, pictures)
 
 
 def one_gradient(model: torch.nn.Module, batch: LabeledImages) -> tuple[OneGradient, list[torch.Tensor]]:
@@ -94,7 +94,7 @@ def one_gradient(model: torch.nn.Module, batch: LabeledImages) -> tuple[OneGradi
 
 def starts(restarts: int, batch: LabeledImages, seed: int = 0) -> dict[str, torch.Tensor]:
     drawn = torch.randn(restarts, *batch.images.shape, generator=torch.Generator().manual_seed(seed))
-    return {"pictures": 0.5 * drawn}
+    return {"images": 0.5 * drawn}
 
 
 def flat(slope: Evaluation) -> torch.Tensor:

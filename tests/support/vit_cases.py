@@ -1,4 +1,4 @@
-"""Real updates of timm ViTs on real pictures, for the attacks' tests."""
+"""Real updates of timm ViTs on real images, for the attacks' tests."""
 
 from typing import Any
 

@@ -16,14 +16,14 @@ from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation, Trajectory
 from fedsim.progress import advance
 from fedsim.seeds import torch_generator
-from fedsim.testing import ALL_GRANTS, check_attack, observation, random_pictures
+from fedsim.testing import ALL_GRANTS, check_attack, observation, random_images
 
 plugin = dataclass(frozen=True, kw_only=True)
 
 
 @plugin
 class Sound(Attack):
-    """Random pictures, labels and features."""
+    """Random images, labels and features."""
 
     citation: ClassVar[str] = "Nobody. Nothing. https://example.org"
     needs: ClassVar[frozenset[Need]] = frozenset({"normalization"})
@@ -122,7 +122,7 @@ BROKEN = {
         "changes the names in what it is given: new",
     ),
     "update watched": (doing(lambda o: o.update.tensors["head.bias"].requires_grad_()), "sets requires_grad of head"),
-    "auxiliary changed": (doing(spoil_auxiliary), "changes the auxiliary pictures in place"),
+    "auxiliary changed": (doing(spoil_auxiliary), "changes the auxiliary images in place"),
     "labels changed": (doing(spoil_labels), "changes the labels in place"),
     "torch drawn": (doing(lambda o: torch.rand(())), "changes torch's global generator"),
     "torch seeded": (doing(lambda o: torch.default_generator.manual_seed(9)), "changes torch's global generator"),
@@ -132,13 +132,13 @@ BROKEN = {
     "labels remembered": (altered(labels=lambda x: torch.full_like(x, next(calls) % 10)), "but other labels"),
     "features remembered": (altered(features=lambda x: x + next(calls)), "but other features"),
     "clock in the trace": (altered(trace=lambda x: {"at": time.perf_counter()}), "trace or cautions differ"),
-    "small pictures": (altered(images=lambda x: x[..., :16]), r"shape \(n, 3, 32, 32\); got float32 of shape \(2, 3,"),
-    "one picture without batch": (altered(images=lambda x: x[0]), r"shape \(n, 3, 32, 32\)"),
-    "bytes for pictures": (altered(images=lambda x: (255 * x).byte()), "must be detached floats"),
-    "complex pictures": (altered(images=lambda x: x.to(torch.complex64)), "images must be real, got complex64"),
-    "sparse pictures": (altered(images=lambda x: x.to_sparse()), "images must be a dense tensor"),
-    "pictures as an array": (altered(images=lambda x: x.numpy()), "images must be a tensor, got ndarray"),
-    "pictures with a graph": (altered(images=lambda x: x.requires_grad_()), "detached floats .* requires_grad"),
+    "small images": (altered(images=lambda x: x[..., :16]), r"shape \(n, 3, 32, 32\); got float32 of shape \(2, 3,"),
+    "one image without batch": (altered(images=lambda x: x[0]), r"shape \(n, 3, 32, 32\)"),
+    "bytes for images": (altered(images=lambda x: (255 * x).byte()), "must be detached floats"),
+    "complex images": (altered(images=lambda x: x.to(torch.complex64)), "images must be real, got complex64"),
+    "sparse images": (altered(images=lambda x: x.to_sparse()), "images must be a dense tensor"),
+    "images as an array": (altered(images=lambda x: x.numpy()), "images must be a tensor, got ndarray"),
+    "images with a graph": (altered(images=lambda x: x.requires_grad_()), "detached floats .* requires_grad"),
     "pixels too bright": (altered(images=lambda x: x + 1), r"pixels must be finite and in \[0, 1\]"),
     "pixels not finite": (altered(images=lambda x: x.where(x > 0.5, torch.nan)), "pixels must be finite"),
     "labels too large": (altered(labels=lambda x: x + 10), "integers from 0 to 9"),
@@ -170,7 +170,7 @@ BROKEN = {
     ),
     "trajectory of other size": (
         filmed(images=lambda x: x[..., :16]),
-        r"shape \(frames, 2, 3, 32, 32\), the finding's pictures",
+        r"shape \(frames, 2, 3, 32, 32\), the finding's images",
     ),
     "trajectory of other count": (filmed(images=lambda x: x[:, :1]), r"shape \(frames, 2, 3, 32, 32\)"),
     "trajectory too bright": (filmed(images=lambda x: x + 1), r"pixels of a trajectory must be finite and in \[0, 1\]"),
@@ -224,14 +224,14 @@ def test_a_trajectory_and_steps_that_are_told_pass(monkeypatch: pytest.MonkeyPat
     check_attack(Sound)
 
 
-def test_a_trajectory_without_pictures_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trajectory_without_images_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(self: Attack, observation: Observation, generator: torch.Generator) -> Finding:
         finding = filmed()(self, observation, generator)
         object.__setattr__(finding, "images", None)
         return finding
 
     monkeypatch.setattr(Sound, "run", run)
-    with pytest.raises(AssertionError, match="returns a trajectory without pictures"):
+    with pytest.raises(AssertionError, match="returns a trajectory without images"):
         check_attack(Sound)
 
 
@@ -258,7 +258,7 @@ FACTS = {
         {"pictures": 1},
         "applicability is faulty: expected an Applicability or None",
     ),
-    "made for half a picture": ("applies", unchecked(pictures=0.5), "pictures: expected None or a whole number"),
+    "made for half an image": ("applies", unchecked(pictures=0.5), "pictures: expected None or a whole number"),
     "made for a model unheard of": ("applies", unchecked(model=("a head",)), "model: 'a head' is none of linear"),
     "nothing recovered": ("recovers", frozenset(), "recovers is empty"),
     "labels unannounced": ("recovers", frozenset({"images"}), "found features, labels, which Sound.recovers does not"),
@@ -284,7 +284,7 @@ def test_an_attack_sees_no_more_than_it_needs_in_some_runs(monkeypatch: pytest.M
 
 
 def test_an_observation_without_a_needed_grant_is_the_callers_fault() -> None:
-    seen = observation(random_pictures(torch_generator(0)), grants=["labels"])
+    seen = observation(random_images(torch_generator(0)), grants=["labels"])
     with pytest.raises(AssertionError, match="needs normalization, which this observation does not grant"):
         check_attack(Sound, observations=[seen])
 

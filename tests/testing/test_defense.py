@@ -25,7 +25,7 @@ TINY = build(ModelPart(name="vit_nano", kwargs={"embed_dim": 16, "depth": 1, "nu
 
 @plugin
 class Sound(Defense):
-    """Uses every hook: adds a parameter, noises pictures, softens labels, adds a term, scales and noises updates."""
+    """Uses every hook: adds a parameter, noises images, softens labels, adds a term, scales and noises updates."""
 
     citation: ClassVar[str] = "Nobody. Nothing. https://example.org"
 
@@ -139,15 +139,15 @@ def stated(*budgets: PrivacyBudget | None) -> Any:
 FINE, LESS = PrivacyBudget(2.0, 1e-5, "replace"), PrivacyBudget(1.0, 1e-5, "replace")
 BROKEN = {
     # protect_batch
-    "pictures overwritten": ("protect_batch", before("protect_batch", lambda i, *r: i.zero_()), "the images in place"),
+    "images overwritten": ("protect_batch", before("protect_batch", lambda i, *r: i.zero_()), "the images in place"),
     "labels overwritten": ("protect_batch", after("protect_batch", lambda i, y, *r: y.zero_()), "the labels in place"),
     "batch by mood": ("protect_batch", returning("protect_batch", lambda b: (b[0] + next(calls), b[1])), "same batch"),
-    "pictures cropped": (
+    "images cropped": (
         "protect_batch",
         returning("protect_batch", lambda b: (b[0][..., :16], b[1])),
-        "turns pictures of shape",
+        "turns images of shape",
     ),
-    "label lost": ("protect_batch", returning("protect_batch", lambda b: (b[0], b[1][1:])), "1 pictures and 0 labels"),
+    "label lost": ("protect_batch", returning("protect_batch", lambda b: (b[0], b[1][1:])), "1 images and 0 labels"),
     "batch from torch": ("protect_batch", before("protect_batch", lambda *a: torch.rand(())), "torch's global gen"),
     # train_step
     "step from numpy": ("train_step", before("train_step", lambda *a: np.random.rand()), "NumPy's global generator"),
@@ -173,7 +173,7 @@ BROKEN = {
         returning("train_step", lambda loss: loss.clone().requires_grad_()),
         "a detached scalar",
     ),
-    "loss per picture": ("train_step", returning("train_step", lambda loss: loss.view(1)), "a detached scalar"),
+    "loss per image": ("train_step", returning("train_step", lambda loss: loss.view(1)), "a detached scalar"),
     "loss infinite": ("train_step", returning("train_step", lambda loss: loss / 0), "returns the loss inf"),
     # protect_update
     "tensor dropped": ("protect_update", with_tensors(lambda t: dict(list(t.items())[1:])), "must keep the names"),

@@ -85,16 +85,16 @@ def test_a_client_resists_where_a_calibration_of_the_round_leaks():
 @pytest.mark.parametrize(
     ("proof", "says"),
     [
-        ([], "it was not calibrated on updates of a picture as this client's"),
-        ([calibration(12.5, 12.0, 11.0)], "pictures leak from 0 of 3 updates without a defense"),
+        ([], "it was not calibrated on updates of an image as this client's"),
+        ([calibration(12.5, 12.0, 11.0)], "images leak from 0 of 3 updates without a defense"),
         ([calibration(round=2)], "it was not calibrated"),
         ([calibration(status="failed", message="broke")], "its calibration failed"),
         ([calibration(attack={"name": "inversion", "params": {"steps": 9}})], "it was not calibrated"),
         ([calibration(grants=["labels"])], "it was not calibrated"),
         ([calibration(workload=MANY)], "it was not calibrated"),
-        ([calibration(60.0)], "pictures leak from 1 of 1 updates without a defense"),
-        ([calibration(149.0, 11.0, 12.0, 10.0)], "pictures leak from 1 of 4 updates without a defense"),
-        ([calibration(60.0, 11.0)], "pictures leak from 1 of 2 updates without a defense"),
+        ([calibration(60.0)], "images leak from 1 of 1 updates without a defense"),
+        ([calibration(149.0, 11.0, 12.0, 10.0)], "images leak from 1 of 4 updates without a defense"),
+        ([calibration(60.0, 11.0)], "images leak from 1 of 2 updates without a defense"),
     ],
 )
 def test_without_a_calibration_of_which_most_leak_at_the_same_place_nothing_is_claimed(proof, says):
@@ -112,7 +112,7 @@ def test_leaks_of_small_updates_are_no_proof_for_large_ones():
     small = [line(60.0, client=c) for c in (0, 1, 2)]
     large = line(11.0, client=3, defenses=MASK, workload=MANY)
     found = of_client(judged(*small, large), 3)
-    assert found.verdict == "inconclusive" and "not calibrated on updates of 60 pictures" in found.reason
+    assert found.verdict == "inconclusive" and "not calibrated on updates of 60 images" in found.reason
     assert of_client(judged(*small, line(11.0, client=3, defenses=MASK)), 3).verdict == "resisted"
 
 
@@ -123,7 +123,7 @@ def test_a_calibration_of_which_few_leak_outweighs_unprotected_clients_that_all_
 
 
 def test_a_calibration_is_rated_by_what_the_attack_finds_in_another_update_too():
-    """An attack that never looks, and whose pictures happen to be near, finds the same in every update."""
+    """An attack that never looks, and whose images happen to be near, finds the same in every update."""
     blind = calibration(60.0, 61.0, 62.0, controls={**CONTROLS, "wrong_update": {"psnr": 61.0}})
     (row,) = judged(line(11.0, defenses=MASK), calibrations=[blind])
     assert row.verdict == "inconclusive" and "leak from 0 of 3" in row.reason
@@ -144,7 +144,7 @@ def test_a_client_that_only_the_strategy_protects_never_resists_and_proves_nothi
 
 
 def test_what_leaks_as_much_from_another_clients_update_is_never_said_to_have_resisted():
-    """Two clients with the same picture, found exactly: the other one's finding scores as much."""
+    """Two clients with the same image, found exactly: the other one's finding scores as much."""
     same = line(119.0, defenses=MASK, controls={**CONTROLS, "wrong_update": {"psnr": 119.0}})
     (row,) = judged(same, calibrations=[calibration()])
     assert row.verdict == "inconclusive" and "finds as much in another client's update" in row.reason
@@ -152,14 +152,14 @@ def test_what_leaks_as_much_from_another_clients_update_is_never_said_to_have_re
     assert judged(blind, calibrations=[calibration()])[0].verdict == "resisted"
 
 
-def test_a_picture_of_a_batch_that_another_clients_update_explains_is_never_said_to_have_resisted():
+def test_a_image_of_a_batch_that_another_clients_update_explains_is_never_said_to_have_resisted():
     example = {"psnr": {"index": 3, "value": 110.0, "control": 12.0, "floor": 18.0, "luck": 98.0}}
     (row,) = judged(line(11.0, defenses=MASK, best_example=example), calibrations=[calibration()])
     assert row.verdict == "inconclusive" and "finds as much in another client's update" in row.reason
 
 
 def batch(best, others=7):
-    """Return a record of a batch of which one picture is found so many decibels beyond a blind guess of it."""
+    """Return a record of a batch of which one image is found so many decibels beyond a blind guess of it."""
     values = [12.0 + best, *[11.0] * others]
     score = {"value": sum(values) / len(values), "per_example": values, "worse": "higher"}
     example = {"psnr": {"index": 0, "value": 12.0 + best, "control": 12.0, "floor": 11.5, "luck": 0.0}}
@@ -169,7 +169,7 @@ def batch(best, others=7):
 @pytest.mark.parametrize(
     ("best", "verdict"), [(0.5, "resisted"), (1.05, "inconclusive"), (5.9, "partial"), (6.1, "leaks")]
 )
-def test_the_best_picture_of_a_batch_counts_as_the_best_of_as_many(best, verdict):
+def test_the_best_image_of_a_batch_counts_as_the_best_of_as_many(best, verdict):
     (row,) = judged(batch(best), calibrations=[calibration()])
     assert row.verdict == verdict
     assert (row.peak.example is not None) == (best > 1)
@@ -213,13 +213,13 @@ def test_one_round_without_proof_leaves_the_client_inconclusive():
 
 
 def test_an_attack_that_is_not_made_for_the_update_proves_nothing():
-    unfit = line(11.0, defenses=MASK, inapplicable=["it is made for 1 picture in an update, and here are 500"])
+    unfit = line(11.0, defenses=MASK, inapplicable=["it is made for 1 image in an update, and here are 500"])
     (row,) = judged(unfit, calibrations=[calibration()])
-    assert (row.verdict, row.reason) == ("inconclusive", "it is made for 1 picture in an update, and here are 500")
+    assert (row.verdict, row.reason) == ("inconclusive", "it is made for 1 image in an update, and here are 500")
 
 
 def test_a_leak_is_a_leak_even_where_the_attack_is_not_made_for_the_update():
-    (row,) = judged(line(60.0, inapplicable=["it is made for 1 picture in an update, and here are 2"]))
+    (row,) = judged(line(60.0, inapplicable=["it is made for 1 image in an update, and here are 2"]))
     assert row.verdict == "leaks"
 
 
@@ -227,7 +227,7 @@ def test_a_leak_is_a_leak_even_where_the_attack_is_not_made_for_the_update():
 def test_a_failed_or_refused_attempt_proves_nothing(status):
     rows = judged(line(status=status, message="no luck", defenses=MASK), calibrations=[calibration()])
     (entry,) = entries(rows)
-    assert (entry.kind, entry.verdict) == ("pictures", "inconclusive")
+    assert (entry.kind, entry.verdict) == ("images", "inconclusive")
     assert entry.reason.endswith("no luck")
 
 
@@ -269,7 +269,7 @@ def test_one_exact_copy_in_a_batch_of_many_is_a_leak_that_the_mean_hides():
     assert (row.verdict, row.peak.example.index) == ("leaks", 17)
 
 
-def test_the_best_of_many_pictures_is_no_leak_where_another_clients_update_does_as_well():
+def test_the_best_of_many_images_is_no_leak_where_another_clients_update_does_as_well():
     examples = {"psnr": {"index": 17, "value": 19.5, "control": 12.0, "floor": 18.0, "luck": 7.0}}
     (row,) = judged(line(12.1, defenses=MASK, best_example=examples), calibrations=[calibration()])
     assert row.verdict == "inconclusive"
@@ -306,23 +306,23 @@ def test_the_verdict_of_a_client_is_the_worst_over_what_may_leak():
     counted = counted.model_copy(update={"controls": {"chance": {"label_recall": 0.2}}})
     rows = judged(line(11.0, defenses=MASK), counted, calibrations=[calibration()])
     found = client_verdicts(entries(rows))[0]
-    assert (found.verdict, found.kinds) == ("leaks", {"pictures": "resisted", "labels": "leaks"})
+    assert (found.verdict, found.kinds) == ("leaks", {"images": "resisted", "labels": "leaks"})
 
 
 def beside(other, **fields):
-    """Return the verdict on the pictures of a client that resisted one attack, and of which another one has this record."""
+    """Return the verdict on the images of a client that resisted one attack, and of which another one has this record."""
     strong = {"name": "strong", **fields.pop("attack", {})}
     records = [line(11.0, defenses=MASK), line(other, attack=strong, defenses=MASK, **fields)]
     lines = entries(judged(*records, calibrations=[calibration(), calibration(attack={"name": "strong"})]))
     read = run_data(*records, calibrations=[calibration(), calibration(attack={"name": "strong"})])
-    return client_verdicts(lines)[0].kinds["pictures"], headline(read, lines)
+    return client_verdicts(lines)[0].kinds["images"], headline(read, lines)
 
 
 def test_an_attack_that_is_known_to_work_outweighs_one_that_cannot_tell_and_the_headline_names_both():
-    found, said = beside(11.0, inapplicable=["it is made for 1 picture in an update, and here are 500"])
+    found, said = beside(11.0, inapplicable=["it is made for 1 image in an update, and here are 500"])
     assert found == "resisted"
-    assert said == "No leak of pictures was found: 1 of 1 client resisted inversion (strong cannot tell)."
-    assert beside(11.0)[1] == "No leak of pictures was found: 1 of 1 client resisted inversion and strong."
+    assert said == "No leak of images was found: 1 of 1 client resisted inversion (strong cannot tell)."
+    assert beside(11.0)[1] == "No leak of images was found: 1 of 1 client resisted inversion and strong."
 
 
 @pytest.mark.parametrize(
@@ -337,15 +337,15 @@ def test_an_attack_that_is_known_to_work_outweighs_one_that_cannot_tell_and_the_
 def test_an_attack_that_met_something_is_not_outweighed_by_one_that_resisted(fields):
     found, said = beside(fields.pop("value", 11.0), **fields)
     assert found == "inconclusive"
-    assert said.startswith("Inconclusive for the pictures of the only client: strong: ")
+    assert said.startswith("Inconclusive for the images of the only client: strong: ")
 
 
-def test_a_client_whose_pictures_were_never_attacked_is_not_said_to_have_resisted():
+def test_a_client_whose_images_were_never_attacked_is_not_said_to_have_resisted():
     labels = [counted(0.1, 1), *(counted(1.0, 1).model_copy(update={"client": c, "defenses": ()}) for c in (1, 2))]
     lines = [entry for entry in entries(judged(*labels)) if entry.client == 0]
     found = client_verdicts(lines)[0]
     assert (found.kinds, found.verdict, overall(lines)) == ({"labels": "resisted"}, "inconclusive", "inconclusive")
-    assert headline(run_data(*labels), lines).endswith("pictures were not attacked.")
+    assert headline(run_data(*labels), lines).endswith("images were not attacked.")
 
 
 def test_what_cannot_be_known_is_worse_than_what_resisted():
@@ -395,7 +395,7 @@ def audited(*records, clients=(0, 1), rounds=(1,), attacks=("inversion",), calib
 def test_all_that_was_asked_for_and_found_is_what_the_headline_says():
     records = [line(11.0, client=c, defenses=MASK) for c in (0, 1)]
     said, verdict, _ = audited(*records, calibrations=[calibration()])
-    assert (said, verdict) == ("No leak of pictures was found: 2 of 2 clients resisted inversion.", "resisted")
+    assert (said, verdict) == ("No leak of images was found: 2 of 2 clients resisted inversion.", "resisted")
 
 
 def test_clients_and_rounds_that_the_audit_leaves_out_are_counted_and_the_run_is_inconclusive():
@@ -404,7 +404,7 @@ def test_clients_and_rounds_that_the_audit_leaves_out_are_counted_and_the_run_is
         one, rounds=(1, 2, 3), clients=(0, 1), calibrations=[calibration()], only={"clients": [1], "rounds": [1]}
     )
     assert said == (
-        "No leak of pictures was found: 1 of 2 clients resisted inversion; audited are 1 of 2 clients and 1 of 3 rounds."
+        "No leak of images was found: 1 of 2 clients resisted inversion; audited are 1 of 2 clients and 1 of 3 rounds."
     )
     assert (verdict, by_number) == ("inconclusive", {1: "resisted"})
 
@@ -414,9 +414,7 @@ def test_records_that_the_scenario_asks_for_and_that_are_gone_leave_the_client_i
     said, verdict, by_number = audited(
         *records, rounds=(1, 2, 3), calibrations=[calibration(round=r) for r in (1, 2, 3)]
     )
-    assert said.startswith(
-        "Inconclusive for the pictures of all 2 clients: inversion: no record of 2 of the 3 attempts"
-    )
+    assert said.startswith("Inconclusive for the images of all 2 clients: inversion: no record of 2 of the 3 attempts")
     assert said.endswith("audited are 1 of 3 rounds; 4 attempts that the scenario asks for have no record.")
     assert (verdict, by_number) == ("inconclusive", {0: "inconclusive", 1: "inconclusive"})
 
@@ -432,16 +430,16 @@ def test_an_attack_that_the_scenario_asks_for_and_that_left_no_record_leaves_the
 
 def test_a_leak_stays_a_leak_however_little_was_audited():
     said, verdict, _ = audited(line(60.0, client=1), clients=(0, 1, 2), only={"clients": [1]})
-    assert said.startswith("1 of 3 clients leaks its pictures") and said.endswith("; audited are 1 of 3 clients.")
+    assert said.startswith("1 of 3 clients leaks its images") and said.endswith("; audited are 1 of 3 clients.")
     assert verdict == "leaks"
 
 
 def test_the_summary_for_programs_holds_verdict_reason_value_control_and_round():
     found = json.loads(summary.as_json(Analysis(run_data(line(60.0), line(11.0, client=1, defenses=NOISE)))))
     assert (found["schema"], found["name"], found["verdict"]) == (1, "one", "leaks")
-    assert found["clients"]["1"] == {"verdict": "inconclusive", "kinds": {"pictures": "inconclusive"}}
+    assert found["clients"]["1"] == {"verdict": "inconclusive", "kinds": {"images": "inconclusive"}}
     first, second = found["attacks"]
-    assert (first["client"], first["attack"], first["kind"], first["verdict"]) == (0, "inversion", "pictures", "leaks")
+    assert (first["client"], first["attack"], first["kind"], first["verdict"]) == (0, "inversion", "images", "leaks")
     assert (first["metric"], first["value"], first["round"]) == ("psnr", 60.0, 1)
     assert (first["control"], first["floor"]) == ({"name": "grey", "value": 12.0}, {"name": "own_mean", "value": 18.0})
     assert (first["reason"], second["verdict"]) == (None, "inconclusive")

@@ -1,4 +1,4 @@
-"""Pictures in closed form: the linear systems that the first layers leave in an update, and how they are solved."""
+"""Images in closed form: the linear systems that the first layers leave in an update, and how they are solved."""
 
 from fedsim_attacks.closed_form.april_system import AprilSystem, read_april_system
 from fedsim_attacks.closed_form.bilinear import Bilinear, complete_bilinear

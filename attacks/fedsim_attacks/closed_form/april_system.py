@@ -1,4 +1,4 @@
-"""The linear system that one picture leaves in the gradients around the first attention, and what noise it carries."""
+"""The linear system that one image leaves in the gradients around the first attention, and what noise it carries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedsim_attacks.closed_form.first_attention import (
 from fedsim_attacks.closed_form.linear import Weights, decay_share
 from fedsim_attacks.update import POSITIONS, MeanGradient, TokenGradient, mean_gradient
 
-_PICTURE_VARIANCE = 0.05  # of pixels around grey
+_IMAGE_VARIANCE = 0.05  # of pixels around grey
 _NOTABLE_SUM_ERROR = 1e-3
 
 
@@ -64,13 +64,13 @@ class Noise(NamedTuple):
 
 @dataclass(frozen=True)
 class AprilSystem:
-    """A^T X Q^T = R for the pixels X of one picture, minus grey.
+    """A^T X Q^T = R for the pixels X of one image, minus grey.
 
     Args:
         attention: Q, and what else the model says.
         tokens: A, the gradients at the patches' positions.
         products: gradients of query, key and value weights, pulled back through these weights.
-        known: what a grey picture contributes to them; R is the rest.
+        known: what a grey image contributes to them; R is the rest.
         noise: standard deviations, from identities.
         is_decay_known: whether weight decay is known to be absent or has been subtracted.
     """
@@ -99,7 +99,7 @@ class AprilSystem:
         columns = attention.projection @ system.patterns.T
         scales = columns.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
         seen = (attention.inputs @ (columns / scales)).square().sum(0)
-        picture = attention.grid.count * _PICTURE_VARIANCE * scales.square()
+        picture = attention.grid.count * _IMAGE_VARIANCE * scales.square()
         pulled = attention.weights.square().sum() / attention.weights.shape[1]
         variance: Weights = self.noise.level**2 * (pulled + seen + picture)
         return variance
@@ -113,7 +113,7 @@ def read_april_system(
     Args:
         observation: the update and its model.
         normalization: of the model's input.
-        generator: of the picture on which the model is tried.
+        generator: of the image on which the model is tried.
 
     Raises:
         AttackRefusedError: the model or the update has no such system.

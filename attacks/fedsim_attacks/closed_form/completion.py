@@ -1,4 +1,4 @@
-"""Fill what an update leaves open with the smoothest picture that is plausible: what closed-form inversions share."""
+"""Fill what an update leaves open with the smoothest image that is plausible: what closed-form inversions share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Prior = Callable[[Patches], Patches]
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothInversion(Attack):
-    """Closed-form inversion of one picture, completed smoothly where the update says nothing.
+    """Closed-form inversion of one image, completed smoothly where the update says nothing.
 
     Args:
         smoothness: expected difference between neighboring pixels in [0, 1], for what the update hides.
@@ -45,7 +45,7 @@ class SmoothInversion(Attack):
 
 
 class SmoothCompletion(NamedTuple):
-    """A picture, and how it came about.
+    """An image, and how it came about.
 
     Args:
         images: one, in [0, 1].
@@ -64,11 +64,11 @@ def complete_smoothly(
     smoothness: float,
     refinements: int,
 ) -> SmoothCompletion:
-    """Return the picture that a completion gives, with the prior raised until its pixels are plausible.
+    """Return the image that a completion gives, with the prior raised until its pixels are plausible.
 
     Args:
         complete: (factor on the prior's weight, half the gradient of its energy, start) -> patches minus grey.
-        grid: how the model cuts pictures.
+        grid: how the model cuts images.
         smoothness: expected difference of neighboring pixels.
         refinements: rounds in which the completion is allowed edges where the last round found some.
     """
@@ -102,5 +102,5 @@ def is_implausible(centered: Patches, raised: float) -> bool:
 
 
 def picture(centered: Patches, grid: PatchGrid) -> Images:
-    """Return the picture whose patches, minus grey, these are."""
+    """Return the image whose patches, minus grey, these are."""
     return (grid.join(centered[None]) + GREY).clamp(0, 1).float()

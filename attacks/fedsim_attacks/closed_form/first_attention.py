@@ -33,8 +33,8 @@ class FirstAttention(NamedTuple):
     """The first attention of a model for which APRIL's identity holds.
 
     Args:
-        grid: how the model cuts pictures.
-        inputs: what the attention sees of a grey picture, prefix rows included, float64.
+        grid: how the model cuts images.
+        inputs: what the attention sees of a grey image, prefix rows included, float64.
         projection: how a patch of pixels, minus grey, adds to its row.
         weights: of query, key and value.
         has_key_bias: whether a bias moves the keys, and the attention not at all.
@@ -52,7 +52,7 @@ class FirstAttention(NamedTuple):
 def first_attention(
     observation: Observation, normalization: Normalization, generator: torch.Generator
 ) -> FirstAttention:
-    """Return the first attention, once a random picture has shown that the identity holds.
+    """Return the first attention, once a random image has shown that the identity holds.
 
     Raises:
         AttackRefusedError: it does not, or the model lacks what it speaks of.
@@ -64,7 +64,7 @@ def first_attention(
     grid = patch_grid(model)
     shape = (grid.channels, grid.rows * grid.patch, grid.columns * grid.patch)
     if shape != observation.image_shape:
-        raise AttackRefusedError(f"pictures of shape {observation.image_shape} do not fill the patch grid of {shape}.")
+        raise AttackRefusedError(f"images of shape {observation.image_shape} do not fill the patch grid of {shape}.")
     if WEIGHTS not in known:
         raise AttackRefusedError("the first block has no joint weights of query, key and value.")
     pixels = torch.cat([torch.full((1, *shape), GREY), natural_noise(1, shape, generator)])

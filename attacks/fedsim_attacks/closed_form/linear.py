@@ -1,7 +1,7 @@
 """Closed-form linear algebra of the patch embedding: noise read off identities, and regularized inversion.
 
 With A (token embed) the gradient at the tokens and X (token value) the patches, the projection's gradient is A^T X.
-Whatever the picture, three combinations vanish: the sum of A over tokens minus the gradient of the projection's bias, and
+Whatever the image, three combinations vanish: the sum of A over tokens minus the gradient of the projection's bias, and
 the sums of A and of A^T X over the embedding, because every path leaves a token through a layer norm. What they are instead
 of zero is noise.
 """
@@ -37,7 +37,7 @@ class Noise(NamedTuple):
 
 
 def noise_levels(tokens: TokenGradient, projection: ProjectionGradient, bias: BiasGradient | None) -> Noise:
-    """Estimate the noise in each tensor from the identities that hold for every picture.
+    """Estimate the noise in each tensor from the identities that hold for every image.
 
     A model without layer norms keeps the bias identity alone; then its level stands for all.
     """
@@ -70,7 +70,7 @@ def merge_bias(
 ) -> TokenGradient:
     """Return the least-squares estimate of the token gradients, given that they sum to `bias` up to noise.
 
-    It takes the noise out of the one direction that carries the picture's mean color.
+    It takes the noise out of the one direction that carries the image's mean color.
 
     Args:
         tokens: as observed.

@@ -1,4 +1,4 @@
-"""From the system of one picture to the picture: equations weighed by their noise, what is missing filled smoothly."""
+"""From the system of one image to the image: equations weighed by their noise, what is missing filled smoothly."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Conditioned(NamedTuple):
 
 
 class Inversion(NamedTuple):
-    """A picture, and how it came about.
+    """An image, and how it came about.
 
     Args:
         images: one, in [0, 1].
@@ -62,13 +62,13 @@ class Inversion(NamedTuple):
 
 
 def invert(found: PatchSystem, normalization: Normalization, smoothness: float, refinements: int) -> Inversion:
-    """Return the picture that a system holds.
+    """Return the image that a system holds.
 
     Args:
         found: the system.
         normalization: of the client's model.
         smoothness: expected difference of neighboring pixels.
-        refinements: rounds in which noise and prior are fitted to the last round's picture.
+        refinements: rounds in which noise and prior are fitted to the last round's image.
     """
     grid, tokens_and_target = found.grid, found.equations(normalization)
     conditioned = condition(found, normalization, *tokens_and_target, None)
@@ -128,7 +128,7 @@ def condition(
 
 
 def excess(found: PatchSystem, conditioned: Conditioned, normalization: Normalization) -> float:
-    """Return the residual's variance over what is no sign of a second picture, in the worst column; about 1 for one."""
+    """Return the residual's variance over what is no sign of a second image, in the worst column; about 1 for one."""
     system, basis = conditioned.system, conditioned.basis
     if found.rounding is not None:
         allowed = conditioned.variances.reshape(-1, len(basis))[0]

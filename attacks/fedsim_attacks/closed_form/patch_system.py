@@ -1,4 +1,4 @@
-"""The linear system that one picture leaves in a Vision Transformer's update, read out of it and checked."""
+"""The linear system that one image leaves in a Vision Transformer's update, read out of it and checked."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ARITHMETIC = 1e-14  # squared relative error of a float32 sum
 ROUNDING = 1e-5  # relative error of an identity that float32 arithmetic can explain
 
 _NAMES = (PROJECTION, POSITIONS, PROJECTION_BIAS)
-_PICTURE_VARIANCE = 0.05  # of pixels around a picture's mean color
+_IMAGE_VARIANCE = 0.05  # of pixels around an image's mean color
 
 
 class EntryNoise(NamedTuple):
@@ -57,10 +57,10 @@ class EntryNoise(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchSystem:
-    """A^T X = G for the pixels of one picture, minus grey.
+    """A^T X = G for the pixels of one image, minus grey.
 
     Args:
-        grid: how the model cuts pictures.
+        grid: how the model cuts images.
         tokens: A without prefix rows; as shared, or with masked rows restored.
         projection: gradient of the patch projection as shared.
         bias: gradient of its bias; None where there is none.
@@ -140,18 +140,18 @@ class PatchSystem:
 
         Args:
             normalization: of the client's model.
-            estimate: X so far; an average picture until there is one.
+            estimate: X so far; an average image until there is one.
         """
         assert self.rounding is not None
         shape = (self.grid.count, self.grid.values)
-        squares = self.tokens.new_full(shape, _PICTURE_VARIANCE) if estimate is None else estimate.square()
+        squares = self.tokens.new_full(shape, _IMAGE_VARIANCE) if estimate is None else estimate.square()
         variance = self.rounding.projection * self._per_value(normalization.std).square()
         variance = variance + self.rounding.tokens.T @ squares
         arithmetic = ARITHMETIC * (self.projection.square().mean() + self.tokens.square().mean())
         return variance + arithmetic
 
     def _variance(self, level: float, normalization: Normalization) -> Weights:
-        unknown = self.noise.tokens**2 * self.grid.count * _PICTURE_VARIANCE
+        unknown = self.noise.tokens**2 * self.grid.count * _IMAGE_VARIANCE
         variance = (level * self._per_value(normalization.std)).square() + unknown
         return variance.clamp_min(torch.finfo(torch.float64).tiny)
 
@@ -183,7 +183,7 @@ def read_patch_system(observation: Observation) -> PatchSystem:
 
 
 def read_projection(observation: Observation) -> tuple[PatchGrid, ProjectionGradient]:
-    """Return the patch grid and the projection's gradient alone, for any number of pictures.
+    """Return the patch grid and the projection's gradient alone, for any number of images.
 
     Raises:
         AttackRefusedError: the model has no plain patch projection, or its gradient is missing, zero or not finite.
@@ -224,7 +224,7 @@ def _grid(model: nn.Module, observation: Observation) -> PatchGrid:
     grid = patch_grid(model)
     shape = (grid.channels, grid.rows * grid.patch, grid.columns * grid.patch)
     if shape != observation.image_shape:
-        raise AttackRefusedError(f"pictures of shape {observation.image_shape} do not fill the patch grid of {shape}.")
+        raise AttackRefusedError(f"images of shape {observation.image_shape} do not fill the patch grid of {shape}.")
     return grid
 
 

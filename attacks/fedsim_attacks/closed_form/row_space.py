@@ -1,10 +1,10 @@
 """The row space of the patch projection's gradient: a linear space that holds every patch behind an update.
 
 With A_n the gradient at a token and x_n its normalized patch, the projection's gradient is the sum of A_n x_n^T over all
-patches of all pictures and steps. Its rows are mixtures of patches, so its row space is the patches' span as long as the A_n
-are independent: rows of A sum to zero behind a layer norm, so at most width - 1 of them are. While pictures x patches stay
-below both that and the values of a patch, the span is a proper subspace, and a patch of another picture sticks out of it:
-with patches of 8 x 8 pixels (192 values), 16 to a picture and width 192 up to 11 pictures, with fewer values or a narrower
+patches of all images and steps. Its rows are mixtures of patches, so its row space is the patches' span as long as the A_n
+are independent: rows of A sum to zero behind a layer norm, so at most width - 1 of them are. While images x patches stay
+below both that and the values of a patch, the span is a proper subspace, and a patch of another image sticks out of it:
+with patches of 8 x 8 pixels (192 values), 16 to an image and width 192 up to 11 images, with fewer values or a narrower
 model fewer. It is the patch analogue of the token test of Petrov et al., "DAGER", NeurIPS 2024,
 https://arxiv.org/abs/2405.15586.
 
@@ -28,7 +28,7 @@ from fedsim_attacks.update import POSITIONS
 
 _MARGIN = 4.0  # singular values below this many times the largest one of the noise count as noise
 _NOTABLE = 0.1  # of the patches' variation
-_FLAT = 0.01  # root mean square variation, in normalized units, below which pictures hold nothing to compare
+_FLAT = 0.01  # root mean square variation, in normalized units, below which images hold nothing to compare
 _CLEAN = 1e-5  # relative singular value; with noise beyond it, true patches stick out too
 _ARITHMETIC = 3e-8  # noise of a float32 sum, relative to the largest entry's share of it
 
@@ -38,7 +38,7 @@ class RowSpace:
     """The span of the patches behind an update, as far as it stands out from noise.
 
     Args:
-        grid: how the model cuts pictures.
+        grid: how the model cuts images.
         directions: orthonormal, one a row, in normalized units.
         noise: relative singular value below which directions were dropped.
         patches: in the update, at least.
@@ -61,7 +61,7 @@ class RowSpace:
         grid, projection = read_projection(observation)
         width, values = projection.shape
         _, found, right = torch.linalg.svd(projection, full_matrices=False)
-        # Columns sum to zero for every picture; what they are instead is noise.
+        # Columns sum to zero for every image; what they are instead is noise.
         level = float(projection.sum(0).square().mean().sqrt()) / width**0.5
         level = max(level, _ARITHMETIC * float(projection.abs().max()))
         edge = _MARGIN * level * (width**0.5 + values**0.5)
@@ -126,10 +126,10 @@ class RowSpace:
 
 
 def assess(finding: Finding, observation: Observation, completed: Bool[Tensor, " patch"] | None = None) -> Finding:
-    """Return a finding with the share of its pictures that lies outside of the row space, and a caution where much does.
+    """Return a finding with the share of its images that lies outside of the row space, and a caution where much does.
 
     The trace gets `row_space_residual`, see `RowSpace.share_outside`, and `row_space_rank`; the former is None where the found
-    pictures hardly vary, both where the space says nothing or cannot be read.
+    images hardly vary, both where the space says nothing or cannot be read.
 
     Args:
         finding: what was found.

@@ -1,6 +1,6 @@
 """The gradient at the classifier: which labels an update holds, and which head inputs."""
 
-from fedsim_attacks.head.classifier import HeadGradient, References, read_head, reference_pictures
+from fedsim_attacks.head.classifier import HeadGradient, References, read_head, reference_images
 from fedsim_attacks.head.counts import (
     BLUNT,
     DOUBTFUL,
@@ -9,8 +9,8 @@ from fedsim_attacks.head.counts import (
     count_labels,
     counted,
     fitting_references,
+    image_count,
     is_single_step,
-    picture_count,
     rescaled,
     sharpness,
     soft_label_cautions,
@@ -54,12 +54,12 @@ __all__ = [
     "is_single_step",
     "judge",
     "known_labels",
-    "picture_count",
+    "image_count",
     "read_head",
     "read_head_inputs",
     "read_shared_head",
     "recover_features",
-    "reference_pictures",
+    "reference_images",
     "rescaled",
     "search",
     "sharpness",

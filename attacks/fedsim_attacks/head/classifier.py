@@ -1,4 +1,4 @@
-"""The gradient at the classifier of an update, and what pictures of no client in particular do to that classifier."""
+"""The gradient at the classifier of an update, and what images of no client in particular do to that classifier."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ ClassVector = Float[Tensor, " class"]
 Logits = Float[Tensor, "sample class"]
 Features = Float[Tensor, "sample embed"]
 
-_LABEL_TRUST = 0.3  # weight of the model's own opinion of an auxiliary picture beside its label
+_LABEL_TRUST = 0.3  # weight of the model's own opinion of an auxiliary image beside its label
 _RIDGE = 0.1  # of the functional that is one on every head input, in units of the inputs' mean square
 
 
 class References(NamedTuple):
-    """Pictures of no client.
+    """Images of no client.
 
     Args:
         logits: of the model that is attacked.
-        shares: how much each picture stands for a class; columns sum to one.
+        shares: how much each image stands for a class; columns sum to one.
         inputs: of each linear classifier.
         is_real: whether they are auxiliary data; noise with the spectrum of photographs otherwise.
     """
@@ -68,12 +68,12 @@ class Classifier(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadGradient:
-    """Sums over pictures of p - y, predicted probabilities minus the one-hot label, alone and with the logits.
+    """Sums over images of p - y, predicted probabilities minus the one-hot label, alone and with the logits.
 
     Args:
         residual: mean of p - y.
         heads: the linear classifiers whose mean gives the logits.
-        noise: standard deviation of an entry, from sums over classes that vanish for every picture.
+        noise: standard deviation of an entry, from sums over classes that vanish for every image.
         is_scaled: whether the factor of the gradient is known to be one.
         is_derived: whether the residual had to be read off the weight gradient.
     """
@@ -103,14 +103,14 @@ class HeadGradient:
         return HeadGradient(self.residual * factor, heads, self.noise * abs(factor), True, self.is_derived)
 
 
-def reference_pictures(
+def reference_images(
     observation: Observation, count: int, generator: torch.Generator, halfway: bool | None = None
 ) -> References:
-    """Return what the attacked model makes of auxiliary pictures, or of noise like photographs where none are granted.
+    """Return what the attacked model makes of auxiliary images, or of noise like photographs where none are granted.
 
     Args:
         observation: what the attack may know.
-        count: pictures at most.
+        count: images at most.
         generator: draws the noise.
         halfway: whether the model holds the global weights plus half the update; where a client takes several steps unless
             given.
@@ -146,14 +146,14 @@ def read_classifier(observation: Observation) -> Classifier:
 
 
 def read_head(observation: Observation, references: Callable[[], References]) -> HeadGradient:
-    """Return the gradient at the classifier as sums over pictures.
+    """Return the gradient at the classifier as sums over images.
 
     Without a bias gradient, the residual is read off the weight gradient by the linear functional that is as close to
     one as can be on every reference head input, as the constant input of a bias is.
 
     Args:
         observation: what the attack may know.
-        references: returns the reference pictures; asked where there is no bias gradient.
+        references: returns the reference images; asked where there is no bias gradient.
 
     Raises:
         AttackRefusedError: it was not shared, is zero or not finite, or the client's optimizer is not linear; or the model
@@ -176,7 +176,7 @@ def read_head(observation: Observation, references: Callable[[], References]) ->
 def check_classifier(model: nn.Module) -> None:
     """Refuse a model whose logits no linear layer with two or more outputs gives."""
     if any(len(model.get_parameter(names.weight)) < 2 for names in head_names(model)):
-        raise AttackRefusedError("the classifier has one class, so its loss is zero whatever the picture.")
+        raise AttackRefusedError("the classifier has one class, so its loss is zero whatever the image.")
 
 
 def _linear_head(model: nn.Module, names: HeadNames, gradients: Mapping[str, Tensor]) -> LinearHead:

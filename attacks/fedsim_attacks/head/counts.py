@@ -1,12 +1,12 @@
-"""How many pictures of each class an update holds, from the gradient at the classifier.
+"""How many images of each class an update holds, from the gradient at the classifier.
 
 With p the predicted probabilities, the bias gradient is mean(p) - n / B: the counts n follow once mean(p) is known. The weight
 gradient gives it: for the centered logits z, class sums S_c of z obey
 
     S_c - n_c zbar = B (residual_c zbar + cov(p_c, z) - T_c),     T_c = mean of (p_c - y_c) z,
 
-and pictures of one class deviate from the batch's mean logits zbar by little and in no common direction, beyond what the
-class itself explains. Weighted least squares over classes, with a prior from reference pictures, gives zbar; softmax around
+and images of one class deviate from the batch's mean logits zbar by little and in no common direction, beyond what the
+class itself explains. Weighted least squares over classes, with a prior from reference images, gives zbar; softmax around
 zbar gives mean(p). A trained model's logits have no common mean; there, what training leaves as mean(p) is weighed in.
 Signed features and repeated labels are no obstacle. What is certain about the counts (`label_bounds`) bounds them.
 """
@@ -23,16 +23,16 @@ from torch import Tensor
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import HardLabels, Observation
-from fedsim_attacks.head.classifier import ClassVector, HeadGradient, References, read_head, reference_pictures
+from fedsim_attacks.head.classifier import ClassVector, HeadGradient, References, read_head, reference_images
 from fedsim_attacks.head.label_bounds import count_bounds, least_counts, side_by_side
 from fedsim_attacks.head.label_scale import Fit, Scaled, rescale
 from fedsim_attacks.solvers import nearest_whole, onto_simplex
 from fedsim_attacks.update import local_steps
 
 _ROUNDS, _DAMPING = 20, 0.5
-# Variance of the batch's mean around the references', in a picture's variance.
+# Variance of the batch's mean around the references', in an image's variance.
 _SYNTHETIC_DOUBT, _REAL_DOUBT = 0.15, 0.1
-_SOFTENING = 0.5  # pictures, added to each class's count in its weight
+_SOFTENING = 0.5  # images, added to each class's count in its weight
 _MODEL_ERROR = 0.1  # counts; what the approximations leave beside noise
 _SYNTHETIC_MISFIT, _REAL_MISFIT = 2.0, 1.0  # variance of a count beside that of a sum of probabilities
 _MOST_CLASSES = 256  # candidates of the integer search
@@ -42,12 +42,12 @@ BLUNT = 0.03  # sharpness from which on a model counts as trained
 DOUBTFUL = 0.9
 UNSCALED = (
     "The recipe that scales this update is not granted; the scale was set so that the counts are likeliest: near to whole "
-    "numbers, on a model that sees the client's pictures as it sees the reference pictures."
+    "numbers, on a model that sees the client's images as it sees the reference images."
 )
 
 
 class LabelCounts(NamedTuple):
-    """Class counts of the pictures behind an update.
+    """Class counts of the images behind an update.
 
     Args:
         counts: whole numbers, one a class.
@@ -65,7 +65,7 @@ class LabelCounts(NamedTuple):
 
     @property
     def labels(self) -> HardLabels:
-        """One label a picture, in class order."""
+        """One label an image, in class order."""
         return torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
 
 
@@ -74,12 +74,12 @@ class _Estimate(NamedTuple):
     deviations: Tensor  # (sample class): mean of outer products is the covariance of the counts
 
 
-def picture_count(observation: Observation) -> int:
-    """Return how many pictures the labels belong to: the batch of a gradient, everything a delta's client trained on.
+def image_count(observation: Observation) -> int:
+    """Return how many images the labels belong to: the batch of a gradient, everything a delta's client trained on.
 
-    A delta sums over uses, but its client reports pictures, so each picture counts once however often it was used. Steps of
+    A delta sums over uses, but its client reports images, so each image counts once however often it was used. Steps of
     known number and size bound the count where a client reports all that it has. Blends are inputs of their own: each use of
-    a picture is one, where the recipe tells.
+    an image is one, where the recipe tells.
     """
     batch_size, examples, training = observation.batch_size, observation.update.num_examples, observation.training
     if observation.update.kind == "gradient":
@@ -102,7 +102,7 @@ def count_cautions(observation: Observation) -> tuple[str, ...]:
         return ()
     return (
         f"The client reported no num-examples; how often each label occurs is told by its share in the "
-        f"{picture_count(observation)} labels found.",
+        f"{image_count(observation)} labels found.",
     )
 
 
@@ -111,36 +111,36 @@ def count_labels(observation: Observation, references: int, generator: torch.Gen
 
     Args:
         observation: what the attack may know.
-        references: pictures to run through the model, auxiliary ones where granted.
+        references: images to run through the model, auxiliary ones where granted.
         generator: draws the others.
 
     Raises:
         AttackRefusedError: the classifier's gradient was not shared, or the client's optimizer is not linear.
     """
-    count = picture_count(observation)
+    count = image_count(observation)
     look_up = functools.cache(lambda: fitting_references(observation, count, references, generator))
     found = counted(read_head(observation, look_up), look_up, count, is_single_step(observation))
     return found._replace(cautions=found.cautions + count_cautions(observation) + soft_label_cautions(observation))
 
 
 def fitting_references(observation: Observation, count: int, references: int, generator: torch.Generator) -> References:
-    """Return reference pictures, seen by the model where a client of unknown recipe is likelier to have been.
+    """Return reference images, seen by the model where a client of unknown recipe is likelier to have been.
 
     That is at the global weights or at these plus half the update, whichever makes the counts likelier.
 
     Args:
         observation: what the attack may know.
-        count: pictures behind the update.
-        references: pictures at most, auxiliary ones where granted.
+        count: images behind the update.
+        references: images at most, auxiliary ones where granted.
         generator: draws the others.
     """
     if observation.update.kind == "gradient" or count == 1 or local_steps(observation) is not None:
-        return reference_pictures(observation, references, generator)
+        return reference_images(observation, references, generator)
     state = generator.get_state()
     choices = []
     for halfway in (False, True):
         generator.set_state(state)
-        choices.append(reference_pictures(observation, references, generator, halfway))
+        choices.append(reference_images(observation, references, generator, halfway))
     return max(choices, key=lambda known: rescaled(read_head(observation, lambda: known), known, count).likelihood)
 
 
@@ -149,9 +149,9 @@ def counted(head: HeadGradient, references: Callable[[], References], count: int
 
     Args:
         head: the gradient.
-        references: returns reference pictures; not asked for a single picture.
-        count: pictures.
-        single_step: whether all pictures weigh the same in the gradient.
+        references: returns reference images; not asked for a single image.
+        count: images.
+        single_step: whether all images weigh the same in the gradient.
     """
     cautions = []
     if head.is_derived:
@@ -180,16 +180,16 @@ def soft_label_cautions(observation: Observation) -> tuple[str, ...]:
     training = observation.training
     if training is None or (training.label_smoothing == 0 and training.mixup is None):
         return ()
-    return ("The client smooths labels or mixes pictures; its labels were counted as if each were one class.",)
+    return ("The client smooths labels or mixes images; its labels were counted as if each were one class.",)
 
 
 def is_single_step(observation: Observation) -> bool:
-    """Return whether all pictures weigh the same in the update: one gradient, or one local step."""
+    """Return whether all images weigh the same in the update: one gradient, or one local step."""
     return observation.update.kind == "gradient" or local_steps(observation) == 1
 
 
 def _single(head: HeadGradient) -> tuple[Tensor, float]:
-    """Return the counts of one picture: its class alone has a negative residual."""
+    """Return the counts of one image: its class alone has a negative residual."""
     residual, rows = head.residual, side_by_side(head)
     if head.is_derived and rows is not None:
         residual = _left_factor(rows)
@@ -201,7 +201,7 @@ def _single(head: HeadGradient) -> tuple[Tensor, float]:
 
 
 def _left_factor(rows: Tensor) -> Tensor:
-    """Return the residual of one picture, up to a positive factor: its entries sum to zero and one is negative.
+    """Return the residual of one image, up to a positive factor: its entries sum to zero and one is negative.
 
     Of two classes, either may be it.
     """
@@ -262,7 +262,7 @@ def _training(known: References) -> float:
 
 
 def sharpness(known: References) -> float:
-    """Return how far the model tells classes apart on reference pictures: 0 for an untrained one, 1 for certainty."""
+    """Return how far the model tells classes apart on reference images: 0 for an untrained one, 1 for certainty."""
     opinions = known.shares.T @ known.logits.softmax(1)
     return (float(opinions.diagonal().sum()) - 1) / max(len(opinions) - 1, 1)
 
@@ -280,7 +280,7 @@ def _model_error(known: References, count: int) -> float:
 def _deviations(weights: Tensor, around: Tensor, probabilities: Tensor, precision: float, count: int) -> Tensor:
     """Return rows whose outer products sum to the covariance of the expected counts."""
     average = weights @ probabilities
-    # How the mean softmax follows the logits, applied to each reference picture's deviation.
+    # How the mean softmax follows the logits, applied to each reference image's deviation.
     linear = around * average - (around @ probabilities.T * weights) @ probabilities
     curved = probabilities - average - linear
     roots = count * weights.sqrt()[:, None]

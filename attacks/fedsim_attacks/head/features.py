@@ -1,11 +1,11 @@
-"""The head input of every picture of a batch, from the gradient at the classifier and the labels.
+"""The head input of every image of a batch, from the gradient at the classifier and the labels.
 
-What is identifiable: with B pictures, C classes and the residuals r_b = p_b - y_b independent (B < C), the gradient's row space
+What is identifiable: with B images, C classes and the residuals r_b = p_b - y_b independent (B < C), the gradient's row space
 holds all head inputs, and B x B coordinates face (C - 1) x (B + 1) equations: each head input is determined, repeated classes
-included. Pictures of one class have nearly the same residual, so that their sum is determined well, and their differences only
+included. Images of one class have nearly the same residual, so that their sum is determined well, and their differences only
 as well as their probabilities differ: an error of the gradient reaches those multiplied by the gradient's condition number.
 From B = C on, combinations that all residuals together do not tell apart are missing; a prior fills them. Which of a class's
-pictures is which is not determined, nor is the order of the batch.
+images is which is not determined, nor is the order of the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Labels, Observation
 from fedsim.labels import distributions, smooth
-from fedsim_attacks.head.classifier import reference_pictures
+from fedsim_attacks.head.classifier import reference_images
 from fedsim_attacks.head.shared_head import Features, SharedHead, read_shared_head
 from fedsim_attacks.head.system import Coordinates, Distributions, HeadSystem, Penalty
 from fedsim_attacks.update import local_steps
@@ -43,7 +43,7 @@ class RecoveredFeatures(NamedTuple):
     """Head inputs of a batch.
 
     Args:
-        inputs: one row a picture, in the order of the labels; heads of a distilled ViT side by side.
+        inputs: one row an image, in the order of the labels; heads of a distilled ViT side by side.
         errors: estimated relative l2 error of each row.
         residual: norm of what the inputs do not explain of the gradient, beside the gradient's.
         noise: norm of the noise in the gradient, beside the gradient's.
@@ -53,7 +53,7 @@ class RecoveredFeatures(NamedTuple):
     """
 
     inputs: Features
-    errors: Float[Tensor, " picture"]
+    errors: Float[Tensor, " image"]
     residual: float
     noise: float
     is_solved: bool
@@ -62,7 +62,7 @@ class RecoveredFeatures(NamedTuple):
 
 
 class _Prior(NamedTuple):
-    """Head inputs of reference pictures: their mean in each class, their usual length, the standard deviation of an entry."""
+    """Head inputs of reference images: their mean in each class, their usual length, the standard deviation of an entry."""
 
     means: Float[Tensor, "class embed"]
     length: float
@@ -80,25 +80,25 @@ class _Solution(NamedTuple):
 def recover_features(
     observation: Observation, labels: Labels, references: int, restarts: int, generator: torch.Generator
 ) -> RecoveredFeatures:
-    """Return the head input of each labeled picture.
+    """Return the head input of each labeled image.
 
     Args:
         observation: what the attack may know.
-        labels: of every picture of the batch, in any order; hard, or distributions.
-        references: pictures of no client that the prior is taken from.
+        labels: of every image of the batch, in any order; hard, or distributions.
+        references: images of no client that the prior is taken from.
         restarts: random starts after the deterministic ones, as long as none has solved the equations.
-        generator: draws reference pictures and starts.
+        generator: draws reference images and starts.
 
     Raises:
         AttackRefusedError: the classifier's gradient was not shared, or its scale is unknown; several local steps; too many
-            pictures.
+            images.
     """
     head = read_shared_head(observation)
     if not head.is_scaled:
         raise AttackRefusedError("the scale of this delta is not known. Grant `training`.")
     if observation.update.kind == "delta" and local_steps(observation) != 1:
         raise AttackRefusedError("the update sums several local steps, each with head inputs of its own.")
-    known = reference_pictures(observation, references, generator)
+    known = reference_images(observation, references, generator)
     inputs = torch.cat(known.inputs, 1)
     spread = float(inputs.std(0).square().mean().sqrt())
     prior = _Prior(known.shares.T @ inputs, float(inputs.square().sum(1).mean().sqrt()), spread)
@@ -113,7 +113,7 @@ def _solve(
     (count, classes), embed = labels.shape, head.weight.shape[1]
     rank = min(count, classes - 1, embed)
     if count * rank > _MOST_UNKNOWNS:
-        raise AttackRefusedError(f"{count} pictures of {classes} classes are too many unknowns to solve for.")
+        raise AttackRefusedError(f"{count} images of {classes} classes are too many unknowns to solve for.")
     basis = torch.linalg.svd(head.weight_gradient, full_matrices=False).Vh[:rank]
     noise = max(head.noise * math.sqrt(head.weight_gradient.numel()) / float(head.weight_gradient.norm()), _FLOOR)
     enough, is_determined, tried = max(_SOLVED, _NOISE * noise), rank == count, 0
@@ -158,7 +158,7 @@ def _approach(head: SharedHead, labels: Distributions, basis: Tensor, start: Fea
 def _starts(head: SharedHead, labels: Distributions, prior: _Prior, generator: torch.Generator) -> Iterator[Features]:
     """Return head inputs to start from, without end: each kind twice, then at random.
 
-    The row of a class in the gradient is mostly -(1 - p) times the input of its own picture. Its length is that of an input,
+    The row of a class in the gradient is mostly -(1 - p) times the input of its own image. Its length is that of an input,
     or the one at which 1 - p has the size that the row shows.
     """
     classes = labels.argmax(1)
@@ -192,7 +192,7 @@ def _starts(head: SharedHead, labels: Distributions, prior: _Prior, generator: t
         yield matched(jittered(amount))
 
 
-def _errors(system: HeadSystem, at: Coordinates, noise: float, prior: _Prior) -> Float[Tensor, " picture"]:
+def _errors(system: HeadSystem, at: Coordinates, noise: float, prior: _Prior) -> Float[Tensor, " image"]:
     """Return the relative errors that noise and missing equations leave."""
     equations, unknowns = system.target.numel() - system.target.shape[1], at.numel()
     spare = max(equations - unknowns, 1) / equations
@@ -203,5 +203,5 @@ def _errors(system: HeadSystem, at: Coordinates, noise: float, prior: _Prior) ->
         residuals = system.residuals(at)
         told = (residuals @ torch.linalg.pinv(residuals)).diagonal()
         squares = squares + prior.spread**2 * missing * (1 - told).clamp_min(0)
-    relative: Float[Tensor, " picture"] = squares.sqrt() / system.features(at).norm(dim=1)
+    relative: Float[Tensor, " image"] = squares.sqrt() / system.features(at).norm(dim=1)
     return relative

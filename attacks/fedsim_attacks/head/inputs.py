@@ -1,4 +1,4 @@
-"""What reaches the classifier: of given pictures, and of the client's, as its classifier's gradient shows them."""
+"""What reaches the classifier: of given images, and of the client's, as its classifier's gradient shows them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _REFERENCES, _RESTARTS = 64, 6  # of the recovery of head inputs
 def read_head_inputs(
     observation: Observation, model: nn.Module, labels: Labels, generator: torch.Generator
 ) -> Float[Tensor, "batch embed"]:
-    """Return head inputs of the client's pictures, in the order of the labels, as its classifier's gradient shows them.
+    """Return head inputs of the client's images, in the order of the labels, as its classifier's gradient shows them.
 
     Args:
         observation: of one gradient.
         model: attacked.
-        labels: of the pictures.
-        generator: draws reference pictures and starts.
+        labels: of the images.
+        generator: draws reference images and starts.
 
     Raises:
         AttackRefusedError: it does not show them.

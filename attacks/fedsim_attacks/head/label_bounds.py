@@ -1,7 +1,7 @@
 """What the gradient at a classifier says for certain about its batch's class counts.
 
 Probabilities are not negative, so the residual p - n / B leaves at least n_c >= -B residual_c. And the columns of the weight
-gradient span the vectors p_k - y_k, each negative at its own class alone: of few pictures, these tell which classes are present
+gradient span the vectors p_k - y_k, each negative at its own class alone: of few images, these tell which classes are present
 (`separable`).
 """
 
@@ -18,7 +18,7 @@ from fedsim_attacks.solvers import Bounds
 ClassRows = Float[Tensor, "class embed"]
 
 _SLACK, _DEVIATIONS = 1e-3, 4  # counts, and standard deviations of noise, by which a count may miss its least
-FEW = 2 / 3  # of C - 1 pictures; with more, the column space holds vectors of classes without a picture
+FEW = 2 / 3  # of C - 1 images; with more, the column space holds vectors of classes without an image
 
 SEPARABLE = 0.1  # distance from which on a class counts as present; absent ones leave 1e-6, present ones mostly 1
 _RANK_TOLERANCE = 1e-6  # of singular values, beside the largest; float32 gradients leave 3e-8
@@ -39,7 +39,7 @@ def separable(rows: ClassRows, count: int, classes: list[int]) -> ClassVector:
 
     Args:
         rows: the weight gradient.
-        count: pictures; bounds the rank.
+        count: images; bounds the rank.
         classes: the ones to ask about.
     """
     left, values, _ = torch.linalg.svd(rows, full_matrices=False)
@@ -62,12 +62,12 @@ def _distance(generators: np.ndarray, point: np.ndarray) -> float:
 
 
 def least_counts(head: HeadGradient, count: int, exact: bool) -> ClassVector:
-    """Return how many pictures each class has at least, by the sign and size of its residual.
+    """Return how many images each class has at least, by the sign and size of its residual.
 
     Args:
         head: the gradient.
-        count: pictures.
-        exact: whether all pictures weigh one; otherwise a negative residual is one picture.
+        count: images.
+        exact: whether all images weigh one; otherwise a negative residual is one image.
     """
     if head.is_derived:
         return torch.zeros_like(head.residual)
@@ -79,12 +79,12 @@ def least_counts(head: HeadGradient, count: int, exact: bool) -> ClassVector:
 def count_bounds(head: HeadGradient, active: Int[Tensor, " active"], count: int, exact: bool) -> Bounds:
     """Return the bounds of the counts of some classes.
 
-    Bounds that contradict the number of pictures are dropped, those of the column space first.
+    Bounds that contradict the number of images are dropped, those of the column space first.
 
     Args:
         head: the gradient.
         active: the classes.
-        count: pictures.
+        count: images.
         exact: as for `least_counts`.
     """
     least = least_counts(head, count, exact)

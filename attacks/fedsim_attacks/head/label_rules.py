@@ -1,6 +1,6 @@
 """The published rules that read labels off the gradient of a classifier.
 
-Notation: C classes, B pictures, predicted probabilities p_k and one-hot labels y_k of picture k, head inputs h_k,
+Notation: C classes, B images, predicted probabilities p_k and one-hot labels y_k of image k, head inputs h_k,
 
     residual  r_c = (1/B) sum_k (p_kc - y_kc),        weight gradient  G_c = (1/B) sum_k (p_kc - y_kc) h_k,
 
@@ -48,7 +48,7 @@ class Evidence(NamedTuple):
         weight: of the classifier, so that logits are weight @ h + bias.
         bias: of the classifier.
         pictures: B.
-        reference: mean softmax of reference pictures; None for rules that need none.
+        reference: mean softmax of reference images; None for rules that need none.
     """
 
     residual: ClassVector
@@ -65,7 +65,7 @@ def evidence(head: HeadGradient, pictures: int, reference: ClassVector | None = 
     Args:
         head: the gradient.
         pictures: how many are behind it.
-        reference: mean softmax of reference pictures.
+        reference: mean softmax of reference images.
     """
     parts = len(head.heads)
     return Evidence(
@@ -79,12 +79,12 @@ def evidence(head: HeadGradient, pictures: int, reference: ClassVector | None = 
 
 
 def idlg(seen: Evidence) -> Counts:
-    """Label of one picture by signs: the class c with <G_c, G_j> <= 0 for every other j; features may be signed.
+    """Label of one image by signs: the class c with <G_c, G_j> <= 0 for every other j; features may be signed.
 
     Of several such classes the one whose largest product is least. Zhao, Mopuri, Bilen, "iDLG", 2020.
     """
     if seen.pictures != 1:
-        raise AttackRefusedError(f"rule idlg reads the label of one picture; this update holds {seen.pictures}.")
+        raise AttackRefusedError(f"rule idlg reads the label of one image; this update holds {seen.pictures}.")
     rows = _weights(seen, "idlg")
     products = rows @ rows.T
     products.fill_diagonal_(-torch.inf)
@@ -92,7 +92,7 @@ def idlg(seen: Evidence) -> Counts:
 
 
 def idlg_bias(seen: Evidence) -> Counts:
-    """Label of one picture: argmin r, the one negative entry; of B pictures, the B least entries, without repeats.
+    """Label of one image: argmin r, the one negative entry; of B images, the B least entries, without repeats.
 
     Zhao, Mopuri, Bilen, "iDLG", 2020; the bias has the constant 1 in place of the input.
     """
@@ -119,7 +119,7 @@ def llg(seen: Evidence) -> Counts:
 
 
 def llg_star(seen: Evidence) -> Counts:
-    """As `llg`, with the impact and each class's offset, what r_c is without the class, from dummy pictures.
+    """As `llg`, with the impact and each class's offset, what r_c is without the class, from dummy images.
 
     A dummy batch of class c has r_c = p_c - 1, one without it r_c = p_c, so the offsets are the mean softmax o and
     m = (1 + 1/C) / (B C) sum_c (o_c - 1). Wainakh et al., PETS 2022, white box.
@@ -132,7 +132,7 @@ def llg_star(seen: Evidence) -> Counts:
 def rlg(seen: Evidence) -> Counts:
     """The set of classes: c is present where some combination of G's columns is negative at c alone.
 
-    No repeats, and nothing to tell with C - 1 or more pictures: then any class has such a combination. Dang et al.,
+    No repeats, and nothing to tell with C - 1 or more images: then any class has such a combination. Dang et al.,
     "Revealing and Protecting Labels in Distributed Training", NeurIPS 2021. The paper asks a linear program; see
     `label_bounds.separable` for the answer by Farkas' lemma.
     """
@@ -160,7 +160,7 @@ def bias_count_uniform(seen: Evidence) -> Counts:
 
 
 def bias_count(seen: Evidence) -> Counts:
-    """Counts n = B (p - r) with p the mean softmax of reference pictures, which r + n / B is for the batch's own.
+    """Counts n = B (p - r) with p the mean softmax of reference images, which r + n / B is for the batch's own.
 
     Wainakh et al., PETS 2022, call p an offset; here it replaces the greedy search.
     """
@@ -172,7 +172,7 @@ class RuleFacts(NamedTuple):
 
     Args:
         read: the rule.
-        reference: pictures whose mean softmax it needs.
+        reference: images whose mean softmax it needs.
         needs_weights: whether it reads the weight gradient.
         needs_scale: whether a factor of the gradient changes its answer.
         has_repeats: whether a class may be found more than once.
@@ -212,7 +212,7 @@ def _weights(seen: Evidence, rule: str) -> ClassRows:
 
 def _reference(seen: Evidence) -> ClassVector:
     if seen.reference is None:
-        raise AttackRefusedError("this rule compares with the mean softmax of reference pictures, and there is none.")
+        raise AttackRefusedError("this rule compares with the mean softmax of reference images, and there is none.")
     return seen.reference
 
 

@@ -1,8 +1,8 @@
 """The factor of a classifier's gradient whose recipe is not known, from the counts that it would mean.
 
-With p the mean probabilities, n the counts of B pictures and s the unknown factor, the bias gradient is (p - n / B) / s. Where
-there are fewer pictures than classes some classes have none, and these show p up to the factor. Otherwise each number of
-pictures of the least frequent class gives a factor, and with it expected counts of all classes, which must be near to whole
+With p the mean probabilities, n the counts of B images and s the unknown factor, the bias gradient is (p - n / B) / s. Where
+there are fewer images than classes some classes have none, and these show p up to the factor. Otherwise each number of
+images of the least frequent class gives a factor, and with it expected counts of all classes, which must be near to whole
 numbers. The likeliest factor has the largest
 
     log P(s) = (C - 1) log s - misfit / 2 + log P(n),
@@ -69,8 +69,8 @@ def rescale(head: HeadGradient, known: References, count: int, fit: Callable[[He
 
     Args:
         head: the gradient.
-        known: reference pictures.
-        count: pictures behind the gradient.
+        known: reference images.
+        count: images behind the gradient.
         fit: returns the counts that a gradient means.
     """
     factors = _factors(head.residual, known.logits.softmax(1).mean(0), count)
@@ -83,7 +83,7 @@ def rescale(head: HeadGradient, known: References, count: int, fit: Callable[[He
 
 
 def _factors(residual: ClassVector, shares: ClassVector, count: int) -> list[float]:
-    """Return the factor that suits absent classes, and those of one or more pictures in the least frequent class."""
+    """Return the factor that suits absent classes, and those of one or more images in the least frequent class."""
     ratios = (residual / shares).sort(descending=True)
     absent, least = ratios.values[: max(len(residual) - count, 1)].median(), int(ratios.indices[0])
     most = math.ceil(count * float(shares[least])) - 1

@@ -1,8 +1,8 @@
-"""Pictures like photographs near grey, chosen by the head inputs that the classifier's gradient shows.
+"""Images like photographs near grey, chosen by the head inputs that the classifier's gradient shows.
 
 A trained classifier saturates. A start on the wrong side of its decision lies in another basin, and a descent does not cross
-over. But which side is known: the classifier's gradient determines the head input of every picture of a batch (`features`), so
-of many smooth pictures near grey that one starts best whose head input is nearest.
+over. But which side is known: the classifier's gradient determines the head input of every image of a batch (`features`), so
+of many smooth images near grey that one starts best whose head input is nearest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedsim.exchange import Images, Normalization
 from fedsim_attacks.head.inputs import head_input
 from fedsim_attacks.priors import GREY, natural_noise
 
-_CANDIDATES, _AT_ONCE = 1024, 64  # pictures that one is chosen from
+_CANDIDATES, _AT_ONCE = 1024, 64  # images that one is chosen from
 _CONTRAST = 0.3  # of these beside photographs: enough to move a head input, too little to be in the way
 
 Latents = Float[Tensor, "batch channel _ _"]
@@ -26,14 +26,14 @@ Latents = Float[Tensor, "batch channel _ _"]
 
 @dataclass(frozen=True, eq=False)
 class NearestStarts:
-    """Draws starts whose head inputs are near to those of the client's pictures.
+    """Draws starts whose head inputs are near to those of the client's images.
 
     Args:
         model: attacked.
-        wanted: head inputs of the client's pictures.
+        wanted: head inputs of the client's images.
         normalization: of the model's input.
         shape: of what is drawn: channels, height and width before it is enlarged.
-        to_images: what is drawn to pictures.
+        to_images: what is drawn to images.
     """
 
     model: nn.Module
@@ -44,10 +44,10 @@ class NearestStarts:
 
     @torch.no_grad()
     def draw(self, restarts: int, generator: torch.Generator) -> Float[Tensor, "restart batch channel height width"]:
-        """Return the nearest of new candidates for every picture; later restarts take the next nearest.
+        """Return the nearest of new candidates for every image; later restarts take the next nearest.
 
         Args:
-            restarts: starts of every picture.
+            restarts: starts of every image.
             generator: draws the candidates.
         """
         size = self.wanted.square().sum(1, keepdim=True)

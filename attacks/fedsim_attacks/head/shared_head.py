@@ -19,7 +19,7 @@ from fedsim.exchange import Observation
 from fedsim_attacks.head.classifier import read_classifier
 
 ClassVector = Float[Tensor, " class"]
-Features = Float[Tensor, "picture embed"]
+Features = Float[Tensor, "image embed"]
 Direction = Float[Tensor, " embed"]
 
 _FLAT = 1e-3  # a layer norm's scale beside its largest, from where on its outputs tell nothing about its inputs
@@ -35,11 +35,11 @@ class FeatureNorm:
     scale: Float[Tensor, "head width"]
     shift: Float[Tensor, "head width"]
 
-    def standardize(self, features: Features) -> Float[Tensor, "picture head width"]:
+    def standardize(self, features: Features) -> Float[Tensor, "image head width"]:
         """Return z of each head input."""
         return (features.view(-1, *self.scale.shape) - self.shift) / self.scale
 
-    def deviations(self, features: Features) -> Float[Tensor, " picture"]:
+    def deviations(self, features: Features) -> Float[Tensor, " image"]:
         """Return how far each head input is from an output of the layer norm: 0 where it is one."""
         z = self.standardize(features)
         moments = torch.stack([z.mean(-1), z.square().mean(-1) - 1])
@@ -80,7 +80,7 @@ class RankOne(NamedTuple):
 
 @dataclass(frozen=True)
 class SharedHead:
-    """A classifier and the mean over pictures of its gradient, in float64.
+    """A classifier and the mean over images of its gradient, in float64.
 
     Args:
         weight: of the classifier.
@@ -100,7 +100,7 @@ class SharedHead:
 
     @property
     def noise(self) -> float:
-        """Standard deviation of an entry, from sums over classes, which vanish for every picture."""
+        """Standard deviation of an entry, from sums over classes, which vanish for every image."""
         return float(self.weight_gradient.sum(0).square().mean().sqrt()) / math.sqrt(len(self.weight))
 
     @property
@@ -110,7 +110,7 @@ class SharedHead:
             return self.weight_gradient
         return torch.cat([self.weight_gradient, self.bias_gradient[:, None]], 1)
 
-    def logits(self, features: Features) -> Float[Tensor, "picture class"]:
+    def logits(self, features: Features) -> Float[Tensor, "image class"]:
         """Return the logits of head inputs."""
         return features @ self.weight.T + self.bias
 

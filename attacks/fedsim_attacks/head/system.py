@@ -2,7 +2,7 @@
 
 G = (1/B) sum_b r_b h_b^T and g = (1/B) sum_b r_b with r_b = softmax(W h_b + b) - y_b. Where the r_b are independent, the head
 inputs lie in the row space of G, so that h_b = a_b V + c_b with k = rank G coordinates a_b each; c_b is zero there, and prior
-knowledge where pictures outnumber the equations. Levenberg-Marquardt in the a_b: the normal equations have a closed form, B k
+knowledge where images outnumber the equations. Levenberg-Marquardt in the a_b: the normal equations have a closed form, B k
 unknowns whatever the width.
 """
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fedsim_attacks.head.shared_head import FeatureNorm, Features, SharedHead
 
-Coordinates = Float[Tensor, "picture rank"]
-Distributions = Float[Tensor, "picture class"]
+Coordinates = Float[Tensor, "image rank"]
+Distributions = Float[Tensor, "image class"]
 Squares = Float[Tensor, "unknown unknown"]
 Unknowns = Float[Tensor, " unknown"]
 
@@ -32,7 +32,7 @@ class Penalty(NamedTuple):
     """What is asked of head inputs beside the gradient, as squares added to the squared residual.
 
     Args:
-        normed: weight of the layer norm's two moments; the residual of a picture that misses one by 1.
+        normed: weight of the layer norm's two moments; the residual of an image that misses one by 1.
         prior: weight of the distance from `center`.
         center: coordinates that are expected.
     """
@@ -56,7 +56,7 @@ class HeadSystem:
     """The equations for the coordinates of a batch's head inputs.
 
     Args:
-        labels: of each picture, as distributions.
+        labels: of each image, as distributions.
         basis: V, orthonormal rows.
         rest: c_b, the part of each head input outside the basis.
         slopes: W V^T.
@@ -138,7 +138,7 @@ class HeadSystem:
                 break
         return state.at
 
-    def variances(self, at: Coordinates, noise: float, prior: float) -> Float[Tensor, " picture"]:
+    def variances(self, at: Coordinates, noise: float, prior: float) -> Float[Tensor, " image"]:
         """Return the expected squared error of each head input within the basis.
 
         Args:
@@ -149,7 +149,7 @@ class HeadSystem:
         squares, _ = self._normal(self._state(at, _free(at)), _free(at))
         values, vectors = torch.linalg.eigh(squares)
         spread = 1 / (values.clamp_min(0) / noise**2 + 1 / prior**2)
-        variances: Float[Tensor, " picture"] = (vectors.square() @ spread).view(at.shape).sum(1)
+        variances: Float[Tensor, " image"] = (vectors.square() @ spread).view(at.shape).sum(1)
         return variances
 
     def _state(self, at: Coordinates, penalty: Penalty) -> _State:
@@ -197,7 +197,7 @@ def _free(at: Coordinates) -> Penalty:
     return Penalty(0.0, 0.0, torch.zeros_like(at))
 
 
-def _moments(z: Float[Tensor, "picture head width"]) -> Float[Tensor, "moment picture head"]:
+def _moments(z: Float[Tensor, "image head width"]) -> Float[Tensor, "moment image head"]:
     """Return mean and mean square minus 1, both zero behind a layer norm."""
     return torch.stack([z.mean(-1), z.square().mean(-1) - 1])
 

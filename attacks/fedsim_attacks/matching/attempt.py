@@ -83,7 +83,7 @@ class Attempt:
 
         Args:
             observation: what the attack may know.
-            generator: draws the labels' reference pictures, and later on for the attack.
+            generator: draws the labels' reference images, and later on for the attack.
             device: by name.
             aware: whether the client's defenses are modeled.
             layers: patterns of parameters to look at; all where empty.

@@ -1,7 +1,7 @@
-"""What several restarts agree on: the mean of their pictures, as they are or shifted onto it.
+"""What several restarts agree on: the mean of their images, as they are or shifted onto it.
 
 Source: Yin et al., "See through Gradients: Image Batch Recovery via GradInversion", CVPR 2021, R_group: the distance of every
-seed's pictures from a consensus, the pixelwise mean of all seeds (lazy) or of all seeds registered to that mean. There the
+seed's images from a consensus, the pixelwise mean of all seeds (lazy) or of all seeds registered to that mean. There the
 registration is RANSAC-flow, a learned dense flow; here it is the shift of whole pixels that correlates best, which needs no
 weights of another network and undoes translations alone.
 """
@@ -22,11 +22,11 @@ def lazy(seeds: Seeds) -> Consensus:
 
 
 def registered(seeds: Seeds, reach: float = 0.25) -> Consensus:
-    """Return the mean of all seeds, each picture shifted to where it fits their lazy mean best.
+    """Return the mean of all seeds, each image shifted to where it fits their lazy mean best.
 
     Args:
-        seeds: pictures of every restart.
-        reach: longest shift, as a share of the picture's side; a shift moves the border's pixels around.
+        seeds: images of every restart.
+        reach: longest shift, as a share of the image's side; a shift moves the border's pixels around.
     """
     count, batch, _, height, width = seeds.shape
     mean = lazy(seeds)

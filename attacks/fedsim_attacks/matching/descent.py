@@ -1,6 +1,6 @@
-"""Descent on pictures until their gradient is the observed one: what every gradient-matching attack is a composition of.
+"""Descent on images until their gradient is the observed one: what every gradient-matching attack is a composition of.
 
-An attack of this kind is a set of parameters: how gradients are compared, which priors hold the pictures, how the pictures
+An attack of this kind is a set of parameters: how gradients are compared, which priors hold the images, how the images
 move, from how many starts. The presets named after papers are other defaults of the same parameters (`parameters`). Here a
 run is put together: `update.target` reads the update, `update.client_gradient` says what the client computed, `terms` makes
 the objective, `input_gradients` differentiates, `multi_start` chooses the start, `optimizers` moves, `search` is the loop, and
@@ -45,12 +45,12 @@ _TRIED = 0.2  # of the steps; after as many, a start in a wrong basin has stoppe
 
 @dataclass(frozen=True, kw_only=True)
 class Descent(Parameters):
-    """An attack that descends on pictures; the parameters are those of `Parameters`."""
+    """An attack that descends on images; the parameters are those of `Parameters`."""
 
     stream: ClassVar[str] = "descent"  # of random numbers that the model draws
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
-        """Match the gradient; draws the labels' reference pictures, the starts, and dropout in training mode."""
+        """Match the gradient; draws the labels' reference images, the starts, and dropout in training mode."""
         attempt = Attempt.of(
             observation, generator, self.device, self.aware, self.layers, self.optimize_labels, self.local
         )
@@ -61,7 +61,7 @@ class Descent(Parameters):
             known = Knowledge(observation, target, labels, normalization, generator)
             parts = Parts(self, known, defended.deviation)
             terms = parts.gradient_terms()
-            priors, skipped = parts.picture_terms()
+            priors, skipped = parts.image_terms()
             starts = self._starts(observation, response, box, generator)
             discrepancy = None
             if defended.deviation:
@@ -77,7 +77,7 @@ class Descent(Parameters):
             runs = self._search(input_gradients, chosen.end, box, generator, discrepancy)
             best = min(runs, key=lambda iterates: iterates.loss)
             if not math.isfinite(best.loss):
-                raise AttackRefusedError("the objective was never a number: the gradient of the pictures overflows.")
+                raise AttackRefusedError("the objective was never a number: the gradient of the images overflows.")
             bare = unrefined(response, defended, self) if self.refinement != "none" else ""
             stage = RefinementStage(self, input_gradients, self._agree, defended, box.confine, self._total)
             refined = stage.run(best) if bare is None else Refined()
@@ -125,7 +125,7 @@ class Descent(Parameters):
         """Return the variables of every restart at their starts."""
         channels, *sides = observation.image_shape
         if any(side % self.resolution for side in sides):
-            raise AttackRefusedError(f"resolution: {self.resolution} does not divide pictures of {sides[0]} pixels.")
+            raise AttackRefusedError(f"resolution: {self.resolution} does not divide images of {sides[0]} pixels.")
         count, height, width = len(response.labels), *(side // self.resolution for side in sides)
         shape = (self.restarts, count, channels, height, width)
         drawn = torch.randn(shape, generator=generator)

@@ -1,6 +1,6 @@
 """The discrepancy principle: an update is matched as closely as its noise lets one tell, and no closer.
 
-Where the true pictures themselves leave a known difference, pictures that leave less are fitted to the noise. So the weight of
+Where the true images themselves leave a known difference, images that leave less are fitted to the noise. So the weight of
 every term of the matching falls while the term is below what noise leaves of it, and recovers while it is above: priors decide
 all that the update does not. Where there is no prior, the run ends instead.
 
@@ -32,8 +32,8 @@ class Discrepancy:
 
     Args:
         terms: of the matching.
-        levels: value of each at the true pictures.
-        has_prior: whether something else holds the pictures where the matching lets go.
+        levels: value of each at the true images.
+        has_prior: whether something else holds the images where the matching lets go.
     """
 
     def __init__(self, terms: Sequence[GradientTerm], levels: Sequence[float], has_prior: bool) -> None:
@@ -47,7 +47,7 @@ class Discrepancy:
         Args:
             defended: what is known of the noise.
             parts: of the terms; its generator draws.
-            has_prior: whether something else holds the pictures.
+            has_prior: whether something else holds the images.
         """
         clean, noisy = simulate(defended, parts.known.generator)
         known = replace(parts.known, target=parts.target._replace(gradients=noisy))

@@ -1,4 +1,4 @@
-"""How far the gradient of candidate pictures is from the observed one."""
+"""How far the gradient of candidate images is from the observed one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tensor_cosine(found: Gradients, observed: Gradients, shares: Float[Tensor, "
     """Return the mean over tensors of one minus the cosine, so that faint layers count as much as strong ones.
 
     Args:
-        found: of the pictures.
+        found: of the images.
         observed: what it is to be.
         shares: weight of each tensor in the mean; equal where it is None.
     """
@@ -73,7 +73,7 @@ def row_cosine(
     """Return the mean over rows of one minus the cosine.
 
     Args:
-        found: of the pictures.
+        found: of the images.
         observed: what it is to be.
         shares: weight of each row in the mean; equal where it is None.
     """
@@ -193,5 +193,5 @@ def _squares(gradients: Gradients) -> Float[Tensor, " tensor"]:
 
 
 def _dot(one: Tensor, other: Tensor) -> Scalar:
-    # A product and its sum take three times the memory traffic, which at one picture is a third of a step.
+    # A product and its sum take three times the memory traffic, which at one image is a third of a step.
     return torch.dot(one.flatten(), other.flatten())

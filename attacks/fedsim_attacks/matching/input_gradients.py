@@ -173,7 +173,7 @@ class ForwardDifference(InputGradients):
 def choose(objective: Objective, variables: Variables) -> InputGradients:
     """Return the cheap gradients where they agree with the exact ones at the start, the exact ones elsewhere.
 
-    They are compared on the terms of the gradient, which alone are had in two ways, and on the first picture of the first
+    They are compared on the terms of the gradient, which alone are had in two ways, and on the first image of the first
     restart: exact gradients of a whole batch would take the memory that the cheap ones save.
     """
     response = objective.response
@@ -181,7 +181,7 @@ def choose(objective: Objective, variables: Variables) -> InputGradients:
     if not isinstance(response, OneGradient) or response.is_bfloat16 or response.model.training:
         return DoubleBackward(objective)
     first = {name: tensor[:1, :1] for name, tensor in variables.items()}
-    small = replace(objective, response=replace(response, labels=response.labels[:1]), picture_terms=())
+    small = replace(objective, response=replace(response, labels=response.labels[:1]), image_terms=())
 
     def gradient(of: InputGradients) -> Tensor:
         found = of(first, None, 0.0).gradients

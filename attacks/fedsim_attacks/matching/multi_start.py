@@ -1,7 +1,7 @@
 """Which start a descent follows: several are tried for a part of the steps, until one is accepted.
 
 A start in a wrong basin shows early, by an objective that stays high. The first start is noise around grey. Others are
-pictures that the classifier's gradient speaks for (`starts`), where it shows the head inputs, and noise elsewhere.
+images that the classifier's gradient speaks for (`starts`), where it shows the head inputs, and noise elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedsim.errors import AttackRefusedError
 from fedsim_attacks.head import NearestStarts
 from fedsim_attacks.matching.knowledge import Knowledge
 from fedsim_attacks.matching.search import Variables
-from fedsim_attacks.matching.starts import IMAGES, Latents, with_picture
+from fedsim_attacks.matching.starts import IMAGES, Latents, with_image
 from fedsim_attacks.update import LABELS, PATH
 
 End = TypeVar("End")
@@ -37,7 +37,7 @@ class Start(NamedTuple):
 
     Args:
         variables: (restart, ...) each.
-        kind: how its pictures were drawn.
+        kind: how its images were drawn.
         objective: that it reached when it was tried.
     """
 
@@ -95,7 +95,7 @@ class OtherStarts(Iterator[Start]):
     Args:
         known: what the attack knows, the head inputs among it.
         noise: draws a start like the first.
-        to_images: what a start holds to pictures.
+        to_images: what a start holds to images.
         generator: draws the candidates.
     """
 
@@ -135,7 +135,7 @@ def choose_start(
 ) -> Chosen[Start]:
     """Return the first start that is accepted, or the best of all.
 
-    A later start of a kind that was tried redraws one picture of the best start of that kind, in turn: a picture in the right
+    A later start of a kind that was tried redraws one image of the best start of that kind, in turn: an image in the right
     basin is not given up with another that is in a wrong one.
 
     Args:
@@ -160,4 +160,4 @@ def _tried(first: Start, others: Iterator[Start], follow: Callable[[Start, int],
         here = next(others)
         if leader := leaders.get(here.kind):
             place = count % here.variables[IMAGES].shape[1]
-            here = here._replace(variables=with_picture(leader.variables, here.variables, place))
+            here = here._replace(variables=with_image(leader.variables, here.variables, place))

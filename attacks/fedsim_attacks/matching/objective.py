@@ -1,4 +1,4 @@
-"""What an optimization attack minimizes: weighted terms of the gradient that pictures cause, and of the pictures themselves.
+"""What an optimization attack minimizes: weighted terms of the gradient that images cause, and of the images themselves.
 
 The two are kept apart so that the gradient in the images needs no second derivative (`input_gradients`): a term of the model's
 gradient is a function of tensors, and knows nothing of the model.
@@ -21,12 +21,12 @@ Weight = Callable[[float], float]  # of the share of the steps that is done
 
 
 class Candidate(NamedTuple):
-    """Pictures under way; every field but the last is differentiable in the variables.
+    """Images under way; every field but the last is differentiable in the variables.
 
     Args:
         images: normalized.
         pixels: in [0, 1].
-        consensus: normalized pictures that the restarts agree on; None without a term that asks for it.
+        consensus: normalized images that the restarts agree on; None without a term that asks for it.
     """
 
     images: Images
@@ -41,8 +41,8 @@ class GradientTerm(NamedTuple):
     value: Callable[[Gradients], Scalar]
 
 
-class PictureTerm(NamedTuple):
-    """A summand that sees the pictures alone."""
+class ImageTerm(NamedTuple):
+    """A summand that sees the images alone."""
 
     weight: Weight
     value: Callable[[Candidate], Scalar]
@@ -79,10 +79,10 @@ class Objective:
 
     Args:
         response: gradient that the variables cause.
-        to_images: variables to normalized pictures.
+        to_images: variables to normalized images.
         normalization: of the model's input.
         gradient_terms: of the gradient.
-        picture_terms: of the pictures.
+        image_terms: of the images.
         sent: what the client's defenses make of a gradient before it is compared.
     """
 
@@ -90,7 +90,7 @@ class Objective:
     to_images: Callable[[Variables], Images]
     normalization: Normalization
     gradient_terms: Sequence[GradientTerm]
-    picture_terms: Sequence[PictureTerm]
+    image_terms: Sequence[ImageTerm]
     sent: Callable[[Gradients], Gradients] = list
 
     def matching(self, gradients: Gradients, progress: float) -> Scalar:
@@ -100,10 +100,10 @@ class Objective:
         return _total([weight * value(sent) for weight, value in weighted if weight], gradients[0])
 
     def prior(self, variables: Variables, consensus: Images | None, progress: float) -> Scalar:
-        """Return the weighted sum of the terms of the pictures."""
+        """Return the weighted sum of the terms of the images."""
         images = self.to_images(variables)
         candidate = Candidate(images, self.normalization.denormalize(images), consensus)
-        weighted = [(term.weight(progress), term.value) for term in self.picture_terms]
+        weighted = [(term.weight(progress), term.value) for term in self.image_terms]
         return _total([weight * value(candidate) for weight, value in weighted if weight], images)
 
 

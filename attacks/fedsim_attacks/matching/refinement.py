@@ -1,4 +1,4 @@
-"""Second-order refinement of what a descent has found: the one that its parameters name, and which of its pictures are kept."""
+"""Second-order refinement of what a descent has found: the one that its parameters name, and which of its images are kept."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Refined(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RefinementStage:
-    """Polishes the pictures at which a descent has ended.
+    """Polishes the images at which a descent has ended.
 
     Args:
         attack: whose parameters name the refinement.
         input_gradients: of the descent's objective, by which the steps are noted in its iterates.
         agree: what restarts agree on.
         defended: the target, as the client's defenses leave it.
-        confine: brings pictures back into the range of pixels.
+        confine: brings images back into the range of pixels.
         total: steps of the whole run, of which these are the last; for the display.
     """
 
@@ -61,7 +61,7 @@ class RefinementStage:
     total: int
 
     def run(self, iterates: Iterates) -> Refined:
-        """Refinement the best pictures of a iterates, and leave there those that explain most of the gradient."""
+        """Refinement the best images of a iterates, and leave there those that explain most of the gradient."""
         beside = {name: tensor for name, tensor in iterates.variables.items() if name != IMAGES}
         start, response = iterates.variables[IMAGES], self.input_gradients.objective.response
         residual = Residual(response, beside, self.defended.target, self.attack.positions, self.defended.sent)
@@ -73,7 +73,7 @@ class RefinementStage:
         return Refined(tuple(self._followed(steps, residual, iterates)), products)
 
     def _followed(self, steps: Iterator[Iterate], residual: Residual, iterates: Iterates) -> Iterator[float]:
-        """Yield what is left; a refinement ends where less is left than true pictures leave of a gradient with known noise."""
+        """Yield what is left; a refinement ends where less is left than true images leave of a gradient with known noise."""
         count = self.attack.refinement_steps
         level, least, shown = residual.level(self.defended.deviation), math.inf, shown_steps(count)
         for number, refined in enumerate(above_noise(steps, level)):
@@ -95,4 +95,4 @@ def unrefined(response: ClientGradient, defended: Defended, attack: Parameters) 
     reason = obstacle(response, defended.target)
     if reason is None and attack.refinement == "closed_form" and defended.active:
         reason = "the closed form knows nothing of the client's defenses"
-    return reason and f"The pictures are not refined: {reason}."
+    return reason and f"The images are not refined: {reason}."

@@ -51,7 +51,7 @@ class Iterates:
         losses: objective at every step.
         step: of the least objective, since it last grew a term.
         variables: there.
-        frames: step and pictures, now and then.
+        frames: step and images, now and then.
     """
 
     losses: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The variables of a descent: pictures, perhaps of a smaller side, and the range in which their pixels lie."""
+"""The variables of a descent: images, perhaps of a smaller side, and the range in which their pixels lie."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedsim.exchange import Images, Normalization
 from fedsim_attacks.update import LABELS
 
-IMAGES = "pictures"  # the variable
+IMAGES = "images"  # the variable
 
 Latents = Float[Tensor, "batch channel _ _"]
 
@@ -32,19 +32,19 @@ class Box(NamedTuple):
     def confine(
         self, images: Float[Tensor, "*batch channel height width"]
     ) -> Float[Tensor, "*batch channel height width"]:
-        """Return pictures brought back into the range."""
+        """Return images brought back into the range."""
         return images.clamp(self.low, self.high)
 
 
 def enlarged(latents: Latents, factor: int) -> Images:
-    """Return pictures from pictures of a smaller side."""
+    """Return images from images of a smaller side."""
     if factor == 1:
         return latents
     return nn.functional.interpolate(latents, scale_factor=factor, mode="bicubic", align_corners=False)
 
 
-def with_picture(starts: Mapping[str, Tensor], drawn: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
-    """Return starts with one picture, and its label where that is a variable, of others."""
+def with_image(starts: Mapping[str, Tensor], drawn: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
+    """Return starts with one image, and its label where that is a variable, of others."""
     found = {name: tensor.clone() for name, tensor in starts.items()}
     for name in (IMAGES, LABELS):
         if name in found:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsim.errors import AttackRefusedError
 from fedsim_attacks.matching.distances import DISTANCES, TopK, cosine, row_cosine
 from fedsim_attacks.matching.knowledge import Knowledge
-from fedsim_attacks.matching.objective import Candidate, GradientTerm, PictureTerm, Weight, constant, switched
+from fedsim_attacks.matching.objective import Candidate, GradientTerm, ImageTerm, Weight, constant, switched
 from fedsim_attacks.matching.parameters import Parameters
 from fedsim_attacks.matching.priors import SkippedPriorError
 from fedsim_attacks.priors import length
@@ -53,7 +53,7 @@ class Parts:
     def _phased(self, weight: float) -> Weight:
         return switched(weight, weight * self.attack.matching_after, self.attack.second_phase)
 
-    def picture_terms(self) -> tuple[list[PictureTerm], list[str]]:
+    def image_terms(self) -> tuple[list[ImageTerm], list[str]]:
         """Return the terms of the images alone, and cautions for those that were left out.
 
         Raises:
@@ -66,7 +66,7 @@ class Parts:
             except SkippedPriorError as error:
                 skipped.append(str(error))
         if self.attack.group:
-            terms.append(PictureTerm(constant(self.attack.group), _apart))
+            terms.append(ImageTerm(constant(self.attack.group), _apart))
         return terms, skipped
 
     def _distance(self) -> Callable[[Gradients], Scalar]:

@@ -1,4 +1,4 @@
-"""Gauss-Newton on pictures: what they leave of the observed gradient, and steps that are solved for."""
+"""Gauss-Newton on images: what they leave of the observed gradient, and steps that are solved for."""
 
 from fedsim_attacks.newton.alternation import closed_form
 from fedsim_attacks.newton.dct_starts import DCTStarts, StartFeatures

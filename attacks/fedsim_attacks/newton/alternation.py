@@ -1,7 +1,7 @@
-"""Refinement in closed form: token gradients of the current pictures, and the pictures that solve the projection's gradient.
+"""Refinement in closed form: token gradients of the current images, and the images that solve the projection's gradient.
 
 G_pe = A^T X, with A the token gradients, brought to the sum that the position embedding's gradient shows, is solved for the
-pictures X nearest to the current ones, and A taken anew.
+images X nearest to the current ones, and A taken anew.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _DAMPING = 1e-2  # of the largest squared singular value
 def closed_form(
     residual: Residual, start: Images, confine: Callable[[Images], Images], count: int
 ) -> Iterator[Iterate]:
-    """Yield the pictures before and after every alternation of token gradients and pictures, and what is left of G_pe.
+    """Yield the images before and after every alternation of token gradients and images, and what is left of G_pe.
 
-    Of one picture the token gradients are known exactly, so that this converges to the solution of `patch_embedding`, slowly
+    Of one image the token gradients are known exactly, so that this converges to the solution of `patch_embedding`, slowly
     by its damping; of several only their sum is.
 
     Args:
         residual: measures what is left.
-        start: normalized pictures.
-        confine: brings pictures back into the range of pixels.
+        start: normalized images.
+        confine: brings images back into the range of pixels.
         count: alternations.
 
     Raises:

@@ -1,8 +1,8 @@
 """Where regularized Newton starts, in coordinates of `priors.spectrum`.
 
-The first is fitted to what the last block has seen of every picture (`last_block`), from coarse to fine: the tolerance of the
-misfit falls while the pictures keep the spectrum of photographs. The second is near grey. Further ones are, by turns, smooth
-pictures whose head inputs are near to the client's (`head.nearest`), and such pictures fitted to what the last block has
+The first is fitted to what the last block has seen of every image (`last_block`), from coarse to fine: the tolerance of the
+misfit falls while the images keep the spectrum of photographs. The second is near grey. Further ones are, by turns, smooth
+images whose head inputs are near to the client's (`head.nearest`), and such images fitted to what the last block has
 seen.
 """
 
@@ -24,15 +24,15 @@ _RATE, _BETAS = 0.05, (0.9, 0.99)  # of Adam; the rate falls to zero by a cosine
 _TOLERANCES = (
     1.0,
     2e-4,
-)  # relative error of a picture's vectors that counts as a standard deviation, at first and at last
+)  # relative error of an image's vectors that counts as a standard deviation, at first and at last
 
 
 class StartFeatures(NamedTuple):
-    """What a model has seen of a batch's pictures, picture by picture.
+    """What a model has seen of a batch's images, image by image.
 
     Args:
         pictures: how many.
-        nearest: draws pictures whose head inputs are near to the client's; None where its gradient does not show these.
+        nearest: draws images whose head inputs are near to the client's; None where its gradient does not show these.
         block: what the last block has seen; None where that is not worked out.
         doubt: why one of these is missing, where that is to be told.
     """
@@ -48,8 +48,8 @@ class DCTStarts:
     """Draws starts without end.
 
     Args:
-        seen: what is known of the pictures.
-        spectrum: of pictures.
+        seen: what is known of the images.
+        spectrum: of images.
         fit_steps: of Adam, for a fitted start.
         generator: draws.
     """
@@ -87,11 +87,11 @@ class DCTStarts:
 def fitted(
     block: LastBlockFeatures, spectrum: Spectrum, start: Coefficients, steps: int, show: Callable[[float], None]
 ) -> Coefficients:
-    """Return coordinates of pictures of which the last block sees what it has seen of the client's, about.
+    """Return coordinates of images of which the last block sees what it has seen of the client's, about.
 
     Args:
         block: what it has seen.
-        spectrum: of pictures.
+        spectrum: of images.
         start: coordinates.
         steps: of Adam.
         show: is told the mean relative error after every step.

@@ -1,6 +1,6 @@
-"""Gauss-Newton on pictures: steps that are solved for, each held back by a damping.
+"""Gauss-Newton on images: steps that are solved for, each held back by a damping.
 
-With r(z) what the pictures at coordinates z leave of the observed gradient, J its Jacobian and e(z) the energy of a prior, a
+With r(z) what the images at coordinates z leave of the observed gradient, J its Jacobian and e(z) the energy of a prior, a
 step v solves (J^T J + damping) v = -(J^T r + e'(z) / 2) by conjugate gradients, on products with J (`residual`), and the first
 of some shares of it is taken that lowers |r|^2 + e. Everything in which methods differ is a `Damping`: the coordinates, the
 prior, and how strongly both hold after a step that helped, and after one that did not.
@@ -22,7 +22,7 @@ _PATIENCE = 6  # failures before it ends
 
 
 class Damping(ABC):
-    """Holds steps back; coordinates are the normalized pictures themselves unless a method is overruled.
+    """Holds steps back; coordinates are the normalized images themselves unless a method is overruled.
 
     Args:
         most: products in a step.
@@ -40,7 +40,7 @@ class Damping(ABC):
 
     @abstractmethod
     def place(self, residual: Residual, images: Images) -> Place:
-        """Return the pictures with their products."""
+        """Return the images with their products."""
 
     @abstractmethod
     def settle(self, here: Place, coordinates: Tensor) -> None:
@@ -67,15 +67,15 @@ class Damping(ABC):
         """Adapt to a step of which no share helped."""
 
     def images(self, coordinates: Tensor) -> Images:
-        """Return the pictures at some coordinates."""
+        """Return the images at some coordinates."""
         return coordinates
 
     def ahead(self, step: Tensor) -> Images:
-        """Return how a step changes the pictures."""
+        """Return how a step changes the images."""
         return step
 
     def back(self, gradient: Images) -> Tensor:
-        """Return a gradient in the pictures as one in the coordinates."""
+        """Return a gradient in the images as one in the coordinates."""
         return gradient
 
     def confine(self, coordinates: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from fedsim_attacks.newton.residual import Exact, Place, Residual, norm
 from fedsim_attacks.priors import Spectrum
 from fedsim_attacks.solvers import Solution
 
-_CAUTION = 4.0  # times the variance of noise that would explain what is left; less fits sooner, to wrong pictures
+_CAUTION = 4.0  # times the variance of noise that would explain what is left; less fits sooner, to wrong images
 _STIFFEN = 4.0  # factor of a where no share of a step helps
 
 
@@ -29,7 +29,7 @@ class IterativeRegularization(Damping):
     """Damping by a prior of white noise in DCT coefficients; six steps that do not help, in all, end it.
 
     Args:
-        spectrum: of pictures.
+        spectrum: of images.
         most: products in a step; more hardly help while half of a step or less is taken.
     """
 
@@ -42,7 +42,7 @@ class IterativeRegularization(Damping):
         self.factor, self.weight = _CAUTION, 0.0
 
     def place(self, residual: Residual, images: Images) -> Place:
-        """Return the pictures with exact products."""
+        """Return the images with exact products."""
         return Exact(residual, images)
 
     def settle(self, here: Place, coordinates: Tensor) -> None:
@@ -69,13 +69,13 @@ class IterativeRegularization(Damping):
         self.factor, self.failures = _STIFFEN * self.factor, self.failures + 1
 
     def images(self, coordinates: Tensor) -> Images:
-        """Return the pictures of DCT coefficients."""
+        """Return the images of DCT coefficients."""
         return self.spectrum.images(coordinates)
 
     def ahead(self, step: Tensor) -> Images:
-        """Return how a step changes the pictures."""
+        """Return how a step changes the images."""
         return self.spectrum.images(step) - self.spectrum.grey
 
     def back(self, gradient: Images) -> Tensor:
-        """Return a gradient in the pictures as one in their DCT coefficients."""
+        """Return a gradient in the images as one in their DCT coefficients."""
         return self.spectrum.coefficient_gradient(gradient)

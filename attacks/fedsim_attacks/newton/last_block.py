@@ -1,6 +1,6 @@
-"""What the last block of a ViT has seen of every picture of a batch, picture by picture, from the gradient of the batch.
+"""What the last block of a ViT has seen of every image of a batch, image by image, from the gradient of the batch.
 
-Behind the last attention the loss sees the class token alone, so that every gradient there is a sum over pictures of outer
+Behind the last attention the loss sees the class token alone, so that every gradient there is a sum over images of outer
 products, of which one factor is known, step by step back from the head inputs (`head.features`):
 
 1. Head inputs and labels give the loss's gradient at what enters the last norm, times sigma, the norm's divisor.
@@ -11,7 +11,7 @@ products, of which one factor is known, step by step back from the head inputs (
 4. grad(values) and grad(keys) of every head give sums over the normed tokens: weighed by attention, and by the loss's
    gradient at the attention's logits.
 
-These are 1 + 2 heads vectors of the model's width a picture, in which no other picture is mixed.
+These are 1 + 2 heads vectors of the model's width an image, in which no other image is mixed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Summaries = Float[Tensor, "batch entry embed"]
 
 @dataclass(frozen=True, eq=False)
 class LastBlockFeatures:
-    """What the last block has seen of each picture.
+    """What the last block has seen of each image.
 
     Args:
         model: a plain ViT.
@@ -61,7 +61,7 @@ class LastBlockFeatures:
     weights: Float[Tensor, "batch entry"]
 
     def of(self, images: Images) -> Summaries:
-        """Return the same of pictures, differentiable."""
+        """Return the same of images, differentiable."""
         block = cast(Block, self.model.blocks[-1])
         caught: list[Tensor] = []
         handle = block.norm1.register_forward_hook(lambda module, inputs, output: caught.append(output))
@@ -72,7 +72,7 @@ class LastBlockFeatures:
         return _summaries(cast(Attention, block.attn), caught[0], self.asked)
 
     def apart(self, images: Images) -> Float[Tensor, " batch"]:
-        """Return the mean relative squared distance of each picture from what was seen."""
+        """Return the mean relative squared distance of each image from what was seen."""
         squares = (self.of(images) - self.seen).square().sum(2)
         return (self.weights * squares).sum(1) / (self.weights > 0).sum(1)
 
@@ -80,17 +80,17 @@ class LastBlockFeatures:
 def read_last_block(
     model: nn.Module, gradients: Mapping[str, Tensor], labels: Labels, inputs: Rows
 ) -> LastBlockFeatures:
-    """Return what the last block has seen of each picture.
+    """Return what the last block has seen of each image.
 
     Args:
         model: attacked.
         gradients: of the mean loss over the batch, by parameter.
-        labels: of the pictures.
+        labels: of the images.
         inputs: of the classifier, in the order of the labels.
 
     Raises:
         AttackRefusedError: the model is no plain ViT that reads a class token; a gradient of the last block is missing; or
-            the parts do not fit together, as with noise, wrong labels, or pictures that the block cannot tell apart.
+            the parts do not fit together, as with noise, wrong labels, or images that the block cannot tell apart.
     """
     parts = _Parts.of(model)
     targets = distributions(labels, parts.head.out_features).to(inputs).double()
@@ -153,7 +153,7 @@ class _Reading:
         queries = _by_head(_linear(parts.qkv, token).chunk(3, 1)[0], parts.heads)
         keys, values = (_by_head(rows.T, parts.heads).mT for rows in self._gradient("attn.qkv.weight").chunk(3)[1:])
         by_attention = _factor(asked, values)
-        # With no block before this one, the class token and its queries are the same in every picture of a batch.
+        # With no block before this one, the class token and its queries are the same in every image of a batch.
         by_slope = _factor(queries, keys) if _condition(queries) < _MOST else torch.zeros_like(by_attention)
         seen = torch.cat([token[None], by_attention, by_slope]).transpose(0, 1)
         squares = seen.square().sum(2)
@@ -178,7 +178,7 @@ class _Reading:
         return torch.stack([self._agreeing(*rows) for rows in zip(before, hidden, strict=True)])
 
     def _agreeing(self, before: Row, hidden: Row) -> Row:
-        """Return the stream of one picture, from itself and the hidden units that it causes, both over sigma."""
+        """Return the stream of one image, from itself and the hidden units that it causes, both over sigma."""
         parts, (low, high) = self.parts, (math.log(end) for end in _RANGE)
         shift = _scaled(parts.scale2, _linear(parts.fc2, hidden.new_zeros(1, len(hidden))))
         for _ in range(_NARROWED):
@@ -214,7 +214,7 @@ def _summaries(attention: Attention, tokens: Float[Tensor, "batch token embed"],
 def _factor(known: Tensor, total: Tensor) -> Tensor:
     """Return X of known^T X = total, for one system or several."""
     if not _condition(known) < _MOST:
-        raise AttackRefusedError("the last block does not tell the pictures of this batch apart.")
+        raise AttackRefusedError("the last block does not tell the images of this batch apart.")
     found: Tensor = torch.linalg.pinv(known.mT) @ total
     return found
 

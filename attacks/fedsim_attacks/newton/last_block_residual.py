@@ -1,7 +1,7 @@
-"""The residual of the gradient, with what the last block has seen of every picture (`last_block`) as further rows.
+"""The residual of the gradient, with what the last block has seen of every image (`last_block`) as further rows.
 
-These add nothing that the gradient does not imply. But a batch's gradient mixes its pictures, and that of a trained model hides
-each in narrow valleys; the further rows are of one picture each, and of the half of the model before the loss, so that steps
+These add nothing that the gradient does not imply. But a batch's gradient mixes its images, and that of a trained model hides
+each in narrow valleys; the further rows are of one image each, and of the half of the model before the loss, so that steps
 solved with them see farther.
 """
 
@@ -18,12 +18,12 @@ from fedsim_attacks.newton.last_block import LastBlockFeatures
 from fedsim_attacks.newton.residual import Residual
 from fedsim_attacks.update import Gradients
 
-_SHARE = 0.3  # of a picture's vectors together, where all tensors of the gradient count 1: they guide, not decide
+_SHARE = 0.3  # of an image's vectors together, where all tensors of the gradient count 1: they guide, not decide
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LastBlockResidual(Residual):
-    """What pictures leave of the observed gradient, and of what the last block has seen.
+    """What images leave of the observed gradient, and of what the last block has seen.
 
     Args:
         block: what it has seen.
@@ -41,7 +41,7 @@ class LastBlockResidual(Residual):
         return (_SHARE * self.block.weights / self.block.weights.shape[1]).sqrt()[:, :, None]
 
     def reached(self, images: Images, create_graph: bool = False) -> Gradients:
-        """Return what is compared of the gradient that pictures cause, and of what the last block sees of them."""
+        """Return what is compared of the gradient that images cause, and of what the last block sees of them."""
         with torch.set_grad_enabled(create_graph):
             seen = self._rows * self.block.of(images)
         return [*super().reached(images, create_graph), seen]

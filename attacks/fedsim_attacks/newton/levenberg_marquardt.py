@@ -1,9 +1,9 @@
-"""Levenberg-Marquardt on pictures: refinement of second order, from where a descent has ended.
+"""Levenberg-Marquardt on images: refinement of second order, from where a descent has ended.
 
 The residual is that of the whole gradient, every tensor in units of its own norm and every row of the position embedding in
 units of its own. A step solves (J^T J + damping + smoothness) v = -(J^T r + smoothness x); smoothness, total variation in its
 reweighted quadratic form, falls with every step that helps. The gradient of the patch projection, G_pe = A^T X with A the token
-gradients, is nearly linear in the pictures X and badly conditioned, so it weighs more than other tensors, and
+gradients, is nearly linear in the images X and badly conditioned, so it weighs more than other tensors, and
 (A A^T + damping)^-1 preconditions.
 """
 
@@ -61,7 +61,7 @@ _KINDS: dict[ChosenProducts, _Kind] = {
 def chosen_products(residual: Residual, start: Images, products: Products) -> ChosenProducts:
     """Return which products solve the steps from a start: `auto` takes differences where these are adjoint enough.
 
-    They are where a picture's gradient bends little along their length, as of untrained models. Of trained ones conjugate
+    They are where an image's gradient bends little along their length, as of untrained models. Of trained ones conjugate
     gradients mislead, and steps stall.
     """
     if products != "auto":
@@ -74,7 +74,7 @@ class LevenbergMarquardt(Damping):
     """Damping that follows how the steps go; six steps in a row that do not help end it, while it grows by 10^6.
 
     Args:
-        confine: brings pictures back into the range of pixels.
+        confine: brings images back into the range of pixels.
         products: with the Jacobian, `differences` or `exact`.
         most: products in a step; by default what their kind needs.
     """
@@ -90,16 +90,16 @@ class LevenbergMarquardt(Damping):
         self.inverse: Callable[[Images], Images]
 
     def place(self, residual: Residual, images: Images) -> Place:
-        """Return the pictures with products of the chosen kind."""
+        """Return the images with products of the chosen kind."""
         return self.kind.place(residual, images)
 
     def settle(self, here: Place, coordinates: Tensor) -> None:
-        """Take smoothness anew around the edges of the pictures."""
+        """Take smoothness anew around the edges of the images."""
         self.rough = Roughness.around_edges(here.images, _EDGE)
         self.inverse = _preconditioner(here, self.damping)
 
     def energy(self, coordinates: Tensor) -> float:
-        """Return how rough the pictures are."""
+        """Return how rough the images are."""
         return self.smoothness * float((coordinates * self.rough.gradient(coordinates)).sum())
 
     def gradient(self, coordinates: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class LevenbergMarquardt(Damping):
         self.damping, self.failures = _STIFFEN * self.damping, self.failures + 1
 
     def confine(self, coordinates: Tensor) -> Tensor:
-        """Return the pictures in the range of pixels."""
+        """Return the images in the range of pixels."""
         return self.box(coordinates)
 
     def precondition(self, left: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What pictures leave of the observed gradient, and how that changes with the pictures.
+"""What images leave of the observed gradient, and how that changes with the images.
 
-With l the loss, g its gradient, r the residual's weights and J the Jacobian of r g in the pictures, `Differences` takes
+With l the loss, g its gradient, r the residual's weights and J the Jacobian of r g in the images, `Differences` takes
 
     J v = r [g(x + e v) - g(x)] / e        and        J^T u = [grad_x l(x; w + e r u) - grad_x l(x; w)] / e,
 
@@ -25,7 +25,7 @@ from fedsim.exchange import Images
 from fedsim.models import patch_grid, unfused_attention
 from fedsim_attacks.update import POSITIONS, PROJECTION, ClientGradient, Gradients, OneGradient, Target
 
-_AHEAD, _ASIDE = 1e-2, 1e-4  # lengths of the differences: share of the pictures' norm, of the weights'
+_AHEAD, _ASIDE = 1e-2, 1e-4  # lengths of the differences: share of the images' norm, of the weights'
 _LINEAR = 17.0  # weight of the patch projection's gradient beside that of all tensors; of 0.02, 17 and 1,700 the best
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -50,7 +50,7 @@ class Residual:
 
     Args:
         response: one gradient at the global weights.
-        variables: beside the pictures.
+        variables: beside the images.
         target: what is to be reached.
         positions: weight of the rows of the position embedding, each in units of its own norm, beside that of all tensors.
         sent: what the client's defenses make of a gradient before it is compared.
@@ -84,7 +84,7 @@ class Residual:
         return self.response.weights()
 
     def gradient(self, images: Images, create_graph: bool = False) -> Gradients:
-        """Return the gradient that pictures cause, with a graph where that is asked for."""
+        """Return the gradient that images cause, with a graph where that is asked for."""
         weights = self.response.own()
         loss = self.response.loss(weights, images, self.variables, slice(None))
         return torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph, materialize_grads=True)
@@ -94,7 +94,7 @@ class Residual:
         return self.weigh(self.sent(gradients))
 
     def reached(self, images: Images, create_graph: bool = False) -> Gradients:
-        """Return what is compared of the gradient that pictures cause."""
+        """Return what is compared of the gradient that images cause."""
         return self.compared(self.gradient(images, create_graph))
 
     def aside(self, gradients: Gradients, left: Gradients) -> Gradients:
@@ -103,7 +103,7 @@ class Residual:
         return torch.autograd.grad(self.compared(leaves), leaves, left, materialize_grads=True)
 
     def image_gradient(self, images: Images, moved: Gradients | None = None) -> Images:
-        """Return the loss's gradient in the pictures, at the global weights or at these plus something."""
+        """Return the loss's gradient in the images, at the global weights or at these plus something."""
         leaf, weights = images.detach().requires_grad_(), self.weights
         if moved is not None:
             weights = {n: w + step for (n, w), step in zip(weights.items(), moved, strict=True)}
@@ -115,7 +115,7 @@ class Residual:
         return [scale * tensor for scale, tensor in zip(self.scales, gradients, strict=True)]
 
     def level(self, deviation: float) -> float:
-        """Return which share of the observed gradient noise is; true pictures leave as much."""
+        """Return which share of the observed gradient noise is; true images leave as much."""
         return deviation * norm(self.weigh([torch.ones_like(g) for g in self.target.gradients])) / norm(self.goal)
 
     @cached_property
@@ -137,7 +137,7 @@ def obstacle(response: ClientGradient, target: Target) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Place(ABC):
-    """Pictures, what they leave of the observed gradient, and products with the Jacobian there."""
+    """Images, what they leave of the observed gradient, and products with the Jacobian there."""
 
     residual: Residual
     images: Images
@@ -145,11 +145,11 @@ class Place(ABC):
     @cached_property
     @abstractmethod
     def compared(self) -> Gradients:
-        """Return what is compared of the pictures' gradient."""
+        """Return what is compared of the images' gradient."""
 
     @abstractmethod
     def forward(self, step: Images) -> Gradients:
-        """Return J times a change of the pictures."""
+        """Return J times a change of the images."""
 
     @abstractmethod
     def backward(self, left: Gradients) -> Images:
@@ -175,11 +175,11 @@ class Differences(Place):
 
     @cached_property
     def compared(self) -> Gradients:
-        """Return what is compared of the pictures' gradient."""
+        """Return what is compared of the images' gradient."""
         return self.residual.compared(self._gradient)
 
     def forward(self, step: Images) -> Gradients:
-        """Return J times a change of the pictures."""
+        """Return J times a change of the images."""
         reach = _AHEAD * float(self.images.norm()) / max(float(step.norm()), _TINY)
         moved = self.residual.gradient(self.images + reach * step)
         change = minus(self.residual.compared(moved), self.compared)
@@ -215,11 +215,11 @@ class Exact(Place):
 
     @cached_property
     def compared(self) -> Gradients:
-        """Return what is compared of the pictures' gradient."""
+        """Return what is compared of the images' gradient."""
         return [part.detach() for part in self._graph]
 
     def forward(self, step: Images) -> Gradients:
-        """Return J times a change of the pictures."""
+        """Return J times a change of the images."""
         found, aside = self._transposed
         return torch.autograd.grad(found, aside, step, retain_graph=True, materialize_grads=True)
 
@@ -241,7 +241,7 @@ def adjoint_error(place: Place, step: Images) -> float:
 
 
 def token_gradients(residual: Residual, images: Images) -> Float[Tensor, "batch token embed"]:
-    """Return the loss's gradient at what the patch projection puts out, picture by picture.
+    """Return the loss's gradient at what the patch projection puts out, image by image.
 
     Raises:
         AttackRefusedError: the model has no patch projection.

@@ -1,4 +1,4 @@
-"""What natural pictures look like before an update is seen."""
+"""What natural images look like before an update is seen."""
 
 from fedsim_attacks.priors.batch_norm import load_prior
 from fedsim_attacks.priors.color_edges import ColorEdges

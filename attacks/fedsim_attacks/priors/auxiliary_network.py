@@ -1,8 +1,8 @@
-"""A small CNN whose BatchNorm statistics are those of the attacker's own pictures, trained once and kept in a cache.
+"""A small CNN whose BatchNorm statistics are those of the attacker's own images, trained once and kept in a cache.
 
-It learns two things from each picture: its class, and how it was degraded (not at all, white noise, smooth noise, blur). A
-network that learns classes alone becomes blind to noise, and its statistics then hardly tell a noisy picture from a clean
-one. Afterwards the running statistics are taken anew, from the pictures as they are.
+It learns two things from each image: its class, and how it was degraded (not at all, white noise, smooth noise, blur). A
+network that learns classes alone becomes blind to noise, and its statistics then hardly tell a noisy image from a clean
+one. Afterwards the running statistics are taken anew, from the images as they are.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fedsim.seeds import torch_generator, torch_threads
 from fedsim_attacks.priors.network_cache import load, store
 from fedsim_attacks.priors.networks import PriorNetwork
 
-_RECIPE = 2  # raised whenever the same pictures give another network
-_LEAST_PICTURES = 64
+_RECIPE = 2  # raised whenever the same images give another network
+_LEAST_IMAGES = 64
 _WIDTHS = ((24, 1), (48, 2), (96, 2), (96, 1))  # output channels and stride of each block
-_STEM_WIDTH, _STEM_SIDE = 24, 32  # larger pictures are halved until no side is longer
+_STEM_WIDTH, _STEM_SIDE = 24, 32  # larger images are halved until no side is longer
 _STEPS = 400
-_BATCH, _BATCH_SIDE = 64, 64  # fewer pictures a step where they are larger than this side
+_BATCH, _BATCH_SIDE = 64, 64  # fewer images a step where they are larger than this side
 _LEARNING_RATE, _MOMENTUM, _DECAY, _WARM_UP = 0.05, 0.9, 5e-4, 10
 _KINDS = 4  # of degradation, none included
 _NOISE = (0.03, 0.33)  # standard deviation in pixels
@@ -37,16 +37,16 @@ _CENTERED = Normalization((0.5,), (0.5,))  # the same for any number of channels
 
 
 def auxiliary_network(data: LabeledImages | None) -> PriorNetwork:
-    """Return the network of these pictures: out of the cache, or trained now, which is the same bit for bit.
+    """Return the network of these images: out of the cache, or trained now, which is the same bit for bit.
 
     Raises:
-        AttackRefusedError: the pictures are not granted, too few, of one class, or not finite.
+        AttackRefusedError: the images are not granted, too few, of one class, or not finite.
     """
     if data is None:
         raise AttackRefusedError("the prior network auxiliary is trained on auxiliary_data, which is not granted.")
-    if len(data) < _LEAST_PICTURES:
+    if len(data) < _LEAST_IMAGES:
         raise AttackRefusedError(
-            f"the prior network auxiliary is trained on at least {_LEAST_PICTURES} pictures; the auxiliary data holds "
+            f"the prior network auxiliary is trained on at least {_LEAST_IMAGES} images; the auxiliary data holds "
             f"{len(data)}. Raise data.auxiliary_samples."
         )
     classes, labels = torch.unique(data.labels.detach().cpu(), return_inverse=True)
@@ -66,7 +66,7 @@ def auxiliary_network(data: LabeledImages | None) -> PriorNetwork:
             _take_statistics(network, images)
         store(network, key)
     count = sum(parameter.numel() for parameter in network.parameters())
-    origin = f"trained on the {len(data)} auxiliary pictures of {len(classes)} classes ({key[:12]})"
+    origin = f"trained on the {len(data)} auxiliary images of {len(classes)} classes ({key[:12]})"
     return PriorNetwork(network, _CENTERED, images.shape[1], f"CNN of {count:,} parameters, {origin}")
 
 
@@ -126,7 +126,7 @@ def _initialized(network: nn.Sequential, outputs: int, generator: torch.Generato
 
 
 def _moved(images: Images, generator: torch.Generator) -> Images:
-    """Return the pictures shifted by up to an eighth of the shorter side, all alike, and half of them flipped."""
+    """Return the images shifted by up to an eighth of the shorter side, all alike, and half of them flipped."""
     height, width = images.shape[2:]
     reach = max(1, min(height, width) // 8)
     top, left = torch.randint(2 * reach + 1, (2,), generator=generator).tolist()
@@ -136,7 +136,7 @@ def _moved(images: Images, generator: torch.Generator) -> Images:
 
 
 def _degraded(images: Images, generator: torch.Generator) -> tuple[Images, Int[Tensor, " batch"]]:
-    """Return the pictures, each degraded in one of the ways, and which one it is."""
+    """Return the images, each degraded in one of the ways, and which one it is."""
     kinds = torch.randint(_KINDS, (len(images),), generator=generator)
     white = torch.randn(images.shape, generator=generator)
     smooth = _blurred(white, _SMOOTHNESS)

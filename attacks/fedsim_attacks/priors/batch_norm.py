@@ -1,11 +1,11 @@
-"""The image prior of BatchNorm statistics: pictures whose features have the mean and variance that a CNN was trained on.
+"""The image prior of BatchNorm statistics: images whose features have the mean and variance that a CNN was trained on.
 
 R(x) = sum over the BatchNorm2d layers l of ||mean_l(x) - m_l|| + ||var_l(x) - v_l||, with mean and (biased) variance of the
 layer's input over batch and space, m_l and v_l its running statistics, and l2 norms that are not squared, as in
 GradInversion's text. GradViT's figure squares them. All layers weigh the same; DeepInversion weighs the first one more.
 
-The statistics are those of a whole data set, so R tells more the more pictures a batch holds. With one picture they are over
-space alone, and that picture's own colors and textures are far from the average: R is weakly informative there, and still
+The statistics are those of a whole data set, so R tells more the more images a batch holds. With one image they are over
+space alone, and that image's own colors and textures are far from the average: R is weakly informative there, and still
 far from zero at the truth.
 
 Sources: Yin, Mallya, Vahdat, Alvarez, Kautz, Molchanov, "See through Gradients: Image Batch Recovery via GradInversion", CVPR
@@ -75,7 +75,7 @@ class BatchNormPrior:
         """Return the distance of one batch; differentiable, on the batch's device and in its precision.
 
         Args:
-            pixels: in [0, 1], at any size; enlarged where the network expects larger pictures.
+            pixels: in [0, 1], at any size; enlarged where the network expects larger images.
         """
         caught: list[tuple[nn.BatchNorm2d, Tensor]] = []
         module, images = self._module_for(pixels), self.network.normalization.normalize(self._fitted(pixels))
@@ -96,7 +96,7 @@ class BatchNormPrior:
         return self._copies[place]
 
     def _fitted(self, pixels: Images) -> Tensor:
-        """Return the pictures with the channels and the size that the network takes."""
+        """Return the images with the channels and the size that the network takes."""
         if self.network.channels > pixels.shape[1] == 1:
             pixels = pixels.expand(-1, self.network.channels, -1, -1)
         size = self.network.size(*pixels.shape[2:])
@@ -122,11 +122,11 @@ def load_prior(network: str, weights: str | None, observation: Observation, form
         network: `auxiliary`, a small CNN trained on the granted auxiliary data; `efficientnet_lite0`, ImageNet weights of the
             extra `priors`, offline; or any timm CNN with BatchNorm.
         weights: file of a timm CNN's weights; None for those of the hub.
-        observation: what the attacker knows; its picture shape, and the auxiliary data, are read.
+        observation: what the attacker knows; its image shape, and the auxiliary data, are read.
         form: of the distance.
 
     Raises:
-        AttackRefusedError: the network, its weights or its training pictures are not to be had, or it has no BatchNorm2d.
+        AttackRefusedError: the network, its weights or its training images are not to be had, or it has no BatchNorm2d.
     """
     if network in _WITHOUT_WEIGHTS and weights is not None:
         raise AttackRefusedError(
@@ -137,7 +137,7 @@ def load_prior(network: str, weights: str | None, observation: Observation, form
         return BatchNormPrior(auxiliary_network(observation.auxiliary_data), form)
     if channels not in (1, 3):
         raise AttackRefusedError(
-            f"the prior network {network} takes pictures of 3 channels, or of 1 repeated; these have {channels}. Use "
+            f"the prior network {network} takes images of 3 channels, or of 1 repeated; these have {channels}. Use "
             "the prior network auxiliary."
         )
     return BatchNormPrior(

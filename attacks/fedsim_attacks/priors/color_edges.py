@@ -1,4 +1,4 @@
-"""What a picture looks like, learned from an estimate of that picture: how its neighboring pixels differ in color."""
+"""What an image looks like, learned from an estimate of that image: how its neighboring pixels differ in color."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LEAST_DIFFERENCE = 1e-4  # pixels; standard deviation that no direction of colo
 
 
 class ColorEdges(NamedTuple):
-    """Squared color differences of neighboring pixels, weighted by a fit of Student's t: a quadratic picture prior.
+    """Squared color differences of neighboring pixels, weighted by a fit of Student's t: a quadratic image prior.
 
-    Most pictures vary in brightness far more than in hue, and in few places; the fit finds both, so that noise of any hue
-    and between edges is told from the picture.
+    Most images vary in brightness far more than in hue, and in few places; the fit finds both, so that noise of any hue
+    and between edges is told from the image.
 
     Args:
         precision: of a difference, over channels.
@@ -35,7 +35,7 @@ class ColorEdges(NamedTuple):
 
     @staticmethod
     def fitted(images: Field, scale: float, guessed: Bool[Tensor, "height width"] | None = None) -> ColorEdges:
-        """Return the prior under which the differences of one picture are likely, by expectation maximization.
+        """Return the prior under which the differences of one image are likely, by expectation maximization.
 
         Args:
             images: current estimate, a batch of one.

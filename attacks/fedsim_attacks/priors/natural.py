@@ -1,4 +1,4 @@
-"""What natural pictures look like before anything is known about them: smoothness, and noise with their spectrum."""
+"""What natural images look like before anything is known about them: smoothness, and noise with their spectrum."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def patch_differences(images: Images, patch: int) -> Float[Tensor, ""]:
 
 
 def length(images: Images) -> Float[Tensor, ""]:
-    """Return the root mean square of each picture, mean over pictures."""
+    """Return the root mean square of each image, mean over images."""
     square = images.square().mean((1, 2, 3))
     return square.clamp_min(torch.finfo(images.dtype).tiny).sqrt().mean()
 
 
 class Roughness(NamedTuple):
-    """Weighted squared differences of neighboring pixels, plus a weak pull to zero: a quadratic picture prior.
+    """Weighted squared differences of neighboring pixels, plus a weak pull to zero: a quadratic image prior.
 
     Args:
         vertical: weight of each vertical pair.
@@ -92,7 +92,7 @@ class Roughness(NamedTuple):
 
 
 def natural_noise(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Images:
-    """Return random pictures in [0, 1] with the 1/f amplitude spectrum of photographs, and random color and contrast.
+    """Return random images in [0, 1] with the 1/f amplitude spectrum of photographs, and random color and contrast.
 
     Source: Field, "Relations between the statistics of natural images and the response properties of cortical cells",
     JOSA A 1987, for the spectrum.

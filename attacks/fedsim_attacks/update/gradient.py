@@ -81,7 +81,7 @@ def local_steps(observation: Observation) -> int | None:
 def is_taken_for_one_step(observation: Observation) -> bool:
     """Return whether an update is of one step, as far as can be observed.
 
-    Where the recipe is not granted, a delta of no more pictures than a batch has may be of one step or of several epochs; it
+    Where the recipe is not granted, a delta of no more images than a batch has may be of one step or of several epochs; it
     is taken for one.
     """
     if observation.update.kind == "gradient":

@@ -4,7 +4,7 @@ Masked tokens have no position row of their own: their gradients A_n arrive as o
 them, the projection's gradient is sum over visible A_n x_n^T + u mean(x)^T + sum over masked (A_n - u/m) (x_n - mean(x))^T.
 The last term is all that stays unknown, and it has rank m - 1: across the span of the centered masked patches the visible
 patches, and the mean of the masked ones, are determined as if there were no jigsaw. Who was shuffled where does not matter:
-mean and span are those of the picture before the shuffle.
+mean and span are those of the image before the shuffle.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ _STARTS = 8
 
 
 def rearranged(finding: Finding, loose: Bool[Tensor, " patch"], grid: PatchGrid, generator: torch.Generator) -> Finding:
-    """Return a finding with the loose patches of each picture in the order that fits, and its trajectory with them.
+    """Return a finding with the loose patches of each image in the order that fits, and its trajectory with them.
 
     Args:
-        finding: with pictures.
+        finding: with images.
         loose: which patches may be elsewhere.
         grid: how they lie.
         generator: draws orders to begin with.
@@ -46,7 +46,7 @@ def fitting_order(
     Swaps are made while one helps, from the order as it is and from seven others; another one is taken where it is better.
 
     Args:
-        patches: of one picture.
+        patches: of one image.
         loose: which of them may be elsewhere.
         grid: how they lie.
         generator: draws the other orders.

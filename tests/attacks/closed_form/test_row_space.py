@@ -25,7 +25,7 @@ def normalized(observation, images):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
-def test_the_patches_of_a_batch_lie_in_the_space_and_those_of_other_pictures_do_not(count):
+def test_the_patches_of_a_batch_lie_in_the_space_and_those_of_other_images_do_not(count):
     batch, others = POOL.read(range(7, 7 + 37 * count, 37)), POOL.read([400, 401, 430])
     observation = seen(batch)
     space = RowSpace.of(observation)
@@ -80,7 +80,7 @@ def test_mixtures_of_the_patches_lie_in_the_space_and_scores_are_shares(seed):
     assert float(space.penalty(random)) == pytest.approx(float(outside.square().mean()))
 
 
-def test_the_penalty_pulls_a_picture_into_the_space():
+def test_the_penalty_pulls_a_image_into_the_space():
     batch = POOL.read([7])
     observation = seen(batch)
     space = RowSpace.of(observation)
@@ -106,7 +106,7 @@ def test_a_projection_gradient_of_zeros_or_not_finite_is_refused(value):
         RowSpace.of(observe(MODEL, Update(1, 0, "gradient", tensors, 1)))
 
 
-def test_found_pictures_get_a_residual_and_a_caution_where_they_are_not_the_clients():
+def test_found_images_get_a_residual_and_a_caution_where_they_are_not_the_clients():
     batch, other = POOL.read([7]), POOL.read([400])
     observation = seen(batch)
     own, foreign = (assess(Finding(images=images), observation) for images in (batch.images, other.images))
@@ -123,7 +123,7 @@ def test_patch_embedding_states_the_residual_of_what_it_found():
 
 
 def product() -> torch.Tensor:
-    """Return a picture on white: flat patches, of which every span holds the color, and a few that vary."""
+    """Return an image on white: flat patches, of which every span holds the color, and a few that vary."""
     images = torch.ones(1, 3, 32, 32)
     images[:, :, 8:20, 12:26] = POOL.read([7]).images[:, :, 8:20, 12:26]
     return images
@@ -143,7 +143,7 @@ def test_flat_patches_cause_no_caution(images):
     assert finding.cautions == ()
     residual = finding.trace["row_space_residual"]
     assert residual is None if float(images.std()) < 1e-3 else residual < 0.01
-    # Another client's picture sticks out as before.
+    # Another client's image sticks out as before.
     (caution,) = assess(Finding(images=POOL.read([400]).images), observation).cautions
     assert "outside the span" in caution and "not the client's" not in caution
 
@@ -171,7 +171,7 @@ def test_the_residual_leaves_out_patches_that_are_said_to_be_filled_in():
     assert assess(Finding(images=spoiled), observation, completed).trace["row_space_residual"] < 0.01
 
 
-def test_the_weight_keeps_the_pictures_of_a_descent_near_the_space():
+def test_the_weight_keeps_the_images_of_a_descent_near_the_space():
     batch = POOL.read([7, 300])
     observation = seen(batch, batch_size=2, labels=torch.sort(batch.labels).values)
     free, bound = (

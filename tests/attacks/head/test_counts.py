@@ -3,7 +3,7 @@ import copy
 import pytest
 import timm
 import torch
-from fedsim_attacks.head.counts import count_labels, picture_count
+from fedsim_attacks.head.counts import count_labels, image_count
 from fedsim_attacks.solvers.whole_numbers import largest_remainder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,7 +70,7 @@ def test_both_classifiers_of_a_distilled_model_are_read(pictures: LabeledImages)
     assert label_recall(counted(seen(model, pictures.images[:16], labels)), labels) == 1.0
 
 
-def test_auxiliary_pictures_are_used_on_a_trained_model(pictures: LabeledImages) -> None:
+def test_auxiliary_images_are_used_on_a_trained_model(pictures: LabeledImages) -> None:
     model, normalization = copy.deepcopy(small()), models.normalization(small())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(20):
@@ -132,7 +132,7 @@ def recipe(steps: int | None = None, epochs: int | None = None, mixup: float | N
     [
         ("gradient", recipe(3), 12, 4, 4),
         ("delta", None, 12, 4, 12),
-        ("delta", recipe(epochs=3), 12, 4, 12),  # epochs use each picture three times, and the client has 12
+        ("delta", recipe(epochs=3), 12, 4, 12),  # epochs use each image three times, and the client has 12
         ("delta", recipe(4), 10, 5, 10),  # likewise steps, twice
         ("delta", recipe(3), 600, 4, 12),  # an app that reports all that it has, of which three batches were used
         ("delta", recipe(3), 0, 4, 12),
@@ -141,23 +141,23 @@ def recipe(steps: int | None = None, epochs: int | None = None, mixup: float | N
         ("delta", recipe(4, mixup=0.5), 10, 5, 20),
     ],
 )
-def test_the_number_of_labels_is_that_of_the_pictures(
+def test_the_number_of_labels_is_that_of_the_images(
     kind: str, training: TrainingKnowledge | None, examples: int, batch_size: int, expected: int
 ) -> None:
     update = Update(1, 0, kind, {}, examples)  # type: ignore[arg-type]
     seen = Observation(update, nn.Identity, (3, 32, 32), CLASSES, batch_size=batch_size, training=training)
-    assert picture_count(seen) == expected
+    assert image_count(seen) == expected
 
 
 def test_a_number_that_nothing_tells_is_refused() -> None:
     for kind, message in (("gradient", "batch_size"), ("delta", "number of examples")):
         update = Update(1, 0, kind, {}, 0)  # type: ignore[arg-type]
         with pytest.raises(AttackRefusedError, match=message):
-            picture_count(Observation(update, nn.Identity, (3, 32, 32), CLASSES))
+            image_count(Observation(update, nn.Identity, (3, 32, 32), CLASSES))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_scale_of_an_untold_delta_is_found_where_every_class_has_a_picture(
+def test_the_scale_of_an_untold_delta_is_found_where_every_class_has_a_image(
     seed: int, pictures: LabeledImages
 ) -> None:
     model, labels = small(seed), torch.cat([torch.arange(CLASSES), drawn(20, seed)])

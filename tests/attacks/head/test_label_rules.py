@@ -30,7 +30,7 @@ def found(name, seen):
     return RULES[name].read(seen)
 
 
-def test_one_picture_worked_by_hand():
+def test_one_image_worked_by_hand():
     # p = (1/2, 1/4, 1/4), y = class 1, h = (2, -4): r = p - y and G = r h^T.
     residual = torch.tensor([0.5, -0.75, 0.25], dtype=torch.float64)
     gradient = torch.tensor([[1.0, -2.0], [-1.5, 3.0], [0.5, -1.0]], dtype=torch.float64)
@@ -98,13 +98,13 @@ def test_the_least_entry_finds_distinct_labels_of_non_negative_inputs_and_not_of
 def test_the_column_space_names_the_classes_of_a_trained_head_where_signs_do_not():
     labels = [0, 0, 1, 4, 9, 9, 13, 17]
     bias = torch.zeros(40, dtype=torch.float64)
-    bias[:2] = 4.0  # p is large at classes 0 and 1, so their pictures leave hardly a trace in r
+    bias[:2] = 4.0  # p is large at classes 0 and 1, so their images leave hardly a trace in r
     seen = made(labels, 40, scale=0.3, bias=bias)
     assert found("rlg", seen).tolist() == truth(labels, 40).clamp_max(1).tolist()
     assert not torch.equal(found("llg", seen), truth(labels, 40))
 
 
-def test_a_class_without_a_picture_is_a_non_negative_sum_of_others():
+def test_a_class_without_a_image_is_a_non_negative_sum_of_others():
     seen = made([3, 5, 5, 8], 20, scale=0.3)
     distances = separable(seen.weight_gradient, 4, [3, 4, 5, 8, 9])
     assert (distances[[3, 5, 8]] > SEPARABLE).all()
@@ -129,7 +129,7 @@ def test_ilrg_survives_residuals_of_zero():
     seed=st.integers(0, 9),
 )
 @settings(max_examples=80, deadline=None)
-def test_every_rule_names_at_most_as_many_labels_as_pictures(name, labels, scale, seed):
+def test_every_rule_names_at_most_as_many_labels_as_images(name, labels, scale, seed):
     counts = found(name, made(labels, 6, scale=scale, seed=seed))
     assert counts.dtype == torch.int64 and int(counts.min()) >= 0
     assert int(counts.sum()) <= len(labels)
@@ -149,9 +149,9 @@ def test_rules_that_claim_so_do_not_ask_for_the_scale(factor, seed):
             assert torch.equal(found(name, scaled), found(name, seen)), name
 
 
-def test_idlg_is_refused_for_two_pictures_and_rules_say_what_they_lack():
+def test_idlg_is_refused_for_two_images_and_rules_say_what_they_lack():
     seen = made([1, 2], 5)
-    with pytest.raises(AttackRefusedError, match="one picture"):
+    with pytest.raises(AttackRefusedError, match="one image"):
         found("idlg", seen)
     for name, facts in RULES.items():
         if facts.needs_weights and name != "idlg":

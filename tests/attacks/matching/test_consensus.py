@@ -56,7 +56,7 @@ def test_shifts_are_never_longer_than_the_reach(photos: torch.Tensor) -> None:
     torch.testing.assert_close(registered(seeds, reach=0.0), lazy(seeds))
 
 
-def test_pictures_that_are_not_square_are_registered_too(photos: torch.Tensor) -> None:
+def test_images_that_are_not_square_are_registered_too(photos: torch.Tensor) -> None:
     wide = photos[..., :10, :]
     seeds = wide.expand(4, *wide.shape).clone()
     seeds[3] = wide.roll((1, -3), (-2, -1))

@@ -19,7 +19,7 @@ from descent_cases import (
 from fedsim_attacks.gradient_matching import GradientMatching
 from fedsim_attacks.head.nearest import NearestStarts
 from fedsim_attacks.matching.descent import Descent
-from fedsim_attacks.matching.starts import with_picture
+from fedsim_attacks.matching.starts import with_image
 from fedsim_attacks.priors.natural import natural_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -198,19 +198,19 @@ def test_of_starts_that_are_not_promising_the_best_is_followed(seen: Observation
 
 @settings(max_examples=20)
 @given(place=st.integers(0, 2), restarts=st.integers(1, 2), seed=st.integers(0, 99))
-def test_a_trial_redraws_one_picture_and_its_label_alone(place: int, restarts: int, seed: int) -> None:
+def test_a_trial_redraws_one_image_and_its_label_alone(place: int, restarts: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     one, other = (
         {
-            "pictures": torch.rand(restarts, 3, 1, 2, 2, generator=generator),
+            "images": torch.rand(restarts, 3, 1, 2, 2, generator=generator),
             "labels": torch.rand(restarts, 3, 4, generator=generator),
             "path": torch.rand(restarts, generator=generator),
         }
         for _ in range(2)
     )
     kept = {name: tensor.clone() for name, tensor in one.items()}
-    found = with_picture(one, other, place)
-    for name in ("pictures", "labels"):
+    found = with_image(one, other, place)
+    for name in ("images", "labels"):
         for index in range(3):
             assert torch.equal(found[name][:, index], (other if index == place else one)[name][:, index])
     assert torch.equal(found["path"], one["path"])
@@ -232,19 +232,19 @@ def test_a_start_of_tiles_repeats_one_patch(seen: Observation) -> None:
     torch.testing.assert_close(grey, torch.full_like(grey, 0.5))
 
 
-def test_pictures_stay_in_the_range_of_pixels_at_every_frame(seen: Observation) -> None:
+def test_images_stay_in_the_range_of_pixels_at_every_frame(seen: Observation) -> None:
     frames = trajectory_of(brief(seen, learning_rate=3.0, steps=5)).images
     assert bool(((frames >= 0) & (frames <= 1)).all())
     assert float(((frames == 0) | (frames == 1)).float().mean()) > 0.1
 
 
-def test_a_lower_resolution_has_fewer_unknowns_and_must_divide_the_picture(seen: Observation) -> None:
+def test_a_lower_resolution_has_fewer_unknowns_and_must_divide_the_image(seen: Observation) -> None:
     smooth, rough = (images_of(brief(seen, steps=0, resolution=factor, initial_scale=1.0)) for factor in (4, 1))
     assert smooth.shape == rough.shape
     steps = [float((images[..., 1:] - images[..., :-1]).abs().mean()) for images in (smooth, rough)]
     assert steps[0] < 0.5 * steps[1]
     assert brief(seen, resolution=2).trace["curves"][0][-1] < brief(seen, resolution=2).trace["curves"][0][0]
-    with pytest.raises(AttackRefusedError, match="resolution: 3 does not divide pictures of 8 pixels"):
+    with pytest.raises(AttackRefusedError, match="resolution: 3 does not divide images of 8 pixels"):
         brief(seen, resolution=3)
 
 
@@ -259,7 +259,7 @@ def test_normalization_is_needed(seen: Observation) -> None:
         brief(dataclasses.replace(seen, normalization=None))
 
 
-def test_labels_are_optimized_beside_the_pictures_where_that_is_asked(model: torch.nn.Module) -> None:
+def test_labels_are_optimized_beside_the_images_where_that_is_asked(model: torch.nn.Module) -> None:
     own = pictures(0)
     finding = brief(observed(model, own, labels=None), steps=40, optimize_labels=True, optimizer="adam")
     assert finding.labels is not None and finding.labels.dtype == torch.int64

@@ -94,10 +94,10 @@ def test_input_gradients_are_those_of_finite_differences(
     if isinstance(found, ForwardDifference):
         found = dataclasses.replace(found, reach=1e-7)
     at = {name: tensor.double() for name, tensor in starts(1, batch).items()}
-    way = torch.randn(at["pictures"].shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    way = torch.randn(at["images"].shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     here = found(at, None, 0.0)
-    ahead, behind = (found({"pictures": at["pictures"] + s * 1e-6 * way}, None, 0.0).values for s in (1, -1))
-    assert float((ahead - behind) / 2e-6) == pytest.approx(float((here.gradients["pictures"] * way).sum()), rel=1e-4)
+    ahead, behind = (found({"images": at["images"] + s * 1e-6 * way}, None, 0.0).values for s in (1, -1))
+    assert float((ahead - behind) / 2e-6) == pytest.approx(float((here.gradients["images"] * way).sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize("with_labels", [False, True])

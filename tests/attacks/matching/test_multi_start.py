@@ -12,7 +12,7 @@ IMAGES = 3
 
 
 def start(value: float, kind: Kind = "noise") -> Start:
-    return Start({"pictures": torch.full((1, IMAGES, 1, 2, 2), value)}, kind)
+    return Start({"images": torch.full((1, IMAGES, 1, 2, 2), value)}, kind)
 
 
 def numbered(kinds: Iterator[Kind]) -> Iterator[Start]:
@@ -20,7 +20,7 @@ def numbered(kinds: Iterator[Kind]) -> Iterator[Start]:
 
 
 def values(found: Start) -> list[float]:
-    return found.variables["pictures"][0, :, 0, 0, 0].tolist()
+    return found.variables["images"][0, :, 0, 0, 0].tolist()
 
 
 def chosen(objectives: list[float], kinds: list[Kind], enough: float) -> tuple[Chosen[Start], list[list[float]]]:
@@ -57,12 +57,12 @@ def test_one_trial_follows_nothing() -> None:
     assert choose_start(first, iter(()), pytest.fail, 1, 0.0) == Chosen(first, ())
 
 
-def test_a_trial_redraws_one_picture_of_the_best_of_its_kind_in_turn() -> None:
+def test_a_trial_redraws_one_image_of_the_best_of_its_kind_in_turn() -> None:
     _, seen = chosen([5.0, 4.0, 9.0, 3.0, 8.0], ["noise"], 0.0)
     assert seen == [[0, 0, 0], [0, 1, 0], [0, 1, 2], [3, 1, 0], [3, 4, 0]]
 
 
-def test_the_first_trial_of_a_kind_redraws_every_picture() -> None:
+def test_the_first_trial_of_a_kind_redraws_every_image() -> None:
     _, seen = chosen([1.0, 5.0, 4.0, 3.0], ["nearest"], 0.0)
     assert seen == [[0, 0, 0], [1, 1, 1], [1, 1, 2], [3, 1, 2]]
 
@@ -72,7 +72,7 @@ def test_a_trial_that_overflows_is_not_chosen() -> None:
     assert found.end.objective == 7.0
 
 
-def test_starts_near_to_the_pictures_are_followed_calmly() -> None:
+def test_starts_near_to_the_images_are_followed_calmly() -> None:
     assert (start(0.0).pace, start(0.0, "nearest").pace) == (1.0, pytest.approx(1 / 3))
 
 

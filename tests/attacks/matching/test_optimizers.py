@@ -14,16 +14,16 @@ CENTER = torch.tensor([[1.0, -2.0, 3.0]])
 
 
 def bowl(at: Mapping[str, torch.Tensor]) -> Evaluation:
-    away = at["pictures"].detach() - CENTER
-    return Evaluation((PULL * away.square()).sum(-1) / 2, {"pictures": PULL * away})
+    away = at["images"].detach() - CENTER
+    return Evaluation((PULL * away.square()).sum(-1) / 2, {"images": PULL * away})
 
 
 def leaf(restarts: int = 1) -> dict[str, torch.Tensor]:
-    return {"pictures": torch.nn.Parameter(torch.zeros(restarts, 3))}
+    return {"images": torch.nn.Parameter(torch.zeros(restarts, 3))}
 
 
 def adam(is_signed: bool = False, noise: float = 0.0, seed: int = 0) -> Adam:
-    return Adam({"pictures": 0.1}, is_signed, "pictures", noise, torch.Generator().manual_seed(seed))
+    return Adam({"images": 0.1}, is_signed, "images", noise, torch.Generator().manual_seed(seed))
 
 
 @settings(max_examples=30)
@@ -61,10 +61,10 @@ def test_adam_moves_as_torch_s_does() -> None:
     for step in range(20):
         factor = rate("cosine", 0.1, step / 20)
         ours.step(variables, bowl, factor)
-        other.grad = bowl({"pictures": other}).gradients["pictures"]
+        other.grad = bowl({"images": other}).gradients["images"]
         theirs.param_groups[0]["lr"] = 0.1 * factor
         theirs.step()
-    assert torch.equal(variables["pictures"], other)
+    assert torch.equal(variables["images"], other)
     assert not torch.equal(other, torch.zeros(2, 3))
 
 
@@ -74,7 +74,7 @@ def test_value_and_gradient_are_those_of_the_place_before_the_move() -> None:
         variables = leaf()
         found = optimizer.step(variables, bowl, 1.0)
         assert torch.equal(found.values, bowl(leaf()).values)
-        assert torch.equal(found.gradients["pictures"], bowl(leaf()).gradients["pictures"])
+        assert torch.equal(found.gradients["images"], bowl(leaf()).gradients["images"])
         assert float(bowl(variables).values) < float(found.values)
 
 
@@ -83,37 +83,37 @@ def test_value_and_gradient_are_those_of_the_place_before_the_move() -> None:
 def test_signed_adam_sees_the_sign_of_the_gradient_alone(scale: float) -> None:
     def scaled(at: Mapping[str, torch.Tensor]) -> Evaluation:
         found = bowl(at)
-        return found._replace(gradients={"pictures": scale * found.gradients["pictures"]})
+        return found._replace(gradients={"images": scale * found.gradients["images"]})
 
     one, other = leaf(), leaf()
     optimizers = adam(is_signed=True), adam(is_signed=True)
     for _ in range(3):
         optimizers[0].step(one, bowl, 1.0)
         optimizers[1].step(other, scaled, 1.0)
-    assert torch.equal(one["pictures"], other["pictures"])
+    assert torch.equal(one["images"], other["images"])
     # Adam's epsilon aside, the first steps are of the learning rate, whatever the slope.
-    torch.testing.assert_close(one["pictures"].data, 0.3 * CENTER.sign(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(one["images"].data, 0.3 * CENTER.sign(), rtol=1e-4, atol=0)
 
 
-def test_variables_beside_the_pictures_are_not_signed_and_have_a_rate_of_their_own() -> None:
-    variables = {"pictures": torch.nn.Parameter(torch.zeros(1, 3)), "labels": torch.nn.Parameter(torch.zeros(1, 2))}
-    slopes = {"pictures": torch.tensor([[5.0, -5.0, 0.0]]), "labels": torch.tensor([[5.0, 1e-9]])}
-    optimizer = Adam({"pictures": 0.1, "labels": 0.02}, True, "pictures", 0.0, torch.Generator())
+def test_variables_beside_the_images_are_not_signed_and_have_a_rate_of_their_own() -> None:
+    variables = {"images": torch.nn.Parameter(torch.zeros(1, 3)), "labels": torch.nn.Parameter(torch.zeros(1, 2))}
+    slopes = {"images": torch.tensor([[5.0, -5.0, 0.0]]), "labels": torch.tensor([[5.0, 1e-9]])}
+    optimizer = Adam({"images": 0.1, "labels": 0.02}, True, "images", 0.0, torch.Generator())
     optimizer.step(variables, lambda at: Evaluation(torch.zeros(1), slopes), 0.5)
-    torch.testing.assert_close(variables["pictures"].data, torch.tensor([[-0.05, 0.05, 0.0]]))
+    torch.testing.assert_close(variables["images"].data, torch.tensor([[-0.05, 0.05, 0.0]]))
     assert float(variables["labels"][0, 0].detach()) == pytest.approx(-0.01, rel=1e-4)
     assert abs(float(variables["labels"][0, 1].detach())) < 0.002  # below Adam's epsilon: as unsigned Adam moves
 
 
 def test_noise_comes_from_the_generator_in_units_of_the_rate() -> None:
     def flat(at: Mapping[str, torch.Tensor]) -> Evaluation:
-        return Evaluation(torch.zeros(len(at["pictures"])), {"pictures": torch.zeros_like(at["pictures"])})
+        return Evaluation(torch.zeros(len(at["images"])), {"images": torch.zeros_like(at["images"])})
 
     moved = []
     for seed in (0, 0, 1):
-        variables = {"pictures": torch.nn.Parameter(torch.zeros(2, 5000))}
+        variables = {"images": torch.nn.Parameter(torch.zeros(2, 5000))}
         adam(noise=0.2, seed=seed).step(variables, flat, 0.5)
-        moved.append(variables["pictures"].detach())
+        moved.append(variables["images"].detach())
     assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
     assert float(moved[0].std()) == pytest.approx(0.2 * 0.1 * 0.5, rel=0.05)
 
@@ -121,9 +121,9 @@ def test_noise_comes_from_the_generator_in_units_of_the_rate() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_slope_that_is_no_number_moves_nothing(value: float) -> None:
     variables, slope = leaf(), torch.tensor([[value, 1.0, 1.0]])
-    adam().step(variables, lambda at: Evaluation(torch.zeros(1), {"pictures": slope}), 1.0)
-    assert bool(torch.isfinite(variables["pictures"]).all())
-    assert float(variables["pictures"][0, 0].detach()) == 0
+    adam().step(variables, lambda at: Evaluation(torch.zeros(1), {"images": slope}), 1.0)
+    assert bool(torch.isfinite(variables["images"]).all())
+    assert float(variables["images"][0, 0].detach()) == 0
 
 
 @settings(max_examples=10)
@@ -134,11 +134,11 @@ def test_lbfgs_reaches_the_bottom_of_a_bowl(seed: int) -> None:
     curvature, center = root @ root.T + torch.eye(6), torch.randn(6, generator=generator, dtype=torch.float64)
 
     def tilted(at: Mapping[str, torch.Tensor]) -> Evaluation:
-        away = at["pictures"].detach() - center
-        return Evaluation((away @ curvature * away).sum(-1) / 2, {"pictures": away @ curvature})
+        away = at["images"].detach() - center
+        return Evaluation((away @ curvature * away).sum(-1) / 2, {"images": away @ curvature})
 
-    variables = {"pictures": torch.nn.Parameter(torch.zeros(1, 6, dtype=torch.float64))}
+    variables = {"images": torch.nn.Parameter(torch.zeros(1, 6, dtype=torch.float64))}
     optimizer = LBFGS(1.0)
     values = [float(optimizer.step(variables, tilted, 1.0).values) for _ in range(40)]
     assert all(after <= before + 1e-12 for before, after in pairwise(values))
-    torch.testing.assert_close(variables["pictures"].data[0], center, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(variables["images"].data[0], center, atol=1e-5, rtol=1e-5)

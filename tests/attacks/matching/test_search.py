@@ -23,12 +23,12 @@ SHAPE = (1, 1, 1, 1)
 
 @dataclass(frozen=True, eq=False)
 class Script(InputGradients):
-    """Gradients whose values are written down: step -> one a restart. The pictures' only pixel counts the steps."""
+    """Gradients whose values are written down: step -> one a restart. The images' only pixel counts the steps."""
 
     lines: tuple[tuple[float, ...], ...] = ()
 
     def __call__(self, variables: Mapping[str, torch.Tensor], consensus: Images | None, progress: float) -> Evaluation:
-        step = int(variables["pictures"].flatten()[0])
+        step = int(variables["images"].flatten()[0])
         return Evaluation(torch.tensor(self.lines[step], dtype=torch.float64), dict(variables))
 
     def one(self, *_: object) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -47,7 +47,7 @@ class Count(Optimizer):
         self.factors.append(factor)
         found: Evaluation = evaluate(variables)  # type: ignore[operator]
         with torch.no_grad():
-            variables["pictures"].add_(1)
+            variables["images"].add_(1)
         return found
 
 
@@ -63,7 +63,7 @@ def run_schedule(
 
 
 def told(lines: list[tuple[float, ...]], **how: float) -> list[Iterates]:
-    variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(torch.zeros(len(lines[0]), *SHAPE))}
+    variables: dict[str, torch.Tensor] = {"images": torch.nn.Parameter(torch.zeros(len(lines[0]), *SHAPE))}
     laps = run_schedule(len(lines) - 1, **how)  # type: ignore[arg-type]
     return search(Script(goal(), tuple(lines)), variables, Count(), laps, lambda _: None, lambda _: None)
 
@@ -76,7 +76,7 @@ def test_each_restart_keeps_its_iterate_of_least_objective(lines: list[tuple[flo
         assert iterates.losses == own
         assert iterates.loss == min(own) == own[iterates.step]
         assert iterates.step == own.index(min(own))
-        assert float(iterates.variables["pictures"]) == iterates.step
+        assert float(iterates.variables["images"]) == iterates.step
 
 
 @settings(max_examples=30)
@@ -92,7 +92,7 @@ def test_an_objective_that_is_no_number_is_never_the_best(before: list[float], l
 def test_a_run_whose_objective_is_never_a_number_keeps_its_start_and_loses_to_every_other() -> None:
     first, second = told([(math.nan, 5.0)] * 4)
     assert first.loss == math.inf > second.loss
-    assert first.step == 0 and float(first.variables["pictures"]) == 0
+    assert first.step == 0 and float(first.variables["images"]) == 0
 
 
 def test_a_run_ends_after_its_patience_without_progress() -> None:
@@ -126,13 +126,13 @@ def test_frames_of_the_trajectory_are_spread_from_the_start_to_the_end(steps: in
 
 
 def test_the_rate_follows_the_schedule_and_the_last_step_does_not_move() -> None:
-    variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(torch.zeros(1, *SHAPE))}
+    variables: dict[str, torch.Tensor] = {"images": torch.nn.Parameter(torch.zeros(1, *SHAPE))}
     optimizer = Count()
     laps = run_schedule(4, schedule="cosine", warm_up=0.5)
     search(Script(goal(), ((1.0,),) * 5), variables, optimizer, laps, lambda _: None, lambda _: None)
     halves = [0.0, 0.5, 1.0, 1.0]
     assert optimizer.factors == pytest.approx([h * (1 + math.cos(math.pi * s / 4)) / 2 for s, h in enumerate(halves)])
-    assert float(variables["pictures"].detach()) == 4
+    assert float(variables["images"].detach()) == 4
 
 
 def test_what_is_kept_is_confined_and_the_restarts_agree_on_what_they_are() -> None:
@@ -140,17 +140,17 @@ def test_what_is_kept_is_confined_and_the_restarts_agree_on_what_they_are() -> N
 
     def confine(variables: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
-            variables["pictures"].clamp_(max=2)
+            variables["images"].clamp_(max=2)
 
     def agree(variables: dict[str, torch.Tensor]) -> Images:
         seen.append({name: tensor.detach().clone() for name, tensor in variables.items()})
-        return variables["pictures"].detach().mean(0)
+        return variables["images"].detach().mean(0)
 
-    variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(torch.zeros(2, *SHAPE))}
+    variables: dict[str, torch.Tensor] = {"images": torch.nn.Parameter(torch.zeros(2, *SHAPE))}
     script = Script(goal(), ((3.0, 3.0), (2.0, 2.0), (1.0, 1.0)))
     runs = search(script, variables, Count(), run_schedule(5), confine, agree)
-    assert [float(iterates.variables["pictures"]) for iterates in runs] == [2, 2]
-    assert [float(at["pictures"].max()) for at in seen] == [0, 1, 2, 2, 2, 2]
+    assert [float(iterates.variables["images"]) for iterates in runs] == [2, 2]
+    assert [float(at["images"].max()) for at in seen] == [0, 1, 2, 2, 2, 2]
 
 
 def test_whoever_listens_hears_of_every_step_and_of_the_best_restart() -> None:
@@ -166,8 +166,8 @@ def test_restarts_in_one_batch_go_the_way_that_they_go_alone(input_gradients: ty
     starts = 0.5 * torch.randn(3, 1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def run(own: torch.Tensor) -> list[Iterates]:
-        variables: dict[str, torch.Tensor] = {"pictures": torch.nn.Parameter(own.clone())}
-        optimizer = Adam({"pictures": 0.01}, False, "pictures", 0.0, torch.Generator())
+        variables: dict[str, torch.Tensor] = {"images": torch.nn.Parameter(own.clone())}
+        optimizer = Adam({"images": 0.01}, False, "images", 0.0, torch.Generator())
         return search(found, variables, optimizer, run_schedule(6), lambda _: None, lambda _: None)
 
     together = run(starts)
@@ -175,4 +175,4 @@ def test_restarts_in_one_batch_go_the_way_that_they_go_alone(input_gradients: ty
         (alone,) = run(starts[index : index + 1])
         assert iterates.losses == pytest.approx(alone.losses, rel=1e-2)
         assert iterates.losses[-1] < iterates.losses[0]
-        torch.testing.assert_close(iterates.variables["pictures"], alone.variables["pictures"], atol=0.02, rtol=0)
+        torch.testing.assert_close(iterates.variables["images"], alone.variables["images"], atol=0.02, rtol=0)

@@ -82,7 +82,7 @@ def test_starts_without_the_last_block_are_not_fitted_and_without_head_inputs_ne
     assert min(float(start.abs().max()) for start in (nearest, other)) > 0.2
 
 
-def test_further_rows_vanish_at_the_true_pictures_and_have_exact_products() -> None:
+def test_further_rows_vanish_at_the_true_images_and_have_exact_products() -> None:
     model, batch = tiny(depth=2), pictures(0, 1)
     response, gradients = one_gradient(model, batch)
     target = Target(response.names, gradients, True, model)

@@ -18,7 +18,7 @@ def problem(batch: LabeledImages) -> tuple[Residual, Spectrum]:
     return residual, Spectrum.of(shape, models.normalization(model), torch.device("cpu"))
 
 
-def test_a_picture_is_found_from_grey() -> None:
+def test_a_image_is_found_from_grey() -> None:
     batch = pictures(0)
     residual, spectrum = problem(batch)
     start = 0.03 * torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ def test_a_picture_is_found_from_grey() -> None:
     torch.testing.assert_close(spectrum.images(last.coordinates), last.images)
 
 
-def test_it_stays_at_the_true_picture() -> None:
+def test_it_stays_at_the_true_image() -> None:
     batch = pictures(0)
     residual, spectrum = problem(batch)
     true = models.normalization(tiny()).normalize(batch.images)

@@ -24,7 +24,7 @@ def vit(**changes: Any) -> nn.Module:
 
 
 def truth(model: nn.Module, batch: LabeledImages) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the true pictures, normalized, and their head inputs."""
+    """Return the true images, normalized, and their head inputs."""
     images = models.normalization(model).normalize(batch.images)
     with torch.no_grad():
         (inputs,) = models.head_inputs(model, images)
@@ -45,15 +45,15 @@ def apart(block: LastBlockFeatures, images: torch.Tensor) -> torch.Tensor:
     [{}, {"init_values": 0.1}, {"reg_tokens": 2}, {"no_embed_class": True}, {"qkv_bias": False}, {"depth": 4}],
     ids=lambda changes: ", ".join(changes) or "plain",
 )
-@pytest.mark.parametrize("rows", [(0,), (0, 1, 2, 3)], ids=["one picture", "four pictures"])
-def test_the_last_block_has_seen_the_true_pictures(changes: dict[str, Any], rows: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("rows", [(0,), (0, 1, 2, 3)], ids=["one image", "four images"])
+def test_the_last_block_has_seen_the_true_images(changes: dict[str, Any], rows: tuple[int, ...]) -> None:
     model, batch = vit(**changes), pictures(*rows)
     block = separated(model, batch)
     assert (block.weights > 0).all()
     assert float(apart(block, truth(model, batch)[0]).max()) < 1e-3**2
 
 
-def test_what_it_has_seen_of_a_picture_is_of_no_other() -> None:
+def test_what_it_has_seen_of_a_image_is_of_no_other() -> None:
     model, batch = vit(), pictures(0, 1, 2)
     block, (images, _) = separated(model, batch), truth(model, batch)
     assert float(apart(block, images[[1, 2, 0]]).min()) > 0.1

@@ -35,7 +35,7 @@ def decibels(images: Images, batch: LabeledImages) -> float:
     return mean_decibels(models.normalization(tiny()).denormalize(images).clamp(0, 1), batch)
 
 
-def test_true_pictures_leave_nothing_and_others_do() -> None:
+def test_true_images_leave_nothing_and_others_do() -> None:
     batch = pictures(0, 50)
     left = residual(batch)
 
@@ -124,13 +124,13 @@ def test_differences_are_taken_where_they_are_adjoint_and_exact_products_elsewhe
     )
 
 
-def test_at_the_true_pictures_differences_are_enough() -> None:
+def test_at_the_true_images_differences_are_enough() -> None:
     left = residual(pictures(0))
     assert chosen_products(left, models.normalization(tiny()).normalize(pictures(0).images), "auto") == "differences"
 
 
 @pytest.mark.parametrize("products", ["differences", "exact"])
-def test_levenberg_marquardt_finds_two_pictures_from_near_by_and_never_leaves_more(products: ChosenProducts) -> None:
+def test_levenberg_marquardt_finds_two_images_from_near_by_and_never_leaves_more(products: ChosenProducts) -> None:
     batch = pictures(0, 50)
     left, start = residual(batch), near(batch, 0.15)
     found = list(gauss_newton(left, start, LevenbergMarquardt(confined, products), 5))
@@ -139,14 +139,14 @@ def test_levenberg_marquardt_finds_two_pictures_from_near_by_and_never_leaves_mo
     assert found[-1].residual < 0.2 * found[0].residual
 
 
-def test_it_does_not_leave_true_pictures() -> None:
+def test_it_does_not_leave_true_images() -> None:
     batch = pictures(0)
     left, true = residual(batch), models.normalization(tiny()).normalize(pictures(0).images)
     *_, last = gauss_newton(left, true, LevenbergMarquardt(confined, "differences"), 1)
     assert decibels(last.images, batch) >= 40
 
 
-def test_the_closed_form_inverts_one_picture() -> None:
+def test_the_closed_form_inverts_one_image() -> None:
     batch = pictures(0)
     left, start = residual(batch), near(batch, 0.3)
     found = list(closed_form(left, start, confined, 6))
@@ -156,7 +156,7 @@ def test_the_closed_form_inverts_one_picture() -> None:
     assert left_of_projection == sorted(left_of_projection, reverse=True)
 
 
-def test_the_closed_form_stays_where_it_is_at_the_true_pictures() -> None:
+def test_the_closed_form_stays_where_it_is_at_the_true_images() -> None:
     batch = pictures(0, 50)
     left, true = residual(batch), models.normalization(tiny()).normalize(batch.images)
     found = list(closed_form(left, true, confined, 3))

@@ -197,7 +197,7 @@ def test_a_normalizing_batch_norm_with_activation_is_seen_before_it():
     assert len(caught) == len(layers)
 
 
-def test_a_gray_picture_goes_in_as_three_equal_channels_and_a_small_one_enlarged():
+def test_a_gray_image_goes_in_as_three_equal_channels_and_a_small_one_enlarged():
     prior = BatchNormPrior(small(side=12))
     gray = pictures()[:, :1]
     torch.testing.assert_close(prior(gray), prior(gray.expand(-1, 3, -1, -1)))
@@ -220,7 +220,7 @@ def degraded(images, generator):
 
 
 def ratios(prior, batch, batches, side):
-    """Return by how much each kind of degraded pictures lies farther from the statistics than held-out photographs."""
+    """Return by how much each kind of degraded images lies farther from the statistics than held-out photographs."""
     pool = Photos(image_size=side, test_samples=batch * batches).load(0).test
     generator, natural, totals = torch.Generator().manual_seed(0), 0.0, {}
     for start in range(0, batch * batches, batch):
@@ -250,7 +250,7 @@ def test_the_whole_recipe_tells_photographs_from_all_that_is_degraded(form, tmp_
     assert found["noise"] > 2.5 and found["gray"] > 1.5
 
 
-def test_the_auxiliary_network_holds_the_statistics_of_the_pictures_as_they_are(brief):
+def test_the_auxiliary_network_holds_the_statistics_of_the_images_as_they_are(brief):
     data = photographs(80)
     network = auxiliary_network.auxiliary_network(data).module
     for place, block in enumerate(network):
@@ -283,7 +283,7 @@ def test_the_cached_network_is_the_fresh_one_bit_for_bit(brief, cache, monkeypat
     assert_same(load("auxiliary", data=data), fresh)
 
 
-def test_other_pictures_or_labels_give_another_network(brief, cache):
+def test_other_images_or_labels_give_another_network(brief, cache):
     data = photographs()
     load("auxiliary", data=data)
     load("auxiliary", data=LabeledImages(data.images.flip(0), data.labels))
@@ -370,7 +370,7 @@ def test_two_threads_that_train_at_once_get_the_same_network_and_leave_one_file(
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 28), (4, 16), (3, 70)])
-def test_pictures_of_any_channels_and_size_train_a_network(channels, side, brief):
+def test_images_of_any_channels_and_size_train_a_network(channels, side, brief):
     images = torch.rand(64, channels, side, side, generator=torch.Generator().manual_seed(0))
     prior = load("auxiliary", data=LabeledImages(images, torch.arange(64) % 2), shape=(channels, side, side))
     pixels = images[:2].clone().requires_grad_()
@@ -382,7 +382,7 @@ def test_the_auxiliary_network_is_refused_without_what_it_learns_from():
     data = photographs()
     assert refusal("auxiliary") == "the prior network auxiliary is trained on auxiliary_data, which is not granted."
     few = LabeledImages(data.images[:63], data.labels[:63])
-    assert "at least 64 pictures; the auxiliary data holds 63" in refusal("auxiliary", data=few)
+    assert "at least 64 images; the auxiliary data holds 63" in refusal("auxiliary", data=few)
     alike = LabeledImages(data.images, torch.zeros(64, dtype=torch.int64))
     assert "the auxiliary data holds one alone" in refusal("auxiliary", data=alike)
     broken = data.images.clone()
@@ -395,7 +395,7 @@ def test_the_auxiliary_network_is_refused_without_what_it_learns_from():
 
 @pytest.fixture
 def trained():
-    """Return a timm ResNet whose statistics some pictures have touched."""
+    """Return a timm ResNet whose statistics some images have touched."""
     model = timm.create_model("test_resnet", num_classes=11)
     with torch.no_grad():
         model(pictures(4, 64, dtype=torch.float32))
@@ -498,9 +498,9 @@ def test_random_weights_are_never_taken_for_weights_of_the_hub(monkeypatch):
     assert "no training has touched" in refusal("test_resnet")
 
 
-def test_pictures_of_other_channels_are_sent_to_the_auxiliary_network():
+def test_images_of_other_channels_are_sent_to_the_auxiliary_network():
     message = refusal("test_resnet", shape=(4, 16, 16))
-    assert "takes pictures of 3 channels, or of 1 repeated; these have 4. Use the prior network auxiliary." in message
+    assert "takes images of 3 channels, or of 1 repeated; these have 4. Use the prior network auxiliary." in message
 
 
 def test_a_missing_package_is_refused_with_the_command_that_installs_it(monkeypatch):

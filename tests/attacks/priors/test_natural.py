@@ -12,7 +12,7 @@ def test_total_variation_is_the_mean_absolute_step() -> None:
 
 
 @given(patch=st.sampled_from([2, 3, 4]), rows=st.integers(1, 3), columns=st.integers(1, 3), seed=st.integers(0, 100))
-def test_a_picture_without_seams_has_none_and_one_of_flat_patches_has_all(
+def test_a_image_without_seams_has_none_and_one_of_flat_patches_has_all(
     patch: int, rows: int, columns: int, seed: int
 ) -> None:
     flat = torch.rand(1, 2, rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -36,7 +36,7 @@ def test_seams_push_both_sides_together_and_nothing_else() -> None:
     assert not slope[..., [0, 3]].any()
 
 
-def test_the_slope_of_seams_is_that_of_finite_differences_and_finite_on_flat_pictures() -> None:
+def test_the_slope_of_seams_is_that_of_finite_differences_and_finite_on_flat_images() -> None:
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: patch_differences(x, 4), images.requires_grad_())
     assert torch.autograd.gradcheck(length, images)
@@ -46,11 +46,11 @@ def test_the_slope_of_seams_is_that_of_finite_differences_and_finite_on_flat_pic
         assert bool(torch.isfinite(slope).all())
 
 
-def test_a_picture_of_one_patch_has_no_seam() -> None:
+def test_a_image_of_one_patch_has_no_seam() -> None:
     assert float(patch_differences(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), 8)) == 0
 
 
-def test_length_is_the_mean_of_the_pictures_root_mean_squares() -> None:
+def test_length_is_the_mean_of_the_images_root_mean_squares() -> None:
     images = torch.stack([torch.full((3, 2, 2), 2.0), torch.full((3, 2, 2), -4.0)])
     assert float(length(images)) == pytest.approx(3)
 

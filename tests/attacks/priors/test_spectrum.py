@@ -39,14 +39,14 @@ def test_coefficients_and_images_determine_each_other_and_gradients_are_carried_
     )
 
 
-def test_no_wave_is_a_grey_picture_whatever_the_normalization() -> None:
+def test_no_wave_is_a_grey_image_whatever_the_normalization() -> None:
     found = spectrum()
     flat = found.images(torch.zeros(1, 3, 12, 8))
     pixels = Normalization((0.4,) * 3, STDS).denormalize(flat)
     torch.testing.assert_close(pixels, torch.full_like(pixels, 0.5))
 
 
-def test_white_noise_becomes_pictures_of_a_quarter_contrast() -> None:
+def test_white_noise_becomes_images_of_a_quarter_contrast() -> None:
     pixels = Normalization((0.4,) * 3, STDS).denormalize(spectrum().images(drawn(400, 0)))
     assert float(pixels.mean()) == pytest.approx(0.5, abs=0.02)
     assert float((pixels - 0.5).square().mean().sqrt()) == pytest.approx(0.25, abs=0.02)

@@ -119,7 +119,7 @@ def test_some_surrogate_between_the_weights_points_where_the_delta_does_better_t
 
 
 @pytest.mark.parametrize("kind", ["surrogate", "unrolled"])
-def test_slopes_in_pictures_labels_and_place_are_those_of_finite_differences(kind: str, batch: LabeledImages) -> None:
+def test_slopes_in_images_labels_and_place_are_those_of_finite_differences(kind: str, batch: LabeledImages) -> None:
     model = double()
     images, names = normalized(model, batch), [name for name, _ in model.named_parameters()]
     update = trained(double(), images, batch.labels, recipe(2), 4)

@@ -97,7 +97,7 @@ def objective_of(defended: Defended, batch: LabeledImages, distance: str = "l2")
         GradientTerm(constant(1.0), lambda found: row_cosine(found[place][:, kept], rows[:, kept])),
     ]
     response = OneGradient(target.model, target.names, batch.labels, used=defended.used)
-    return Objective(response, lambda v: v["pictures"], normalization(target.model), terms, [], defended.sent)
+    return Objective(response, lambda v: v["images"], normalization(target.model), terms, [], defended.sent)
 
 
 def value_at(defended: Defended, batch: LabeledImages, distance: str = "l2") -> float:
@@ -141,12 +141,12 @@ CASES: dict[str, Callable[[], tuple[Observation, LabeledImages]]] = {
 }
 
 
-# True pictures
+# True images
 
 
 @pytest.mark.parametrize("distance", ["l2", "tensor_cosine"])
 @pytest.mark.parametrize("case", [name for name in CASES if name != "rounding"])
-def test_true_pictures_are_at_the_minimum_where_the_defense_is_modeled(case: str, distance: str) -> None:
+def test_true_images_are_at_the_minimum_where_the_defense_is_modeled(case: str, distance: str) -> None:
     seen, batch = CASES[case]()
     defended = defended_of(seen)
     assert sorted(defended.active) == case.split(", ")
@@ -156,7 +156,7 @@ def test_true_pictures_are_at_the_minimum_where_the_defense_is_modeled(case: str
         assert value_at(naive, batch, distance) > 1e-3
 
 
-def test_rounded_zeros_cost_true_pictures_nothing() -> None:
+def test_rounded_zeros_cost_true_images_nothing() -> None:
     seen, batch = int8_case()
     defended = defended_of(seen)
     assert defended.active == ("rounding",)
@@ -173,9 +173,9 @@ def test_rounded_zeros_cost_true_pictures_nothing() -> None:
 def test_all_input_gradients_are_of_the_defended_objective(case: str, input_gradients: type) -> None:
     seen, batch = CASES[case]()
     goal, variables = objective_of(defended_of(seen), batch), starts(2, batch)
-    exact = flat(DoubleBackward(goal)({"pictures": variables["pictures"][:1]}, None, 0.0))
-    alone = flat(input_gradients(goal)({"pictures": variables["pictures"][:1]}, None, 0.0))
-    together = input_gradients(goal)(variables, None, 0.0).gradients["pictures"][0].flatten()
+    exact = flat(DoubleBackward(goal)({"images": variables["images"][:1]}, None, 0.0))
+    alone = flat(input_gradients(goal)({"images": variables["images"][:1]}, None, 0.0))
+    together = input_gradients(goal)(variables, None, 0.0).gradients["images"][0].flatten()
     assert float(torch.cosine_similarity(alone, exact, dim=0)) > 0.999
     assert float(torch.cosine_similarity(together, exact, dim=0)) > 0.999
 
@@ -199,7 +199,7 @@ def test_clipping_is_neither_guessed_nor_modeled_where_the_update_is_shorter() -
     assert defended_of(dataclasses.replace(seen, defenses=wide)).active == ()
 
 
-def test_a_picture_that_clipping_hides_from_lengths_is_found_and_another_client_s_is_not() -> None:
+def test_a_image_that_clipping_hides_from_lengths_is_found_and_another_client_s_is_not() -> None:
     attack = GradientMatching(
         steps=100, distance="l2", priors={"total_variation": 0.001}, input_gradients="forward_difference"
     )
@@ -367,9 +367,7 @@ def noise_case(multiplier: float = 1e-3) -> tuple[Observation, LabeledImages]:
 
 @pytest.mark.parametrize("distance", ["l2", "tensor_cosine", "cosine"])
 @pytest.mark.parametrize("multiplier", [1e-4, 1e-3])
-def test_rehearsed_noise_leaves_what_the_client_s_noise_leaves_of_true_pictures(
-    multiplier: float, distance: str
-) -> None:
+def test_rehearsed_noise_leaves_what_the_client_s_noise_leaves_of_true_images(multiplier: float, distance: str) -> None:
     seen, batch = noise_case(multiplier)
     defended = defended_of(seen)
     clean, mixed = simulate(defended, torch.Generator().manual_seed(0))

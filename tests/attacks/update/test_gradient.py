@@ -98,7 +98,7 @@ def test_local_steps_follow_from_the_grants(
 @pytest.mark.parametrize(
     ("training", "examples", "expected"),
     [
-        (None, 4, True),  # as many pictures as a batch has: one step, or epochs that nothing tells of
+        (None, 4, True),  # as many images as a batch has: one step, or epochs that nothing tells of
         (None, 5, False),
         (knowledge(steps=None, epochs=1), 4, True),
         (knowledge(steps=None, epochs=2), 4, False),

@@ -6,7 +6,7 @@ Idea: a federation may learn the classes that few clients hold worse than its me
 
 Differs from the source: nothing.
 
-Needs: test pictures of every class; a class without any is left out, with a caution. Cost: one pass over the test pictures.
+Needs: test images of every class; a class without any is left out, with a caution. Cost: one pass over the test images.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fedsim.source import Pool
 
 @dataclass(frozen=True, kw_only=True)
 class ClassAccuracy(Evaluator):
-    """Share of right answers, over all test pictures and for each class.
+    """Share of right answers, over all test images and for each class.
 
     Args:
-        most: pictures at most; the first ones of the pool.
+        most: images at most; the first ones of the pool.
     """
 
     citation: ClassVar[str] = "Our own."
@@ -50,4 +50,4 @@ class ClassAccuracy(Evaluator):
                 scores[f"accuracy of {name}"] = float(own.float().mean())
             else:
                 missing.append(name)
-        return Evaluation(scores, (f"no test picture of {', '.join(missing)}",) if missing else ())
+        return Evaluation(scores, (f"no test image of {', '.join(missing)}",) if missing else ())

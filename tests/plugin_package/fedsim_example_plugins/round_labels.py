@@ -2,11 +2,11 @@
 
 Source: this package, after the bias rule of Zhao et al. 2020 (https://arxiv.org/abs/2001.02610).
 
-Idea: under cross-entropy the gradient of a bias is the mean over all pictures of p_c - [y = c]. A fresh classifier says
-p_c = 1 / C nearly everywhere, so that a round of N pictures holds about N (1 / C - dl/db_c) of class c. The mean of the
+Idea: under cross-entropy the gradient of a bias is the mean over all images of p_c - [y = c]. A fresh classifier says
+p_c = 1 / C nearly everywhere, so that a round of N images holds about N (1 / C - dl/db_c) of class c. The mean of the
 clients' gradients, weighted by their examples, is all it reads: secure aggregation hides nothing from it.
 
-Differs from the source: counts the labels of all clients together; the paper names the label of one picture.
+Differs from the source: counts the labels of all clients together; the paper names the label of one image.
 
 Needs: gradients; a head with a bias; an untrained model, since a trained one favors classes. Cost: none.
 """

@@ -1,4 +1,4 @@
-"""Sign of the bias gradient: the label of a single picture.
+"""Sign of the bias gradient: the label of a single image.
 
 Paper: Zhao, Mopuri, Bilen. "iDLG: Improved Deep Leakage from Gradients". 2020. https://arxiv.org/abs/2001.02610
 
@@ -26,7 +26,7 @@ from fedsim.exchange import Finding, Observation
 
 @dataclass(frozen=True, kw_only=True)
 class SignOfBias(Attack):
-    """The label of a single picture from the gradient of the head's bias.
+    """The label of a single image from the gradient of the head's bias.
 
     Args:
         parameter: name of the head's bias.
@@ -50,7 +50,7 @@ class SignOfBias(Attack):
         """Return the class whose bias gradient is smallest."""
         update = observation.update
         if observation.batch_size != 1:
-            raise AttackRefusedError(f"reads one label, and the batch holds {observation.batch_size} pictures.")
+            raise AttackRefusedError(f"reads one label, and the batch holds {observation.batch_size} images.")
         if self.parameter not in update.tensors:
             raise AttackRefusedError(f"the update has no {self.parameter}.")
         slope = update.tensors[self.parameter] * (1.0 if update.kind == "gradient" else -1.0)

@@ -22,7 +22,7 @@ from fedsim.testing import (
     make_update,
     observation,
     observation_of,
-    random_pictures,
+    random_images,
     small_model,
 )
 
@@ -38,7 +38,7 @@ def test_sign_of_bias_keeps_the_contract() -> None:
 @pytest.mark.parametrize("kind", ["gradient", "delta"])
 @pytest.mark.parametrize("label", range(10))
 def test_sign_of_bias_reads_every_label_of_an_unprotected_update(kind: str, label: int) -> None:
-    picture = random_pictures(generator(), labels=torch.tensor([label]))
+    picture = random_images(generator(), labels=torch.tensor([label]))
     finding = SignOfBias().run(observation(picture, kind), generator())
     assert finding.labels.tolist() == [label]
     assert finding.cautions == ()
@@ -51,32 +51,32 @@ def test_round_labels_keeps_the_contract() -> None:
 @pytest.mark.parametrize("is_sum", [False, True])
 def test_round_labels_counts_the_labels_of_all_clients_from_their_sum(is_sum: bool) -> None:
     draw = generator()
-    batches = [random_pictures(draw, len(labels), labels=torch.tensor(labels)) for labels in ([3, 7], [3], [9, 0, 3])]
+    batches = [random_images(draw, len(labels), labels=torch.tensor(labels)) for labels in ([3, 7], [3], [9, 0, 3])]
     finding = RoundLabels().run(observation_of([observation(batch) for batch in batches], is_sum), draw)
     assert finding.labels.tolist() == [0, 3, 3, 3, 7, 9] and finding.trace["updates"] == (1 if is_sum else 3)
 
 
 def test_round_labels_refuses_updates_of_weights() -> None:
-    delta = observation(random_pictures(generator()), "delta")
+    delta = observation(random_images(generator()), "delta")
     with pytest.raises(AttackRefusedError, match="reads gradients"):
         RoundLabels().run(observation_of([delta]), generator())
 
 
 def test_sign_of_bias_doubts_an_update_that_no_single_label_explains() -> None:
-    batch = random_pictures(generator(), labels=torch.tensor([3, 7]), count=2)
+    batch = random_images(generator(), labels=torch.tensor([3, 7]), count=2)
     mixed = observation(batch, update=make_update(small_model(), batch), grants=[])
-    seen = observation(random_pictures(generator()), update=mixed.update)
+    seen = observation(random_images(generator()), update=mixed.update)
     assert SignOfBias().run(seen, generator()).cautions == ("2 bias gradients are negative; one label leaves one.",)
 
 
-def test_sign_of_bias_refuses_a_batch_of_several_pictures() -> None:
-    with pytest.raises(AttackRefusedError, match="holds 2 pictures"):
-        SignOfBias().run(observation(random_pictures(generator(), count=2)), generator())
+def test_sign_of_bias_refuses_a_batch_of_several_images() -> None:
+    with pytest.raises(AttackRefusedError, match="holds 2 images"):
+        SignOfBias().run(observation(random_images(generator(), count=2)), generator())
 
 
 def test_sign_of_bias_refuses_an_update_without_the_bias() -> None:
     with pytest.raises(AttackRefusedError, match=r"no fc\.bias"):
-        SignOfBias(parameter="fc.bias").run(observation(random_pictures(generator())), generator())
+        SignOfBias(parameter="fc.bias").run(observation(random_images(generator())), generator())
 
 
 @pytest.mark.parametrize("keep", [0.001, 1.0])
@@ -86,7 +86,7 @@ def test_top_k_keeps_the_contract(keep: float) -> None:
 
 @pytest.mark.parametrize("keep", [1e-9, 0.01, 0.5, 1.0])
 def test_top_k_agrees_with_sorting_all_entries(keep: float) -> None:
-    update = make_update(small_model(), random_pictures(generator()))
+    update = make_update(small_model(), random_images(generator()))
     sent = flat(TopK(keep=keep).protect_update(update, client_context(), generator()))
     entries = flat(update)
     order = entries.abs().argsort(descending=True)
@@ -102,7 +102,7 @@ def test_error_feedback_keeps_the_contract(keep: float) -> None:
 
 def test_error_feedback_sends_everything_over_the_rounds() -> None:
     update, context, defense = (
-        make_update(small_model(), random_pictures(generator())),
+        make_update(small_model(), random_images(generator())),
         client_context(),
         ErrorFeedback(),
     )
@@ -131,7 +131,7 @@ def test_class_accuracy_counts_class_by_class() -> None:
     found = ClassAccuracy().run(PixelModel(Table(), Normalization((0.0,), (1.0,))), pool, tuple("abcd"), generator())
     expected = {"accuracy": 3 / 6, "accuracy of a": 1 / 2, "accuracy of b": 1.0, "accuracy of c": 1 / 3}
     assert {name: pytest.approx(value) for name, value in expected.items()} == found.scores
-    assert found.cautions == ("no test picture of d",)
+    assert found.cautions == ("no test image of d",)
 
 
 def flat(update: Update) -> torch.Tensor:
@@ -140,14 +140,14 @@ def flat(update: Update) -> torch.Tensor:
 
 @pytest.mark.parametrize("distance", ["l1", "fedsim_example_plugins.l1:l1"])
 def test_a_matching_attack_takes_the_distance_by_name(distance: str) -> None:
-    picture = random_pictures(generator())
+    picture = random_images(generator())
     attack = GradientMatching(steps=3, distance=distance, optimizer="adam", priors={})
     curve = attack.run(observation(picture), generator()).trace["curves"][0]
     assert curve[-1] < curve[0]
 
 
 def test_a_matching_attack_takes_the_prior_by_name_with_its_parameter() -> None:
-    seen = observation(random_pictures(generator()))
+    seen = observation(random_images(generator()))
     dark, bright = (
         GradientMatching(
             steps=15, optimizer="adam", priors={"total_variation": 0.1, "near_grey": {"weight": 100.0, "level": level}}

@@ -1,0 +1,67 @@
+"""Type checks of every call, at a price that tests can pay.
+
+jaxtyping's import hook wraps each function of the packages, to compare the shapes of its tensors with one another. That takes
+longer than most functions do. Those without a tensor in their signature have no shapes to compare: beartype alone checks them.
+A function inside of another one is made, and would be wrapped, anew with each call of that: some are enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections import Counter
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+import jaxtyping
+
+by_shape = jaxtyping.jaxtyped
+ENOUGH = 3
+made: Counter[CodeType] = Counter()
+
+
+def checked(target: Any, typechecker: Callable[[Any], Any]) -> Any:
+    """Return a function, method, property or dataclass that checks the types of what it is given and returns."""
+    if isinstance(target, classmethod | staticmethod):
+        return type(target)(checked(target.__func__, typechecker))
+    if isinstance(target, property):
+        return property(*(part and checked(part, typechecker) for part in (target.fget, target.fset, target.fdel)))
+    if inspect.isclass(target):
+        if dataclasses.is_dataclass(target) and "__init__" in vars(target):
+            target.__init__ = checked(target.__init__, typechecker)
+        return target
+    if "<locals>" in target.__qualname__:
+        if made[target.__code__] == ENOUGH:
+            return target
+        made[target.__code__] += 1
+    if has_shapes(target):
+        return by_shape(target, typechecker=typechecker)
+    return typechecker(target)
+
+
+def has_shapes(function: Callable[..., Any]) -> bool:
+    """Return whether an annotation names a tensor with its shape, or beartype alone cannot read it."""
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):
+        return True
+    return any(map(_has_shape, hints.values()))
+
+
+def _has_shape(hint: Any) -> bool:
+    if isinstance(
+        hint, typing.ParamSpecArgs | typing.ParamSpecKwargs
+    ):  # which beartype refuses beside other parameters
+        return True
+    if isinstance(hint, list | tuple):  # the parameters of a Callable
+        return any(map(_has_shape, hint))
+    if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
+        return True
+    return any(map(_has_shape, typing.get_args(hint)))
+
+
+def install() -> None:
+    """Let the import hook wrap with `checked`."""
+    jaxtyping.jaxtyped = lambda *, typechecker: lambda target: checked(target, typechecker)
