@@ -7,6 +7,7 @@ of each other, and a longer pool begins like a shorter one.
 from __future__ import annotations
 
 import colorsys
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from fedsim.source import Pool, Pools, Source
 Outline = tuple[tuple[float, float], ...]  # corners in units of the shape's radius, y downwards
 
 _SUPERSAMPLING = 4
+_LARGEST_KEPT, _MOST_KEPT = 64, 4096  # pixels a side, and images: 50 MB
 
 
 def _polygon(radii: Sequence[float], count: int, start: float = -90.0) -> Outline:
@@ -108,12 +110,11 @@ class Shapes(Source):
         )
 
     def _pool(self, split: str, count: int, seed: int) -> Pool:
+        drawn = _kept if self.image_size <= _LARGEST_KEPT else _kept.__wrapped__
+
         def fetch(indices: Sequence[int]) -> Tensor:
-            pictures = [
-                draw(index % self.classes, self.image_size, numpy_generator(seed, "shapes", split, index))
-                for index in indices
-            ]
-            return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+            images = [drawn(index % self.classes, self.image_size, seed, split, index) for index in indices]
+            return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
         return Pool(torch.arange(count) % self.classes, fetch)
 
@@ -122,6 +123,12 @@ def describe(label: int) -> tuple[str, str]:
     """Return color family and shape kind of a class; all differ, and the first twelve in both."""
     kind, lap = label % len(KINDS), label // len(KINDS)
     return COLORS[(5 * kind + lap) % len(COLORS)], list(KINDS)[kind]
+
+
+@functools.lru_cache(maxsize=_MOST_KEPT)
+def _kept(label: int, size: int, seed: int, split: str, index: int) -> np.ndarray:
+    """Return an image of a pool, which every epoch reads again."""
+    return draw(label, size, numpy_generator(seed, "shapes", split, index))
 
 
 def draw(label: int, size: int, generator: np.random.Generator) -> np.ndarray:
