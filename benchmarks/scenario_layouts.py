@@ -123,7 +123,7 @@ TABLES = {
         (
             Line("PSNR, dB", cell="{psnr.mean:.1f}"),
             # Of the accountant alone (fedsim_defenses.dp_noise), whatever the images.
-            Line("epsilon of one round, `replace`", cell=("none", "2.0e10", "2.0e8", "2.0e6", "2.1e4", "10.7")),
+            Line("epsilon of one round, `replace`", cell=("none", "2.0e10", "2.0e8", "2.0e6", "2.1e4", "10.0")),
         ),
     ),
     "quantized_updates": Table(

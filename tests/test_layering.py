@@ -19,6 +19,7 @@ OPEN_MODULES = (
     "fedsim.defense",
     "fedsim.errors",
     "fedsim.exchange",
+    "fedsim.gaussian_dp",
     "fedsim.labels",
     "fedsim.models",
     "fedsim.progress",

@@ -4,13 +4,13 @@ Paper: Wei, Li, Ding, Ma, Yang, Farokhi, Jin, Quek, Poor. "Federated Learning wi
 Performance Analysis". 2020. https://arxiv.org/abs/1911.00222
 
 Idea: with clipping norm S and noise multiplier z, send u min(1, S / |u|) + N(0, (z S)^2 I), u being all tensors of the
-update as one vector. The server never sees less noise than that, so T rounds compose in Renyi differential privacy:
-order a costs T a D^2 / (2 z^2 S^2), with sensitivity D = 2 S when the client's whole data set is replaced by another,
-D = S when its contribution is added or removed.
+update as one vector. The server never sees less noise than that, so T rounds are mu-GDP with mu = sqrt(T) D / (z S), and
+their epsilon at a delta is exact: no smaller one holds. Sensitivity D = 2 S when the client's whole data set is replaced
+by another, D = S when its contribution is added or removed.
 
-Differs from the paper: clips and noises the update, not the new weights; states the epsilon of the chosen noise by
-Renyi composition instead of choosing noise for an epsilon by the classical Gaussian bound, which holds for epsilon
-below 1 alone; claims no amplification by client sampling, because the server knows who took part.
+Differs from the paper: clips and noises the update, not the new weights; states the exact epsilon of the
+chosen noise (`fedsim.gaussian_dp`) instead of choosing noise for an epsilon by the classical Gaussian bound, which holds
+for epsilon below 1 alone; claims no amplification by client sampling, because the server knows who took part.
 
 Needs: a clipping norm wherever there is noise. Covers the tensors of the update, not what else a client reports (number
 of examples, loss). Cost: one pass over the update; the noise has norm z S sqrt(parameters), which averaging over K
