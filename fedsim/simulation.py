@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import report
+from fedsim.audit import budgets
 from fedsim.audit.auditor import Auditor, Running
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.engine import train
@@ -111,7 +112,9 @@ def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], N
         train(plan, folder, on_round)
 
 
-def audit(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None = None) -> list[AnyRecord]:
+def audit(
+    plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None = None, draws: int | None = None
+) -> list[AnyRecord]:
     """Audit every captured round of a run and report; attempts that have a record are left alone, unless they failed.
 
     A "module:Class" whose source file has changed since attacks again as well.
@@ -124,14 +127,20 @@ def audit(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None
         folder: the run.
         progress: whom to tell.
         seen: the plan's inputs, where they have been read before; they are read here otherwise.
+        draws: check the privacy budgets that defenses claim with so many draws; None for no such check.
 
     Returns:
         All records of the run, in canonical order.
 
     Raises:
         ScenarioError: the labels of an observed run are granted.
-        RunFolderError: a capture is missing or corrupted, or the run was made from other inputs.
+        RunFolderError: a capture is missing or corrupted, or the run was made from other inputs; or the budgets of an observed
+            app are to be checked.
     """
+    if draws is not None and environment.origin(folder.path) == "observed":
+        raise RunFolderError(
+            f"{folder.path}: was observed, so nobody here can protect its clients' updates again. Leave --mechanisms out."
+        )
     if environment.origin(folder.path) == "observed" and "labels" in plan.scenario.threat.grants:
         raise ScenarioError(
             "threat.grants", f"labels: {folder.path} was observed, not simulated, so nobody knows them. Leave it out."
@@ -149,5 +158,7 @@ def audit(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None
             if plan.scenario.audit.processes:
                 auditor.start()
             records = auditor.finish()
+        if draws is not None:
+            budgets.check_budgets(plan, folder, draws)
     report.render(folder.path)
     return records

@@ -20,9 +20,9 @@ from fedsim.errors import FedsimError, RunFolderError, ScenarioError, printable_
 from fedsim.scenario import Scenario, yaml_loader
 
 if TYPE_CHECKING:
-    from fedsim.recording.records import AnyRecord, EvaluationRecord  # imports torch
+    from fedsim.recording.records import AnyRecord, EvaluationRecord, MechanismRecord  # imports torch
 
-_TOO_BAD = 3  # a verdict that --fail-on names
+_TOO_BAD = 3  # a verdict that --fail-on names, or a claimed privacy budget that is refuted
 _COLUMNS = {
     "round": "round",
     "client": "client",
@@ -84,28 +84,43 @@ def _noted(scenario: Scenario, folder: Any = None) -> tuple[Any, Any]:
     return plan, seen
 
 
-def _carry_out(plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict | None) -> None:
+def _carry_out(
+    plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict | None, draws: int | None = None
+) -> None:
     from fedsim import simulation
     from fedsim.cli.display import Display, summary
 
     say(f"Run folder: {folder.path}")
     try:
         with Display(terminal.out, plan.scenario.federation.rounds, training=train) as display:
-            step = simulation.simulate if train else simulation.audit
-            records = step(plan, folder, display.progress, seen)
+            if train:
+                records = simulation.simulate(plan, folder, display.progress, seen)
+            else:
+                records = simulation.audit(plan, folder, display.progress, seen, draws)
     except KeyboardInterrupt:
         command = "fedsim run --resume" if train else "fedsim audit"
-        complain(f"interrupted; go on with {command} {folder.path}")
+        checks = "" if draws is None else f" --mechanisms --draws {draws}"
+        complain(f"interrupted; go on with {command} {folder.path}{checks}")
         raise typer.Exit(_INTERRUPTED) from None
     terminal.out.print(summary(folder.path))
     say(f"Report: {folder.path / 'report.html'}")
-    _exit_by_verdict(folder.path, fail_on)
-    _exit_by(records, folder.rounds.read(), folder.read_evaluations())
+    mechanisms = folder.read_mechanisms()
+    _exit_by_verdict(folder.path, fail_on, mechanisms)
+    _exit_by(records, folder.rounds.read(), folder.read_evaluations(), mechanisms)
 
 
-def _exit_by_verdict(folder: Path, fail_on: Verdict | None) -> None:
+def _exit_by_verdict(folder: Path, fail_on: Verdict | None, mechanisms: Sequence[MechanismRecord]) -> None:
     from fedsim.report import summary
 
+    for line in mechanisms:
+        if line.status == "refuted" and line.claimed is not None and line.claimed.epsilon is not None:
+            complain(
+                f"client {line.client}: {line.defense.title} claims epsilon {line.claimed.epsilon:.3g} for one round, and "
+                f"{line.draws:,} draws show at least {line.lower_bound:.3g} (delta {line.claimed.delta:g})."
+            )
+    if any(line.status == "refuted" for line in mechanisms):
+        complain(f"A claimed privacy budget is refuted; ends with exit code {_TOO_BAD}.")
+        raise typer.Exit(_TOO_BAD)
     if fail_on is not None:
         verdict = summary.verdict_of(folder)
         if summary.is_failure(verdict, fail_on.value):
@@ -114,7 +129,10 @@ def _exit_by_verdict(folder: Path, fail_on: Verdict | None) -> None:
 
 
 def _exit_by(
-    records: Sequence[AnyRecord], lines: Sequence[dict[str, Any]], evaluations: Sequence[EvaluationRecord]
+    records: Sequence[AnyRecord],
+    lines: Sequence[dict[str, Any]],
+    evaluations: Sequence[EvaluationRecord],
+    mechanisms: Sequence[MechanismRecord],
 ) -> None:
     failed = [record for record in records if record.status == "failed"]
     clients = {client for line in lines for client in line["failed"]}
@@ -129,7 +147,12 @@ def _exit_by(
         terminal.out.print(
             f"{len(unanswered)} of {len(evaluations)} evaluations failed; evaluations.jsonl says why.", style="red"
         )
-    if failed or clients or unanswered:
+    unchecked = [line for line in mechanisms if line.status == "failed"]
+    if unchecked:
+        terminal.out.print(
+            f"{len(unchecked)} of {len(mechanisms)} checks of a claim failed; mechanisms.jsonl says why.", style="red"
+        )
+    if failed or clients or unanswered or unchecked:
         raise typer.Exit(1)
 
 
@@ -146,20 +169,36 @@ def audit(
             help="Scenario for the folder of an observed app that has none yet.", autocompletion=shipped_names
         ),
     ] = None,
+    mechanisms: Annotated[
+        bool,
+        typer.Option(
+            "--mechanisms", help="Check the privacy budgets that defenses claim, by drawing their noise again."
+        ),
+    ] = False,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            min=100, max=10**7, help="With --mechanisms: how often, for each of two updates; 5,000 otherwise."
+        ),
+    ] = None,
 ) -> None:
     """Attack what no record tells of: added attacks, failed attempts, and a module:Class edited since.
 
     FOLDER is that of a run. Other attempts that have a record are left alone; delete records.jsonl, calibrations.jsonl
     and artifacts/ to make all of them again.
     """
+    from fedsim.audit.mechanism import DRAWS
     from fedsim.recording.run_folder import RunFolder
 
+    if draws is not None and not mechanisms:
+        raise FedsimError("audit --draws: belongs to --mechanisms, which was not given. Add it, or leave --draws out.")
     opened = RunFolder.open(folder)
     # Another process may be adding an attack: what the run has is read once this one holds it.
     with opened.locked():
         opened.check()
         chosen = opened.scenario() if scenario is None else _scenario_of_observed(opened, scenario)
-        _carry_out(*_noted(_with_attacks(chosen, attack or []), opened), opened, False, fail_on)
+        planned = _noted(_with_attacks(chosen, attack or []), opened)
+        _carry_out(*planned, opened, False, fail_on, (draws or DRAWS) if mechanisms else None)
 
 
 def _scenario_of_observed(folder: Any, named: str) -> Scenario:

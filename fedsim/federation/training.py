@@ -156,6 +156,15 @@ def prepared(plan: Plan, client: int, round: int, weights: Weights, past: Past |
 
 def carry_out(run: LocalRun, proximal_mu: float = 0.0) -> LocalResult:
     """Carry out a client's work, which may be done once: the model and what defenses keep change; see `local_update`."""
+    update, loss = unprotected(run, proximal_mu)
+    for planned in run.defenses:
+        update = protected(run, planned, update)
+    budget = privacy_budget((planned, run.context(planned)) for planned in run.defenses)
+    return LocalResult(update, loss, budget, _kept(run))
+
+
+def unprotected(run: LocalRun, proximal_mu: float = 0.0) -> tuple[Update, float]:
+    """Carry out a client's training, and return its update before any defense protects it, and the loss; see `carry_out`."""
     plan, training, model, weights = run.plan, run.plan.scenario.training, run.model, run.weights
     with seeded(run.seed, "training", run.round, run.client):
         if training.shares == "gradient":
@@ -170,15 +179,20 @@ def carry_out(run: LocalRun, proximal_mu: float = 0.0) -> LocalResult:
     sent = {name: tensor.detach() for name, tensor in tensors.items()}
     update = Update(run.round, run.client, training.shares, sent, count, buffers)
     _check_finite(update, loss)
-    for planned in run.defenses:
-        generator = run.generator("protect_update", planned)
-        protected = planned.defense.protect_update(update, run.context(planned), generator)
-        fault = _fault(protected, update, most_examples(plan))
-        if fault is not None:
-            raise DefenseFaultError(planned, "protect_update", fault)
-        update = protected
-    budget = privacy_budget((planned, run.context(planned)) for planned in run.defenses)
-    return LocalResult(update, loss, budget, _kept(run))
+    return update, loss
+
+
+def protected(run: LocalRun, planned: PlannedDefense, update: Update) -> Update:
+    """Return what one defense of a client makes of an update.
+
+    Raises:
+        DefenseFaultError: it is no update that could be sent.
+    """
+    made = planned.defense.protect_update(update, run.context(planned), run.generator("protect_update", planned))
+    fault = _fault(made, update, most_examples(run.plan))
+    if fault is not None:
+        raise DefenseFaultError(planned, "protect_update", fault)
+    return made
 
 
 def _contexts(plan: Plan, client: int, round: int, past: Past) -> dict[int, ClientContext]:

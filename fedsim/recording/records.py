@@ -307,6 +307,30 @@ class Budget(Line):
         return is_meaningful(self.epsilon, self.delta)
 
 
+class MechanismRecord(Line):
+    """One line of mechanisms.jsonl: the budget that a defense claims for one update of a client, and a lower bound on it.
+
+    `claimed` is for the one round; `message` says why it was not checked, or why that failed; `position` is the defense's in
+    the scenario.
+    """
+
+    schema_version: Literal[1] = pydantic.Field(SCHEMA, alias="schema")
+    run: str | None = None
+    round: Positive
+    client: Count
+    position: Count
+    defense: PluginUse
+    status: Literal["refuted", "not refuted", "not checked", "failed"]
+    message: str | None = None
+    claimed: Budget | None = None
+    lower_bound: Value | None = None
+    confidence: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+    draws: Count
+    statistic: str | None = None
+    seconds: Value
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**64)]
+
+
 class Round(Line):
     """One line of rounds.jsonl: the global model after a round; round 0 is before the training."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from fedsim.recording.observed import Captured
-from fedsim.recording.records import Calibration, EvaluationRecord, Record, Round, ViewRecord
+from fedsim.recording.records import Calibration, EvaluationRecord, MechanismRecord, Record, Round, ViewRecord
 
 _MOST_CLIENTS = 100_000  # beyond it a scenario's number of clients is no number of table rows
 
@@ -29,6 +29,7 @@ class RunData:
         captured: what was captured of an observed app; None for a simulated run, or where that cannot be read.
         evaluations: lines of evaluations.jsonl, by round.
         views: lines of records.jsonl of several updates each, by round.
+        mechanisms: lines of mechanisms.jsonl, by client.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class RunData:
     captured: Captured | None = None
     evaluations: tuple[EvaluationRecord, ...] = ()
     views: tuple[ViewRecord, ...] = ()
+    mechanisms: tuple[MechanismRecord, ...] = ()
 
     @property
     def is_observed(self) -> bool:
@@ -78,6 +80,11 @@ class RunData:
     def is_audited(self) -> bool:
         """Whether the scenario names an attack; also where that is not known."""
         return self.scenario.get("attacks") != []
+
+    @property
+    def refuted(self) -> frozenset[int]:
+        """The clients of which a claimed budget is refuted, so that no budget of theirs counts."""
+        return frozenset(line.client for line in self.mechanisms if line.status == "refuted")
 
     @property
     def grants(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@
     records.jsonl            one line per attempt: see `fedsim.audit.auditor`
     calibrations.jsonl       one line per round, attack and workload: see `fedsim.audit.calibration`
     evaluations.jsonl        one line per round and evaluator: see `fedsim.audit.evaluation`
+    mechanisms.jsonl         one line per client and claimed budget: see `fedsim.audit.budgets`
 
 Files appear under their name only when complete (written aside, flushed, renamed). A line counts only when it ends with
 a newline; a half-written last line is cut off. So a kill at any moment leaves a folder that resumes.
@@ -48,7 +49,7 @@ from fedsim.recording.headers import (
     state_key,
 )
 from fedsim.recording.json_lines import JsonLines
-from fedsim.recording.records import SCHEMA, AnyRecord, Calibration, EvaluationRecord, Round
+from fedsim.recording.records import SCHEMA, AnyRecord, Calibration, EvaluationRecord, MechanismRecord, Round
 from fedsim.scenario import Scenario, parse, yaml_loader
 
 _AnyHeader = TypeVar("_AnyHeader", CaptureHeader, GlobalHeader, StateHeader)
@@ -86,6 +87,7 @@ class RunFolder:
         self.records = JsonLines(path / "records.jsonl")
         self.calibrations = JsonLines(path / "calibrations.jsonl", path)
         self.evaluations = JsonLines(path / "evaluations.jsonl", path)
+        self.mechanisms = JsonLines(path / "mechanisms.jsonl", path)
         self._index = CaptureIndex(path)
         self._lock = FolderLock(path)
 
@@ -119,6 +121,7 @@ class RunFolder:
         self.read_records()
         self.read_calibrations()
         self.read_evaluations()
+        self.read_mechanisms()
         self.index()
 
     @classmethod
@@ -454,6 +457,14 @@ class RunFolder:
             RunFolderError: a line is damaged.
         """
         return records.check(self.evaluations.path, self.evaluations.read(), EvaluationRecord)
+
+    def read_mechanisms(self) -> list[MechanismRecord]:
+        """Return the lines of mechanisms.jsonl.
+
+        Raises:
+            RunFolderError: a line is damaged, or of another schema.
+        """
+        return records.check(self.mechanisms.path, self.mechanisms.read(), MechanismRecord)
 
     def has_model(self) -> bool:
         """Return whether the training came to its end.

@@ -24,6 +24,7 @@ from fedsim.recording.records import (
     Attempted,
     Calibration,
     EvaluationRecord,
+    MechanismRecord,
     PluginUse,
     Record,
     Round,
@@ -65,6 +66,10 @@ def read(folder: Path) -> RunData:
     evaluations = (
         reader.distinct(reader.lines("evaluations.jsonl", EvaluationRecord.model_validate)) if has_evaluations else []
     )
+    has_mechanisms = (folder / "mechanisms.jsonl").exists()
+    mechanisms = (
+        reader.distinct(reader.lines("mechanisms.jsonl", MechanismRecord.model_validate)) if has_mechanisms else []
+    )
     found = RunData(
         folder=folder,
         scenario=scenario,
@@ -80,9 +85,17 @@ def read(folder: Path) -> RunData:
     single = sorted((line for line in own if isinstance(line, Record)), key=lambda line: (line.round, line.client))
     several = sorted((line for line in own if isinstance(line, ViewRecord)), key=lambda line: line.round)
     calibrated = sorted(reader.calibrations_of(found, calibrations), key=lambda line: line.round)
+    checked = sorted(reader.mechanisms_of(mechanisms), key=lambda line: (line.client, line.round))
     reader.captures(found)
     notes = (*reader.stated_notes(), *reader.notes)
-    return replace(found, records=tuple(single), views=tuple(several), calibrations=tuple(calibrated), notes=notes)
+    return replace(
+        found,
+        records=tuple(single),
+        views=tuple(several),
+        calibrations=tuple(calibrated),
+        mechanisms=tuple(checked),
+        notes=notes,
+    )
 
 
 class _Reader:
@@ -272,6 +285,15 @@ class _Reader:
             else:
                 yield line
 
+    def mechanisms_of(self, lines: list[tuple[str, MechanismRecord]]) -> Iterator[MechanismRecord]:
+        """Yield the checked budgets of this run."""
+        run = self.mapping("inputs.json", is_needed=False).get("run")
+        for where, line in lines:
+            if isinstance(run, str) and line.run != run:
+                self.notes.append(f"{where}: of the run {line.run}, this one is {run}; left out.")
+            else:
+                yield line
+
     def captures(self, found: RunData) -> None:
         """Note what the captures lack of what the rounds tell."""
         name = "captures/index.jsonl"
@@ -306,6 +328,8 @@ def _place(line: BaseModel) -> str:
         return str(line.round)
     if isinstance(line, EvaluationRecord):
         return json.dumps([line.round, line.evaluator.name, line.evaluator.params], sort_keys=True)
+    if isinstance(line, MechanismRecord):
+        return f"{line.client}, {line.position}"
     if isinstance(line, Attempted):
         attack, view = line.attack, line.view.model_dump() if isinstance(line, ViewRecord) else None
         return json.dumps([line.round, line.client, view, attack.name, attack.params, attack.label], sort_keys=True)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedsim.report import reading
+from fedsim.report import mechanisms, reading
 from fedsim.report.analysis import Analysis
 from fedsim.report.overview import Entry
 from fedsim.verdicts.judge import CORRECTION, ORDER, Verdict
@@ -34,6 +34,7 @@ def of(analysis: Analysis) -> dict[str, Any]:
         },
         "attacks": [_line(line) for line in lines],
         **({"views": [_view(entry) for entry in analysis.views]} if analysis.views else {}),
+        **({"claims": mechanisms.rows(run.mechanisms)} if run.mechanisms else {}),
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedsim.recording.records import Attempted, Record, Round, ViewRecord
-from fedsim.report import evaluations
+from fedsim.report import evaluations, mechanisms
 from fedsim.report.analysis import Analysis
 from fedsim.report.naming import Naming
 from fedsim.report.summaries import Summary
@@ -166,6 +166,7 @@ def csv_files(analysis: Analysis) -> dict[str, str]:
         "films.csv": trajectory_rows(run.records, naming),
         "views.csv": view_rows(run.views),
         "evaluations.csv": evaluations.rows(run.evaluations),
+        "claims.csv": mechanisms.rows(run.mechanisms),
     }
     return {name: as_csv(rows) for name, rows in tables.items() if rows}
 

@@ -15,7 +15,7 @@ from fedsim.metrics.skill import CONTROL_TITLES
 from fedsim.metrics.table import METRICS
 from fedsim.recording.records import Attempted, Budget, Calibration, Found, Record, ViewRecord
 from fedsim.recording.run_data import RunData
-from fedsim.report import evaluations, plots
+from fedsim.report import evaluations, mechanisms, plots
 from fedsim.report.analysis import Analysis
 from fedsim.report.citations import citations
 from fedsim.report.gallery import NOT_KNOWN, gallery
@@ -128,6 +128,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "control_titles": CONTROL_TITLES,
         "calibrations": run.calibrations,
         "evaluations": evaluations.tables(run.evaluations),
+        "claims": mechanisms.claims(run.mechanisms),
         "calibrated": _calibrated,
         "NO_DEFENSE": NO_DEFENSE,
     }

@@ -13,6 +13,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import nn
 
+from fedsim.audit.mechanism import FEWEST_DRAWS, check_mechanism
 from fedsim.defense import Defense, PrivacyBudget
 from fedsim.exchange import Update, UpdateEffects, UpdateKind
 from fedsim.recording.client_state import ClientState, gathered
@@ -27,6 +28,7 @@ _STEPS = ((1, 0.0, False), (3, 0.75, False), (2, 0.5, True))  # batch size, prog
 _KINDS: tuple[UpdateKind, ...] = ("gradient", "delta")
 _ROUNDING = 1e-4  # of a norm
 _PARTICIPATIONS = (1, 2, 3, 10, 100)
+_SURE = 0.999  # with which a budget is refuted
 
 
 def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | None = None, **params: Any) -> None:
@@ -43,8 +45,9 @@ def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | 
     with told_at_once() as faults:
         defense: Defense = check_contract(plugin, Defense, params, faults)
         plain = small_model() if model is None else copy.deepcopy(model)
+        claims = False
         with faults.of("budget"):
-            _check_budget(defense)
+            claims = _check_budget(defense)
         prepared = check_preparation(defense, plain)
         for count, progress, soft in _STEPS:
             batch = image_batch(plain, count, soft)
@@ -61,6 +64,9 @@ def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | 
                 _check_update(defense, update)
             with faults.of("protect_update of nothing"):
                 _check_update(defense, dataclasses.replace(update, tensors=nothing))
+            if claims and kind == "gradient" and not faults:
+                with faults.of("budget"):
+                    _check_draws(defense, update)
         with faults.of("cautions"):
             _check_own_cautions(defense, prepared)
 
@@ -189,12 +195,27 @@ def _check_state(defense: Defense, update: Update) -> None:
 # Claims
 
 
-def _check_budget(defense: Defense) -> None:
+def _check_draws(defense: Defense, update: Update) -> None:
+    """Check that a few draws of the noise do not refute the budget; gross faults alone are found."""
+    found = check_mechanism(defense, update, client_context, 0, FEWEST_DRAWS, _SURE)
+    if found is None or found.lower_bound is None:
+        return
+    claimed = found.claimed
+    expect(
+        found.status != "refuted",
+        f"{hook(defense, 'budget')} claims epsilon {claimed.epsilon:.3g} for one update (delta {claimed.delta:g}, "
+        f"{claimed.neighbors}), and {found.draws} draws of protect_update show at least {found.lower_bound:.3g} "
+        f"({found.statistic}). Clip before the noise, noise every tensor, and scale the noise to the sensitivity.",
+    )
+
+
+def _check_budget(defense: Defense) -> bool:
+    """Check the budgets that a defense states; returns whether it states any."""
     who = hook(defense, "budget")
     budgets = [defense.budget(client_context(participation=count)) for count in _PARTICIPATIONS]
     stated = [budget for budget in budgets if isinstance(budget, PrivacyBudget)]
     if not any(budget is not None for budget in budgets):
-        return
+        return False
     expect(
         len(stated) == len(budgets), f"{who} must return a PrivacyBudget for every count or None for all: {budgets}."
     )
@@ -205,6 +226,7 @@ def _check_budget(defense: Defense) -> None:
     for fewer, more in itertools.pairwise(stated):
         grows = fewer.epsilon <= more.epsilon and fewer.delta <= more.delta and fewer.neighbors == more.neighbors
         expect(grows, f"{who} must not shrink with participations: {fewer}, then {more}.")
+    return True
 
 
 def _check_own_cautions(defense: Defense, prepared: nn.Module) -> None:

@@ -137,6 +137,7 @@ class Judge:
         tried: (place, kind) -> what the attack does there without a defense.
         calibrations: place -> the calibration.
         budgets: client -> what is accounted for all its rounds.
+        refuted: clients of which a claimed budget is refuted, so that none of theirs counts.
         blind: (attack, metric) -> severities of the attack on other clients' updates.
         missing: (client, name of an attack) -> the rounds of which the audit was to make a record and there is none.
     """
@@ -146,6 +147,7 @@ class Judge:
     budgets: Mapping[int, Budget] = field(default_factory=dict)
     blind: Mapping[tuple[_AttackKey, str], luck.BlindSkills] = field(default_factory=dict)
     missing: Mapping[tuple[int, str], Sequence[int]] = field(default_factory=dict)
+    refuted: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, run: RunData, scope: Scope | None = None) -> Judge:
@@ -157,7 +159,8 @@ class Judge:
         """
         budgets = {client: budget for line in run.rounds for client, budget in line.epsilon.items()}
         missing = (scope or Scope.of(run)).missing
-        return replace(cls.of_records(run.records, run.calibrations, budgets), missing=missing)
+        found = cls.of_records(run.records, run.calibrations, budgets)
+        return replace(found, missing=missing, refuted=run.refuted)
 
     @classmethod
     def of_records(
@@ -288,10 +291,13 @@ class Judge:
         if not noisy:
             return None
         budget = self.budgets.get(record.client)
-        if budget is not None and budget.is_meaningful:
+        is_refuted = record.client in self.refuted
+        if budget is not None and budget.is_meaningful and not is_refuted:
             return None
         stated = "no finite epsilon"
-        if budget is not None and budget.epsilon is not None:
+        if is_refuted:
+            stated = "a claimed budget that its own draws refute"
+        elif budget is not None and budget.epsilon is not None:
             stated = f"an epsilon of {budget.epsilon:.3g} with a delta of {budget.delta:.3g}"
         drawn = f"this attack is blind to what {' + '.join(noisy)} drew or added"
         return f"{drawn}; {stated} is no guarantee against one that is not"

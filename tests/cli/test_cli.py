@@ -542,6 +542,43 @@ def test_a_run_fails_by_its_verdict_where_that_is_asked(fedsim, file, tmp_path):
     assert fedsim("audit", tmp_path / "run", "--fail-on", "held").code == 2
 
 
+@pytest.fixture
+def claiming(fedsim, file, tmp_path):
+    """The folder of a run in which a client states a budget that its noise does not keep."""
+    small = "model.kwargs={depth: 1, embed_dim: 16, num_heads: 1}"
+    defenses = "defenses=[{name: 'stubs:Overclaims', clients: [0], params: {epsilon: 0.5}}]"
+    assert fedsim("run", file, "--out", tmp_path / "claims", "--set", defenses, "--set", small).code == 0
+    return tmp_path / "claims"
+
+
+def test_a_refuted_budget_ends_the_audit_with_3_then_and_later(fedsim, claiming):
+    outcome = fedsim("audit", claiming, "--mechanisms", "--draws", "100")
+    assert outcome.code == 3 and "client 0: stubs:Overclaims claims epsilon 0.5 for one round" in outcome.message
+    assert "A claimed privacy budget is refuted; ends with exit code 3." in outcome.message
+    assert fedsim("audit", claiming).code == 3
+
+
+def test_a_check_of_a_budget_that_failed_ends_with_1(fedsim, claiming):
+    assert fedsim("audit", claiming, "--mechanisms", "--draws", "100").code == 3
+    (line,) = RunFolder.open(claiming).read_mechanisms()
+    failed = {**line.as_json(), "status": "failed", "message": "died", "claimed": None}
+    (claiming / "mechanisms.jsonl").write_text(json.dumps(failed) + "\n")
+    outcome = fedsim("audit", claiming)
+    assert outcome.code == 1 and "1 of 1 checks of a claim failed" in outcome.output
+
+
+def test_the_budgets_of_an_observed_app_are_not_checked(fedsim, finished):
+    environment = json.loads((finished / "environment.json").read_text())
+    (finished / "environment.json").write_text(json.dumps({**environment, "origin": "observed"}))
+    outcome = fedsim("audit", finished, "--mechanisms")
+    assert outcome.code == 2 and "Leave --mechanisms out" in outcome.message
+
+
+def test_draws_without_a_check_are_refused(fedsim, finished):
+    outcome = fedsim("audit", finished, "--draws", "200")
+    assert outcome.code == 2 and "belongs to --mechanisms" in outcome.message
+
+
 def test_check_says_which_attack_will_be_inconclusive_and_what_to_add(fedsim, file):
     setting = "training={batch_size: 2, shares: delta, local_epochs: 2}"
     outcome = fedsim("check", file, "--set", setting, "--set", "attacks=[patch_embedding]")

@@ -566,6 +566,16 @@ class Budgets(Defense):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overclaims(Budgets):
+    """States a budget, and adds noise far too small for it."""
+
+    def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
+        noise = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in update.tensors.items()}
+        scale = 1e-3 * update.norm()
+        return replace(update, tensors={name: tensor + scale * noise[name] for name, tensor in update.tensors.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Notes(Defense):
     """Notes every hook's call in `calls`, and that of the step on its way in and out."""
 

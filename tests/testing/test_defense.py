@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from fedsim_defenses.dp_noise import DPNoise
 from torch import Tensor, nn
 
 from fedsim.defense import ClientContext, Defense, LocalStep, PrivacyBudget
@@ -230,6 +231,24 @@ def test_a_broken_defense_is_caught(hook: str, broken: Any, message: str, monkey
 def test_a_sound_defense_passes() -> None:
     check_defense(Sound)
     check_defense(Sound(scale=2.0), model=small_model(num_classes=10, seed=5))
+
+
+def test_the_budget_of_an_honest_mechanism_passes() -> None:
+    check_defense(DPNoise, model=TINY, clip_norm=1.0, noise_multiplier=2.0)
+
+
+def test_a_budget_that_draws_of_the_update_refute_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = DPNoise.protect_update
+
+    def without_the_head(self: DPNoise, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
+        kept = DPNoise(clip_norm=self.clip_norm)
+        clean = honest(kept, update, context, generator).tensors["head.weight"]
+        sent = honest(self, update, context, generator)
+        return dataclasses.replace(sent, tensors={**sent.tensors, "head.weight": clean})
+
+    monkeypatch.setattr(DPNoise, "protect_update", without_the_head)
+    with pytest.raises(AssertionError, match=r"claims epsilon 4\.38 .* 100 draws .* show at least"):
+        check_defense(DPNoise, model=TINY, clip_norm=1.0, noise_multiplier=2.0)
 
 
 def test_the_contract_itself_is_a_defense_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What may be claimed: leaks by scores beyond luck, resistance by proof alone, and everything else inconclusive."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,12 @@ def test_noise_without_a_meaningful_budget_is_never_resistance(own, stated):
 def test_noise_with_a_meaningful_budget_may_be_resistance(own):
     (row,) = judged(line(11.0, defenses=NOISE), calibrations=[calibration()], budgets={0: own})
     assert row.verdict == "resisted"
+
+
+def test_a_budget_that_is_refuted_counts_as_none():
+    judge = Judge.of_records([line(11.0, defenses=NOISE)], [calibration()], {0: budget(3.0)})
+    (row,) = by_client([line(11.0, defenses=NOISE)], replace(judge, refuted=frozenset({0})))
+    assert row.verdict == "inconclusive" and "a claimed budget that its own draws refute is no guarantee" in row.reason
 
 
 def test_one_exact_copy_in_a_batch_of_many_is_a_leak_that_the_mean_hides():
