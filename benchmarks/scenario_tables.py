@@ -30,7 +30,6 @@ GALLERY, ATTACKS = "scenarios/README.md", "attacks/README.md"
 DOCUMENTS = ("README.md", GALLERY, ATTACKS, "defenses/README.md")
 # Tables of which no run is kept: what they say is older than this version.
 WITHOUT_FILE = (
-    "pictures_from_batches",
     "pictures_from_batches_224",
     "local_steps",
     "cifar10_accuracy",
