@@ -31,7 +31,6 @@ DOCUMENTS = ("README.md", GALLERY, ATTACKS, "defenses/README.md")
 # Tables of which no run is kept: what they say is older than this version.
 WITHOUT_FILE = (
     "pictures_from_batches_224",
-    "local_steps",
     "cifar10_accuracy",
     "cifar10_fedavg",
 )
