@@ -25,8 +25,8 @@ class Workload(NamedTuple):
     """How much a client trains on in a round: what tells the updates of one run apart before any defense.
 
     Args:
-        pictures: of the client that its local steps can use.
-        batch_size: images in a local step.
+        pictures: of the client that its local steps can use; under Poisson sampling as many as they use in the mean.
+        batch_size: images in a local step; under Poisson sampling their expected number.
         steps: local steps.
     """
 
@@ -41,7 +41,7 @@ class Setting:
 
     Args:
         pictures: distinct inputs behind the update; None where nobody said how many.
-        batch_size: images in a local step.
+        batch_size: images in a local step, the most where their number varies.
         kind: whether the client shares a gradient or a delta.
         steps: local steps behind the update; None where nobody said how many.
         optimizer: the client's.
@@ -100,6 +100,8 @@ class Applicability:
 
     def obstacles(self, setting: Setting) -> tuple[str, ...]:
         """Return why an update is not among those the attack is made for, one clause each; empty where it is."""
+        if setting.pictures == 0:
+            return ("no image is behind the update: Poisson sampling drew none in this round",)
         found = [
             *_too_many(self.pictures, setting.pictures, "image", "an update"),
             *_too_many(self.batch_size, setting.batch_size, "image", "a local step"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -52,7 +52,7 @@ class ClientContext:
         rounds: rounds of the scenario.
         client: partition number, from 0.
         training: the local recipe.
-        batch_size: images in a local step.
+        batch_size: images in a local step, their expected number under Poisson sampling.
         num_examples: images that the client holds.
         steps: local steps in this round.
         class_counts: of the client's images, how many are of each class.
@@ -74,7 +74,7 @@ class ClientContext:
 
     @property
     def sampling_rate(self) -> float:
-        """The share of the client's images that a local step takes."""
+        """The share of the client's images that a local step takes; under Poisson sampling the probability of each image."""
         return min(1.0, self.batch_size / self.num_examples)
 
 
@@ -84,7 +84,8 @@ class LocalStep:
 
     Args:
         model: the client's model, in the mode the scenario states; gradients are accumulated in `p.grad`.
-        images: normalized model input.
+        images: normalized model input. Under Poisson sampling a batch may be empty; only clients with a defense that
+            `replaces_gradient` take such a step.
         labels: hard or soft labels.
         progress: share of the whole training that is done when this step starts, in [0, 1).
     """
@@ -106,10 +107,14 @@ class Defense(ABC):
         citation: the paper, with a link; printed in the report's footer.
         replaces_gradient: whether `train_step` computes the gradient itself and never calls `proceed`, as DP-SGD does. A
             scenario that lists another recipe after it for the same client is refused, since that would be skipped.
+        treats_images_alone: whether `protect_batch` and `train_step` do to an image what does not depend on any other image,
+            give one image for each, also of an empty batch, and call `proceed` once, and whether the gradient that they add
+            depends on no image. A guarantee for single images (DP-SGD) is refused beside a defense that does not say so.
     """
 
     citation: ClassVar[str]
     replaces_gradient: ClassVar[bool] = False
+    treats_images_alone: ClassVar[bool] = False
 
     @property
     def effects(self) -> UpdateEffects:
@@ -119,6 +124,29 @@ class Defense(ABC):
     def cautions(self, model: nn.Module) -> tuple[str, ...]:
         """Return reasons to doubt this defense on this (prepared) model; they travel with every record."""
         return ()
+
+    def client_cautions(self, context: ClientContext) -> tuple[str, ...]:
+        """Return reasons to doubt it that depend on a client's data and recipe; they travel with the client's records.
+
+        Args:
+            context: of the client's first round, with nothing kept.
+        """
+        return ()
+
+    def check(self, model: nn.Module, context: ClientContext, others: Sequence[Defense]) -> None:  # noqa: B027  (passes by default)
+        """Refuse a scenario in which the defense could not keep what it promises; called for each client that carries it.
+
+        Called before anything is trained.
+
+        Args:
+            model: prepared.
+            context: of the client's first round, with nothing kept.
+            others: the other defenses that the client carries, in order.
+
+        Raises:
+            ScenarioError: says what is wrong, with its YAML path, and what to do.
+            ValueError: the same of a parameter, "field: expected ..., got ...".
+        """
 
     def prepare_model(self, model: nn.Module) -> None:  # noqa: B027  (identity by default, like every hook)
         """Add what the defense needs to the architecture, in place.

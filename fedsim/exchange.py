@@ -83,7 +83,8 @@ class Update:
         kind: `gradient`, the gradient of the mean loss over one batch; `delta`, new minus old weights.
         tensors: name of the parameter -> its gradient or difference, in the model's order, float32.
         num_examples: what the client reported to the server as `num-examples`, the number of distinct images that it
-            trained on, however often it used each; 0 when it reported none.
+            trained on, however often it used each, or all that it holds where it draws them by Poisson sampling; 0 when it
+            reported none.
         buffers: name of the buffer -> its new value on the client, such as BatchNorm's running statistics.
     """
 
@@ -136,6 +137,8 @@ class TrainingKnowledge:
         decay_exempt: names of parameters without weight decay.
         label_smoothing: a of the label y = (1 - a) onehot + a / C; 0 for none.
         mixup: alpha of the Beta distribution that two images and their labels are mixed by; None for none.
+        sampling: how a local step takes its images: `shuffle`, the next ones of a random order; `poisson`, each with the same
+            probability and independently of all others, so that batches vary in size and may be empty.
     """
 
     optimizer: str
@@ -147,6 +150,7 @@ class TrainingKnowledge:
     decay_exempt: tuple[str, ...] = ()
     label_smoothing: float = 0.0
     mixup: float | None = None
+    sampling: Literal["shuffle", "poisson"] = "shuffle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +211,7 @@ class Observation:
             Its `pretrained_cfg` says nothing about the client: the normalization is a grant of its own.
         image_shape: (channels, height, width) of the model's input.
         num_classes: outputs of the head.
-        batch_size: images per local step; None when not granted.
+        batch_size: images per local step, their expected number under Poisson sampling; None when not granted.
         labels: the batch's labels in no particular order, soft where the client smooths or mixes; None when not granted.
         normalization: the model's input normalization; None when not granted.
         training: the local recipe; None when not granted.
@@ -248,8 +252,8 @@ class Truth:
     Args:
         images: every distinct input the client trained on in the round, pixels in [0, 1]; blends where it mixes images.
         labels: their labels; soft where the client smooths labels or mixes images.
-        pictures: how many distinct images the inputs are of, which is the `num-examples` of an honest client; None where
-            every input is an image of its own. Blends of one image are several inputs.
+        pictures: how many distinct images the inputs are of; None where every input is an image of its own. Blends of one
+            image are several inputs.
     """
 
     images: Images

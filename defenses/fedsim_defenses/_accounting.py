@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
+from typing import Any, Literal
 
 from fedsim import gaussian_dp
+
+from fedsim.errors import FedsimError
 
 # Above the errors of floats, so that no epsilon is stated below the exact one; far below three digits.
 _SLACK = 1e-12
@@ -35,3 +40,60 @@ def gaussian_epsilon(noise_ratio: float, releases: int, delta: float) -> float:
         raise ValueError(f"delta: expected a number between 0 and 1, both excluded, got {delta}.")
     exact = gaussian_dp.gaussian_epsilon(math.sqrt(releases) / noise_ratio, delta * (1 - _SLACK))
     return exact * (1 + _SLACK) + _SLACK if exact else 0.0
+
+
+Accountant = Literal["rdp", "prv"]
+History = tuple[tuple[float, float, int], ...]
+"""Releases in order, equal ones together: noise multiplier, sampling rate, number of steps."""
+
+_LARGEST_BY_PRV = 50.0  # epsilon; beyond it the grid of the privacy loss no longer fits into memory
+
+
+@functools.lru_cache(maxsize=1024)
+def subsampled_epsilon(history: History, delta: float, accountant: Accountant) -> float:
+    """Epsilon of Poisson-subsampled Gaussian mechanisms, for one record added or removed, by an accountant of Opacus.
+
+    Args:
+        history: all releases over the same data; each may depend on those before.
+        delta: probability with which the guarantee may fail; between 0 and 1, both excluded.
+        accountant: `rdp`, Renyi differential privacy (Mironov, Talwar, Zhang 2019); `prv`, the privacy loss composed
+            numerically (Gopi, Lee, Wutschitz 2021), tighter, and by `rdp` where that says more than 50.
+
+    Returns:
+        Epsilon, infinite where it exceeds what can be computed.
+
+    Raises:
+        MissingOpacusError: it is not installed.
+    """
+    rdp, prv = _accountants()
+    if not history:
+        return 0.0
+    epsilon = _epsilon_by(rdp(), history, delta)
+    return _epsilon_by(prv(), history, delta) if accountant == "prv" and epsilon <= _LARGEST_BY_PRV else epsilon
+
+
+class MissingOpacusError(FedsimError):
+    """The package that accounts for subsampled noise is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("dp_sgd accounts with Opacus, which is not installed: pip install 'fedsim-audit[dp]'.")
+
+
+def _accountants() -> tuple[Any, Any]:
+    try:
+        from opacus.accountants import PRVAccountant, RDPAccountant  # takes seconds
+    except ImportError:
+        raise MissingOpacusError from None
+    return RDPAccountant, PRVAccountant
+
+
+def _epsilon_by(accountant: Any, history: History, delta: float) -> float:
+    accountant.history = list(history)
+    with warnings.catch_warnings():
+        # It warns where another order would give a smaller epsilon; the one that it gives is valid all the same.
+        warnings.simplefilter("ignore")
+        try:
+            epsilon = float(accountant.get_epsilon(delta))
+        except ArithmeticError:
+            return math.inf
+    return math.inf if math.isnan(epsilon) else max(0.0, epsilon)

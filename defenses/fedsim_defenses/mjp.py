@@ -62,6 +62,7 @@ class MJP(Defense):
         "Ren et al. Masked Jigsaw Puzzle: A Versatile Position Embedding for Vision Transformers. "
         "CVPR 2023. https://arxiv.org/abs/2205.12551"
     )
+    treats_images_alone: ClassVar[bool] = True  # mask and permutation are drawn, and DAL sees no image
 
     gamma: float = 0.1
     p_apply: float = 1.0

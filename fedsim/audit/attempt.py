@@ -155,6 +155,10 @@ def make(plan: Plan, folder: RunFolder, view: View, planned: PlannedAttack) -> M
     return Made(attempt.status, content)
 
 
+def _images_behind(plan: Plan, update: Update) -> int:
+    return plan.data.images_used(update.client, update.round, plan.scenario.training)
+
+
 def attack(
     plan: Plan,
     planned: PlannedAttack,
@@ -181,6 +185,11 @@ def attack(
             else f"the update of client {infinite.client} in round {infinite.round}"
         )
         refused = Attempt("refused", Finding(), f"{whose} is not finite", 0.0, seed)
+        return refused, _content(planned, refused, where)
+    if plan.captured is None and not any(_images_behind(plan, update) for update, _ in sent):
+        refused = Attempt(
+            "refused", Finding(), "Poisson sampling drew no image, so there is nothing to find", 0.0, seed
+        )
         return refused, _content(planned, refused, where)
     observation = ThreatModel(plan).show(sent, view)
     started = time.perf_counter()

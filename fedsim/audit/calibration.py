@@ -10,6 +10,7 @@ round, attack and workload. No attack sees what it is scored against.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -222,12 +223,18 @@ def _unprotected(plan: Plan, client: int, round: int, index: int) -> Plan:
     Its images are drawn from those of all clients. As many updates as these are enough for share none of them.
     """
     seed, pool, workload = plan.scenario.seed, plan.data.pools.train, plan.workload_of(client)
-    # With mixup, partners are drawn from all that a client holds.
-    held = len(plan.data.partition[client]) if plan.scenario.training.mixup else workload.pictures
+    training = plan.scenario.training
+    # With mixup, partners are drawn from all that a client holds; with Poisson sampling, batches are.
+    draws = training.mixup is not None or training.sampling == "poisson"
+    held = len(plan.data.partition[client]) if draws else workload.pictures
     turn, place = divmod(index, max(1, len(pool) // held))
     order = numpy_generator(seed, "calibration", round, *workload, turn).permutation(len(pool))
     drawn = tuple(order[place * held : (place + 1) * held].tolist())
-    data = FederatedData(plan.data.pools, (drawn,), derive(seed, "calibration", round, *workload, index))
+    for again in itertools.count():
+        path = (index, again) if again else (index,)
+        data = FederatedData(plan.data.pools, (drawn,), derive(seed, "calibration", round, *workload, *path))
+        if data.images_used(0, round, training):  # Poisson sampling may draw none, of which nothing could leak
+            break
     return replace(plan, data=data, defenses=(), audit_clients=(0,))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.audit.replay import chooses_inputs
+from fedsim.data.mixup import unmixed
 from fedsim.defense import LocalStep
 from fedsim.exchange import Update
 from fedsim.federation import training
@@ -78,7 +79,9 @@ class _Trial:
 
     def _run(self, seed: int) -> LocalRun:
         run = training.prepared(self._plan, self._client, self._round, self._weights, self._past)
-        steps = [run.steps[0], run.steps[-1]] if len(run.steps) > 1 else run.steps
+        # Of an empty batch nothing is to be seen; where Poisson sampling drew no image at all, the client's first one serves.
+        full = [step for step in run.steps if step] or [unmixed(self._plan.data.partition[self._client][:1])]
+        steps = [full[0], full[-1]] if len(full) > 1 else full
         brief = [step[:_IMAGES] for step in steps]
         return replace(run, steps=brief, seed=derive(seed, "trial"), innermost=_plain)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedsim.exchange import View
 from fedsim.metrics import likeness
-from fedsim.metrics.likeness import Thumbnails
+from fedsim.metrics.likeness import Others, Thumbnails
 from fedsim.planning.plan import Plan
 from fedsim.recording.run_folder import RunFolder
 
@@ -46,10 +46,15 @@ class Partners:
             if one not in self._thumbnails:
                 truth = self._plan.data.truth(one, round, self._plan.scenario.training)
                 self._thumbnails[one] = likeness.thumbnails(truth.images)
-        return likeness.alike(self._thumbnails[client], self._thumbnails[other]) > 0
+        return _is_no_control(self._thumbnails[client], self._thumbnails[other])
 
     def _carried(self, client: int) -> list[tuple[str, dict[str, Any]]]:
         return [(planned.info.name, planned.params) for planned in self._plan.defenses_of(client)]
+
+
+def _is_no_control(own: Thumbnails, other: Others) -> bool:
+    """Return whether images show the same as others, or are none at all: of such an update nothing is found."""
+    return not len(other) or likeness.alike(own, other) > 0
 
 
 class ViewPartners:
@@ -73,7 +78,7 @@ class ViewPartners:
     def _shows_same(self, view: View, other: View) -> bool:
         if self._plan.captured is not None:
             return False
-        return likeness.alike(self._shown(view), self._shown(other)) > 0
+        return _is_no_control(self._shown(view), self._shown(other))
 
     def _shown(self, view: View) -> Thumbnails:
         if view not in self._thumbnails:

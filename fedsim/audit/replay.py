@@ -69,13 +69,15 @@ def trained_on(plan: Plan, folder: RunFolder, client: int, round: int, own: Trut
         folder: the run; the global weights and the update of the client are there.
         client: partition number.
         round: server round, from 1.
-        own: the client's own images and labels.
+        own: the client's own images and labels; of none nothing else was made.
 
     Raises:
         NotReproducedError: a hook fails, draws what cannot be drawn again, or there is too much of it.
         RunFolderError: a file of the run is missing or damaged.
     """
     if not any(chooses_inputs(planned.defense) for planned in plan.defenses_of(client)):
+        return None
+    if not len(own.images):
         return None
     weights, before, sent = (
         folder.read_global(round, client),

@@ -20,7 +20,7 @@ from fedsim.data.partition import deal
 from fedsim.errors import ScenarioError
 from fedsim.exchange import LabeledImages, Truth
 from fedsim.labels import distributions, smooth
-from fedsim.scenario import DataPart, TrainingPart
+from fedsim.scenario import DataPart, Sampling, TrainingPart
 from fedsim.seeds import numpy_generator
 from fedsim.source import Pool, Pools, Source
 
@@ -49,7 +49,13 @@ class FederatedData:
         return channels, height, width
 
     def client_steps(
-        self, client: int, round: int, batch_size: int, local_steps: int | None = None, local_epochs: int | None = None
+        self,
+        client: int,
+        round: int,
+        batch_size: int,
+        local_steps: int | None = None,
+        local_epochs: int | None = None,
+        sampling: Sampling = "shuffle",
     ) -> list[Step]:
         """Return the sample numbers, in the training pool, of each local step of a round.
 
@@ -57,15 +63,22 @@ class FederatedData:
         new order, whole batches only, so that no batch holds a sample twice and every batch is full. With epochs, each
         epoch of each round is a pass of its own, and its last batch may be smaller.
 
+        Poisson sampling takes each of the client's samples into each step with probability batch size / samples, independently
+        of all other samples and steps. An epoch is then as many steps as a pass has; a batch may be empty.
+
         Args:
             client: partition number, from 0.
             round: server round, from 1.
-            batch_size: samples a step; all samples of the client where it has fewer.
+            batch_size: samples a step, in Poisson sampling their expected number; all samples of the client where it has fewer.
             local_steps: steps in the round.
             local_epochs: passes in the round; excludes `local_steps`.
+            sampling: how a step takes its samples.
         """
         count = len(self.partition[client])
         size = min(batch_size, count)
+        if sampling == "poisson":
+            steps = local_steps or 1 if local_epochs is None else local_epochs * -(-count // size)
+            return [self._drawn(client, round, step, size / count) for step in range(steps)]
         if local_epochs is not None:
             passes = [self._shuffled(client, "epoch", round, epoch) for epoch in range(local_epochs)]
             return [samples[start : start + size] for samples in passes for start in range(0, count, size)]
@@ -79,7 +92,7 @@ class FederatedData:
 
         With mixup, the same sample is blended anew whenever it is used.
         """
-        steps = self.client_steps(client, round, training.batch_size, training.local_steps, training.local_epochs)
+        steps = self._steps(client, round, training)
         if training.mixup is None:
             return [mixup.unmixed(step) for step in steps]
         own = self.partition[client]
@@ -89,16 +102,26 @@ class FederatedData:
         ]
 
     def client_examples(self, client: int, round: int, training: TrainingPart) -> int:
-        """Return how many distinct images a client trains on in a round, however often it uses each.
+        """Return what an honest client reports as Flower's `num-examples` in a round.
 
-        That is Flower's `num-examples`: the size of the client's data where it runs epochs. Where it runs steps, images
-        that no step uses do not count. Partners that mixup blends in do not either.
+        That is the number of distinct images that it trains on, however often it uses each: the size of its data where it
+        runs epochs. Where it runs steps, images that no step uses do not count. Partners that mixup blends in do not either.
+        With Poisson sampling it is the size of its data in any case: how many images were drawn is not to be told, and may be
+        none, which no average could weigh.
         """
-        steps = self.client_steps(client, round, training.batch_size, training.local_steps, training.local_epochs)
-        return len(set(chain.from_iterable(steps)))
+        if training.sampling == "poisson":
+            return len(self.partition[client])
+        return self.images_used(client, round, training)
+
+    def images_used(self, client: int, round: int, training: TrainingPart) -> int:
+        """Return how many distinct images a client trains on in a round, without the partners that mixup blends in."""
+        return len(set(chain.from_iterable(self._steps(client, round, training))))
 
     def read(self, inputs: Sequence[Mixture], training: TrainingPart) -> LabeledImages:
         """Return training inputs: pixels blended in [0, 1], labels blended, then smoothed; hard labels without either."""
+        if not inputs:  # an empty batch, of the shapes that any other has
+            shaped = self.read(mixup.unmixed([0]), training)
+            return LabeledImages(shaped.images[:0], shaped.labels[:0])
         pool, classes = self.pools.train, len(self.pools.class_names)
         first = pool.read([mixture.sample for mixture in inputs])
         if training.mixup is None and not training.label_smoothing:
@@ -115,9 +138,10 @@ class FederatedData:
         """Return every distinct input that the client trained on in a round, in the order of first use.
 
         Without mixup an input is an image, used once or in several steps; with it, almost every use is an input of its own.
+        With Poisson sampling there may be none.
         """
-        read = self.read(self._used(client, round, training), training)
-        return Truth(read.images, read.labels, self.client_examples(client, round, training))
+        read = self.read(self._inputs(client, round, training), training)
+        return Truth(read.images, read.labels, self.images_used(client, round, training))
 
     def verify(self, rounds: int, training: TrainingPart) -> dict[str, str]:
         """Read every image that a run may use, so that a damaged one is refused before the first gradient.
@@ -153,11 +177,20 @@ class FederatedData:
 
     def _used_by_all(self, rounds: int, training: TrainingPart) -> list[int]:
         clients = range(len(self.partition))
-        inputs = {one for c in clients for r in range(1, rounds + 1) for one in self._used(c, r, training)}
+        inputs = {one for c in clients for r in range(1, rounds + 1) for one in self._inputs(c, r, training)}
         return sorted({sample for one in inputs for sample in (one.sample, one.partner)})
 
-    def _used(self, client: int, round: int, training: TrainingPart) -> list[Mixture]:
+    def _inputs(self, client: int, round: int, training: TrainingPart) -> list[Mixture]:
         return list(dict.fromkeys(chain.from_iterable(self.client_inputs(client, round, training))))
+
+    def _steps(self, client: int, round: int, training: TrainingPart) -> list[Step]:
+        lengths = training.batch_size, training.local_steps, training.local_epochs
+        return self.client_steps(client, round, *lengths, training.sampling)
+
+    def _drawn(self, client: int, round: int, step: int, rate: float) -> Step:
+        samples = np.asarray(self.partition[client])
+        drawn = numpy_generator(self.seed, "poisson", client, round, step).random(len(samples)) < rate
+        return tuple(samples[drawn].tolist())
 
     def _shuffled(self, client: int, *path: str | int) -> Step:
         samples = np.asarray(self.partition[client])

@@ -54,7 +54,7 @@ class LocalResult:
 
     Args:
         update: what it sends, defenses applied.
-        loss: mean training loss over its samples.
+        loss: mean training loss over its samples; 0 where Poisson sampling drew none.
         budget: the privacy guarantee over all of its rounds so far; None where none is accounted.
         state: what its defenses keep for its next round.
     """
@@ -251,7 +251,7 @@ def _train(run: LocalRun, pull: Callable[[nn.Module], None]) -> float:
         pull(run.model)
         optimizer.step()
         total, count = total + loss * len(inputs), count + len(inputs)
-    return total / count
+    return total / count if count else 0.0
 
 
 def _proximal_pull(weights: Weights, mu: float) -> Callable[[nn.Module], None]:
@@ -267,7 +267,13 @@ def _proximal_pull(weights: Weights, mu: float) -> Callable[[nn.Module], None]:
 
 
 def gradient_step(run: LocalRun, index: int) -> float:
-    """Run the batch of one step through the defenses, first listed outermost; returns the mean loss."""
+    """Run the batch of one step through the defenses, first listed outermost; returns the mean loss.
+
+    An empty batch, which Poisson sampling may draw, has no gradient and is left out. Where a defense computes the gradient
+    itself the step is taken nevertheless: one that adds noise must not tell by its absence that nothing was drawn.
+    """
+    if not run.steps[index] and not any(planned.defense.replaces_gradient for planned in run.defenses):
+        return 0.0
     plan, rounds = run.plan, run.plan.scenario.federation.rounds
     progress = (run.round - 1 + index / len(run.steps)) / rounds
     batch = plan.data.read(run.steps[index], plan.scenario.training)
@@ -317,7 +323,7 @@ def _batch_fault(images: Any, labels: Any, given: Tensor) -> str | None:
     for name, tensor in (("images", images), ("labels", labels)):
         if not isinstance(tensor, Tensor):
             return f"{name} are {type(tensor).__name__}, not a tensor"
-    if images.ndim != given.ndim or images.shape[1:] != given.shape[1:] or not len(images):
+    if images.ndim != given.ndim or images.shape[1:] != given.shape[1:] or len(images) < min(1, len(given)):
         return f"images have shape {tuple(images.shape)}, expected at least one of {tuple(given.shape[1:])}"
     if labels.ndim not in (1, 2) or len(labels) != len(images):
         return f"labels have shape {tuple(labels.shape)}, expected one of each of {len(images)} images"

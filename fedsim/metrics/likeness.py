@@ -24,5 +24,7 @@ def thumbnails(images: Images) -> Thumbnails:
 
 def alike(first: Thumbnails, second: Others) -> int:
     """Return how many of the first images have one among the second that shows the same."""
+    if not len(first) or not len(second):
+        return 0
     squared = torch.cdist(first, second).square() / first.shape[1]
     return int((squared.min(dim=1).values <= 10 ** (-_NEAR / 10)).sum())

@@ -25,6 +25,7 @@ def training_knowledge(training: TrainingPart, model: nn.Module) -> TrainingKnow
         tuple(name for name, _ in model.named_parameters() if name in exempt),
         training.label_smoothing,
         training.mixup,
+        training.sampling,
     )
 
 

@@ -42,6 +42,7 @@ _OF_CLIENTS = ("partition", "train", "test")  # the data of an observed app's cl
 _YOUNGER = (
     ("model", "first_block", "standard"),
     ("training", "label_smoothing", 0.0),
+    ("training", "sampling", "shuffle"),
 )
 
 

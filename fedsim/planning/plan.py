@@ -16,7 +16,7 @@ from fedsim.defense import ClientContext
 from fedsim.exchange import Normalization, Truth, Update
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
 from fedsim.planning.context import client_context
-from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, cautions
+from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, cautions, client_cautions
 from fedsim.recording.observed import Captured
 from fedsim.scenario import Scenario
 
@@ -92,17 +92,18 @@ class Plan:
 
     def setting_of(self, client: int, round: int) -> Setting:
         """Return how the update of a simulated client in a round is made."""
-        training, steps = self.scenario.training, self.data.client_inputs(client, round, self.scenario.training)
+        steps = self.data.client_inputs(client, round, self.scenario.training)
         pictures = len({one for step in steps for one in step})
-        return self._setting(pictures, min(training.batch_size, len(self.data.partition[client])), len(steps))
+        return self._setting(pictures, max(map(len, steps)), len(steps))
 
     def workload_of(self, client: int) -> Workload:
-        """Return how much a simulated client trains on in any round."""
+        """Return how much a simulated client trains on in any round; the expected number of images under Poisson sampling."""
         training, held = self.scenario.training, len(self.data.partition[client])
-        size = min(training.batch_size, held)
+        size, steps = min(training.batch_size, held), training.local_steps or 1
         if training.local_epochs is not None:
-            return Workload(held, size, training.local_epochs * -(-held // size))
-        steps = training.local_steps or 1
+            steps = training.local_epochs * -(-held // size)
+        if training.sampling == "poisson":
+            return Workload(max(1, round(held * (1 - (1 - size / held) ** steps))), size, steps)
         return Workload(min(held, steps * size), size, steps)
 
     def setting_reported(self, update: Update) -> Setting:
@@ -135,6 +136,11 @@ class Plan:
         ]
         if self.captured is not None:
             return (*stated, *self._cautions_of_capture())
+        stated += [
+            f"{planned.info.name}: {text}"
+            for planned in self.defenses_of(client)
+            for text in client_cautions(planned, self.context_of(client))
+        ]
         asked, held = self.scenario.training.batch_size, len(self.data.partition[client])
         if asked > held:
             stated.append(

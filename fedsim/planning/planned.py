@@ -12,7 +12,7 @@ from torch import nn
 
 from fedsim import plugins
 from fedsim.attack import Attack
-from fedsim.defense import Defense, knowledge_of
+from fedsim.defense import ClientContext, Defense, knowledge_of
 from fedsim.errors import FedsimError, PluginError, told
 from fedsim.evaluator import Evaluator
 from fedsim.exchange import DefenseKnowledge
@@ -148,7 +148,20 @@ def cautions(planned: PlannedDefense, model: nn.Module) -> tuple[str, ...]:
         PluginError: see `blaming`; also where it states anything but texts.
     """
     with blaming(planned, "cautions"):
-        stated: Any = planned.defense.cautions(model)
-        if not isinstance(stated, tuple | list) or not all(isinstance(text, str) for text in stated):
-            raise TypeError(f"expected a tuple of texts, got {shown(stated)}")
+        return _texts(planned.defense.cautions(model))
+
+
+def client_cautions(planned: PlannedDefense, context: ClientContext) -> tuple[str, ...]:
+    """Return what a defense states about itself on one client.
+
+    Raises:
+        PluginError: see `cautions`.
+    """
+    with blaming(planned, "client_cautions"):
+        return _texts(planned.defense.client_cautions(context))
+
+
+def _texts(stated: Any) -> tuple[str, ...]:
+    if not isinstance(stated, tuple | list) or not all(isinstance(text, str) for text in stated):
+        raise TypeError(f"expected a tuple of texts, got {shown(stated)}")
     return tuple(stated)

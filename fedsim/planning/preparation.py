@@ -51,6 +51,7 @@ def make(scenario: Scenario) -> Plan:
     data = load_data(scenario.data, clients, scenario.seed)
     _check_mixup(scenario, data)
     skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
+    _check_promises(scenario, data, skeleton, defenses)
     normalization = models.normalization(skeleton)
     return Plan(
         scenario,
@@ -209,6 +210,22 @@ def _check_coverage(planned: PlannedDefense, model: nn.Module, scenario: Scenari
             f"{len(buffers)} buffers, {buffers[0]} the first, which hold statistics of the images. Choose a model without "
             "BatchNorm.",
         )
+
+
+def _check_promises(
+    scenario: Scenario, data: FederatedData, model: nn.Module, defenses: tuple[PlannedDefense, ...]
+) -> None:
+    """Let each defense refuse what it could not keep its promises with, on each client that carries it."""
+    for planned in defenses:
+        if type(planned.defense).check is Defense.check:
+            continue
+        for client in sorted(planned.clients):
+            others = [other.defense for other in defenses if other is not planned and client in other.clients]
+            with blaming(planned, "check"):
+                try:
+                    planned.defense.check(model, client_context(scenario, data, model, client, 1), others)
+                except ValueError as error:
+                    raise ScenarioError(f"defenses.{planned.index}", f"{planned.info.name}: {error}") from None
 
 
 def _check_memory_limit(scenario: Scenario) -> None:

@@ -18,6 +18,7 @@ SCENARIO_VERSION = 1
 Grant = Literal["batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data"]
 Metric = Literal["psnr", "ssim", "lpips", "fft2d", "label_recall", "soft_label_error", "feature_error"]
 METRICS: tuple[str, ...] = get_args(Metric)
+Sampling = Literal["shuffle", "poisson"]
 
 # Bounds of what one machine can simulate: generous, but no typing error of a few zeros passes them.
 MOST_CLIENTS = 10_000
@@ -175,14 +176,17 @@ class TrainingPart(_Part):
     trains `local_steps` or `local_epochs` and sends new weights. `mode` states whether dropout and the like are active.
     `label_smoothing: a` trains on labels (1 - a) onehot + a / C. `mixup: alpha` blends each image and its label with
     another of the client's, in a proportion from Beta(alpha, alpha), anew at every use; smoothing comes after it.
+    `sampling: poisson` takes each image into each step with probability `batch_size` over the client's images, independently
+    of all others: batches vary in size, and one may be empty.
     """
 
     batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] = 1
-    """Images in a local step."""
+    """Images in a local step; their expected number where `sampling` is poisson."""
     local_steps: Annotated[int, Field(ge=1, le=MOST_STEPS), _NO_BOOLEAN] | None = None
     """Steps in a round, with `shares: delta`; 1 by default."""
     local_epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS), _NO_BOOLEAN] | None = None
-    """Passes over the client's data in a round, with `shares: delta`, in the place of `local_steps`."""
+    """Passes over the client's data in a round, with `shares: delta`, in the place of `local_steps`; with `sampling: poisson`
+    as many steps as a pass has."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.01
     """The client's; with `shares: gradient` the server applies it."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -199,6 +203,8 @@ class TrainingPart(_Part):
     """a: trains on labels (1 - a) onehot + a / C."""
     mixup: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
     """alpha: blends each image with another of the client's, in a share from Beta(alpha, alpha)."""
+    sampling: Sampling = "shuffle"
+    """`shuffle` walks through the client's images in random order; `poisson` draws each of them independently in every step."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> TrainingPart:

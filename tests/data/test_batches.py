@@ -285,3 +285,69 @@ def test_load_refuses_pools_that_cannot_be_used(pools, where, message, monkeypat
     with pytest.raises(ScenarioError, match=message) as refusal:
         load(DataPart(name="given"), 2, 0)
     assert refusal.value.where == where
+
+
+# Poisson sampling
+
+
+@settings(deadline=None)
+@given(counts, sizes, st.integers(1, 5), st.booleans(), st.integers(1, 9), st.integers(0, 2**32))
+def test_poisson_steps_hold_samples_of_the_client_once_in_as_many_steps_as_asked_for(
+    count, batch_size, length, by_epochs, round, seed
+):
+    data = _data([3, count], seed)
+    lengths = (None, length) if by_epochs else (length, None)
+    steps = data.client_steps(1, round, batch_size, *lengths, "poisson")
+    per_epoch = -(-count // min(batch_size, count))
+    assert len(steps) == (length * per_epoch if by_epochs else length)
+    for step in steps:
+        assert len(step) == len(set(step))
+        assert set(step) <= set(range(3, 3 + count))
+        assert batch_size < count or len(step) == count
+    assert steps == _data([3, count], seed).client_steps(1, round, batch_size, *lengths, "poisson")
+
+
+def test_poisson_sampling_takes_each_sample_with_the_same_probability_whatever_the_others_do():
+    count, size, steps = 40, 6, 4000
+    drawn = np.zeros((steps, count))
+    for row, step in zip(drawn, _data([count]).client_steps(0, 1, size, steps, sampling="poisson"), strict=True):
+        row[list(step)] = 1
+    rate = size / count
+    # Of 40 binomial counts, and of the pairs' covariances, none is beyond 5 standard errors.
+    assert np.all(np.abs(drawn.mean(0) - rate) < 5 * np.sqrt(rate * (1 - rate) / steps))
+    covariance = np.cov(drawn.T) - rate * (1 - rate) * np.eye(count)
+    assert np.abs(covariance).max() < 5 * rate / np.sqrt(steps)
+    # Independent draws vary in number; batches of a fixed size would not.
+    variance, error = drawn.sum(1).var(), np.sqrt(2 / steps)
+    assert variance == pytest.approx(count * rate * (1 - rate), rel=5 * error)
+
+
+def test_poisson_draws_differ_by_step_round_client_and_seed():
+    draws = [tuple(step) for step in _data([30, 30]).client_steps(0, 1, 15, 3, sampling="poisson")]
+    draws += [tuple(_data([30, 30]).client_steps(0, 2, 15, sampling="poisson")[0])]
+    draws += [tuple(s - 30 for s in _data([30, 30]).client_steps(1, 1, 15, sampling="poisson")[0])]
+    draws += [tuple(_data([30, 30], seed=1).client_steps(0, 1, 15, sampling="poisson")[0])]
+    assert len(set(draws)) == len(draws)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"label_smoothing": 0.1}, {"mixup": 0.4}])
+def test_an_empty_batch_has_the_shapes_of_any_other(recipe):
+    data, training = _data([9]), TrainingPart(batch_size=2, **recipe)
+    some, none = data.read(data.client_inputs(0, 1, training)[0], training), data.read((), training)
+    assert len(none) == 0
+    assert none.images.shape[1:] == some.images.shape[1:]
+    assert none.labels.shape[1:] == some.labels.shape[1:]
+    assert (none.images.dtype, none.labels.dtype) == (some.images.dtype, some.labels.dtype)
+
+
+def test_the_truth_of_poisson_steps_is_what_they_hold_and_the_report_tells_nothing_of_it():
+    data, training = _data([9]), TrainingPart(batch_size=1, sampling="poisson")
+    sizes = []
+    for round in range(1, 30):
+        (step,) = data.client_steps(0, round, 1, sampling="poisson")
+        truth = data.truth(0, round, training)
+        assert torch.equal(truth.labels, data.pools.train.labels[list(step)])
+        assert len(truth.images) == truth.pictures == data.images_used(0, round, training) == len(step)
+        assert data.client_examples(0, round, training) == 9
+        sizes.append(len(step))
+    assert {0, 1, 2} <= set(sizes)

@@ -415,3 +415,81 @@ def test_what_a_defense_returns_is_checked_and_the_defense_named(tiny_plan, monk
     monkeypatch.setattr(Breaks, "hooks", {hook: broken})
     with pytest.raises(DefenseFaultError, match=rf"^stubs:Breaks: {hook} is faulty: .*{said}"):
         local_update(plan, 0, 1, plan.initial_weights())
+
+
+# Poisson sampling
+
+
+def rounds_by_draw(plan, client=0, most=40):
+    """Return the rounds in which no image is drawn, and those in which some are."""
+    training = plan.scenario.training
+    used = {round: plan.data.images_used(client, round, training) for round in range(1, most)}
+    return [round for round, count in used.items() if not count], [round for round, count in used.items() if count]
+
+
+def test_a_client_that_draws_no_image_sends_a_zero_gradient(tiny_plan):
+    plan = tiny_plan(training={"batch_size": 1, "sampling": "poisson"})
+    (round, *_), (other, *_) = rounds_by_draw(plan)
+    result = local_update(plan, 0, round, plan.initial_weights())
+    assert not any(tensor.any() for tensor in result.update.tensors.values())
+    assert list(result.update.tensors) == list(plan.model().state_dict())
+    assert (result.loss, result.update.num_examples) == (0.0, len(plan.data.partition[0]))
+    assert local_update(plan, 0, other, plan.initial_weights()).loss > 0
+
+
+def test_an_empty_batch_moves_nothing_and_counts_for_nothing(tiny_plan):
+    recipe = {"shares": "delta", "batch_size": 1, "local_steps": 6, "momentum": 0.9, "weight_decay": 0.1}
+    plan = tiny_plan(training={**recipe, "learning_rate": 0.05, "sampling": "poisson"})
+    training, weights = plan.scenario.training, moved(plan)
+    batches = batches_of(plan.data, 1, 1, training)
+    assert 0 < sum(len(batch) == 0 for batch in batches) < 6
+    model = plan.model(weights).train()
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if n not in EXEMPT], "weight_decay": 0.1},
+        {"params": [p for n, p in model.named_parameters() if n in EXEMPT], "weight_decay": 0.0},
+    ]
+    optimizer, losses = torch.optim.SGD(groups, lr=0.05, momentum=0.9), []
+    for batch in batches:
+        if len(batch):
+            optimizer.zero_grad()
+            images = plan.normalization.normalize(batch.images)
+            loss = nn.functional.cross_entropy(model(images), batch.labels)
+            loss.backward()
+            optimizer.step()
+            losses += [float(loss.detach())] * len(batch)
+    result = local_update(plan, 1, 1, weights)
+    assert_same(result.update.tensors, {n: p.detach() - weights[n] for n, p in model.named_parameters()})
+    assert result.loss == pytest.approx(sum(losses) / len(losses))
+
+
+def test_hooks_see_an_empty_batch_only_where_one_computes_the_gradient_itself(tiny_plan):
+    sizes = []
+
+    class Counts(Defense):
+        citation = "none"
+
+        def protect_batch(self, images, labels, context, generator):
+            sizes.append(len(images))
+            return images, labels
+
+    class Replaces(Counts):
+        replaces_gradient = True
+
+        def train_step(self, step, context, generator, proceed):
+            return torch.tensor(float(len(step.images)))
+
+    plan = tiny_plan(training={"batch_size": 1, "sampling": "poisson"})
+    (round, *_), _ = rounds_by_draw(plan)
+    for kind, expected in ((Counts, []), (Replaces, [0])):
+        sizes.clear()
+        info = PluginInfo("defenses", "own", "own:Own", None, "1")
+        own = replace(plan, defenses=(PlannedDefense(0, info, kind(), frozenset({0})),))
+        assert local_update(own, 0, round, plan.initial_weights()).loss == 0
+        assert sizes == expected
+
+
+def test_a_context_states_expected_batch_steps_and_sampling_rate(tiny_plan):
+    plan = tiny_plan(training={"shares": "delta", "batch_size": 5, "local_epochs": 2, "sampling": "poisson"})
+    held, context = len(plan.data.partition[0]), plan.context_of(0)
+    assert (context.batch_size, context.num_examples, context.steps) == (5, held, 2 * -(-held // 5))
+    assert (context.sampling_rate, context.training.sampling) == (5 / held, "poisson")
