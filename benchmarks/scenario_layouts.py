@@ -126,6 +126,23 @@ TABLES = {
             Line("epsilon of one round, `replace`", cell=("none", "2.0e10", "2.0e8", "2.0e6", "2.1e4", "10.0")),
         ),
     ),
+    "dp_sgd": Table(
+        Pick(run="dp_sgd", attack="label_recovery"),
+        "client",
+        (
+            Line("defense", cell="{defenses}"),
+            Line("recall of `label_recovery`, mean of 6 rounds", cell="{label_recall.mean:.2f}"),
+            Line("chance (control)", cell="{chance.label_recall.mean:.2f}"),
+            Line("verdict on labels", cell="{verdict[labels]}"),
+        ),
+        (
+            Line("0, 1, 2", Pick(clients=(0, 1, 2))),
+            # Epsilons are of the accountant alone (fedsim_defenses.dp_sgd), whatever the images.
+            Line("3, `noise_multiplier` 1, epsilon 2.3", Pick(clients=(3,))),
+            Line("4, the same with adaptive clipping", Pick(clients=(4,))),
+            Line("5, `noise_multiplier` 0.01, epsilon 3.3e4", Pick(clients=(5,))),
+        ),
+    ),
     "quantized_updates": Table(
         Pick(run="quantized_updates"),
         "format of the update",

@@ -90,6 +90,7 @@ RUNS = {
                 "quickstart",
                 "mjp_gamma",
                 "dp_noise_sweep",
+                "dp_sgd",
                 "quantized_updates",
                 "soft_labels",
                 "label_rules",

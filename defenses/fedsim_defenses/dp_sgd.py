@@ -20,7 +20,7 @@ by step, and not at the server.
 
 Needs: `training.sampling: poisson`, no mixup, a model without BatchNorm, no other defense that lets images influence each
 other, and Opacus, which accounts. Covers the update alone, not what else a client reports (number of images, loss).
-Cost: 1.0 to 1.8 times the plain step on small ViTs.
+Cost: 1.6 to 1.9 times the processor time of the plain step on small ViTs (benchmarks/dp_sgd_cost.py).
 """
 
 from __future__ import annotations

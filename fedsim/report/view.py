@@ -195,6 +195,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Data", run.part("data").get("name")),
         ("Clients share", run.part("training").get("shares")),
         ("Batch size", run.part("training").get("batch_size")),
+        ("Sampling", "Poisson: batches vary in size" if run.part("training").get("sampling") == "poisson" else None),
         ("Label smoothing", run.part("training").get("label_smoothing") or None),
         ("Mixup alpha", run.part("training").get("mixup")),
         ("Strategy", run.part("federation").get("strategy")),

@@ -239,3 +239,4 @@ def _check_own_cautions(defense: Defense, prepared: nn.Module) -> None:
     stated = cautions(0)
     check_cautions(who, stated)
     expect(stated == cautions(1), f"{who} must be the same at every call.")
+    check_cautions(hook(defense, "client_cautions"), defense.client_cautions(client_context()))
