@@ -133,7 +133,7 @@ class Defense(ABC):
         """
         return ()
 
-    def check(self, model: nn.Module, context: ClientContext, others: Sequence[Defense]) -> None:  # noqa: B027  (passes by default)
+    def check(self, model: nn.Module, context: ClientContext, others: Sequence[Defense]) -> None:  # noqa: B027  (as above)
         """Refuse a scenario in which the defense could not keep what it promises; called for each client that carries it.
 
         Called before anything is trained.

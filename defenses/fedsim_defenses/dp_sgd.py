@@ -207,8 +207,7 @@ class DPSGD(Defense):
         """
         state = context.state
         if state.get("round") != context.round:
-            self._check_target(context)
-            state["round"] = context.round
+            self._begin_round(context)
         norm = float(state.get("clip_norm", self.clip_norm))
         summed = clipped_sum(step.model, step.images, step.labels, norm)
         sigma = self._gradient_multiplier(context) * norm
@@ -241,11 +240,22 @@ class DPSGD(Defense):
         """Return the history of a client that takes part in so many rounds."""
         return ((self.noise_multiplier, context.sampling_rate, rounds * context.steps),)
 
+    def _begin_round(self, context: ClientContext) -> None:
+        state = context.state
+        lost = context.participation - 1 - int(state.get("rounds", 0))
+        if lost > 0 and self.noise_multiplier:  # of these rounds nothing was kept, and updates were sent nevertheless
+            state["history"] = self._with_rounds(context, lost)
+        self._check_target(context)
+        state["round"], state["rounds"] = context.round, context.participation
+
+    def _with_rounds(self, context: ClientContext, rounds: int) -> History:
+        """Return what is kept of the history, with further rounds like this one."""
+        return _extended(_history(context.state), self.noise_multiplier, context.sampling_rate, rounds * context.steps)
+
     def _check_target(self, context: ClientContext) -> None:
         if self.target_epsilon is None:
             return
-        history = _extended(_history(context.state), self.noise_multiplier, context.sampling_rate, context.steps)
-        after = self._epsilon(history)
+        after = self._epsilon(self._with_rounds(context, 1))
         if after > self.target_epsilon:
             raise BudgetSpentError(
                 f"epsilon would be {after:.3g} after this round, and target_epsilon is {self.target_epsilon:g} (delta "

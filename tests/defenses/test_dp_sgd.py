@@ -282,6 +282,15 @@ def test_epsilon_composes_over_the_rounds_in_which_the_client_takes_part(tiny_pl
     assert epsilons == pytest.approx(expected, abs=1e-6)
 
 
+def test_rounds_of_which_nothing_was_kept_count_as_well(tiny_plan):
+    plan = tiny_plan(federation={"rounds": 4}, training=DELTA, defenses=[{"name": "dp_sgd"}])
+    held, weights = len(plan.data.partition[1]), plan.initial_weights()
+    result = local_update(plan, 1, 3, weights, past=Past(2))
+    assert result.budget.epsilon == pytest.approx(of_opacus([(1.0, 2 / held, 9)]), abs=1e-6)
+    result = local_update(plan, 1, 4, weights, past=Past(3, result.state))
+    assert result.budget.epsilon == pytest.approx(of_opacus([(1.0, 2 / held, 12)]), abs=1e-6)
+
+
 def test_epsilon_stands_in_the_rounds_of_a_run_also_after_a_kill(tiny_plan, run_folder, without_report):
     left_out = {"name": "stubs:FailsIn", "clients": [1], "params": {"round": 2}}
     plan = tiny_plan(
