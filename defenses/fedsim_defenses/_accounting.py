@@ -8,7 +8,6 @@ import warnings
 from typing import Any, Literal
 
 from fedsim import gaussian_dp
-
 from fedsim.errors import FedsimError
 
 # Above the errors of floats, so that no epsilon is stated below the exact one; far below three digits.
