@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -128,7 +129,7 @@ def sources() -> str:
     digest, folder = hashlib.sha256(), Path(spec.origin).parent
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.relative_to(folder).as_posix().encode())
-        digest.update(ast.dump(_without_docstrings(ast.parse(file.read_bytes()))).encode())
+        digest.update(_code(file.read_bytes()))
     return digest.hexdigest()[:12]
 
 
@@ -137,12 +138,15 @@ def is_current(code: str) -> bool:
     return sources() in (code, RENAMED.get(code))
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
+@functools.lru_cache(maxsize=1024)
+def _code(source: bytes) -> bytes:
+    """Return the syntax tree of a module without its docstrings; making one takes long."""
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         has_text = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None
         if has_text:
             node.body = node.body[1:]
-    return tree
+    return ast.dump(tree).encode()
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -392,7 +392,7 @@ def test_help_has_a_short_form(arguments, fedsim):
         ("fedsim run quick", ["quickstart"]),
         ("fedsim check vit", ["vit_base_224"]),
         ("fedsim list def", ["defenses"]),
-        ("fedsim list defenses dp", ["dp_noise"]),
+        ("fedsim list defenses dp_n", ["dp_noise"]),
         ("fedsim list nonsense x", []),
     ],
 )
