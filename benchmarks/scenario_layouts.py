@@ -188,6 +188,19 @@ TABLES = {
             ),
         ),
     ),
+    "resnet18_untrained": Table(
+        Pick(run="resnet18_untrained", attack="inverting_gradients"),
+        "PSNR, dB",
+        _clients("client 0", "client 1"),
+        (
+            Line("`inverting_gradients`, 2,400 steps", cell="{psnr.mean:.1f}"),
+            Line("data set's mean (control)", cell="{dataset_mean.psnr.mean:.1f}"),
+            Line("flat grey (control)", cell="{grey.psnr.mean:.1f}"),
+            Line("the other client's gradient (control)", cell="{wrong_update.psnr.mean:.1f}"),
+            Line("own mean color, known from the truth (floor)", cell="{own_mean.psnr.mean:.1f}"),
+            Line("`label_recovery`: recall", Pick(attack="label_recovery"), "{label_recall.mean:.2f}"),
+        ),
+    ),
     "pictures_from_batches_224": Table(
         Pick(run="pictures_from_batches_224"),
         "",

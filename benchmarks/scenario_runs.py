@@ -140,6 +140,7 @@ RUNS = {
         Run("gradvit_ablation", "gradvit_ablation", _PARQUET, "cifar"),
         Run("pictures_from_batches_224", "pictures_from_batches_224", _IMAGES, "imagenet"),
         Run("cifar10_fedavg", "cifar10_fedavg", _PARQUET, "cifar"),
+        Run("resnet18_untrained", "resnet18_untrained", _PARQUET, "cifar"),
     )
 }
 
