@@ -29,6 +29,9 @@ def quiet_flower() -> Iterator[list[str]]:
     logger.filters.insert(0, is_error)
     try:
         yield heard
+    except KeyboardInterrupt:
+        before = logging.CRITICAL + 1  # the program ends, and Flower's thread for the server goes on for a moment
+        raise
     finally:
         logger.removeFilter(is_error)
         logger.setLevel(before)
