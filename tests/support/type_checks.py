@@ -51,10 +51,8 @@ def has_shapes(function: Callable[..., Any]) -> bool:
 
 
 def _has_shape(hint: Any) -> bool:
-    if isinstance(
-        hint, typing.ParamSpecArgs | typing.ParamSpecKwargs
-    ):  # which beartype refuses beside other parameters
-        return True
+    if isinstance(hint, typing.ParamSpecArgs | typing.ParamSpecKwargs):
+        return True  # beartype refuses these beside other parameters
     if isinstance(hint, list | tuple):  # the parameters of a Callable
         return any(map(_has_shape, hint))
     if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
