@@ -189,6 +189,12 @@ class Defense(ABC):
         return None
 
 
+def acts_in_training(defense: Defense) -> bool:
+    """Return whether a defense has a hook that sees what the client trains on."""
+    kind = type(defense)
+    return kind.protect_batch is not Defense.protect_batch or kind.train_step is not Defense.train_step
+
+
 def knowledge_of(name: str, defense: Defense) -> DefenseKnowledge:
     """Return what the grant `defenses` tells an attacker of one defense of a client.
 

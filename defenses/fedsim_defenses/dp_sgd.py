@@ -35,7 +35,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim import models
-from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON, ClientContext, Defense, LocalStep, PrivacyBudget
+from fedsim.defense import (
+    MEANINGFUL_DELTA,
+    MEANINGFUL_EPSILON,
+    ClientContext,
+    Defense,
+    LocalStep,
+    PrivacyBudget,
+    acts_in_training,
+)
 from fedsim.errors import ScenarioError
 from fedsim_defenses._accounting import Accountant, History, subsampled_epsilon
 from fedsim_defenses._per_image import clipped_sum
@@ -149,7 +157,7 @@ class DPSGD(Defense):
                     "a guarantee.",
                 )
         for other in others:
-            if not other.treats_images_alone and _touches_batches(other):
+            if not other.treats_images_alone and acts_in_training(other):
                 raise ScenarioError(
                     "defenses",
                     f"{type(other).__name__} beside dp_sgd does not say that it treats each image alone "
@@ -282,11 +290,6 @@ class DPSGD(Defense):
         share = centered / context.batch_size + 0.5
         exponent = min(math.log(_SPAN), -self.clip_rate * (share - self.quantile))
         return min(max(norm * math.exp(exponent), self.clip_norm / _SPAN), self.clip_norm * _SPAN)
-
-
-def _touches_batches(defense: Defense) -> bool:
-    kind = type(defense)
-    return kind.protect_batch is not Defense.protect_batch or kind.train_step is not Defense.train_step
 
 
 def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

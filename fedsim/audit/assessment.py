@@ -5,7 +5,6 @@ README documents the fields of a line of records.jsonl.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from fedsim.applicability import together
 from fedsim.audit import attempt, noise, replay
 from fedsim.audit.attempt import Attempt
 from fedsim.audit.scores import auxiliary_of, by_view, joined, scores_of
+from fedsim.audit.text import plain
 from fedsim.exchange import Finding, Trajectory, Truth, View
 from fedsim.findings.kinds import KINDS
 from fedsim.metrics import scoring
@@ -150,7 +150,7 @@ def _defenses(plan: Plan, folder: RunFolder, view: View) -> Iterator[PluginUse]:
     for _, (planned, adds_noise) in sorted(found.items()):
         yield PluginUse(
             name=planned.info.name,
-            params=_plain(planned.params),
+            params=plain(planned.params),
             citation=getattr(planned.defense, "citation", None),
             adds_noise=adds_noise,
         )
@@ -177,7 +177,7 @@ def _by_strategy(plan: Plan) -> list[PluginUse]:
     federation = plan.scenario.federation
     if plan.captured is not None or federation.strategy not in CLIENT_SIDE_MODS:
         return []
-    params = _plain(dict(all_parameters(federation)))
+    params = plain(dict(all_parameters(federation)))
     return [PluginUse(name=federation.strategy, params=params, citation=None, adds_noise=False, is_strategy=True)]
 
 
@@ -228,14 +228,8 @@ def attack_use(planned: PlannedAttack, **facts: Any) -> PluginUse:
         planned: the attack.
         facts: other fields that the line states.
     """
-    named = {**_plain(attempt.identity(planned)), "citation": getattr(planned.attack, "citation", None), **facts}
+    named = {**plain(attempt.identity(planned)), "citation": getattr(planned.attack, "citation", None), **facts}
     return PluginUse(**named, label=planned.label) if planned.label else PluginUse(**named)
-
-
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """Return what JSON can hold of parameters."""
-    plain: dict[str, Any] = json.loads(json.dumps(value, default=str))
-    return plain
 
 
 def _against_truth(

@@ -8,7 +8,6 @@ drawing cannot test it. Attacks see nothing of this.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,16 +16,15 @@ from typing import Any, NamedTuple
 
 from fedsim.audit import mechanism, replay
 from fedsim.audit.mechanism import CONFIDENCE, MechanismCheck
+from fedsim.audit.text import plain, shown
 from fedsim.defense import ClientContext, PrivacyBudget
-from fedsim.errors import printable, told
+from fedsim.errors import told
 from fedsim.federation import training
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedDefense
 from fedsim.recording.records import SCHEMA, Budget, MechanismRecord, PluginUse
 from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import derive
-
-_LONGEST = 2_000  # characters of a message
 
 
 class _Claim(NamedTuple):
@@ -125,6 +123,7 @@ def _line(
     message: str | None,
     seconds: float,
 ) -> MechanismRecord:
+    reason = message if found is None else found.reason
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "run": folder.run,
@@ -133,7 +132,7 @@ def _line(
         "position": claim.planned.index,
         "defense": _use(claim.planned),
         "status": "failed" if found is None else found.status,
-        "message": _cut(message if found is None else found.reason),
+        "message": None if reason is None else shown(reason),
         "claimed": None if found is None else _budget(found.claimed),
         "lower_bound": None if found is None else found.lower_bound,
         "confidence": None if found is None else found.confidence,
@@ -147,18 +146,14 @@ def _line(
 
 def _budget(claimed: PrivacyBudget) -> Budget:
     epsilon = claimed.epsilon if math.isfinite(claimed.epsilon) else None
-    return Budget(epsilon=epsilon, delta=claimed.delta, neighbors=_cut(claimed.neighbors) or "")
+    return Budget(epsilon=epsilon, delta=claimed.delta, neighbors=shown(claimed.neighbors))
 
 
 def _use(planned: PlannedDefense) -> PluginUse:
     return PluginUse(
         name=planned.info.name,
-        params=json.loads(json.dumps(planned.params, default=str)),
+        params=plain(planned.params),
         version=planned.info.version,
         distribution=planned.info.distribution,
         citation=getattr(planned.defense, "citation", None),
     )
-
-
-def _cut(text: str | None) -> str | None:
-    return None if text is None else printable(text, _LONGEST)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from fedsim.errors import EvaluationRefusedError, message_of, printable, told
+from fedsim.audit.text import plain, shown
+from fedsim.errors import EvaluationRefusedError, message_of, told
 from fedsim.evaluator import Evaluation, PixelModel
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedEvaluator
@@ -20,7 +21,6 @@ from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import derive, seeded
 
 _MOST_SCORES = 10_000
-_LONGEST = 2_000  # characters of a message or a caution
 _MOST_CAUTIONS = 100
 
 
@@ -45,7 +45,7 @@ def has_weights(plan: Plan, folder: RunFolder, round: int) -> bool:
 def of_line(plan: Plan, line: EvaluationRecord) -> Question | None:
     """Return which question of a plan a line answers; None where the plan has none such."""
     for planned in plan.evaluators:
-        if (line.evaluator.name, line.evaluator.params) == (planned.info.name, _plain(planned.params)):
+        if (line.evaluator.name, line.evaluator.params) == (planned.info.name, plain(planned.params)):
             return Question(line.round, planned.index)
     return None
 
@@ -69,9 +69,9 @@ def evaluate(plan: Plan, folder: RunFolder, question: Question) -> EvaluationRec
             )
         scores, cautions = _checked(found)
     except EvaluationRefusedError as error:
-        return _line(plan, folder, question, "refused", _cut(message_of(error)), {}, (), time.perf_counter() - started)
+        return _line(plan, folder, question, "refused", shown(message_of(error)), {}, (), time.perf_counter() - started)
     except BaseException as error:  # noqa: BLE001  (boundary: a failed evaluation is a line, the audit goes on)
-        return _line(plan, folder, question, "failed", _cut(told(error)), {}, (), time.perf_counter() - started)
+        return _line(plan, folder, question, "failed", shown(told(error)), {}, (), time.perf_counter() - started)
     return _line(plan, folder, question, "found", None, scores, cautions, time.perf_counter() - started)
 
 
@@ -98,7 +98,7 @@ def _line(
             "round": question.round,
             "evaluator": {
                 "name": planned.info.name,
-                "params": _plain(planned.params),
+                "params": plain(planned.params),
                 "version": planned.info.version,
                 "distribution": planned.info.distribution,
                 "citation": getattr(planned.evaluator, "citation", None),
@@ -119,15 +119,6 @@ def _seed(plan: Plan, planned: PlannedEvaluator, round: int) -> int:
     return derive(plan.scenario.seed, "evaluator", planned.info.name, params, round)
 
 
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(params, default=str))
-    return plain
-
-
-def _cut(text: str) -> str:
-    return printable(text, _LONGEST)
-
-
 def _checked(found: Any) -> tuple[dict[str, float], tuple[str, ...]]:
     """Check what the plug-in claims: finite numbers by name, and sentences."""
     if not isinstance(found, Evaluation):
@@ -140,9 +131,9 @@ def _checked(found: Any) -> tuple[dict[str, float], tuple[str, ...]]:
             raise TypeError(f"the evaluator returned the score {name!r:.80}: {value!r:.80}, not a number by name")
         if not math.isfinite(value):
             raise ValueError(f"the evaluator returned the score {name!r:.80}: {value}, not a finite number")
-        scores[_cut(name)] = float(value)
+        scores[shown(name)] = float(value)
     if not isinstance(found.cautions, tuple | list) or len(found.cautions) > _MOST_CAUTIONS:
         raise TypeError(f"the evaluator returned cautions that are no tuple of at most {_MOST_CAUTIONS} sentences")
     if not all(isinstance(caution, str) for caution in found.cautions):
         raise TypeError("the evaluator returned a caution that is no text")
-    return scores, tuple(map(_cut, found.cautions))
+    return scores, tuple(map(shown, found.cautions))

@@ -30,8 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.audit.replay import chooses_inputs
-from fedsim.defense import ClientContext, Defense, PrivacyBudget
+from fedsim.defense import ClientContext, Defense, PrivacyBudget, acts_in_training
 from fedsim.exchange import Update
 from fedsim.gaussian_dp import gaussian_epsilon
 from fedsim.seeds import seeded, torch_generator
@@ -43,13 +42,11 @@ FEWEST_DRAWS = 100
 
 CONFIDENCE = 0.95
 
-_STRETCH = (
-    10.0  # clipping norms; longer than any update that clipping leaves alone, so that missing clipping is noticed
-)
+# In clipping norms: longer than any update that clipping leaves alone, so that missing clipping is noticed.
+_STRETCH = 10.0
 _QUANTILES = np.linspace(0.002, 0.998, 499)  # of the values of a statistic: where a threshold may lie
-_CENTER = slice(
-    187, 312
-)  # the inner quarter of these, where mu is measured best: few errors of either kind say little of it
+# The inner quarter of these, where mu is measured best: few errors of either kind say little of it.
+_CENTER = slice(187, 312)
 _ROUNDING = 1e-9  # of a bound, which is stated rounded down
 
 Floats = NDArray[np.float64]
@@ -135,7 +132,7 @@ def _obstacle(defense: Defense, claimed: PrivacyBudget, update: Update) -> str |
     """Return why a claim cannot be checked, or None."""
     if type(defense).protect_update is Defense.protect_update:
         return "it does nothing in protect_update, the only hook that is drawn again"
-    if chooses_inputs(defense):
+    if acts_in_training(defense):
         return "it takes part in the training, and only protect_update is drawn again"
     if claimed.neighbors not in ("replace", "add_remove"):
         return f"its neighbors are {claimed.neighbors!r:.80}; replace and add_remove can be checked"

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedsim.audit.replay import chooses_inputs
 from fedsim.data.mixup import unmixed
-from fedsim.defense import LocalStep
+from fedsim.defense import LocalStep, acts_in_training
 from fedsim.exchange import Update
 from fedsim.federation import training
 from fedsim.federation.limits import contained
@@ -93,7 +92,7 @@ class _Trial:
 
     def _is_step_odd(self) -> bool:
         """Return whether the gradient of each step turns with the one behind the hooks; also where that is not asked for."""
-        if not chooses_inputs(self._planned.defense):
+        if not acts_in_training(self._planned.defense):
             return True
         for index in range(len(self._run(0).steps)):
             first, second = self._gradients(index, 1.0), self._gradients(index, -1.0)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedsim.defense import Defense, LocalStep
+from fedsim.defense import LocalStep, acts_in_training
 from fedsim.errors import told
 from fedsim.exchange import Truth, Update
 from fedsim.federation import training
@@ -75,7 +75,7 @@ def trained_on(plan: Plan, folder: RunFolder, client: int, round: int, own: Trut
         NotReproducedError: a hook fails, draws what cannot be drawn again, or there is too much of it.
         RunFolderError: a file of the run is missing or damaged.
     """
-    if not any(chooses_inputs(planned.defense) for planned in plan.defenses_of(client)):
+    if not any(acts_in_training(planned.defense) for planned in plan.defenses_of(client)):
         return None
     if not len(own.images):
         return None
@@ -98,12 +98,6 @@ def trained_on(plan: Plan, folder: RunFolder, client: int, round: int, own: Trut
     if not _is_same(again, sent, weights):
         raise NotReproducedError("its local work gives another update when it is done again with the same draws")
     return caught.beside(own, plan)
-
-
-def chooses_inputs(defense: Defense) -> bool:
-    """Return whether a defense has a hook that sees what the client trains on."""
-    kind = type(defense)
-    return kind.protect_batch is not Defense.protect_batch or kind.train_step is not Defense.train_step
 
 
 def _is_same(again: Update, sent: Update, weights: training.Weights) -> bool:
