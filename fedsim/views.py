@@ -12,22 +12,25 @@ from fedsim.exchange import DefenseKnowledge, Observation, Scope, Update, View
 from fedsim.labels import without_order
 
 
-def views(scope: Scope, captured: Mapping[int, Sequence[int]], clients: Sequence[int]) -> list[View]:
+def views(
+    scope: Scope, captured: Mapping[int, Sequence[int]], clients: Sequence[int], is_sum: bool = False
+) -> list[View]:
     """Return what attacks of a scope look at, of several updates at once.
 
     Args:
         scope: `client`, `round` or `run`.
         captured: round -> the clients whose updates are there, ascending.
         clients: those that the audit is of; a round and a run are of all.
+        is_sum: whether the sum of a round alone is seen.
     """
     known = {round: tuple(found) for round, found in captured.items() if found}
     if not known:
         return []
     if scope == "round":
-        return [View((round,), found, scope) for round, found in known.items()]
+        return [View((round,), found, scope, is_sum) for round, found in known.items()]
     everybody = sorted({client for found in known.values() for client in found})
     if scope == "run":
-        return [View(tuple(known), tuple(everybody), scope)]
+        return [View(tuple(known), tuple(everybody), scope, is_sum)]
     return [
         View(tuple(round for round, found in known.items() if client in found), (client,), scope)
         for client in everybody
@@ -40,9 +43,15 @@ def observation_of(members: Sequence[Observation], is_sum: bool = False) -> Obse
 
     Args:
         members: that of each update, by round and client; at least one.
-        is_sum: whether their weighted sum alone is seen, as under secure aggregation.
+        is_sum: whether the weighted sum of each round alone is seen, as under secure aggregation.
     """
     first = members[0]
+    if is_sum:
+        by_round: dict[int, list[Observation]] = {}
+        for member in members:
+            by_round.setdefault(member.update.round, []).append(member)
+        sums = [replace(observation_of(own), members=()) for own in by_round.values()]
+        return sums[0] if len(sums) == 1 else observation_of(sums)
     in_first = [member for member in members if member.update.round == first.update.round]
     labels = [member.labels for member in members if member.labels is not None]
     sizes = [member.batch_size for member in in_first if member.batch_size is not None]
@@ -53,7 +62,7 @@ def observation_of(members: Sequence[Observation], is_sum: bool = False) -> Obse
         labels=without_order(torch.cat(labels)) if labels else None,
         batch_size=sum(sizes) if sizes else None,
         defenses=None if first.defenses is None else tuple(_distinct(defenses)),
-        members=() if is_sum else tuple(members),
+        members=tuple(members),
     )
 
 

@@ -224,7 +224,7 @@ class Auditor:
             partners: dict[int, View | None] = {}
             chosen = Partners(self._plan)
             for planned in self._plan.attacks:
-                if planned.attack.scope != "update":
+                if self._plan.scope_of(planned.attack) != "update":
                     continue
                 tasks = {client: Task(View.of_update(round, client), planned.index) for client in audited}
                 self._total += len(tasks)
@@ -246,7 +246,7 @@ class Auditor:
 
     def _plan_wide(self) -> None:
         """Plan attacks on several updates at once, once all rounds are there: one view is the wrong update of another."""
-        wide = [planned for planned in self._plan.attacks if planned.attack.scope != "update"]
+        wide = [planned for planned in self._plan.attacks if self._plan.scope_of(planned.attack) != "update"]
         if not wide:
             return
         self._folder.refresh()
@@ -256,7 +256,8 @@ class Auditor:
         wanted: set[Task] = set()
         partners = ViewPartners(self._plan, self._folder)
         for planned in wide:
-            seen = views(planned.attack.scope, captured, self._plan.audit_clients)
+            scope = self._plan.scope_of(planned.attack)
+            seen = views(scope, captured, self._plan.audit_clients, self._plan.sees_sums)
             tasks = {view: Task(view, planned.index) for view in seen}
             wanted.update(tasks.values())
             self._total += len(tasks)

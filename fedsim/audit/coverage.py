@@ -43,7 +43,7 @@ def gaps(plan: Plan) -> list[Gap]:
 
 def _of_attack(plan: Plan, planned: PlannedAttack) -> list[Gap]:
     made_for = planned.attack.applicability
-    if planned.attack.scope != "update":
+    if plan.scope_of(planned.attack) != "update":
         reason = (
             "it looks at several updates at once, which is not calibrated: where it finds nothing it is inconclusive"
         )

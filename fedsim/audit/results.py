@@ -108,7 +108,7 @@ class Results:
             for round in self._folder.captured_rounds()
             for client in self._folder.captured(round)
             for planned in self._plan.attacks
-            if planned.attack.scope == "update"
+            if self._plan.scope_of(planned.attack) == "update"
         ]
         captured = {round: self._folder.captured(round) for round in self._folder.captured_rounds()}
         known = [(self._plan.attacks[task.attack], task.view) for task in self.records if task.view.client is None]
@@ -117,8 +117,8 @@ class Results:
             *(
                 (planned, view)
                 for planned in self._plan.attacks
-                if planned.attack.scope != "update"
-                for view in views(planned.attack.scope, captured, self._plan.audit_clients)
+                if (scope := self._plan.scope_of(planned.attack)) != "update"
+                for view in views(scope, captured, self._plan.audit_clients, self._plan.sees_sums)
             ),
         ]
         failed = {

@@ -213,7 +213,7 @@ def summary(folder: Path) -> Group:
     for entry in analysis.views:
         said = f"{entry.verdict}: {entry.reason or _leakage_of_view(entry).partition(': ')[2]}"
         table.add_section()
-        table.add_row(f"all of a {entry.scope}", "", _shown(entry.attack), Text(printable_line(said)))
+        table.add_row(entry.looks_at, "", _shown(entry.attack), Text(printable_line(said)))
     if read.rounds and read.rounds[-1].accuracy is not None:
         table.caption = f"accuracy of the global model after the last round: {read.rounds[-1].accuracy:.3f}"
     return Group(Text(printable_line(analysis.headline), style="bold"), table)

@@ -59,6 +59,8 @@ def _table(loaded: Scenario, plan: Any) -> Table:
     size = f"{_parameters(plan) / 1e6:.1f} M parameters"
     table.add_row("model", f"{loaded.model.name}, {size}, input {plan.image_shape}")
     table.add_row("federation", f"{loaded.federation.clients} clients, {loaded.federation.rounds} rounds")
+    if plan.sees_sums:
+        table.add_row("server sees", "the weighted sum of all updates of a round, and no single one")
     table.add_row("server knows", ", ".join(loaded.threat.grants) or "the update and the model")
     for planned in plan.defenses:
         clients = ", ".join(map(str, sorted(planned.clients)))
@@ -93,6 +95,7 @@ def _as_data(loaded: Scenario, plan: Any) -> dict[str, Any]:
             "rounds": loaded.federation.rounds,
             "strategy": loaded.federation.strategy,
         },
+        "sees": loaded.threat.sees,
         "grants": list(loaded.threat.grants),
         "defenses": [
             {"name": planned.info.name, "params": planned.params, "clients": sorted(planned.clients)}

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from fedsim import models
 from fedsim.applicability import Setting, Workload
+from fedsim.attack import Attack
 from fedsim.data.batches import FederatedData
 from fedsim.defense import ClientContext
-from fedsim.exchange import Normalization, Truth, Update
+from fedsim.exchange import Normalization, Scope, Truth, Update
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
 from fedsim.planning.context import client_context
 from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, cautions, client_cautions
@@ -56,6 +57,15 @@ class Plan:
     captured: Captured | None = None
     matched: Correspondence | None = None
     evaluators: tuple[PlannedEvaluator, ...] = ()
+
+    @property
+    def sees_sums(self) -> bool:
+        """Whether the server sees the weighted sum of each round alone, as under secure aggregation."""
+        return self.scenario.threat.sees == "aggregate"
+
+    def scope_of(self, attack: Attack) -> Scope:
+        """Return what an attack looks at in this run: sums of a round, where there are no single updates to look at."""
+        return "round" if self.sees_sums and attack.scope == "update" else attack.scope
 
     @property
     def buffers(self) -> tuple[str, ...]:

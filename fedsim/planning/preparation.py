@@ -28,7 +28,7 @@ from fedsim.plugins import PluginInfo
 from fedsim.recording import environment, observed
 from fedsim.recording.observed import Captured
 from fedsim.recording.run_folder import RunFolder
-from fedsim.scenario import DataPart, PartitionPart, Scenario, ThreatPart, parse, select_clients, select_rounds
+from fedsim.scenario import DataPart, PartitionPart, Scenario, parse, select_clients, select_rounds
 from fedsim.seeds import seeded
 from fedsim.validation import shown
 
@@ -149,7 +149,7 @@ def _with_stated_grants(scenario: Scenario) -> Scenario:
                 f"{grant}: the scenario does not state {where}, and fedsim does not know the observed app. State it, or leave "
                 "the grant out.",
             )
-    return scenario.model_copy(update={"threat": ThreatPart(grants=kept)})
+    return scenario.model_copy(update={"threat": scenario.threat.model_copy(update={"grants": kept})})
 
 
 def _matched(scenario: Scenario, captured: Captured, model: nn.Module) -> tuple[int, Correspondence]:
@@ -176,6 +176,7 @@ def _matched(scenario: Scenario, captured: Captured, model: nn.Module) -> tuple[
 def _plugins(scenario: Scenario, clients: int) -> tuple[tuple[PlannedAttack, ...], tuple[PlannedDefense, ...]]:
     attacks = tuple(_plan_attack(index, scenario) for index in range(len(scenario.attacks)))
     _refuse_equal(attacks)
+    _check_sums(scenario, attacks)
     defenses = tuple(_plan_defense(index, scenario, clients) for index in range(len(scenario.defenses)))
     _refuse_skipped(defenses)
     return attacks, defenses
@@ -264,6 +265,24 @@ def _plan_attack(index: int, scenario: Scenario) -> PlannedAttack:
             "Grant it, or leave the attack out.",
         )
     return PlannedAttack(index, info, attack, part.label)
+
+
+def _check_sums(scenario: Scenario, attacks: tuple[PlannedAttack, ...]) -> None:
+    """Refuse what is about single clients where the server sees the sums of rounds alone."""
+    if scenario.threat.sees != "aggregate":
+        return
+    if scenario.audit.clients != "all":
+        raise ScenarioError(
+            "audit.clients",
+            "with threat.sees: aggregate there are only sums over all clients of a round. Leave it out.",
+        )
+    for planned in attacks:
+        if planned.attack.scope == "client":
+            raise ScenarioError(
+                f"attacks.{planned.index}.name",
+                f"{planned.info.name} looks at all updates of one client, and with threat.sees: aggregate the server sees the "
+                "sums of rounds alone. Leave the attack out, or set threat.sees: updates.",
+            )
 
 
 def _evaluators(scenario: Scenario, rounds: int) -> tuple[PlannedEvaluator, ...]:

@@ -61,6 +61,11 @@ class RunData:
         return value if isinstance(value, dict) else {}
 
     @property
+    def sees_sums(self) -> bool:
+        """Whether attacks saw the weighted sum of each round alone, as under secure aggregation."""
+        return self.part("threat").get("sees") == "aggregate"
+
+    @property
     def planned_rounds(self) -> int | None:
         """How many rounds the scenario asks for; None for an observed app, which has a plan of its own."""
         if self.is_observed:

@@ -12,6 +12,7 @@ from fedsim.recording.run_data import RunData
 from fedsim.report.naming import Naming
 from fedsim.report.overview import clients_named, enumerated
 from fedsim.report.summaries import Summary
+from fedsim.verdicts.separation import of_run
 
 _FEW = 10
 
@@ -97,6 +98,7 @@ def limits(run: RunData, summaries: Sequence[Summary]) -> list[str]:
     return [
         *_unfinished(run),
         *_unaudited(run),
+        *_sums(run),
         *_unavailable(summaries),
         *_few_examples(summaries),
         *_warned(run),
@@ -126,6 +128,23 @@ def _unaudited(run: RunData) -> list[str]:
     if not audited or not missing:
         return []
     return [f"No record of {clients_named(missing)}: not audited, or never sampled. That says nothing about leakage."]
+
+
+def _sums(run: RunData) -> list[str]:
+    """Return what sums of rounds do not show: who it was, and for how long they hide that."""
+    separated = of_run(run)
+    if not separated:
+        return []
+    first: dict[int, list[int]] = {}
+    for client, round in separated.items():
+        if round is not None:
+            first.setdefault(round, []).append(client)
+    told = [f"{clients_named(clients)} from round {round} on" for round, clients in sorted(first.items())]
+    whom = f"would tell apart {enumerated(told)}" if told else "tell no client apart"
+    return [
+        "Attacks saw sums over clients, as under an ideal secure aggregation: real protocols may reveal more. What leaks of a "
+        f"sum need not be of a known client. Who took part when {whom}, if each client's contribution stayed the same."
+    ]
 
 
 def _unavailable(summaries: Sequence[Summary]) -> list[str]:

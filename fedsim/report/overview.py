@@ -182,7 +182,7 @@ def headline(run: RunData, lines: Sequence[Entry], scope: Scope | None = None, v
         first, more = open_views[0], len(open_views) - 1
         others = f", and {more} more of this kind" if more else ""
         together.append(
-            f"inconclusive for the {first.kind} by {first.attack} (all of a {first.scope}: {first.reason}{others})"
+            f"inconclusive for the {first.kind} by {first.attack} ({first.looks_at}: {first.reason}{others})"
         )
     looking = [line for line in lines if not line.summary.is_control]
     known = [(kind, own) for kind in KINDS if (own := [line for line in looking if line.kind == kind])]

@@ -10,6 +10,7 @@ from fedsim.report import mechanisms, reading
 from fedsim.report.analysis import Analysis
 from fedsim.report.overview import Entry
 from fedsim.verdicts.judge import CORRECTION, ORDER, Verdict
+from fedsim.verdicts.separation import of_run
 from fedsim.verdicts.several import ViewEntry
 
 SCHEMA = 1
@@ -21,6 +22,7 @@ def of(analysis: Analysis) -> dict[str, Any]:
     README documents the fields. Values are means over all attempts of a line, except of a round and its image that decide.
     """
     run, lines = analysis.run, analysis.entries
+    separated = of_run(run)
     return {
         "schema": SCHEMA,
         "name": run.name,
@@ -34,6 +36,7 @@ def of(analysis: Analysis) -> dict[str, Any]:
         },
         "attacks": [_line(line) for line in lines],
         **({"views": [_view(entry) for entry in analysis.views]} if analysis.views else {}),
+        **({"separation": {str(client): round for client, round in separated.items()}} if separated else {}),
         **({"claims": mechanisms.rows(run.mechanisms)} if run.mechanisms else {}),
     }
 
@@ -69,6 +72,7 @@ def _view(entry: ViewEntry) -> dict[str, Any]:
         "attack": entry.attack,
         "is_control": entry.is_control,
         "scope": entry.scope,
+        "is_sum": entry.is_sum,
         "kind": entry.kind,
         "verdict": entry.verdict,
         "reason": entry.reason or None,

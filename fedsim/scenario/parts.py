@@ -223,10 +223,16 @@ class TrainingPart(_Part):
 
 
 class ThreatPart(_Part):
-    """What the honest-but-curious server knows beside the update and the global model."""
+    """What the honest-but-curious server knows beside the global model.
+
+    `sees: updates` shows it each client's update. `sees: aggregate` is secure aggregation as an ideal functionality: it sees,
+    of each round, the weighted sum of the updates and who took part, and no single update.
+    """
 
     grants: list[Grant] = ["batch_size", "normalization"]
     """What the server knows beside the update and the model."""
+    sees: Literal["updates", "aggregate"] = "updates"
+    """`updates`, each client's; `aggregate`, their weighted sum of a round alone, as under secure aggregation."""
 
     @pydantic.field_validator("grants")
     @classmethod

@@ -14,7 +14,7 @@ from fedsim import wire
 from fedsim.coercion import Parameters
 from fedsim.errors import ScenarioError, nearest
 from fedsim.scenario import FederationPart, Scenario
-from fedsim.strategies.constraints import clients_fault, range_fault
+from fedsim.strategies.constraints import MEAN_ALONE, clients_fault, range_fault
 from fedsim.strategies.listing import STRATEGIES, strategy_parameters
 from fedsim.strategies.quiet import quiet_flower
 
@@ -36,7 +36,8 @@ def check_strategy(scenario: Scenario) -> None:
     """Build the scenario's strategy once, to see that it can be built and fits what clients share.
 
     Raises:
-        ScenarioError: see `build_strategy`; also clipping on the client together with shared gradients.
+        ScenarioError: see `build_strategy`; also clipping on the client together with shared gradients, and a strategy that
+            looks at single updates where the server sees none.
     """
     name = scenario.federation.strategy
     build_strategy(scenario.federation)
@@ -45,6 +46,22 @@ def check_strategy(scenario: Scenario) -> None:
             "training.shares",
             f"{name} clips the difference of new and old weights on the client, which a gradient is not. "
             "Use shares: delta, or the server-side wrapper.",
+        )
+    if scenario.threat.sees == "aggregate":
+        _check_needs_the_mean_alone(scenario.federation)
+
+
+def _check_needs_the_mean_alone(part: FederationPart) -> None:
+    """Refuse a strategy that needs single updates, where the server sees the weighted sum of a round alone."""
+    name, where = part.strategy, "federation.strategy"
+    if name in CLIENT_SIDE_MODS:
+        inner = part.strategy_params.get("strategy", "FedAvg")
+        name, where = inner if isinstance(inner, str) else inner["name"], "federation.strategy_params.strategy"
+    if name not in MEAN_ALONE:
+        raise ScenarioError(
+            where,
+            f"{name} looks at each client's update, and with threat.sees: aggregate the server sees the weighted sum of a "
+            f"round alone. Use one of {', '.join(sorted(MEAN_ALONE))}, or set threat.sees: updates.",
         )
 
 

@@ -77,6 +77,10 @@ RANGES: Mapping[str, Mapping[str, Range | None]] = {
 """Strategy -> parameter -> its range; None for one that may hold anything of its type."""
 
 
+MEAN_ALONE = frozenset({"FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi"})
+"""Strategies that need of a round nothing but the weighted mean of its updates, as secure aggregation gives it."""
+
+
 class Fault(NamedTuple):
     """A parameter and what is wrong with its value."""
 

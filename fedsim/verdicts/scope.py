@@ -104,6 +104,8 @@ def _missing(
         audited = frozenset(clients)
     except ScenarioError:
         return {}
+    if scenario.threat.sees == "aggregate":
+        return {}
     # By name alone: records hold all parameters of an attack, the scenario those that were given.
     asked = Counter(part.name for part in scenario.attacks) - Counter(name for name, _, _ in _wide(run))
     found = Counter((record.round, record.client, record.attack.name) for record in run.records)
@@ -122,7 +124,10 @@ def _wide(run: RunData) -> set[tuple[str, str, AttackScope]]:
 
 
 def _missing_views(run: RunData, scenario: Scenario, took_part: Mapping[int, tuple[int, ...]]) -> int:
-    """Return how many attempts on several updates are missing, of the attacks of which there is any."""
+    """Return how many attempts on several updates are missing, of the attacks of which there is any.
+
+    Where sums alone are seen, every attack looks at several, and one without any attempt lacks one a round.
+    """
     try:
         rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
         clients = select_clients(scenario.audit.clients, scenario.federation.clients, scenario.seed, "audit.clients")
@@ -130,8 +135,10 @@ def _missing_views(run: RunData, scenario: Scenario, took_part: Mapping[int, tup
         return 0
     captured = {round: took_part[round] for round in sorted(took_part.keys() & set(rounds))}
     found = {(record.attack.key, record.view.as_view()) for record in run.views}
-    return sum(
+    is_sum = scenario.threat.sees == "aggregate"
+    asked = Counter(part.name for part in scenario.attacks) - Counter(name for name, _, _ in _wide(run))
+    return (asked.total() * len(captured) if is_sum else 0) + sum(
         ((name, params), view) not in found
         for name, params, scope in _wide(run)
-        for view in views(scope, captured, clients)
+        for view in views(scope, captured, clients, is_sum)
     )

@@ -31,6 +31,7 @@ class ViewEntry:
         is_control: whether it never looks at the updates.
         defenses: those that any of the clients carries, as reports name them.
         scope: `client`, `round` or `run`.
+        is_sum: whether the sum of a round alone was seen.
         kind: what it recovers, in the report's words; `nothing` where nothing was scored and that is not stated.
         attempts: how many were made, and of these failed and were refused.
         metric: the one that decides; None where nothing was scored.
@@ -46,6 +47,7 @@ class ViewEntry:
     is_control: bool
     defenses: str
     scope: str
+    is_sum: bool
     kind: str
     attempts: tuple[int, int, int]
     metric: str | None = None
@@ -55,6 +57,13 @@ class ViewEntry:
     reason: str = ""
     decider: Scored | None = None
     leaking: tuple[ViewRecord, ...] = ()
+
+    @property
+    def looks_at(self) -> str:
+        """What it looks at, in words."""
+        if self.is_sum:
+            return "the sum of a round" if self.scope == "round" else "the sums of all rounds"
+        return f"all of a {self.scope}"
 
     @property
     def is_leak(self) -> bool:
@@ -129,6 +138,7 @@ def view_entries(
             is_control=first.attack.is_control,
             defenses=", ".join(dict.fromkeys(filter(None, map(defenses, own)))),
             scope=first.view.scope,
+            is_sum=first.view.is_sum,
             kind="nothing" if sought is None else sought.name,
             attempts=(len(own), statuses.count("failed"), statuses.count("refused")),
             reason=_unscored(own),

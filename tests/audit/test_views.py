@@ -1,6 +1,7 @@
 """Attacks that look at several updates at once: all of a round, of a client, or of the run."""
 
 import json
+import re
 from itertools import pairwise
 
 import audits
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from fedsim import simulation
 from fedsim.applicability import Applicability, Setting, together
 from fedsim.audit.scores import by_view, joined, scores_of
+from fedsim.audit.threat import ThreatModel
+from fedsim.errors import ScenarioError
 from fedsim.exchange import SCOPES, Update, View
 from fedsim.planning import preparation as planning
 from fedsim.recording.records import ViewRecord
@@ -39,7 +42,10 @@ def simulate(tiny_plan, run_folder):
     def run(name="run", **parts):
         plan = tiny_plan(**{**PARTS, **parts})
         folder = run_folder(plan, name)
-        return plan, folder, audits.simulate(plan, folder, Progress())
+        with pytest.MonkeyPatch.context() as patch:
+            # Tests of the report render it themselves.
+            patch.setattr("fedsim.report.render", lambda path: path / "report.html")
+            return plan, folder, audits.simulate(plan, folder, Progress())
 
     return run
 
@@ -364,3 +370,101 @@ def test_an_attack_on_several_updates_is_made_for_all_their_images():
     assert (found.pictures, found.batch_size, found.steps) == (5, 4, 4)
     assert together([setting(2, 1), setting(None, None)]).pictures is None
     assert together([setting(7, 1)]) == setting(7, 1)
+
+
+# Secure aggregation: the sum of each round alone
+
+
+SUMS = {"threat": {"grants": ["batch_size", "labels"], "sees": "aggregate"}, "attacks": ALL[:1] + ALL[2:]}
+
+
+def test_under_secure_aggregation_every_attack_sees_sums_and_is_scored_against_all_that_is_behind_them(simulate):
+    plan, folder, records = simulate(**SUMS)
+    assert [(record["attack"]["name"], record["view"]) for record in records if record["round"] == 1] == [
+        (name, {**view("round", [1], [0, 1, 2]), "is_sum": True}) for name in ("stubs:SeesRound", "stubs:Guess")
+    ]
+    (of_run,) = of(records, "SeesRun")
+    assert of_run["view"] == {**view("run", [1, 2], [0, 1, 2]), "is_sum": True}
+    assert of_run["trace"]["seen"] == [[1, -1], [2, -1]], "a sum of each round, and no single update"
+    assert all(record["trace"]["seen"] == [[record["round"], -1]] for record in of(records, "SeesRound"))
+    for record in of(records, "SeesRound"):
+        assert record["scores"]["label_recall"]["value"] == 1.0
+        assert len(record["scores"]["label_recall"]["per_example"]) == 6
+    content = folder.records.path.read_bytes()
+    assert audits.audit(plan, RunFolder.open(folder.path), Progress()) == records
+    assert folder.records.path.read_bytes() == content
+
+
+def test_what_an_attack_is_shown_of_a_round_is_the_weighted_mean_of_its_updates(simulate):
+    plan, folder, _ = simulate(**SUMS)
+    summed = View((1,), (0, 1, 2), "round", is_sum=True)
+    sent = [(folder.read_update(1, client), folder.read_global(1, client)) for client in (0, 1, 2)]
+    seen = ThreatModel(plan).show(sent, summed)
+    counts = [update.num_examples for update, _ in sent]
+    for name, tensor in seen.update.tensors.items():
+        parts = [update.tensors[name] * count / sum(counts) for (update, _), count in zip(sent, counts, strict=True)]
+        assert torch.allclose(tensor, sum(parts), atol=1e-7)
+    assert seen.members == () and seen.updates == (seen.update,)
+    assert seen.batch_size == 6 and len(seen.labels) == 6
+
+
+def test_the_report_of_sums_says_what_was_seen_and_who_can_be_told_apart(simulate):
+    _, folder, _ = simulate(**SUMS)
+    analysis = Analysis(reading.read(folder.path))
+    assert analysis.verdict == "leaks" and analysis.scope.is_whole
+    assert all(entry.looks_at.startswith("the sum") for entry in analysis.views)
+    found = json.loads(summary.as_json(analysis))
+    assert all(entry["is_sum"] for entry in found["views"])
+    assert found["separation"] == {"0": None, "1": None, "2": None}
+    from fedsim import report
+
+    page = report.render(folder.path).read_text()
+    assert "sees the weighted sum of all updates of a round" in page and "one by one" not in page
+    text = (folder.path / "report.md").read_text()
+    assert "| stubs:SeesRound | the sum of a round | none | 2 |" in text
+    assert "real protocols may reveal more" in text and "tell no client apart" in text
+
+
+def test_where_sums_are_seen_an_attack_without_any_attempt_is_missing(simulate):
+    _, folder, records = simulate(**SUMS)
+    folder.records.rewrite([record for record in records if record["attack"]["name"] != "stubs:Guess"])
+    analysis = Analysis(reading.read(folder.path))
+    assert analysis.scope.missing_views == 2 and not analysis.scope.is_whole
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"attacks": ["stubs:SeesClient"]}, "attacks.0.name: stubs:SeesClient looks at all updates of one client"),
+        ({"audit": {"clients": [0]}}, "audit.clients: with threat.sees: aggregate there are only sums"),
+        ({"federation": {"strategy": "FedMedian"}}, "federation.strategy: FedMedian looks at each client's update"),
+        (
+            {"federation": {"strategy": "DifferentialPrivacyServerSideFixedClipping"}},
+            "DifferentialPrivacyServerSideFixedClipping looks at",
+        ),
+        (
+            {
+                "training": {"shares": "delta"},
+                "federation": {
+                    "strategy": "DifferentialPrivacyClientSideFixedClipping",
+                    "strategy_params": {"noise_multiplier": 1.0, "clipping_norm": 1.0, "strategy": "FedMedian"},
+                },
+            },
+            "federation.strategy_params.strategy: FedMedian looks at",
+        ),
+    ],
+)
+def test_what_needs_single_updates_is_refused_where_sums_are_seen(tiny_plan, parts, message):
+    federation = {"strategy_params": {"noise_multiplier": 1.0, "clipping_norm": 1.0}} if "ServerSide" in message else {}
+    merged = {**SUMS, **parts}
+    merged["federation"] = {"clients": 3, "rounds": 2, **federation, **parts.get("federation", {})}
+    with pytest.raises(ScenarioError, match=re.escape(message)):
+        tiny_plan(**merged)
+    tiny_plan(**{**merged, "threat": {"sees": "updates", "grants": SUMS["threat"]["grants"]}})
+
+
+def test_a_runs_identity_depends_on_what_is_seen_only_where_that_is_not_the_default(tiny_plan):
+    from fedsim.planning.inputs import run_id
+
+    plain, stated, summed = (tiny_plan(threat=threat) for threat in ({}, {"sees": "updates"}, {"sees": "aggregate"}))
+    assert run_id(plain.scenario) == run_id(stated.scenario) != run_id(summed.scenario)
