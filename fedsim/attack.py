@@ -11,8 +11,10 @@ import torch
 from fedsim.applicability import Applicability
 from fedsim.exchange import Finding, Observation, Scope
 
-Need = Literal["batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data"]
-Recovers = Literal["images", "labels", "features"]
+Need = Literal[
+    "batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data", "candidates"
+]
+Recovers = Literal["images", "labels", "features", "membership"]
 
 
 @dataclass(frozen=True, kw_only=True)

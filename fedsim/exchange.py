@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 UpdateKind = Literal["gradient", "delta"]
@@ -202,6 +202,24 @@ class LabeledImages:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """Pairs of images, one of each trained on in the round and the other never, when the threat model grants `candidates`.
+
+    Which of the two was trained on is drawn by a coin for each pair. Both are of one class where the test images allow that.
+
+    Args:
+        images: pixels in [0, 1], float32; the test images of the run are the ones that were never trained on.
+        labels: hard labels of both.
+    """
+
+    images: Float[Tensor, "pair 2 channel height width"]
+    labels: Int[Tensor, "pair 2"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
 class Observation:
     """All that an attack gets: the update, the model it was computed on, and what the threat model grants.
 
@@ -224,6 +242,7 @@ class Observation:
             holds the weights of the first of them, `labels` are those of all, `batch_size` is the sum over the clients of a
             round, and `defenses` are those that any of the clients carries. Empty for a single update, and where the sum alone
             is seen.
+        candidates: pairs of images of which one was trained on; None when not granted.
     """
 
     update: Update
@@ -238,6 +257,7 @@ class Observation:
     defenses: tuple[DefenseKnowledge, ...] | None = None
     auxiliary_data: LabeledImages | None = None
     members: tuple[Observation, ...] = ()
+    candidates: Candidates | None = None
 
     @property
     def updates(self) -> tuple[Update, ...]:
@@ -254,11 +274,13 @@ class Truth:
         labels: their labels; soft where the client smooths labels or mixes images.
         pictures: how many distinct images the inputs are of; None where every input is an image of its own. Blends of one
             image are several inputs.
+        firsts: of each pair of candidates, whether its first image is the one that was trained on; None when not granted.
     """
 
     images: Images
     labels: Labels
     pictures: int | None = None
+    firsts: Bool[Tensor, " pair"] | None = None
 
 
 @dataclass(frozen=True)
@@ -280,7 +302,7 @@ class Trajectory:
 class Finding:
     """What an attack claims to have recovered.
 
-    The three may differ in number.
+    Images, labels and features may differ in number.
 
     Args:
         images: pixels in [0, 1], any number of images in any order; None when the attack recovers none.
@@ -289,6 +311,8 @@ class Finding:
         trace: observable quantities of the run (loss, residual, condition number), JSON-able.
         cautions: reasons to doubt the finding, each one sentence.
         trajectory: iterates on the way to `images`; None when the attack does not iterate or saved none.
+        membership: of each pair of candidates, how much more the first image looks trained on than the second: its sign is the
+            choice, and zero is none; None when the attack chooses none.
     """
 
     images: Images | None = None
@@ -297,3 +321,4 @@ class Finding:
     trace: Mapping[str, Any] = field(default_factory=dict)
     cautions: tuple[str, ...] = ()
     trajectory: Trajectory | None = None
+    membership: Float[Tensor, " pair"] | None = None

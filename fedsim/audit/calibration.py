@@ -142,7 +142,7 @@ def trials_of(planned: PlannedAttack, workload: Workload) -> int:
 
 
 def _truth(plan: Plan, client: int, round: int, index: int) -> Truth:
-    return _unprotected(plan, client, round, index).data.truth(0, round, plan.scenario.training)
+    return _unprotected(plan, client, round, index).truth([(round, 0)])
 
 
 def _trial(

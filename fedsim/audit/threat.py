@@ -38,7 +38,7 @@ class ThreatModel:
     """Grants of one scenario.
 
     Args:
-        plan: the run's plan; the private data behind it is read for the grant `labels` alone.
+        plan: the run's plan; the private data behind it is read for the grants `labels` and `candidates` alone.
     """
 
     plan: Plan
@@ -56,6 +56,7 @@ class ThreatModel:
         members = [self.observe(update, weights) for update, weights in sent]
         if view.client is not None:
             return members[0]
+        places = [(update.round, update.client) for update, _ in sent]
         # What all updates of a round have in common is held once.
         models: dict[int, tuple[Mapping[str, Tensor], Callable[[], nn.Module]]] = {}
         for place, ((update, weights), member) in enumerate(zip(sent, members, strict=True)):
@@ -64,7 +65,7 @@ class ThreatModel:
             members[place] = replace(
                 member, auxiliary_data=members[0].auxiliary_data, model=model if is_same else member.model
             )
-        return observation_of(members, view.is_sum)
+        return replace(observation_of(members, view.is_sum), candidates=self.plan.candidates(places))
 
     def observe(self, update: Update, weights: Mapping[str, Tensor]) -> Observation:
         """Return what an attack may know about one update.
@@ -100,6 +101,7 @@ class ThreatModel:
             train_mode=training.mode == "train" if "train_mode" in grants else None,
             defenses=tuple(d.knowledge for d in plan.defenses_of(update.client)) if "defenses" in grants else None,
             auxiliary_data=auxiliary.read(range(len(auxiliary))) if "auxiliary_data" in grants else None,
+            candidates=plan.candidates([(update.round, update.client)]),
         )
 
     def _matched(self, update: Update, tensors: Mapping[str, Tensor], model: nn.Module) -> Correspondence:

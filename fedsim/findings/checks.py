@@ -125,3 +125,24 @@ def features(value: Any, seen: Observation) -> Tensor:
     if not bool(torch.isfinite(features).all()):
         raise ValueError("the attack returned features that are not finite")
     return features
+
+
+def membership(value: Any, seen: Observation) -> Tensor:
+    """Return choices between candidates in float32.
+
+    Args:
+        value: what was handed over.
+        seen: what the attack was shown; says how many pairs there are.
+
+    Raises:
+        TypeError: no dense floats.
+        ValueError: not one a pair, or not finite.
+    """
+    chosen, pairs = floats("membership", value), 0 if seen.candidates is None else len(seen.candidates)
+    if tuple(chosen.shape) != (pairs,):
+        raise ValueError(
+            f"the attack returned membership as a tensor of shape {tuple(chosen.shape)}; there are {pairs} pairs of candidates"
+        )
+    if not bool(torch.isfinite(chosen).all()):
+        raise ValueError("the attack returned membership that is not finite")
+    return chosen.float()

@@ -54,8 +54,8 @@ class FindingKind:
             which compare one found and one true item, and the best item of a batch is looked for. `by each metric`: as soft
             labels. None: nobody; found items count by their proportions.
         is_luck: whether a single blind guess may be right by chance, so that one attempt alone proves nothing.
-        follows: which of a client's inputs, once a defense has changed them, are the truth to score against. None: the truth
-            of changed images is not known.
+        follows: which of a client's inputs, once a defense has changed them, are the truth to score against; `own images` where
+            these remain it, whatever was made of them. None: the truth of changed images is not known.
     """
 
     name: str
@@ -65,7 +65,7 @@ class FindingKind:
     guesses: Mapping[str, Guess] = dataclasses.field(default_factory=dict)
     assigned: Literal["once", "by each metric"] | None = None
     is_luck: bool = False
-    follows: Literal["images", "labels"] | None = None
+    follows: Literal["images", "labels", "own images"] | None = None
 
     @property
     def is_paired(self) -> bool:
@@ -104,6 +104,7 @@ def _even(truth: Truth, auxiliary: Auxiliary | None) -> Tensor | None:
 _IMAGES = FindingField("images", checks.images, promises.images)
 _LABELS = FindingField("labels", checks.labels, promises.labels)
 _FEATURES = FindingField("features", checks.features, promises.features)
+_MEMBERSHIP = FindingField("membership", checks.membership, promises.membership)
 
 IMAGES = FindingKind(
     name="images",
@@ -142,7 +143,15 @@ FEATURES = FindingKind(
     assigned="by each metric",
 )
 
-_KINDS = {kind.name: kind for kind in (IMAGES, LABELS, SOFT_LABELS, FEATURES)}
+MEMBERSHIP = FindingKind(
+    name="membership",
+    field=_MEMBERSHIP,
+    truth=lambda truth, head_inputs: (truth.firsts,),
+    is_luck=True,
+    follows="own images",
+)
+
+_KINDS = {kind.name: kind for kind in (IMAGES, LABELS, SOFT_LABELS, FEATURES, MEMBERSHIP)}
 KINDS: Mapping[str, FindingKind] = MappingProxyType(_KINDS)
 """Name -> kind, the gravest first."""
 

@@ -47,6 +47,15 @@ def features(features: Tensor, seen: Observation) -> str | None:
     return f"features must be finite rows, one an image; got {described(features)}."
 
 
+def membership(membership: Tensor, seen: Observation) -> str | None:
+    """Return what is wrong with choices between candidates; None where nothing is."""
+    pairs = 0 if seen.candidates is None else len(seen.candidates)
+    is_shaped = tuple(membership.shape) == (pairs,) and membership.is_floating_point() and not membership.requires_grad
+    if is_shaped and bool(torch.isfinite(membership).all()):
+        return None
+    return f"membership must be one finite detached float for each of {pairs} pairs; got {described(membership)}."
+
+
 def described(tensor: Tensor) -> str:
     """Return type, shape and extent of a tensor in words."""
     values = tensor.detach()

@@ -51,7 +51,7 @@ class Scale:
         return self.kind is None or self.kind.is_luck
 
     @property
-    def follows(self) -> Literal["images", "labels"] | None:
+    def follows(self) -> Literal["images", "labels", "own images"] | None:
         """Which of a client's inputs, once a defense has changed them, it is scored against too; None for none."""
         return None if self.kind is None else self.kind.follows
 

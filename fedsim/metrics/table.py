@@ -11,8 +11,8 @@ from types import MappingProxyType
 from fedsim.exchange import Truth
 from fedsim.findings import blind
 from fedsim.findings.blind import Auxiliary
-from fedsim.findings.kinds import FEATURES, IMAGES, LABELS, SOFT_LABELS
-from fedsim.metrics import feature, image, label
+from fedsim.findings.kinds import FEATURES, IMAGES, LABELS, MEMBERSHIP, SOFT_LABELS
+from fedsim.metrics import feature, image, label, membership
 from fedsim.metrics.metric import Metric
 
 PSNR_CAP = 150.0
@@ -115,6 +115,20 @@ _METRICS = {
         partial=0.5,
         leaks=0.9,
         ceiling=0.0,
+    ),
+    "pair_accuracy": Metric(
+        title="Pair accuracy",
+        short="pair accuracy",
+        kind=MEMBERSHIP,
+        summary="share of pairs in which the image that was trained on is told from the other",
+        function=membership.hits,
+        worse="higher",
+        digits=2,
+        partial=0.15,
+        leaks=0.5,
+        ceiling=1.0,
+        chance=lambda truth, auxiliary: membership.COIN,
+        counts_hits=True,
     ),
 }
 METRICS: Mapping[str, Metric] = MappingProxyType(_METRICS)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from fedsim import models
 from fedsim.applicability import Setting, Workload
 from fedsim.attack import Attack
 from fedsim.data.batches import FederatedData
+from fedsim.data.candidates import candidates
 from fedsim.defense import ClientContext
-from fedsim.exchange import Normalization, Scope, Truth, Update
+from fedsim.exchange import Candidates, Normalization, Scope, Truth, Update
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
 from fedsim.planning.context import client_context
 from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, cautions, client_cautions
@@ -98,7 +100,21 @@ class Plan:
         Args:
             places: round and client of each update, by round; at least one.
         """
-        return together([(client, self.data.truth(client, round, self.scenario.training)) for round, client in places])
+        truth = together([(client, self.data.truth(client, round, self.scenario.training)) for round, client in places])
+        return (
+            truth if "candidates" not in self.scenario.threat.grants else replace(truth, firsts=self._pairs(truth)[1])
+        )
+
+    def candidates(self, places: Sequence[tuple[int, int]]) -> Candidates | None:
+        """Return the pairs of candidates for the updates of these rounds and clients; None where they are not granted.
+
+        Args:
+            places: see `truth`.
+        """
+        return None if "candidates" not in self.scenario.threat.grants else self._pairs(self.truth(places))[0]
+
+    def _pairs(self, truth: Truth) -> tuple[Candidates, Bool[Tensor, " pair"]]:
+        return candidates(truth, self.data.pools.test, self.scenario.seed)
 
     def setting_of(self, client: int, round: int) -> Setting:
         """Return how the update of a simulated client in a round is made."""

@@ -85,6 +85,11 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
             "evaluators",
             "an observed app's test images are its own, and the scenario's are other ones. Leave evaluators out.",
         )
+    if "candidates" in scenario.threat.grants:
+        raise ScenarioError(
+            "threat.grants",
+            "candidates: what an observed app trained on is not known, so nobody can pair it. Leave the grant out.",
+        )
     rounds, clients = captured.rounds[-1], captured.clients[-1] + 1
     attacks, defenses = _plugins(scenario, clients)
     audit_rounds = select_rounds(scenario.audit.rounds, rounds, "the last captured round is")
@@ -242,6 +247,11 @@ def _check_memory_limit(scenario: Scenario) -> None:
 def _check_mixup(scenario: Scenario, data: FederatedData) -> None:
     if scenario.training.mixup is None:
         return
+    if "candidates" in scenario.threat.grants:
+        raise ScenarioError(
+            "threat.grants",
+            "candidates: with mixup a client trains on blends, and on no single image as it is. Leave the grant or mixup out.",
+        )
     for client, samples in enumerate(data.partition):
         if len(samples) < 2:
             raise ScenarioError(

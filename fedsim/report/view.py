@@ -41,6 +41,7 @@ GRANTS: Mapping[str, str] = {
     "train_mode": "whether dropout and the like were active",
     "defenses": "which defenses the client carried, with their parameters",
     "auxiliary_data": "other images of the same kind",
+    "candidates": "pairs of images, of each of which one was trained on",
 }
 
 

@@ -15,8 +15,10 @@ from fedsim.validation import shown, worded
 
 SCENARIO_VERSION = 1
 
-Grant = Literal["batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data"]
-Metric = Literal["psnr", "ssim", "lpips", "fft2d", "label_recall", "soft_label_error", "feature_error"]
+Grant = Literal[
+    "batch_size", "labels", "normalization", "training", "train_mode", "defenses", "auxiliary_data", "candidates"
+]
+Metric = Literal["psnr", "ssim", "lpips", "fft2d", "label_recall", "soft_label_error", "feature_error", "pair_accuracy"]
 METRICS: tuple[str, ...] = get_args(Metric)
 Sampling = Literal["shuffle", "poisson"]
 

@@ -230,6 +230,9 @@ def _granted_tensors(seen: Observation) -> dict[str, Tensor]:
     if seen.auxiliary_data is not None:
         found["the auxiliary images"] = seen.auxiliary_data.images
         found["the auxiliary labels"] = seen.auxiliary_data.labels
+    if seen.candidates is not None:
+        found["the candidates"] = seen.candidates.images
+        found["the labels of the candidates"] = seen.candidates.labels
     return found
 
 

@@ -14,11 +14,22 @@ from torch import nn
 
 from fedsim import models
 from fedsim.attack import Need
+from fedsim.data.candidates import candidates
 from fedsim.defense import ClientContext
-from fedsim.exchange import LabeledImages, Labels, Observation, TrainingKnowledge, Update, UpdateKind
+from fedsim.exchange import (
+    Candidates,
+    LabeledImages,
+    Labels,
+    Observation,
+    TrainingKnowledge,
+    Truth,
+    Update,
+    UpdateKind,
+)
 from fedsim.labels import without_order
 from fedsim.scenario import ModelPart
 from fedsim.seeds import torch_generator
+from fedsim.source import Pool
 
 _RECIPE = TrainingKnowledge("sgd", 0.01, 0.0, 0.0, 1, None)
 
@@ -145,4 +156,10 @@ def observation(
         train_mode=False if "train_mode" in grants else None,
         defenses=() if "defenses" in grants else None,
         auxiliary_data=auxiliary if "auxiliary_data" in grants else None,
+        candidates=_candidates(pictures, auxiliary) if "candidates" in grants else None,
     )
+
+
+def _candidates(pictures: LabeledImages, others: LabeledImages) -> Candidates:
+    pool = Pool(others.labels, lambda samples: (255 * others.images[list(samples)]).to(torch.uint8))
+    return candidates(Truth(pictures.images, pictures.labels), pool, 0)[0]

@@ -13,7 +13,7 @@ from fedsim.audit.claims import checked
 from fedsim.exchange import Finding, Truth
 from fedsim.findings import kinds
 from fedsim.findings.blind import Auxiliary
-from fedsim.findings.kinds import FEATURES, IMAGES, KINDS, LABELS, SOFT_LABELS, FindingKind, fields, gravest
+from fedsim.findings.kinds import FEATURES, IMAGES, KINDS, LABELS, MEMBERSHIP, SOFT_LABELS, FindingKind, fields, gravest
 from fedsim.metrics import ratings, table
 from fedsim.metrics.metric import Metric
 from fedsim.metrics.scoring import best_examples, control_scores, controls, score
@@ -29,7 +29,8 @@ from fedsim.verdicts.trained import changed_inputs
 
 ROOT = Path(__file__).parents[2] / "fedsim"
 GENERATOR = torch.Generator().manual_seed(0)
-TRUTH = Truth(torch.rand(3, 3, 16, 16, generator=GENERATOR), torch.tensor([1, 4, 4]))
+FIRSTS = torch.tensor([True, False, True])
+TRUTH = Truth(torch.rand(3, 3, 16, 16, generator=GENERATOR), torch.tensor([1, 4, 4]), firsts=FIRSTS)
 INPUTS = torch.rand(3, 8, generator=GENERATOR)
 AUXILIARY = Auxiliary(TRUTH.images.mean(0), torch.arange(5), 5, INPUTS.mean(0))
 # What an exact finding of each kind holds.
@@ -38,13 +39,14 @@ EXACT = {
     LABELS: TRUTH.labels,
     SOFT_LABELS: torch.nn.functional.one_hot(TRUTH.labels, 5).float(),
     FEATURES: INPUTS,
+    MEMBERSHIP: FIRSTS.float() - 0.5,
 }
 EVERY = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
 
 
 @pytest.fixture(scope="module")
 def seen():
-    return observation(random_images(torch_generator(0, "kinds"), 1))
+    return observation(random_images(torch_generator(0, "kinds"), 3), grants=["candidates"])
 
 
 def finding_of(kind, found):
@@ -140,7 +142,7 @@ def record_of(kind, name, found, truth, attack="attack", head_inputs=lambda: INP
 @EVERY
 def test_a_finding_of_a_kind_is_told_under_its_name_and_one_that_luck_explains_is_no_leak(kind):
     name = next(name for name in metrics_of(kind) if METRICS[name].partial is not None)
-    one = Truth(TRUTH.images[:1], TRUTH.labels[:1])
+    one = Truth(TRUTH.images[:1], TRUTH.labels[:1], firsts=FIRSTS[:1])
     exact = record_of(kind, name, EXACT[kind][:1], truth=one, head_inputs=lambda: INPUTS[:1])
     (entry,) = overview.entries(by_client([exact]))
     assert entry.kind == kind.name
@@ -150,12 +152,12 @@ def test_a_finding_of_a_kind_is_told_under_its_name_and_one_that_luck_explains_i
 # A kind that is new
 
 
-def _hits(found, members):
-    return tuple(float((row > 0.5) == bool(member)) for row, member in zip(found[:, 0].tolist(), members, strict=True))
+def _hits(found, grouped):
+    return tuple(float((row > 0.5) == bool(member)) for row, member in zip(found[:, 0].tolist(), grouped, strict=True))
 
 
-MEMBERSHIP = FindingKind(
-    name="membership",
+GROUP = FindingKind(
+    name="group",
     field=FEATURES.field,  # no field of its own in Finding yet: one column beside the images
     holds=lambda found: found.shape[1] == 1,
     truth=lambda truth, head_inputs: (truth.labels,),
@@ -164,10 +166,10 @@ MEMBERSHIP = FindingKind(
     follows="labels",
 )
 ACCURACY = Metric(
-    title="Membership accuracy",
+    title="Group accuracy",
     short="accuracy",
-    kind=MEMBERSHIP,
-    summary="share of images that are rightly told to be members",
+    kind=GROUP,
+    summary="share of images that are rightly told to be of the group",
     function=_hits,
     worse="higher",
     partial=0.15,
@@ -179,31 +181,31 @@ ACCURACY = Metric(
 
 
 @pytest.fixture
-def membership(monkeypatch):
-    monkeypatch.setitem(kinds._KINDS, MEMBERSHIP.name, MEMBERSHIP)
+def group(monkeypatch):
+    monkeypatch.setitem(kinds._KINDS, GROUP.name, GROUP)
     monkeypatch.setitem(table._METRICS, "accuracy", ACCURACY)
     ratings.scale.cache_clear()
-    yield MEMBERSHIP
+    yield GROUP
     ratings.scale.cache_clear()
 
 
-def test_a_new_kind_is_one_entry_and_its_metric_from_the_claim_to_the_verdict(membership, seen):
+def test_a_new_kind_is_one_entry_and_its_metric_from_the_claim_to_the_verdict(group, seen):
     truth = Truth(torch.rand(12, 3, 16, 16, generator=GENERATOR), torch.tensor([0, 1] * 6))
     right = checked(Finding(features=truth.labels[:, None].double()), seen).features
     assert list(score([*METRICS], Finding(features=right), truth)) == ["feature_error", "accuracy"]
     assert list(score(["accuracy"], Finding(features=INPUTS), TRUTH)) == []  # of eight columns
-    found = record_of(membership, "accuracy", right, truth=truth)
+    found = record_of(group, "accuracy", right, truth=truth)
     assert found.controls == {"all in": {"accuracy": 0.5}, "chance": {"accuracy": 0.5}}
-    lucky = record_of(membership, "accuracy", 1 - right, truth=truth, attack="inverted")
+    lucky = record_of(group, "accuracy", 1 - right, truth=truth, attack="inverted")
     told, silent = overview.entries(by_client([found, lucky], Judge.of_records([found, lucky])))
-    assert (told.kind, told.verdict, told.judge.mean) == ("membership", "leaks", 1.0)
-    assert (silent.kind, silent.verdict) == ("membership", "inconclusive")
-    assert ratings.scale("accuracy").thresholds().startswith("Membership accuracy: partial from 15%")
+    assert (told.kind, told.verdict, told.judge.mean) == ("group", "leaks", 1.0)
+    assert (silent.kind, silent.verdict) == ("group", "inconclusive")
+    assert ratings.scale("accuracy").thresholds().startswith("Group accuracy: partial from 15%")
 
 
-def test_two_right_guesses_of_a_new_kind_are_luck(membership):
+def test_two_right_guesses_of_a_new_kind_are_luck(group):
     truth = Truth(TRUTH.images[:2], torch.tensor([0, 1]))
-    found = record_of(membership, "accuracy", truth.labels[:, None].float(), truth=truth)
+    found = record_of(group, "accuracy", truth.labels[:, None].float(), truth=truth)
     (entry,) = overview.entries(by_client([found]))
     assert entry.verdict == "inconclusive" and "luck explains that" in entry.reason
 
@@ -213,7 +215,7 @@ def test_two_right_guesses_of_a_new_kind_are_luck(membership):
 NAMES = {*KINDS, *(field.name for field in fields())}
 # Module -> the names that it compares or looks up, and that are no kinds there, or a schema of their own.
 OTHERS = {
-    "attack.py": {"images", "labels", "features"},  # types are written out
+    "attack.py": {"images", "labels", "features", "membership"},  # types are written out
     "audit/assessment.py": {"features"},  # fields of a record
     "audit/scores.py": {"images", "labels"},  # which inputs a defense changed
     "audit/threat.py": {"labels"},  # a grant

@@ -1,0 +1,86 @@
+"""Membership from grant to verdict: pairs of candidates, what they are scored by, and what may be claimed."""
+
+import audits
+import pytest
+import torch
+
+from fedsim.audit.threat import ThreatModel
+from fedsim.errors import ScenarioError
+from fedsim.exchange import View
+from fedsim.planning import preparation as planning
+from fedsim.recording.run_folder import RunFolder
+from fedsim.report import reading
+from fedsim.report.analysis import Analysis
+from fedsim.scenario import parse
+from fedsim.simulation import Progress
+
+ATTACK = {"name": "fedsim_attacks.gradient_alignment:GradientAlignment"}
+PARTS = {
+    "name": "members",
+    "engine": "inline",
+    "data": {"name": "shapes", "samples": 48, "test_samples": 24, "auxiliary_samples": 8},
+    "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
+    "training": {"batch_size": 4},
+    "threat": {"grants": ["batch_size", "normalization", "candidates"]},
+    "attacks": [ATTACK],
+    "audit": {"processes": 0, "metrics": ["pair_accuracy"]},
+}
+NOISE = {"name": "dp_noise", "clients": [2], "params": {"clip_norm": 1.0, "noise_multiplier": 1.0}}
+
+
+def simulated(folder, **parts):
+    plan = planning.make(parse({**PARTS, **parts}, "scenario"))
+    run = RunFolder.create(folder, plan.scenario)
+    return plan, run, audits.simulate(plan, run, Progress())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Return plan, folder and records of two plain clients and a noisy one, over three rounds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedsim.report.render", lambda path: path / "report.html")
+        place = tmp_path_factory.mktemp("members") / "run"
+        return simulated(place, federation={"clients": 3, "rounds": 3}, defenses=[NOISE])
+
+
+def test_who_was_trained_on_leaks_from_plain_clients_and_not_from_under_noise(run):
+    _, folder, records = run
+    for record in records:
+        score = record["scores"]["pair_accuracy"]
+        assert len(score["per_example"]) == 4 and record["controls"]["chance"] == {"pair_accuracy": 0.5}
+        assert record["client"] == 2 or score["value"] == 1.0
+    found = Analysis(reading.read(folder.path))
+    kinds = {client: verdict.kinds for client, verdict in found.client_verdicts.items()}
+    assert kinds[0] == kinds[1] == {"membership": "leaks"} and kinds[2]["membership"] != "leaks"
+    assert "membership" in found.headline
+
+
+def test_the_attack_is_shown_pairs_whose_coin_the_truth_alone_knows(run):
+    plan, folder, _ = run
+    update, weights = folder.read_update(1, 0), folder.read_global(1, 0)
+    seen, truth = ThreatModel(plan).observe(update, weights).candidates, plan.truth([(1, 0)])
+    for pair, is_first in zip(seen.images, truth.firsts, strict=True):
+        known = [any(torch.equal(image, own) for own in truth.images) for image in pair]
+        assert known == ([True, False] if is_first else [False, True])
+
+
+def test_without_the_grant_there_are_no_candidates_and_the_attack_is_refused():
+    with pytest.raises(ScenarioError, match="needs the grant candidates"):
+        planning.make(parse({**PARTS, "threat": {"grants": ["normalization"]}}, "scenario"))
+    plan = planning.make(parse({**PARTS, "threat": {"grants": []}, "attacks": []}, "scenario"))
+    assert plan.truth([(1, 0)]).firsts is None and plan.candidates([(1, 0)]) is None
+
+
+def test_with_mixup_no_single_image_was_trained_on_and_the_grant_is_refused():
+    with pytest.raises(ScenarioError, match=r"threat\.grants: candidates: with mixup"):
+        planning.make(parse({**PARTS, "training": {"mixup": 0.5}}, "scenario"))
+
+
+def test_of_a_sum_the_pairs_are_of_all_clients(tmp_path, without_report):
+    parts = {"federation": {"clients": 3, "rounds": 1}, "training": {"batch_size": 2}}
+    plan, folder, (record,) = simulated(tmp_path / "run", threat={**PARTS["threat"], "sees": "aggregate"}, **parts)
+    assert record["view"]["is_sum"] and len(record["scores"]["pair_accuracy"]["per_example"]) == 6
+    assert record["scores"]["pair_accuracy"]["value"] == 1.0
+    view = View((1,), (0, 1, 2), "round", is_sum=True)
+    sent = [(folder.read_update(*place), folder.read_global(*place)) for place in folder.captures_of(view)]
+    assert len(ThreatModel(plan).show(sent, view).candidates) == 6
