@@ -5,6 +5,7 @@ import json
 import audits
 import pytest
 
+from fedsim import report
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.planning import preparation as planning
 from fedsim.recording.run_folder import RunFolder
@@ -75,8 +76,12 @@ def test_an_evaluator_that_fails_is_a_line_and_the_others_go_on(run, how, said):
     failed, found = folder.read_evaluations()
     assert failed.status == "failed" and said in failed.message
     assert found.status == "found" and found.scores["norm"] > 0
-    page = (folder.path / "report.html").read_text()
-    assert "Evaluations of the global model" in page and "failed: " in page
+
+
+def test_the_report_shows_scores_and_failures(run):
+    _, folder = run({"name": "stubs:Asks", "params": {"how": "raises"}}, ASKS, federation={"rounds": 1})
+    page = report.render(folder.path).read_text()
+    assert "Evaluations of the global model" in page and "failed: RuntimeError: no answer" in page
     assert "stubs:Asks" in (folder.path / "tables" / "evaluations.csv").read_text()
 
 

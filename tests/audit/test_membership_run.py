@@ -37,10 +37,8 @@ def simulated(folder, **parts):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Return plan, folder and records of two plain clients and a noisy one, over three rounds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedsim.report.render", lambda path: path / "report.html")
-        place = tmp_path_factory.mktemp("members") / "run"
-        return simulated(place, federation={"clients": 3, "rounds": 3}, defenses=[NOISE])
+    place = tmp_path_factory.mktemp("members") / "run"
+    return simulated(place, federation={"clients": 3, "rounds": 3}, defenses=[NOISE])
 
 
 def test_who_was_trained_on_leaks_from_plain_clients_and_not_from_under_noise(run):
@@ -76,7 +74,7 @@ def test_with_mixup_no_single_image_was_trained_on_and_the_grant_is_refused():
         planning.make(parse({**PARTS, "training": {"mixup": 0.5}}, "scenario"))
 
 
-def test_of_a_sum_the_pairs_are_of_all_clients(tmp_path, without_report):
+def test_of_a_sum_the_pairs_are_of_all_clients(tmp_path):
     parts = {"federation": {"clients": 3, "rounds": 1}, "training": {"batch_size": 2}}
     plan, folder, (record,) = simulated(tmp_path / "run", threat={**PARTS["threat"], "sees": "aggregate"}, **parts)
     assert record["view"]["is_sum"] and len(record["scores"]["pair_accuracy"]["per_example"]) == 6

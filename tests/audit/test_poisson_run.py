@@ -28,7 +28,7 @@ def used(plan, round, client):
     return plan.data.images_used(client, round, plan.scenario.training)
 
 
-def test_updates_of_no_image_are_refused_and_all_others_are_audited(plan, run_folder, without_report):
+def test_updates_of_no_image_are_refused_and_all_others_are_audited(plan, run_folder):
     folder = run_folder(plan)
     records = audits.simulate(plan, folder, Progress())
     assert len(records) == 2 * 3 * 2

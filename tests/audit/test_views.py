@@ -42,10 +42,7 @@ def simulate(tiny_plan, run_folder):
     def run(name="run", **parts):
         plan = tiny_plan(**{**PARTS, **parts})
         folder = run_folder(plan, name)
-        with pytest.MonkeyPatch.context() as patch:
-            # Tests of the report render it themselves.
-            patch.setattr("fedsim.report.render", lambda path: path / "report.html")
-            return plan, folder, audits.simulate(plan, folder, Progress())
+        return plan, folder, audits.simulate(plan, folder, Progress())
 
     return run
 

@@ -46,9 +46,10 @@ def on_the_april_model(needs: frozenset[Need]) -> list[Observation]:
 
 
 def on_a_tiny_model(needs: frozenset[Need]) -> list[Observation]:
-    model = models.build(ModelPart(name="vit_nano", kwargs={"img_size": 16, "depth": 1}), 10, 16, 0)
+    kwargs = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "num_heads": 2, "depth": 1}
+    model = models.build(ModelPart(name="vit_nano", kwargs=kwargs), 10, 8, 0)
     draws = torch.Generator().manual_seed(0)
-    one, three = (random_images(draws, count, image_shape=(3, 16, 16)) for count in (1, 3))
+    one, three = (random_images(draws, count, image_shape=(3, 8, 8)) for count in (1, 3))
     cases = (
         (one, "gradient", needs),
         (three, "gradient", ALL_GRANTS),
@@ -89,7 +90,8 @@ UNUSUAL: dict[str, Callable[[frozenset[Need]], list[Observation]]] = {
     **dict.fromkeys([*ENGINE, "regularized_newton"], on_a_tiny_model),
 }
 # Presets of one engine differ in defaults alone, so one of them shows every choice; the plainest is the cheapest.
-CHOOSERS = [name for name in attacks if name not in ENGINE or name == "gradient_matching"]
+PRESETS = [name for name in ENGINE if name != "gradient_matching"]
+CHOOSERS = [name for name in attacks if name not in PRESETS]
 
 
 def choices(cls: type, base: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -127,7 +129,9 @@ def cases(cls: Callable[[str], type], names: Iterable[str], strong: dict[str, di
 @pytest.mark.parametrize("name", attacks)
 def test_an_installed_attack_keeps_the_contract(name: str) -> None:
     cls = attack_class(name)
-    check_attack(cls, observations=UNUSUAL[name](cls.needs) if name in UNUSUAL else None)
+    observations = UNUSUAL[name](cls.needs) if name in UNUSUAL else None
+    # Presets differ in defaults alone: the plainest meets all observations, others the two that differ in all there is.
+    check_attack(cls, observations=observations[::3] if observations and name in PRESETS else observations)
 
 
 @pytest.mark.parametrize(("name", "params"), cases(attack_class, CHOOSERS, {}))
