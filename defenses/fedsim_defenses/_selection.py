@@ -1,0 +1,21 @@
+"""Which entries of a tensor are sent: an exact number of the largest."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def largest(values: Float[Tensor, " entry"], count: int) -> Bool[Tensor, " entry"]:
+    """Return a mask of so many entries of largest value; of equal ones the first.
+
+    Args:
+        values: any.
+        count: from 0 to their number.
+    """
+    if count == 0:
+        return values.new_zeros(len(values), dtype=bool)
+    limit = values.kthvalue(len(values) - count + 1).values
+    chosen = values > limit
+    ties = (values == limit).nonzero()[: count - int(chosen.sum()), 0]
+    return chosen.index_fill(0, ties, True)
