@@ -1,7 +1,8 @@
 """Error feedback: what a compressed update leaves out is kept on the client and added to its next update.
 
-Source: Stich, Cordonnier, Jaggi. "Sparsified SGD with Memory". NeurIPS 2018. https://arxiv.org/abs/1809.07599; Karimireddy, Rebjock,
-Stich, Jaggi. "Error Feedback Fixes SignSGD and other Gradient Compression Schemes". ICML 2019. https://arxiv.org/abs/1901.09847
+Source: Stich, Cordonnier, Jaggi. "Sparsified SGD with Memory". NeurIPS 2018. https://arxiv.org/abs/1809.07599; Karimireddy,
+Rebjock, Stich, Jaggi. "Error Feedback Fixes SignSGD and other Gradient Compression Schemes". ICML 2019.
+https://arxiv.org/abs/1901.09847
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ def compressed(update: Update, compress: Callable[[Tensors], Tensors], state: St
     """
     if state is None:
         return dataclasses.replace(update, tensors=compress(update.tensors))
-    sizes = [tensor.numel() for tensor in update.tensors.values()]
     residual = state.get(_RESIDUAL)
-    kept = [torch.zeros_like(tensor).flatten() for tensor in update.tensors.values()] if residual is None else residual.split(sizes)
+    if residual is None:
+        residual = torch.zeros(sum(tensor.numel() for tensor in update.tensors.values()))
+    kept = torch.split(residual, [tensor.numel() for tensor in update.tensors.values()])
     whole = {
         name: tensor + part.view_as(tensor).to(tensor)
         for (name, tensor), part in zip(update.tensors.items(), kept, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -14,8 +15,8 @@ def largest(values: Float[Tensor, " entry"], count: int) -> Bool[Tensor, " entry
         count: from 0 to their number.
     """
     if count == 0:
-        return values.new_zeros(len(values), dtype=bool)
+        return torch.zeros_like(values, dtype=torch.bool)
     limit = values.kthvalue(len(values) - count + 1).values
     chosen = values > limit
-    ties = (values == limit).nonzero()[: count - int(chosen.sum()), 0]
-    return chosen.index_fill(0, ties, True)
+    chosen[(values == limit).nonzero()[: count - int(chosen.sum()), 0]] = True
+    return chosen

@@ -3,9 +3,9 @@
 Paper: Andrew, Thakkar, McMahan, Ramaswamy. "Differentially Private Learning with Adaptive Clipping". NeurIPS 2021.
 https://arxiv.org/abs/1905.03871
 
-Idea: an update u, all tensors as one vector, is sent as u min(1, C / |u|). With `rate` r above 0 the norm follows a quantile of
-the client's past norms: after each round C becomes C exp(-r (b - quantile)), with b = 1 where |u| <= C and 0 otherwise, so that
-in the long run a share `quantile` of the updates is left as it is. With `rate: 0`, C stays `norm`.
+Idea: an update u, all tensors as one vector, is sent as u min(1, C / |u|). With `rate` r above 0 the norm follows a quantile
+of the client's past norms: after each round C becomes C exp(-r (b - quantile)), with b = 1 where |u| <= C and 0 otherwise, so
+that in the long run a share `quantile` of the updates is left as it is. With `rate: 0`, C stays `norm`.
 
 Differs from the paper: there one norm for all clients is kept by the server, and b is the share of a round's clients below it,
 released with noise; here each client keeps a norm of its own, b is its own update alone, and nothing is released. There it is

@@ -3,22 +3,23 @@
 Paper: Wang, Guo, Xie, Qi. "Protect Privacy from Gradient Leakage Attack in Federated Learning". INFOCOM 2022.
 https://doi.org/10.1109/INFOCOM48880.2022.9796841; code: https://github.com/wangjunxiao/GradDefense
 
-Idea: the sensitivity of a tensor W is the mean over images x of |d(v^T dL/dW)/dx|_2, how much its gradient changes with the image,
-seen along a vector v of ones.
-All entries of the update in one row, each with an equal part of its tensor's sensitivity, are cut into `slices` of equal
-sensitivity, so that a sensitive tensor fills many and an insensitive one shares a slice with others. Of these, `perturbed` are
-drawn in each round: each is clipped to the norm `clip_norm`, and N(0, noise^2) is added to each of its entries.
+Idea: the sensitivity of a tensor W is the mean over images x of |d(v^T dL/dW)/dx|_2, how much its gradient changes with the
+image, seen along a vector v of ones. All entries of the update in one row, each with an equal part of its tensor's
+sensitivity, are cut into `slices` of equal sensitivity, so that a sensitive tensor fills many and an insensitive one shares a
+slice with others. Of these, `perturbed` are drawn in each round: each is clipped to the norm `clip_norm`, and N(0, noise^2) is
+added to each of its entries.
 
-Differs from the paper: written after the released code. Sensitivity is measured on the batch of a round's first local step, and
-not on a public root set; where there is no such batch (Poisson sampling may draw none), every entry counts the same. With
+Differs from the paper: written after the released code. Sensitivity is measured on the batch of a round's first local step,
+and not on a public root set; where there is no such batch (Poisson sampling may draw none), every entry counts the same. With
 `probe: signs`, v is drawn from -1 and 1, so that the expected square is that of the Jacobian's Frobenius norm, which the paper
-means: ones see nothing of a tensor whose gradient sums to zero, such as the patch embedding before a layer norm. Slices end
-at entries, not at the greatest common divisor of the tensors' sizes, and do not overlap by one. The code clips the gradient of
+means: ones see nothing of a tensor whose gradient sums to zero, such as the patch embedding before a layer norm. Slices end at
+entries, not at the greatest common divisor of the tensors' sizes, and do not overlap by one. The code clips the gradient of
 each image to the noise's standard deviation; here the update is clipped, or not, to a norm of its own. The server's part, by
 which it denoises the aggregate, is left out.
 
-Needs: a model that is twice differentiable. No guarantee: slices without noise are sent as they are, and a clipping norm for a
-part of the update bounds nothing that could be accounted. Cost: one double backward pass for each tensor, once a round.
+Needs: a model that is twice differentiable, looked at in evaluation mode. No guarantee: slices without noise are sent as they
+are, and a clipping norm for a part of the update bounds nothing that could be accounted. Cost: one double backward pass for
+each tensor, once a round.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ from torch import Tensor, nn
 from fedsim import models
 from fedsim.defense import ClientContext, Defense, LocalStep
 from fedsim.exchange import Images, Labels, Update, UpdateEffects
+from fedsim_defenses._evaluation import evaluated
 
 _BLIND = (
-    "Seen along ones, as published, the gradient of a tensor before a layer norm does not change with the image, so that the patch "
+    "Seen along ones, as published, the gradient of a tensor before a layer norm does not change with the image: the patch "
     "embedding counts as insensitive and shares one slice with others. Set probe to signs."
 )
 
@@ -118,7 +120,7 @@ class LayerNoise(Defense):
                 part = part * min(1.0, self.clip_norm / max(float(part.norm()), torch.finfo(part.dtype).tiny))
             drawn = torch.randn(part.shape, generator=generator, dtype=part.dtype, device=generator.device)
             entries[own] = part + self.noise * drawn.to(part.device)
-        parts = zip(update.tensors.items(), entries.split(sizes), strict=True)
+        parts = zip(update.tensors.items(), torch.split(entries, sizes), strict=True)
         return dataclasses.replace(
             update, tensors={name: part.view_as(tensor).to(tensor.dtype) for (name, tensor), part in parts}
         )
@@ -127,7 +129,7 @@ class LayerNoise(Defense):
 def sensitivities(
     model: nn.Module, images: Images, labels: Labels, generator: torch.Generator | None = None
 ) -> list[float]:
-    """Return the mean over images of |d(v^T g)/dx|, g being a tensor's gradient, for each trained parameter in the model's order.
+    """Return the mean over images of |d(v^T g)/dx|, g being the gradient of a trained parameter; in the model's order.
 
     Args:
         model: left as it is, and so is the `.grad` of its parameters.
@@ -136,7 +138,7 @@ def sensitivities(
         generator: draws the signs v; None for ones.
     """
     inputs, parameters = images.detach().clone().requires_grad_(), list(models.trained(model).values())
-    with models.unfused_attention(model), torch.enable_grad():
+    with evaluated(model), models.unfused_attention(model), torch.enable_grad():
         loss = nn.functional.cross_entropy(model(inputs), labels)
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         found = []

@@ -9,8 +9,8 @@ entries as zero. With `norm: max`, as in the experiments of the paper, N is the 
 
 Differs from the paper: no Elias code, so a simulated message is no smaller; a bucket never spans two tensors.
 
-Needs: nothing. No guarantee: made to save bandwidth, and unbiased, so that averages over rounds hide nothing. Cost: one pass over
-the update; the variance of a bucket of d entries grows by up to min(d / s^2, sqrt(d) / s) (lemma 3.1).
+Needs: nothing. No guarantee: made to save bandwidth, and unbiased, so that averages over rounds hide nothing. Cost: one pass
+over the update; the variance of a bucket of d entries grows by up to min(d / s^2, sqrt(d) / s) (lemma 3.1).
 """
 
 from __future__ import annotations
@@ -73,4 +73,5 @@ class QSGD(Defense):
         steps = buckets.abs() / spacing.clamp_min(torch.finfo(buckets.dtype).tiny)
         drawn = torch.rand(steps.shape, generator=generator, dtype=steps.dtype, device=generator.device)
         rounded = (steps + drawn.to(steps.device)).floor() * spacing * buckets.sign()
-        return rounded.flatten()[: len(entries)].view_as(tensor).to(tensor.dtype)
+        sent: Tensor = rounded.flatten()[: len(entries)].view_as(tensor).to(tensor.dtype)
+        return sent

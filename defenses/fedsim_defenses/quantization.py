@@ -4,15 +4,15 @@ Paper: Alistarh, Grubic, Li, Tomioka, Vojnovic. "QSGD: Communication-Efficient S
 NeurIPS 2017. https://arxiv.org/abs/1610.02132
 
 Idea: an entry x becomes k s with a whole number k and the spacing s of the format at x. `int8` is symmetric, one scale a
-tensor: s = max |x| / 127, so k is in [-127, 127] and zero stays zero; `int4` is the same with 7 in place of 127. `fp16` and `bf16` are IEEE half precision (11
-significant bits, spacing at least 2^-24, largest value 65504) and bfloat16 (8 significant bits, the range of float32):
-s = 2^(e - bits + 1) at |x| in [2^e, 2^(e+1)). Rounding is to the nearest k, halves to even, or stochastic: up with the
-probability that makes the mean x.
+tensor: s = max |x| / 127, so k is in [-127, 127] and zero stays zero; `int4` is the same with 7 in place of 127. `fp16` and
+`bf16` are IEEE half precision (11 significant bits, spacing at least 2^-24, largest value 65504) and bfloat16 (8 significant
+bits, the range of float32): s = 2^(e - bits + 1) at |x| in [2^e, 2^(e+1)). Rounding is to the nearest k, halves to even, or
+stochastic: up with the probability that makes the mean x.
 
 Differs from the paper: QSGD scales by the l2 norm of a bucket of entries, and rounds stochastically alone; here the scale is
-the largest magnitude of a whole tensor, as in common int8 compression; the paper's own scheme is the defense `qsgd`. What is sent are the rounded values as float32, so a
-simulated message is no smaller. A shared delta is rounded before it is added to the weights, whose own float32 spacing then
-comes on top.
+the largest magnitude of a whole tensor, as in common int8 compression; the paper's own scheme is the defense `qsgd`. What is
+sent are the rounded values as float32, so a simulated message is no smaller. A shared delta is rounded before it is added to
+the weights, whose own float32 spacing then comes on top.
 
 Needs: nothing. No guarantee: made to save bandwidth. Values beyond the range of `fp16` are sent as its largest. Cost: one
 pass over the update.

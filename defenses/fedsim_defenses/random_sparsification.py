@@ -5,11 +5,11 @@ Paper: Konecny, McMahan, Yu, Richtarik, Suresh, Bacon. "Federated Learning: Stra
 Sparsification for Communication-Efficient Distributed Optimization". NeurIPS 2018. https://arxiv.org/abs/1710.09854
 
 Idea: each entry of the update is sent with probability `keep`, and zero otherwise. `mask: bernoulli` draws each by itself;
-`mask: exact` draws a set of k = max(1, round(keep n)) of all n entries. With `rescale`, what is sent is divided by keep (exact:
-by k / n), so that its expectation is the update.
+`mask: exact` draws a set of k = max(1, round(keep n)) of all n entries. With `rescale`, what is sent is divided by keep
+(exact: by k / n), so that its expectation is the update.
 
-Differs from the paper: Konecny et al. train under the mask, and send its seed; here the update is masked after training, and the
-mask shows in the zeros. Wangni et al. choose a probability for each entry by its magnitude; here it is the same for all.
+Differs from the paper: Konecny et al. train under the mask, and send its seed; here the update is masked after training, and
+the mask shows in the zeros. Wangni et al. choose a probability for each entry by its magnitude; here it is the same for all.
 
 Needs: nothing. No guarantee: each entry that is sent is sent as it is, and the server knows which; another round sends others.
 Cost: one draw for each entry; rescaled updates have 1 / keep times the variance.
@@ -71,7 +71,7 @@ class RandomSparsification(Defense):
         kept = self._mask(sum(sizes), generator)
         share = float(kept.double().mean()) if self.mask == "exact" and len(kept) else self.keep
         factor = 1 / share if self.rescale else 1.0
-        parts = zip(update.tensors.items(), kept.split(sizes), strict=True)
+        parts = zip(update.tensors.items(), torch.split(kept, sizes), strict=True)
         tensors = {
             name: torch.where(part.view_as(tensor).to(tensor.device), (tensor.double() * factor).to(tensor.dtype), 0)
             for (name, tensor), part in parts

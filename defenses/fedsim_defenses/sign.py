@@ -1,8 +1,8 @@
 """Sign: of every entry the sign alone is sent, times one magnitude a tensor.
 
 Paper: Bernstein, Wang, Azizzadenesheli, Anandkumar. "signSGD: Compressed Optimisation for Non-Convex Problems". ICML 2018.
-https://arxiv.org/abs/1802.04434; with the mean magnitude and error feedback: Karimireddy, Rebjock, Stich, Jaggi. "Error Feedback
-Fixes SignSGD and other Gradient Compression Schemes". ICML 2019. https://arxiv.org/abs/1901.09847
+https://arxiv.org/abs/1802.04434; with the mean magnitude and error feedback: Karimireddy, Rebjock, Stich, Jaggi. "Error
+Feedback Fixes SignSGD and other Gradient Compression Schemes". ICML 2019. https://arxiv.org/abs/1901.09847
 
 Idea: an entry x of a tensor becomes sign(x) |tensor|_1 / n, the mean magnitude of its n entries, or sign(x) times a fixed
 `scale`; zero stays zero. With `error_feedback` the client adds what earlier rounds lost by that before it takes signs.

@@ -1,28 +1,30 @@
 """Soteria: the classifier's gradient says nothing of the entries of its input that tell most of the image.
 
-Paper: Sun, Li, Wang, Yang, Li, Chen. "Soteria: Provable Defense against Privacy Leakage in Federated Learning from Representation
-Perspective". CVPR 2021. https://arxiv.org/abs/2012.06043; code: https://github.com/jeremy313/Soteria
+Paper: Sun, Li, Wang, Yang, Li, Chen. "Soteria: Provable Defense against Privacy Leakage in Federated Learning from
+Representation Perspective". CVPR 2021. https://arxiv.org/abs/2012.06043; code: https://github.com/jeremy313/Soteria
 
-Idea: r is the representation that the last linear layer reads, whose weight gradient is the mean over images of (p - y) r^T. An
-image that is fitted to a representation without the entry r_i is the further from the true one, the smaller |dr_i/dx| / |r_i|.
-So the share `prune` of the entries for which the sum over the step's images of |dr_i/dx|_2 / |r_i| is smallest is taken out of r:
-these columns of the weight gradient are zero. All other gradients stay as they are.
+Idea: r is the representation that the last linear layer reads, whose weight gradient is the mean over images of (p - y) r^T.
+An image that is fitted to a representation without the entry r_i is the further from the true one, the smaller |dr_i/dx| /
+|r_i|. So the share `prune` of the entries for which the sum over the step's images of |dr_i/dx|_2 / |r_i| is smallest is taken
+out of r: these columns of the weight gradient are zero. All other gradients stay as they are.
 
 Differs from the paper: the ratio is that of the released code, a proxy of the paper's |r_i (dr_i/dx)^-1|, and so is its scope,
 one choice for all images of a step. The code divides by r_i + 0.1, or by r_i, which is meant for features above zero; here by
-|r_i|, since the last layer norm of a ViT puts out both signs. Its threshold is a percentile; here the number of entries is exact.
-Local steps choose anew, each by the weights it starts from. A distilled ViT has two classifiers, each with a choice of its own.
+|r_i|, since the last layer norm of a ViT puts out both signs. Its threshold is a percentile; here the number of entries is
+exact. Local steps choose anew, each by the weights it starts from. A distilled ViT has two classifiers, each with a choice of
+its own.
 
-Needs: a linear classifier, of which fedsim's `head_names` tells the weight. No guarantee: the paper's bound is on the error of an
-image that is inferred from the representation alone; every other layer is sent as it is, so attacks that leave the classifier
-out (Balunovic et al. 2022, https://arxiv.org/abs/2111.04706), or invert the patch embedding, lose nothing. Labels stay in the bias
-gradient. Cost: one backward pass for each entry of r, vectorized; the representation is computed in evaluation mode.
+Needs: a linear classifier, of which fedsim's `head_names` tells the weight. No guarantee: the paper's bound is on the error of
+an image that is inferred from the representation alone; every other layer is sent as it is, so attacks that leave the
+classifier out (Balunovic et al. 2022, https://arxiv.org/abs/2111.04706), or invert the patch embedding, lose nothing. Labels
+stay in the bias gradient. Cost: one backward pass for each entry of r, vectorized; the representation is computed in
+evaluation mode.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +37,7 @@ from fedsim.defense import ClientContext, Defense, LocalStep
 from fedsim.errors import ScenarioError
 from fedsim.exchange import Images, UpdateEffects
 from fedsim.models import ModelInterfaceError
+from fedsim_defenses._evaluation import evaluated
 from fedsim_defenses._selection import largest
 
 _AT_ONCE = 32  # entries that are differentiated together, so that memory does not grow with their number
@@ -121,13 +124,13 @@ def leakage(model: nn.Module, images: Images) -> tuple[Float[Tensor, " embed"], 
         images: normalized model input, at least one.
     """
     inputs = images.detach().clone().requires_grad_()
-    with _evaluated(model), models.unfused_attention(model), torch.enable_grad():
+    with evaluated(model), models.unfused_attention(model), torch.enable_grad():
         return tuple(_leakage(rows, inputs) for rows in _representations(model, inputs))
 
 
 def _leakage(rows: Float[Tensor, "batch embed"], images: Images) -> Float[Tensor, " embed"]:
     slopes = []
-    for entries in torch.arange(rows.shape[1], device=rows.device).split(_AT_ONCE):
+    for entries in torch.split(torch.arange(rows.shape[1], device=rows.device), _AT_ONCE):
         # The sum over the batch of one entry: no image has a part in another's representation.
         chosen = nn.functional.one_hot(entries, rows.shape[1]).to(rows)[:, None, :].expand(-1, *rows.shape)
         (found,) = torch.autograd.grad(rows, images, chosen, retain_graph=True, is_grads_batched=True)
@@ -149,15 +152,3 @@ def _representations(model: nn.Module, images: Images) -> list[Tensor]:
             hooks.callback(module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])).remove)
         model(images)
     return caught
-
-
-@contextlib.contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Set a model to evaluation, in which it draws nothing and keeps its buffers, and back to what each module was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
