@@ -109,7 +109,8 @@ class LayerNoise(Defense):
     def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         """Return the update with noise on random slices: the same names, order, shapes and types."""
         sizes = [tensor.numel() for tensor in update.tensors.values()]
-        known = context.state["sensitivity"] if context.state.get("round") == context.round else sizes
+        is_known = context.state.get("round") == context.round
+        known = context.state["sensitivity"] if is_known else [float(size) for size in sizes]
         entries = torch.cat([tensor.double().flatten() for tensor in update.tensors.values()])
         places = slice_numbers(sizes, known, self.slices).to(entries.device)
         chosen = torch.randperm(self.slices, generator=generator, device=generator.device)[: self.perturbed]
@@ -164,7 +165,7 @@ def slice_numbers(sizes: Sequence[int], sensitivity: Sequence[float], slices: in
         sensitivity: of each tensor, which its entries share; where all are zero, every entry counts the same.
         slices: how many, from 0.
     """
-    shares = torch.tensor([float(value) for value in sensitivity], dtype=torch.float64)
+    shares = torch.tensor(list(sensitivity), dtype=torch.float64)
     counts = torch.tensor(list(sizes))
     if not bool(shares.sum() > 0):
         shares = counts.double()
