@@ -12,7 +12,7 @@ from torch import nn
 def evaluated(model: nn.Module) -> Iterator[None]:
     """Set a model to evaluation, in which it draws nothing and keeps its buffers, and back to what each module was in."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(False)
     try:
         yield
     finally:
