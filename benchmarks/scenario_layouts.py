@@ -170,7 +170,7 @@ TABLES = {
         ),
         (
             Line("none", Pick(clients=(0,))),
-            Line("`clipping` to the median of the client's norms", Pick(clients=(1,))),
+            Line("`clipping`, adaptive", Pick(clients=(1,))),
             Line("`pruning`, 90% kept", Pick(clients=(2,))),
             Line("`pruning`, 10% kept", Pick(clients=(3,))),
             Line("`random_sparsification`, 90% kept", Pick(clients=(4,))),
