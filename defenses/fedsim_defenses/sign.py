@@ -10,9 +10,8 @@ Idea: an entry x of a tensor becomes sign(x) |tensor|_1 / n, the mean magnitude 
 Differs from the paper: signSGD lets the server take a majority vote over clients; here the strategy averages what is sent.
 Entries are sent as float32, so a simulated message is no smaller.
 
-Needs: nothing. No guarantee: signs are enough for gradient matching on small models, and the largest row of a classifier's
-gradient still names the label of one image. Cost: one pass over the update; with `error_feedback` a copy of it that the client
-keeps.
+Needs: nothing. No guarantee: signs keep most of a gradient's direction, and those of the classifier's bias gradient name the
+label of one image. Cost: one pass over the update; with `error_feedback` a copy of it that the client keeps.
 """
 
 from __future__ import annotations
