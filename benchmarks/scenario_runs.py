@@ -92,6 +92,7 @@ RUNS = {
                 "dp_noise_sweep",
                 "dp_sgd",
                 "quantized_updates",
+                "update_defenses",
                 "soft_labels",
                 "label_rules",
                 "vit_base_224",

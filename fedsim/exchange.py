@@ -163,6 +163,14 @@ class UpdateEffects:
         hidden: patterns, as in a shell, of the names of parameters of which it sends zeros.
         rounding: how it rounds entries to a grid; None where it does not.
         shuffles_unseen: whether it shuffles the patches of an image without any trace in the update.
+        dropped: of what it sends zeros that say nothing: `entries`, single ones of any tensor; `classifier columns`, those
+            of the classifier's weight, each of which belongs to one entry of the classifier's input; None where it drops
+            nothing.
+        signs: whether of every entry the sign alone is left, and magnitudes and the scale of a tensor mean nothing.
+        factor: by which it multiplies the whole update, beside clipping; None where an attacker cannot know it.
+        partial_noise: standard deviation of the Gaussian noise that it adds to some entries; an attacker does not know which.
+        carries_over: whether it adds what it held back in earlier rounds, so that the update is not of this round's images
+            alone.
     """
 
     clip_norm: float | None = None
@@ -170,6 +178,11 @@ class UpdateEffects:
     hidden: tuple[str, ...] = ()
     rounding: Literal["nearest", "stochastic"] | None = None
     shuffles_unseen: bool = False
+    dropped: Literal["entries", "classifier columns"] | None = None
+    signs: bool = False
+    factor: float | None = 1.0
+    partial_noise: float = 0.0
+    carries_over: bool = False
 
 
 @dataclass(frozen=True)

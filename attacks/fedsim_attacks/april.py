@@ -39,7 +39,7 @@ from fedsim_attacks.closed_form import (
     complete_smoothly,
     read_april_system,
 )
-from fedsim_attacks.update import local_steps
+from fedsim_attacks.update import local_steps, told_cautions
 
 _RANK = 1e-12
 _ROUNDING = 1e-5  # relative error of an identity that float32 arithmetic can explain
@@ -123,7 +123,7 @@ class April(SmoothInversion):
         return Finding(
             images=completed.images,
             trace=diagnosis._asdict(),
-            cautions=_cautions(observation, found, diagnosis),
+            cautions=(*_cautions(observation, found, diagnosis), *told_cautions(observation)),
         )
 
     def _weights(self, found: AprilSystem, system: Bilinear) -> Weights:

@@ -30,6 +30,7 @@ from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.exchange import Finding, Observation
 from fedsim_attacks.head import RecoveredFeatures, count_labels, recover_features
+from fedsim_attacks.update import told_cautions
 
 _NOTABLE = 0.05  # estimated relative error
 
@@ -77,6 +78,7 @@ class HeadFeatures(Attack):
             "starts": found.starts,
         }
         claimed = labels if observation.labels is None else None
+        doubts = tuple(dict.fromkeys((*doubts, *told_cautions(observation, shuffles=False))))
         return Finding(None, claimed, found.inputs.float(), trace, (*doubts, *_cautions(found)))
 
 

@@ -51,18 +51,17 @@ from fedsim_attacks.head import (
     HeadGradient,
     PublishedRule,
     References,
-    count_cautions,
     counted,
     evidence,
     fitting_references,
     image_count,
     is_single_step,
+    observed_cautions,
     read_head,
     reference_images,
     rescaled,
     sharpness,
     side_by_side,
-    soft_label_cautions,
 )
 
 Rule = Literal["count", PublishedRule]
@@ -130,9 +129,7 @@ class LabelRecovery(Attack):
         answer = self._ask(rule, head, observation, look_up, count, generator)
         labels = torch.repeat_interleave(torch.arange(len(answer.counts)), answer.counts)
         trace: dict[str, Any] = {"rule": rule, "reason": reason, "confidence": answer.confidence, **seen._asdict()}
-        cautions = (
-            answer.cautions + _cautions(rule, seen) + count_cautions(observation) + soft_label_cautions(observation)
-        )
+        cautions = answer.cautions + _cautions(rule, seen) + observed_cautions(observation, head, count)
         return Finding(labels=labels, trace={**trace, "noise": head.noise}, cautions=cautions)
 
     def _ask(

@@ -37,6 +37,7 @@ from fedsim.applicability import Applicability
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
 from fedsim_attacks.closed_form import ROUNDING, PatchSystem, SmoothInversion, assess, excess, invert, read_patch_system
+from fedsim_attacks.update import told_cautions
 
 _NOTABLE_NOISE = 1e-3
 _NOTABLE_BIAS_ERROR = 1e-3
@@ -121,7 +122,7 @@ class PatchEmbedding(SmoothInversion):
             masked_patches=0 if found.occlusion is None else int(found.occlusion.hidden.sum()),
             localization_weight=0.0 if found.occlusion is None else found.occlusion.localization,
         )
-        cautions = (*_cautions(found, diagnosis), *_told_cautions(observation))
+        cautions = (*_cautions(found, diagnosis), *told_cautions(observation))
         finding = Finding(images=inversion.images, trace=diagnosis._asdict(), cautions=cautions)
         return assess(finding, observation, None if found.occlusion is None else found.occlusion.hidden)
 
@@ -183,9 +184,3 @@ def _occlusion_cautions(found: PatchSystem) -> list[str]:
         f"{masked} of {found.grid.count} patches share the unknown position: they are filled smoothly, and the others are "
         f"known in {max(0, values - masked + 1)} of {values} directions of a patch."
     ]
-
-
-def _told_cautions(observation: Observation) -> list[str]:
-    if any(defense.effects.shuffles_unseen for defense in observation.defenses or ()):
-        return ["The client shuffles patches and gives them away by nothing: some patches may be in wrong places."]
-    return []

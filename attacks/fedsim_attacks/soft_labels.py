@@ -49,7 +49,7 @@ from fedsim_attacks.head import (
     search,
 )
 from fedsim_attacks.solvers import onto_simplex
-from fedsim_attacks.update import local_steps
+from fedsim_attacks.update import NO_SCALE, local_steps, told_cautions
 
 _ROUNDING = 1e-5  # relative second singular value that float32 explains
 _NOISE = 2.0  # second singular value that noise explains, in units of what sums over classes show
@@ -119,15 +119,15 @@ class SoftLabels(Attack):
             "layer_norm_deviation": normed,
         }
         label = onto_simplex(solution.label, 1).float()[None]
-        return Finding(None, label, solution.feature.float()[None], trace, cautions + solution.cautions)
+        cautions += solution.cautions + told_cautions(observation, shuffles=False)
+        return Finding(None, label, solution.feature.float()[None], trace, cautions)
 
     def _solve(self, head: SharedHead, factors: RankOne) -> _Solution:
         if head.bias_gradient is not None:
             return _with_bias(head, factors.noise)
         if not head.is_scaled:
             raise AttackRefusedError(
-                "neither the bias gradient nor the scale of this delta is known, so the lengths of p - y and of the head "
-                "input are both free. Grant `training`."
+                f"the bias gradient is missing and {NO_SCALE}, so the lengths of p - y and of the head input are both free."
             )
         norm = head.norm if self.layer_norm else None
         return _without_bias(head, factors, norm)

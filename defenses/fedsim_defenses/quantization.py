@@ -4,15 +4,15 @@ Paper: Alistarh, Grubic, Li, Tomioka, Vojnovic. "QSGD: Communication-Efficient S
 NeurIPS 2017. https://arxiv.org/abs/1610.02132
 
 Idea: an entry x becomes k s with a whole number k and the spacing s of the format at x. `int8` is symmetric, one scale a
-tensor: s = max |x| / 127, so k is in [-127, 127] and zero stays zero. `fp16` and `bf16` are IEEE half precision (11
-significant bits, spacing at least 2^-24, largest value 65504) and bfloat16 (8 significant bits, the range of float32):
-s = 2^(e - bits + 1) at |x| in [2^e, 2^(e+1)). Rounding is to the nearest k, halves to even, or stochastic: up with the
-probability that makes the mean x.
+tensor: s = max |x| / 127, so k is in [-127, 127] and zero stays zero; `int4` is the same with 7 in place of 127. `fp16` and
+`bf16` are IEEE half precision (11 significant bits, spacing at least 2^-24, largest value 65504) and bfloat16 (8 significant
+bits, the range of float32): s = 2^(e - bits + 1) at |x| in [2^e, 2^(e+1)). Rounding is to the nearest k, halves to even, or
+stochastic: up with the probability that makes the mean x.
 
 Differs from the paper: QSGD scales by the l2 norm of a bucket of entries, and rounds stochastically alone; here the scale is
-the largest magnitude of a whole tensor, as in common int8 compression. What is sent are the rounded values as float32, so a
-simulated message is no smaller. A shared delta is rounded before it is added to the weights, whose own float32 spacing then
-comes on top.
+the largest magnitude of a whole tensor, as in common int8 compression; the paper's own scheme is the defense `qsgd`. What is
+sent are the rounded values as float32, so a simulated message is no smaller. A shared delta is rounded before it is added to
+the weights, whose own float32 spacing then comes on top.
 
 Needs: nothing. No guarantee: made to save bandwidth. Values beyond the range of `fp16` are sent as its largest. Cost: one
 pass over the update.
@@ -33,9 +33,7 @@ from torch import Tensor, nn
 from fedsim.defense import ClientContext, Defense
 from fedsim.exchange import Update, UpdateEffects
 
-_INT8_LEVELS = 127
-
-
+_LEVELS: Mapping[str, int] = MappingProxyType({"int4": 7, "int8": 127})  # either side of zero
 _DTYPES: Mapping[str, torch.dtype] = MappingProxyType({"fp16": torch.float16, "bf16": torch.bfloat16})
 
 
@@ -44,7 +42,7 @@ class Quantization(Defense):
     """Round every entry of the update to a number format.
 
     Args:
-        format: `fp16`, `bf16`, or `int8` with one scale a tensor, its largest magnitude over 127.
+        format: `fp16`, `bf16`, or `int8` with one scale a tensor, its largest magnitude over 127; `int4`, over 7.
         rounding: `nearest`, or `stochastic`, which is unbiased.
     """
 
@@ -53,7 +51,7 @@ class Quantization(Defense):
         "https://arxiv.org/abs/1610.02132"
     )
 
-    format: Literal["fp16", "bf16", "int8"] = "int8"
+    format: Literal["fp16", "bf16", "int8", "int4"] = "int8"
     rounding: Literal["nearest", "stochastic"] = "nearest"
 
     @property
@@ -74,8 +72,8 @@ class Quantization(Defense):
 
     def _rounded(self, tensor: Float[Tensor, "*axes"], generator: torch.Generator) -> Float[Tensor, "*axes"]:
         values = tensor.double()
-        if self.format == "int8":
-            spacing = values.abs().max().expand_as(values) / _INT8_LEVELS if values.numel() else values
+        if self.format in _LEVELS:
+            spacing = values.abs().max().expand_as(values) / _LEVELS[self.format] if values.numel() else values
         else:
             values, spacing = _spaced(values, _DTYPES[self.format])
         # Where the spacing is zero, so are all values.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.models import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.audit.mechanism import FEWEST_DRAWS, check_mechanism
 from fedsim.defense import Defense, PrivacyBudget
@@ -166,9 +166,17 @@ def _check_effects(defense: Defense, sent: Update) -> None:
     for pattern in effects.hidden:
         shown = [n for n, tensor in sent.tensors.items() if fnmatchcase(n, pattern) and bool(tensor.any())]
         expect(not shown, f"{who} says that {pattern} is hidden, and {shown[:1]} was sent.")
+    if effects.signs:
+        uneven = [n for n, t in sent.tensors.items() if not _is_signs(t)]
+        expect(not uneven, f"{who} says that signs alone are sent, and entries of {uneven[:1]} differ in magnitude.")
     if effects.clip_norm is not None and not effects.noise:
         within = sent.norm() <= effects.clip_norm * (1 + _ROUNDING)
         expect(within, f"{who} states the norm {effects.clip_norm:g}, and an update of {sent.norm():g} was sent.")
+
+
+def _is_signs(tensor: Tensor) -> bool:
+    magnitudes = tensor[tensor != 0].abs()
+    return len(magnitudes) == 0 or bool(magnitudes.max() <= magnitudes.min() * (1 + _ROUNDING))
 
 
 def _check_state(defense: Defense, update: Update) -> None:

@@ -119,7 +119,7 @@ def test_a_delta_of_one_known_step_is_as_good_and_others_are_refused():
     update = delta(model, pictures, recipe)
     finding = run(observe(model, update, batch_size=4, training=recipe))
     assert max(feature_errors(finding.features, inputs_of(model, pictures))) < 1e-2
-    with pytest.raises(AttackRefusedError, match="scale of this delta"):
+    with pytest.raises(AttackRefusedError, match="scale of this update"):
         run(observe(model, update, batch_size=4, labels=pictures.labels))
     several = TrainingKnowledge("sgd", 0.05, 0.0, 0.0, 2, None)
     with pytest.raises(AttackRefusedError, match="several local steps"):

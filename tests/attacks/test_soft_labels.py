@@ -156,7 +156,7 @@ def test_a_label_of_no_known_form_rests_on_the_layer_norm():
 def test_neither_bias_nor_scale_leaves_a_choice_and_is_refused():
     model, inputs, label = TinyHead(10), picture(0), soft("one_hot", 10, 0)
     update = update_of(model, inputs, label[None], {"head.bias"}, factor=-0.1, kind="delta")
-    with pytest.raises(AttackRefusedError, match="Grant `training`"):
+    with pytest.raises(AttackRefusedError, match="without the grant `training`"):
         run(seen(model, update))
     recipe = TrainingKnowledge("sgd", 0.1, 0.0, 0.0, 1, None)
     assert error(run(seen(model, update, training=recipe)), label) < 1e-3

@@ -15,6 +15,7 @@ from fedsim.testing import client_context
 
 MODEL = nn.Linear(2, 2)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_STEP = {"fp16": 0.009, "bf16": 0.009, "int8": 0.009, "int4": 1 / 7}  # at least the spacing, of values up to one
 
 
 def sent(tensor: torch.Tensor, format: str, rounding: str = "nearest", seed: int = 0) -> torch.Tensor:
@@ -40,16 +41,19 @@ def test_values_beyond_half_precision_are_sent_as_its_largest():
 
 
 @settings(deadline=None)
-@given(log_scale=st.floats(-8, 8), seed=st.integers(0, 1000))
-def test_int8_is_a_whole_number_of_127ths_of_the_largest_magnitude_as_a_loop_finds_it(log_scale, seed):
+@given(log_scale=st.floats(-8, 8), seed=st.integers(0, 1000), grid=st.sampled_from([("int8", 127), ("int4", 7)]))
+def test_whole_number_formats_are_multiples_of_a_part_of_the_largest_magnitude_as_a_loop_finds_it(
+    log_scale, seed, grid
+):
+    format, levels = grid
     values = torch.randn(40, generator=torch.Generator().manual_seed(seed)) * 10**log_scale
-    scale = max(abs(v) for v in values.double().tolist()) / 127
+    scale = max(abs(v) for v in values.double().tolist()) / levels
     expected = torch.tensor([round(v / scale) * scale for v in values.double().tolist()])
-    torch.testing.assert_close(sent(values, "int8"), expected, rtol=1e-6, atol=0)
-    assert float(sent(values, "int8").abs().max()) == pytest.approx(float(values.abs().max()), rel=1e-6)
+    torch.testing.assert_close(sent(values, format), expected, rtol=1e-6, atol=0)
+    assert float(sent(values, format).abs().max()) == pytest.approx(float(values.abs().max()), rel=1e-6)
 
 
-@pytest.mark.parametrize("format", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("format", ["fp16", "bf16", "int8", "int4"])
 def test_stochastic_rounding_is_unbiased_and_goes_to_a_neighbor(format):
     values = torch.tensor([0.3, -0.7001, 0.0123, 1.0]).repeat(20_000, 1)
     found = sent(values, format, "stochastic")
@@ -57,7 +61,7 @@ def test_stochastic_rounding_is_unbiased_and_goes_to_a_neighbor(format):
     assert bool(((means - values[0]).abs() <= 5 * spread + 1e-9).all())
     assert all(len(found[:, column].unique()) <= 2 for column in range(4))
     nearest = sent(values, format)
-    assert bool(((found - values).abs() <= 2.01 * (nearest - values).abs().max() + 0.009).all())
+    assert bool(((found - values).abs() <= 2.01 * (nearest - values).abs().max() + _STEP[format]).all())
 
 
 def test_stochastic_rounding_draws_from_the_generator_alone():
@@ -66,14 +70,14 @@ def test_stochastic_rounding_draws_from_the_generator_alone():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("format", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("format", ["fp16", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_zeros_empty_tensors_and_scalars_pass(format, rounding):
     for tensor in (torch.zeros(3, 2), torch.zeros(0), torch.tensor(0.0), torch.zeros(2, 0)):
         assert torch.equal(sent(tensor, format, rounding), tensor)
 
 
-@pytest.mark.parametrize("format", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("format", ["fp16", "bf16", "int8", "int4"])
 def test_rounding_twice_changes_nothing(format):
     once = sent(torch.randn(500, generator=torch.Generator().manual_seed(1)), format)
     torch.testing.assert_close(sent(once, format), once, rtol=1e-6, atol=0)

@@ -14,7 +14,7 @@ from fedsim_defenses.dp_noise import DPNoise
 from torch import Tensor, nn
 
 from fedsim.defense import ClientContext, Defense, LocalStep, PrivacyBudget
-from fedsim.exchange import Images, Labels, Update
+from fedsim.exchange import Images, Labels, Update, UpdateEffects
 from fedsim.labels import distributions, smooth
 from fedsim.models import build
 from fedsim.scenario import ModelPart
@@ -203,7 +203,10 @@ BROKEN = {
     ),
     "nothing divided by its norm": ("protect_update", unit_norm, "not finite, from an update of norm 0"),
     "noise from torch": ("protect_update", before("protect_update", lambda *a: torch.rand(())), "torch's global gen"),
-    # budget and cautions
+    # effects, budget and cautions
+    "hidden is sent": ("effects", property(lambda self: UpdateEffects(hidden=("head.*",))), "says that head"),
+    "signs are values": ("effects", property(lambda self: UpdateEffects(signs=True)), "says that signs alone are sent"),
+    "clipped is long": ("effects", property(lambda self: UpdateEffects(clip_norm=1e-3)), "states the norm 0.001"),
     "budget shrinks": ("budget", stated(FINE, LESS, LESS, LESS, LESS), "must not shrink with participations"),
     "budget comes and goes": ("budget", stated(FINE, None, FINE, FINE, FINE), "for every count or None for all"),
     "budget negative": ("budget", lambda self, n: PrivacyBudget(-1.0, 1e-5, "replace"), "epsilon must be at least 0"),

@@ -48,7 +48,7 @@ def test_the_attack_of_the_readme_works_as_it_stands_there(tmp_path: Path, monke
 
 def test_the_defense_of_its_catalogue_works_as_it_stands_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = code(section("defenses/README.md", "Add a defense in three edits"))
-    check_example(blocks, "my_package.pruning", tmp_path, monkeypatch)
+    check_example(blocks, "my_package.top_share", tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("cls", [Observation, Finding])

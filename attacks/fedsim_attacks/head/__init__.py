@@ -5,15 +5,14 @@ from fedsim_attacks.head.counts import (
     BLUNT,
     DOUBTFUL,
     UNSCALED,
-    count_cautions,
     count_labels,
     counted,
     fitting_references,
     image_count,
     is_single_step,
+    observed_cautions,
     rescaled,
     sharpness,
-    soft_label_cautions,
 )
 from fedsim_attacks.head.features import RecoveredFeatures, recover_features
 from fedsim_attacks.head.inputs import head_input, read_head_inputs
@@ -45,7 +44,6 @@ __all__ = [
     "SharedHead",
     "UNSCALED",
     "applicable",
-    "count_cautions",
     "count_labels",
     "counted",
     "evidence",
@@ -54,6 +52,7 @@ __all__ = [
     "is_single_step",
     "judge",
     "known_labels",
+    "observed_cautions",
     "image_count",
     "read_head",
     "read_head_inputs",
@@ -64,5 +63,4 @@ __all__ = [
     "search",
     "sharpness",
     "side_by_side",
-    "soft_label_cautions",
 ]

@@ -27,7 +27,7 @@ from fedsim_attacks.head.classifier import ClassVector, HeadGradient, References
 from fedsim_attacks.head.label_bounds import count_bounds, least_counts, side_by_side
 from fedsim_attacks.head.label_scale import Fit, Scaled, rescale
 from fedsim_attacks.solvers import nearest_whole, onto_simplex
-from fedsim_attacks.update import local_steps
+from fedsim_attacks.update import COLUMNS, local_steps, told_cautions, told_effects
 
 _ROUNDS, _DAMPING = 20, 0.5
 # Variance of the batch's mean around the references', in an image's variance.
@@ -119,8 +119,28 @@ def count_labels(observation: Observation, references: int, generator: torch.Gen
     """
     count = image_count(observation)
     look_up = functools.cache(lambda: fitting_references(observation, count, references, generator))
-    found = counted(read_head(observation, look_up), look_up, count, is_single_step(observation))
-    return found._replace(cautions=found.cautions + count_cautions(observation) + soft_label_cautions(observation))
+    head = read_head(observation, look_up)
+    found = counted(head, look_up, count, is_single_step(observation))
+    return found._replace(cautions=found.cautions + observed_cautions(observation, head, count))
+
+
+def observed_cautions(observation: Observation, head: HeadGradient, count: int) -> tuple[str, ...]:
+    """Return what to say of any labels that were read off the gradient of the classifier.
+
+    Args:
+        observation: what the attack may know.
+        head: that gradient.
+        count: images.
+    """
+    found = [
+        *count_cautions(observation),
+        *soft_label_cautions(observation),
+        *told_cautions(observation, shuffles=False),
+    ]
+    reads_weights = count > 1 or head.is_derived
+    if reads_weights and any(effects.dropped == "classifier columns" for effects in told_effects(observation)):
+        found.append(COLUMNS)
+    return tuple(found)
 
 
 def fitting_references(observation: Observation, count: int, references: int, generator: torch.Generator) -> References:

@@ -25,7 +25,7 @@ from fedsim.labels import distributions, smooth
 from fedsim_attacks.head.classifier import reference_images
 from fedsim_attacks.head.shared_head import Features, SharedHead, read_shared_head
 from fedsim_attacks.head.system import Coordinates, Distributions, HeadSystem, Penalty
-from fedsim_attacks.update import local_steps
+from fedsim_attacks.update import NO_SCALE, local_steps
 
 _STEPS, _LAST_STEPS = 60, 120  # of Levenberg-Marquardt, toward layer-normed inputs and without
 _SOLVED = 1e-6  # relative residual that float32 leaves
@@ -95,7 +95,7 @@ def recover_features(
     """
     head = read_shared_head(observation)
     if not head.is_scaled:
-        raise AttackRefusedError("the scale of this delta is not known. Grant `training`.")
+        raise AttackRefusedError(f"{NO_SCALE}.")
     if observation.update.kind == "delta" and local_steps(observation) != 1:
         raise AttackRefusedError("the update sums several local steps, each with head inputs of its own.")
     known = reference_images(observation, references, generator)

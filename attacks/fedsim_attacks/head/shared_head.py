@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Observation
 from fedsim_attacks.head.classifier import read_classifier
+from fedsim_attacks.update import told_effects
 
 ClassVector = Float[Tensor, " class"]
 Features = Float[Tensor, "image embed"]
@@ -129,9 +130,14 @@ def read_shared_head(observation: Observation) -> SharedHead:
     """Return the classifier of an update.
 
     Raises:
-        AttackRefusedError: it is missing, was not shared, is zero or not finite, or has one class; or the client's optimizer
-            is not linear.
+        AttackRefusedError: it is missing, was not shared, is zero or not finite, or has one class; the client's optimizer is
+            not linear; or the client is known to drop entries of it, or to send signs.
     """
+    if any(effects.dropped or effects.signs for effects in told_effects(observation)):
+        raise AttackRefusedError(
+            "the client is known to drop entries of the classifier's gradient or to send signs, so that the head inputs in it "
+            "are not those of its images."
+        )
     heads, is_scaled = read_classifier(observation)
     missing = [head.names.weight for head in heads if head.weight_gradient is None]
     if missing:

@@ -120,7 +120,10 @@ class Attempt:
             images=to_pixels(reached.images, self.normalization),
             labels=reached.labels,
             trace=reached.trace,
-            cautions=tuple(c for c in (*self.known.cautions, *self.defended.cautions, *reached.cautions) if c),
+            # Labels and images are read off the same update, and may have the same doubts.
+            cautions=tuple(
+                dict.fromkeys(c for c in (*self.known.cautions, *self.defended.cautions, *reached.cautions) if c)
+            ),
             trajectory=reached.trajectory,
         )
         if self.defended.hidden is not None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedsim.registry import Registry
-from fedsim_attacks.update import Gradients, Scalar
+from fedsim_attacks.update import Gradients, Scalar, soft_signs
 
 
 def relative_l2(found: Gradients, observed: Gradients) -> Scalar:
@@ -60,9 +60,7 @@ def sign_cosine(found: Gradients, observed: Gradients) -> Scalar:
 
     What is left of an update that was reduced to signs: lengths of entries are not compared.
     """
-    sizes = [f.detach().abs().mean() for f in found]
-    soft = [torch.tanh(f / torch.where(size > 0, size, 1)) for f, size in zip(found, sizes, strict=True)]
-    return tensor_cosine(soft, [o.sign() for o in observed])
+    return tensor_cosine([soft_signs(f) for f in found], [o.sign() for o in observed])
 
 
 def row_cosine(

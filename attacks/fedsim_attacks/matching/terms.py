@@ -15,7 +15,7 @@ from fedsim_attacks.matching.objective import Candidate, GradientTerm, ImageTerm
 from fedsim_attacks.matching.parameters import Parameters
 from fedsim_attacks.matching.priors import SkippedPriorError
 from fedsim_attacks.priors import length
-from fedsim_attacks.update import POSITIONS, Gradients, Scalar, Target, signal_share
+from fedsim_attacks.update import NO_SCALE, POSITIONS, Gradients, Scalar, Target, signal_share
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Parts:
         attack, observed = self.attack, self.target.gradients
         distance = DISTANCES.find(attack.distance)
         if distance.is_scaled and not self.target.is_scaled:
-            raise AttackRefusedError("the scale of this delta is unknown without `training`; use distance: cosine.")
+            raise AttackRefusedError(f"{NO_SCALE}. Use distance: cosine.")
         measure: Callable[[Gradients, Gradients], Scalar] = distance
         if distance.weighted is not None and self.deviation:
             measure = functools.partial(_weighted, distance.weighted, signal_share(observed, self.deviation))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fedsim.exchange import Images
 from fedsim.models import patch_grid, unfused_attention
-from fedsim_attacks.update import POSITIONS, PROJECTION, ClientGradient, Gradients, OneGradient, Target
+from fedsim_attacks.update import NO_SCALE, POSITIONS, PROJECTION, ClientGradient, Gradients, OneGradient, Target
 
 _AHEAD, _ASIDE = 1e-2, 1e-4  # lengths of the differences: share of the images' norm, of the weights'
 _LINEAR = 17.0  # weight of the patch projection's gradient beside that of all tensors; of 0.02, 17 and 1,700 the best
@@ -129,7 +129,7 @@ def obstacle(response: ClientGradient, target: Target) -> str | None:
     if not isinstance(response, OneGradient):
         return "the delta holds several local steps"
     if not target.is_scaled:
-        return "the scale of this delta is unknown without `training`"
+        return NO_SCALE
     if target.model.training:
         return "dropout on the client draws other masks in every pass"
     return None

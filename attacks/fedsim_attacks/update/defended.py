@@ -7,6 +7,8 @@ A defense that is modeled costs the attack what it destroys, and nothing more:
   term come nearer to the update than noise would leave it;
 - an entry that is exactly zero was dropped (pruning, random masks), or was less than half a step of a grid (int8, float32
   weights): whatever explains it is no difference;
+- where signs alone were sent, so are those of the gradient of the images, softened;
+- a classifier of which columns were hidden is left out;
 - masked jigsaw positions (MJP): the model looks up the unknown position for the patches whose position rows are silent, and
   the gradient of the localization loss is subtracted.
 """
@@ -23,13 +25,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import DefenseKnowledge, Observation
-from fedsim.models import prefix_rows
+from fedsim.exchange import Observation, UpdateEffects
+from fedsim.models import head_names, prefix_rows
 from fedsim_attacks.update.gradient import mean_gradient
 from fedsim_attacks.update.jigsaw import puzzle_names, restore
 from fedsim_attacks.update.rounding import recognize
 from fedsim_attacks.update.target import Target
 from fedsim_attacks.update.tensors import POSITIONS, Gradients
+from fedsim_attacks.update.told import told_cautions, told_effects
 
 _UNKNOWN, _PUZZLE = "mjp.unknown", "mjp."
 _SILENT = 0.1  # share of exact zeros from which on they are no accident
@@ -49,6 +52,7 @@ class Defended:
         silent: tensor by tensor how far an entry may be from the observed one at no cost, infinite where it was dropped; None
             for a tensor that has no such entry.
         deviation: standard deviation of the noise in each entry.
+        signs: whether signs alone were sent.
         hidden: patches that shared the unknown position.
         active: names of what was modeled.
         cautions: reasons to doubt it.
@@ -58,6 +62,7 @@ class Defended:
     limit: float | None = None
     silent: Sequence[Tensor | None] = ()
     deviation: float = 0.0
+    signs: bool = False
     hidden: Bool[Tensor, " patch"] | None = None
     active: tuple[str, ...] = ()
     cautions: tuple[str, ...] = ()
@@ -71,6 +76,8 @@ class Defended:
             factor = (self.limit / energy.sqrt()).clamp_max(1)
             gradients = [factor * g for g in gradients]
         observed = self.target.gradients
+        if self.signs:
+            gradients = [_magnitude(o) * soft_signs(g) for g, o in zip(gradients, observed, strict=True)]
         return [
             g if s is None else torch.where(s > 0, o + (g - o).sign() * nn.functional.relu((g - o).abs() - s), g)
             for g, o, s in zip(gradients, observed, silent, strict=True)
@@ -84,6 +91,18 @@ class Defended:
         table, unknown = (weights.get(name, known[name].detach()) for name in (POSITIONS, _UNKNOWN))
         rows = nn.functional.pad(self.hidden, (table.shape[1] - len(self.hidden), 0))
         return {**weights, POSITIONS: torch.where(rows[:, None], unknown, table)}
+
+
+def soft_signs(tensor: Tensor) -> Tensor:
+    """Return the signs of a tensor's entries, softened so that small ones have a derivative."""
+    size = tensor.detach().abs().mean()
+    signs: Tensor = torch.tanh(tensor / torch.where(size > 0, size, 1))
+    return signs
+
+
+def _magnitude(signs: Tensor) -> Tensor:
+    """Return the magnitude that all entries of a tensor of signs have, as far as rounding lets them."""
+    return signs.abs().sum() / signs.count_nonzero().clamp_min(1)
 
 
 def signal_share(tensors: Sequence[Tensor], deviation: float) -> Float[Tensor, " tensor"]:
@@ -107,11 +126,11 @@ def read_defenses(observation: Observation, target: Target) -> Defended:
     Raises:
         AttackRefusedError: all that the target holds is known to be hidden.
     """
-    told = observation.defenses or ()
+    told = told_effects(observation)
     target, hidden, active, cautions = _without_jigsaw(observation, _shared(target, told))
-    cautions += _told_cautions(told)
+    cautions += told_cautions(observation, entries=False)
     factor = _factor(observation, target)
-    silent, found = _silences(observation, target)
+    silent, found = _silences(observation, target, any(effects.dropped == "entries" for effects in told))
     active += found
     if found and hidden is not None:
         cautions.append("Entries are missing from the update, and rows that vanished with them may count as masked.")
@@ -125,12 +144,17 @@ def read_defenses(observation: Observation, target: Target) -> Defended:
     limit = _limit(observation, target, clip, sigma, factor, is_partial)
     active += ["noise"] if sigma else []
     active += ["clipping"] if limit is not None else []
-    return Defended(target, limit, silent, factor * sigma, hidden, tuple(active), tuple(cautions))
+    signs = any(effects.signs for effects in told)
+    active += ["signs"] if signs else []
+    return Defended(target, limit, silent, factor * sigma, signs, hidden, tuple(active), tuple(cautions))
 
 
-def _shared(target: Target, told: Sequence[DefenseKnowledge]) -> Target:
-    """Return the target without tensors known to be hidden, of which noise may be all that is there."""
-    patterns = [pattern for defense in told for pattern in defense.effects.hidden]
+def _shared(target: Target, told: Sequence[UpdateEffects]) -> Target:
+    """Return the target without tensors known to be hidden, of which noise may be all that is there, in whole or by columns."""
+    patterns = [pattern for effects in told for pattern in effects.hidden]
+    if any(effects.dropped == "classifier columns" for effects in told):
+        # Others were hidden in each local step, so that those which are left may lack some.
+        patterns += [names.weight for names in head_names(target.model)]
     kept = [n for n in target.names if not any(fnmatchcase(n, pattern) for pattern in patterns)]
     if not kept:
         raise AttackRefusedError(
@@ -171,13 +195,19 @@ def _without_jigsaw(
     return target, hidden.to(restored[0].device), ["jigsaw"], [doubt]
 
 
-def _silences(observation: Observation, target: Target) -> tuple[list[Tensor | None], list[str]]:
-    """Return what `Defended.silent` holds, and what explains it."""
+def _silences(observation: Observation, target: Target, dropped: bool) -> tuple[list[Tensor | None], list[str]]:
+    """Return what `Defended.silent` holds, and what explains it.
+
+    Args:
+        observation: what the attack may know.
+        target: what is left to match.
+        dropped: whether the client is known to drop entries, so that every zero is one.
+    """
     update = {name: observation.update.tensors[name] for name in target.names}
-    sparse = [name for name, tensor in update.items() if _is_sparse(tensor)]
+    sparse = [name for name, tensor in update.items() if (dropped and bool((tensor == 0).any())) or _is_sparse(tensor)]
     if not sparse:
         return [None] * len(update), []
-    rounding, found = recognize(observation, sparse), set()
+    rounding, found = None if dropped else recognize(observation, sparse), set()
     silent: dict[str, Tensor] = {}
     for name, observed in zip(target.names, target.gradients, strict=True):
         if name not in sparse:
@@ -199,12 +229,12 @@ def _is_sparse(tensor: Tensor) -> bool:
     return rows.numel() > 0 and float((rows == 0).double().mean()) > _SILENT
 
 
-def _granted_noise(told: Sequence[DefenseKnowledge]) -> tuple[float | None, float]:
+def _granted_noise(told: Sequence[UpdateEffects]) -> tuple[float | None, float]:
     """Return clipping norm and standard deviation of the noise, in the update's units."""
     clip, variance = None, 0.0
-    for defense in told:
-        clip = clip if defense.effects.clip_norm is None else defense.effects.clip_norm
-        variance += defense.effects.noise**2
+    for effects in told:
+        clip = clip if effects.clip_norm is None else effects.clip_norm
+        variance += effects.noise**2
     return clip, math.sqrt(variance)
 
 
@@ -235,9 +265,3 @@ def _limit(
 
 def _energy(tensors: Iterable[Tensor]) -> float:
     return sum(float(tensor.double().square().sum()) for tensor in tensors)
-
-
-def _told_cautions(told: Sequence[DefenseKnowledge]) -> list[str]:
-    if any(defense.effects.shuffles_unseen for defense in told):
-        return ["The client shuffles patches and gives them away by nothing: some patches may be in wrong places."]
-    return []

@@ -1,7 +1,8 @@
 """From a captured update to the mean gradient behind it: undo step size, momentum and weight decay of local SGD.
 
 SGD is linear in its gradients: w_T = a w_0 - sum_t c_t g_t, where a and the c_t follow from the recipe alone. So the
-weight decay of known weights w_0 can be subtracted, and what is left is a weighted mean of the steps' gradients.
+weight decay of known weights w_0 can be subtracted, and what is left is a weighted mean of the steps' gradients. A factor by
+which a defense is known to have multiplied the update is divided out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from torch import Tensor
 
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Observation, TrainingKnowledge
+from fedsim_attacks.update.told import told_factor
+
+NO_SCALE = (
+    "the scale of this update is not known: a delta without the grant `training`, or of a client known to rescale"
+)
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,10 @@ def mean_gradient(observation: Observation, names: Collection[str]) -> MeanGradi
     Raises:
         AttackRefusedError: the client is known to use an optimizer that rescales every entry.
     """
-    update, training = observation.update, observation.training
-    found = {name: update.tensors[name].double() for name in names if name in update.tensors}
+    update, training, factor = observation.update, observation.training, told_factor(observation)
+    found = {name: update.tensors[name].double() / (factor or 1.0) for name in names if name in update.tensors}
     if update.kind == "gradient":
-        return MeanGradient(found, True, True)
+        return MeanGradient(found, factor is not None, True)
     negated = {name: -tensor for name, tensor in found.items()}
     if training is None:
         return MeanGradient(negated, False, False)
@@ -50,7 +56,7 @@ def mean_gradient(observation: Observation, names: Collection[str]) -> MeanGradi
             "update is not a sum of gradients. This attack needs local SGD."
         )
     steps = local_steps(observation)
-    if steps is None:
+    if steps is None or factor is None:
         return MeanGradient(negated, False, training.weight_decay == 0)
     if training.weight_decay == 0:
         _, gain = sgd_factors(training, steps, weight_decay=0.0)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from fedsim.exchange import Observation
 
-_LEVELS = 127  # of symmetric int8, either side of zero
 _ON_GRID = 1e-3  # of the spacing
 _CLEAR = 8.0  # by which a grid must be wider than the float32 grid of the weights to be seen in a delta
 _FEWEST = 32  # distinct values below which everything lies on some grid
 
 _Tensors = Mapping[str, Tensor]
 
+_LEVELS: Mapping[str, int] = MappingProxyType({"int8": 127, "int4": 7})  # of a symmetric grid, either side of zero
 _DTYPES: Mapping[str, torch.dtype] = MappingProxyType({"bf16": torch.bfloat16, "fp16": torch.float16})
 
 
@@ -26,7 +26,8 @@ class Rounding(NamedTuple):
     """How an update was rounded.
 
     Args:
-        format: `int8` (one scale a tensor), `bf16`, `fp16`; `float32` for a delta of weights, rounded as the weights were.
+        format: `int8`, `int4` (one scale a tensor), `bf16`, `fp16`; `float32` for a delta of weights, rounded as the weights
+            were.
         variances: name of the parameter -> variance of each entry.
         is_stochastic: whether up or down was drawn.
     """
@@ -62,7 +63,7 @@ def recognize(observation: Observation, names: Collection[str]) -> Rounding | No
         floor = {name: _spacing(weights[name] + tensor, torch.float32) for name, tensor in tensors.items()}
     is_stochastic = _is_stochastic(observation)
     share = 6 if is_stochastic else 12
-    for format in ("int8", *_DTYPES):
+    for format in (*_LEVELS, *_DTYPES):
         spacings = {name: _grid(tensor, format) for name, tensor in tensors.items()}
         if _fits(tensors, spacings, floor):
             variances = {n: spacings[n].square() / share + floor[n].square() / 12 for n in tensors}
@@ -79,8 +80,8 @@ def _is_stochastic(observation: Observation) -> bool:
 
 
 def _grid(values: Float[Tensor, "*axes"], format: str) -> Float[Tensor, "*axes"]:
-    if format == "int8":
-        return (values.abs().max() / _LEVELS).expand_as(values)
+    if format in _LEVELS:
+        return (values.abs().max() / _LEVELS[format]).expand_as(values)
     return _spacing(values, _DTYPES[format])
 
 

@@ -21,7 +21,11 @@ from fedsim_attacks.update.target import read_target
 from fedsim_defenses.dp_noise import DPNoise
 from fedsim_defenses.mjp import MJP
 from fedsim_defenses.partial_sharing import PartialSharing
+from fedsim_defenses.pruning import Pruning
 from fedsim_defenses.quantization import Quantization
+from fedsim_defenses.random_sparsification import RandomSparsification
+from fedsim_defenses.sign import Sign
+from fedsim_defenses.soteria import Soteria
 from hypothesis import given
 from hypothesis import strategies as st
 from vit_cases import build, gradient, noisy, photos
@@ -261,6 +265,54 @@ def test_zeros_of_a_delta_of_small_steps_are_less_than_half_a_step_of_its_weight
     for found, goal, silent in zip(sent, defended.target.gradients, defended.silent, strict=True):
         if silent is not None:
             torch.testing.assert_close(found[silent > 0], goal[silent > 0])
+
+
+def test_every_zero_of_a_client_known_to_drop_entries_is_a_dropped_one() -> None:
+    model, defense = tiny(), Pruning(keep=0.97)
+    update = protected(defense, gradient(model, ONE))
+    seen = observed(model, ONE, update, defenses=told(("pruning", defense)))
+    defended = defended_of(seen)
+    assert defended.active == ("pruning",) and value_at(defended, ONE) < 1e-9
+    untold = defended_of(dataclasses.replace(seen, defenses=None))
+    assert untold.active == () and value_at(untold, ONE) > 1e-7
+
+
+def test_rescaled_entries_are_compared_at_the_scale_that_they_had() -> None:
+    model, defense = tiny(), RandomSparsification(keep=0.5, rescale=True)
+    update = protected(defense, gradient(model, ONE))
+    seen = observed(model, ONE, update, defenses=told(("random_sparsification", defense)))
+    assert value_at(defended_of(seen), ONE) < 1e-9
+    assert value_at(defended_of(dataclasses.replace(seen, defenses=None)), ONE) > 0.1
+
+
+# Signs, and columns of the classifier
+
+
+def test_signs_are_compared_with_signs_at_the_magnitude_that_was_sent() -> None:
+    model, defense = tiny(), Sign()
+    raw = gradient(model, ONE)
+    defended = defended_of(observed(model, ONE, protected(defense, raw), defenses=told(("sign", defense))))
+    assert defended.active == ("signs",)
+    sent = defended.sent([100 * raw.tensors[name] for name in defended.target.names])
+    for found, name, goal in zip(sent, defended.target.names, defended.target.gradients, strict=True):
+        size = raw.tensors[name].abs()
+        clear = size > 3 * size.mean()
+        torch.testing.assert_close(found[clear], goal[clear], rtol=0.01, atol=0)
+    assert value_at(defended, ONE) < value_at(Defended(defended.target), ONE)
+    assert value_at(defended, ONE) < value_at(defended, OTHER)
+
+
+def test_a_classifier_with_hidden_columns_is_left_out() -> None:
+    model, defense, caught = tiny(), Soteria(prune=0.05), Update(1, 0, "gradient", {}, 1)
+    step = LocalStep(model, normalization(model).normalize(ONE.images), ONE.labels, 0.0)
+    defense.train_step(step, client_context(), torch_generator(0, "test"), plain_step)
+    tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    model.zero_grad()
+    update = dataclasses.replace(caught, tensors=tensors)
+    seen = observed(model, ONE, update, defenses=told(("soteria", defense)))
+    defended = defended_of(seen)
+    assert set(read_target(seen, (), torch.device("cpu")).names) - set(defended.target.names) == {"head.weight"}
+    assert value_at(defended, ONE) < 1e-9 < value_at(defended_of(dataclasses.replace(seen, defenses=None)), ONE)
 
 
 # Jigsaw
