@@ -143,6 +143,31 @@ TABLES = {
             Line("5, `noise_multiplier` 0.01, epsilon 3.3e4", Pick(clients=(5,))),
         ),
     ),
+    "secure_aggregation": Table(
+        ANY,
+        "clients in the sum, one image each",
+        tuple(Line(str(clients), Pick(run=f"secure_aggregation_{clients}")) for clients in (1, 2, 4, 10)),
+        (
+            Line("recall of `label_recovery`, mean of 6 rounds", Pick(attack="label_recovery"), "{label_recall.mean:.2f}"),
+            Line("chance (control)", Pick(attack="label_recovery"), "{chance.label_recall.mean:.2f}"),
+            Line(
+                "pair accuracy of `gradient_alignment` (a coin: 0.50)",
+                Pick(attack="gradient_alignment"),
+                "{pair_accuracy.mean:.2f}",
+            ),
+            Line("PSNR of `patch_embedding`, dB", Pick(attack="patch_embedding"), "{psnr.mean:.1f}"),
+            Line("own mean color (control), dB", Pick(attack="patch_embedding"), "{own_mean.psnr.mean:.1f}"),
+        ),
+    ),
+    "secure_aggregation_images": Table(
+        Pick(attack="token_matching"),
+        "clients in the sum, one image each",
+        tuple(Line(str(clients), Pick(run=f"secure_aggregation_images_{clients}")) for clients in (1, 2, 4, 10)),
+        (
+            Line("PSNR of `token_matching`, dB", cell="{psnr.mean:.1f}"),
+            Line("own mean color (control), dB", cell="{own_mean.psnr.mean:.1f}"),
+        ),
+    ),
     "quantized_updates": Table(
         Pick(run="quantized_updates"),
         "format of the update",

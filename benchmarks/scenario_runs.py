@@ -102,6 +102,18 @@ RUNS = {
                 "pictures_from_batches",
             )
         ),
+        *(
+            Run(f"secure_aggregation_{clients}", "secure_aggregation", (f"federation.clients={clients}",))
+            for clients in (1, 2, 4, 10)
+        ),
+        *(
+            Run(
+                f"secure_aggregation_images_{clients}",
+                "secure_aggregation",
+                (f"federation.clients={clients}", "federation.rounds=1", "attacks=[{name: token_matching}]"),
+            )
+            for clients in (1, 2, 4, 10)
+        ),
         Run(
             "quantized_updates_no_class_token",
             "quantized_updates",
