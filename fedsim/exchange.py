@@ -163,6 +163,8 @@ class UpdateEffects:
         hidden: patterns, as in a shell, of the names of parameters of which it sends zeros.
         rounding: how it rounds entries to a grid; None where it does not.
         shuffles_unseen: whether it shuffles the patches of an image without any trace in the update.
+        local: patterns, as in a shell, of the names of parameters of which the client trains a copy of its own from round to
+            round, which it never sends: its other gradients are not those at the global weights.
     """
 
     clip_norm: float | None = None
@@ -170,6 +172,7 @@ class UpdateEffects:
     hidden: tuple[str, ...] = ()
     rounding: Literal["nearest", "stochastic"] | None = None
     shuffles_unseen: bool = False
+    local: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ _OF_CLIENTS = ("partition", "train", "test")  # the data of an observed app's cl
 # Settings younger than the first stored runs: left out at their default, so that a run keeps its identity.
 _YOUNGER = (
     ("model", "first_block", "standard"),
+    ("model", "position_embedding", "learned"),
     ("training", "label_smoothing", 0.0),
     ("training", "sampling", "shuffle"),
 )

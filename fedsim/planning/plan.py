@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from fedsim.data.batches import FederatedData
 from fedsim.defense import ClientContext
 from fedsim.exchange import Normalization, Truth, Update
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
+from fedsim.models.trainable import Sharing
 from fedsim.planning.context import client_context
 from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, cautions, client_cautions
 from fedsim.recording.observed import Captured
@@ -62,6 +63,11 @@ class Plan:
         """Names of the model's buffers that travel."""
         return models.shared_buffers(self._skeleton)
 
+    @property
+    def sharing(self) -> Sharing:
+        """What of the model travels."""
+        return Sharing.of(self._skeleton)
+
     def model(self, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
         """Return a fresh model in evaluation mode, with these weights, else with the scenario's initial ones."""
         model = copy.deepcopy(self._skeleton)
@@ -94,7 +100,10 @@ class Plan:
         """Return how the update of a simulated client in a round is made."""
         steps = self.data.client_inputs(client, round, self.scenario.training)
         pictures = len({one for step in steps for one in step})
-        return self._setting(pictures, max(map(len, steps)), len(steps))
+        setting = self._setting(pictures, max(map(len, steps)), len(steps))
+        # In its first round a client has kept nothing yet.
+        is_own = round > 1 and any(planned.defense.effects.local for planned in self.defenses_of(client))
+        return replace(setting, has_own_weights=is_own)
 
     def workload_of(self, client: int) -> Workload:
         """Return how much a simulated client trains on in any round; the expected number of images under Poisson sampling."""
@@ -125,6 +134,7 @@ class Plan:
             training.optimizer,
             bool(training.label_smoothing or training.mixup),
             models.facts(self._skeleton),
+            models.frozen_facts(self._skeleton),
         )
 
     def cautions_of(self, client: int) -> tuple[str, ...]:
