@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedsim import applicability, plugins
-from fedsim.applicability import Setting
+from fedsim.applicability import Setting, own_weights
 from fedsim.attack import Attack
 from fedsim.audit import noise
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
@@ -54,6 +54,8 @@ def _of_attack(plan: Plan, planned: PlannedAttack) -> list[Gap]:
     reasons: dict[str, list[int]] = {}
     for client in plan.audit_clients:
         obstacles = made_for.obstacles(plan.setting_of(client, plan.audit_rounds[0]))
+        # What a client keeps to itself it does not have before its second round.
+        obstacles = obstacles or own_weights(plan.setting_of(client, plan.audit_rounds[-1]))
         if obstacles:
             reasons.setdefault("; ".join(obstacles), []).append(client)
     return [

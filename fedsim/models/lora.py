@@ -75,8 +75,8 @@ def add_lora(model: nn.Module, part: LoRAPart) -> None:
         part: rank, scale and targets.
 
     Raises:
-        ScenarioError: a pattern matches no linear layer, or the classifier; a rank that is no less than a layer's; the model has
-            no linear classifier to train.
+        ScenarioError: a pattern matches no linear layer, or the classifier; a rank that is no less than a layer's; there is no
+            linear classifier to train.
     """
     heads = _heads(model, part)
     layers = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
@@ -104,8 +104,9 @@ def add_lora(model: nn.Module, part: LoRAPart) -> None:
                 f"{_WHERE}.rank", f"expected less than {most}, the rank that {name} has itself, got {part.rank}."
             )
     model.requires_grad_(False)
+    alpha = float(part.rank) if part.alpha is None else part.alpha
     for name in chosen:
-        _replace(model, name, LoRALinear(layers[name], part.rank, part.rank if part.alpha is None else part.alpha))
+        _replace(model, name, LoRALinear(layers[name], part.rank, alpha))
     if part.train_head:
         for name in heads:
             model.get_submodule(name).requires_grad_()
@@ -129,9 +130,7 @@ def _heads(model: nn.Module, part: LoRAPart) -> set[str]:
         return {names.weight.rpartition(".")[0] for names in head_names(model)}
     except ModelInterfaceError as error:
         if part.train_head:
-            raise ScenarioError(
-                f"{_WHERE}.train_head", f"{str(error).rstrip('.')} to train. Set it to false."
-            ) from None
+            raise ScenarioError(f"{_WHERE}.train_head", f"{str(error).rstrip('.')}. Set it to false.") from None
         return set()
 
 

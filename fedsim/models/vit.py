@@ -113,7 +113,9 @@ def fix_positions(model: nn.Module, is_loaded: bool) -> tuple[str, ...]:
     """
     where, table = "model.position_embedding", getattr(model, "pos_embed", None)
     if not isinstance(model, VisionTransformer) or not isinstance(table, nn.Parameter):
-        raise ScenarioError(where, "sincos takes the place of a learned position table, and this model has none. Leave it out.")
+        raise ScenarioError(
+            where, "sincos takes the place of a learned position table, and this model has none. Leave it out."
+        )
     width = table.shape[-1]
     if width % 4:
         raise ScenarioError(where, f"sincos divides the width by four, and {width} is no multiple. Change embed_dim.")
@@ -121,7 +123,9 @@ def fix_positions(model: nn.Module, is_loaded: bool) -> tuple[str, ...]:
     fixed = nn.functional.pad(rows, (0, 0, table.shape[1] - len(rows), 0))[None]
     is_changed = is_loaded and not torch.allclose(table, fixed, atol=1e-4)
     model.pos_embed = nn.Parameter(fixed, requires_grad=False)
-    return ((f"{where}: the table of the loaded weights is exchanged for one of sines and cosines.",) if is_changed else ())
+    return (
+        (f"{where}: the table of the loaded weights is exchanged for one of sines and cosines.",) if is_changed else ()
+    )
 
 
 def _check_sizes(kwargs: Mapping[str, Any], size: Size) -> None:

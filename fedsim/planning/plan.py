@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -79,6 +80,17 @@ class Plan:
     def initial_weights(self) -> dict[str, Tensor]:
         """Return what of the model travels, as the server starts from it, in the model's order."""
         return {name: tensor.clone() for name, tensor in models.shared_state(self._skeleton).items()}
+
+    def frozen_digest(self) -> str | None:
+        """Return a digest of the parameters that are not trained, which no capture holds; None where there are none."""
+        frozen = {name: p for name, p in self._skeleton.named_parameters() if not p.requires_grad}
+        if not frozen:
+            return None
+        digest = hashlib.sha256()
+        for name, parameter in frozen.items():
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+            digest.update(parameter.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def defenses_of(self, client: int) -> tuple[PlannedDefense, ...]:
         """Return the defenses that a client carries, in order of application."""

@@ -238,7 +238,7 @@ class TrainingPart(_Part):
     sampling: Sampling = "shuffle"
     """`shuffle` walks through the client's images in random order; `poisson` draws each of them independently in every step."""
     trainable: Patterns | None = None
-    """Patterns of the names of parameters that are trained and sent, as in a shell; `!pattern` takes some away. All by default."""
+    """Patterns of the names of parameters that are trained and sent; `!pattern` takes some away. All by default."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> TrainingPart:
