@@ -109,7 +109,7 @@ def fix_positions(model: nn.Module, is_loaded: bool) -> tuple[str, ...]:
         ScenarioError: the model has no learned table, or one that is too narrow or of an odd grid.
 
     Source: Chen, Xie, He, "An Empirical Study of Training Self-Supervised Vision Transformers" (MoCo v3), ICCV 2021,
-    https://arxiv.org/abs/2104.02057, which has columns before rows; in timm's order
+    https://arxiv.org/abs/2104.02057; the order of the channels is timm's
     """
     where, table = "model.position_embedding", getattr(model, "pos_embed", None)
     if not isinstance(model, VisionTransformer) or not isinstance(table, nn.Parameter):

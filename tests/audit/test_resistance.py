@@ -157,6 +157,21 @@ def test_a_client_whose_defense_stops_an_attack_that_works_has_resisted_it(audit
     assert "2 resisted patch_embedding" in result["headline"]
 
 
+@pytest.mark.parametrize("keeps", ["frozen", "local"])
+def test_no_client_resists_by_weights_that_it_keeps_to_itself(audited, stubs, keeps):
+    hiding = {"name": "partial_sharing", "clients": [1], "params": {"hidden": ["cls_token"], "keeps": keeps}}
+    _, _, result = audited(
+        f"keeps-{keeps}",
+        federation={"clients": 3, "rounds": 2},
+        defenses=[{"name": "stubs:Turned", "clients": [1]}, hiding],
+        attacks=["patch_embedding"],
+        audit={"processes": 0},
+    )
+    (line,) = (line for line in result["attacks"] if (line["client"], line["kind"]) == (1, "images"))
+    assert line["verdict"] == ("inconclusive" if keeps == "local" else "resisted"), line["reason"]
+    assert ("parameters of its own that only it knows" in line["reason"]) == (keeps == "local")
+
+
 def test_with_that_defense_on_all_clients_the_run_has_resisted(audited, stubs):
     _, _, result = audited(
         "all-turned",
