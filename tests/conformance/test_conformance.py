@@ -32,6 +32,7 @@ FOLDERS = {"attacks": ROOT / "attacks", "defenses": ROOT / "defenses"}
 STRONG: dict[str, dict[str, Any]] = {
     "dp_noise": {"clip_norm": 1.0, "noise_multiplier": 0.1},
     "mjp": {"gamma": 0.5, "p_apply": 0.5, "warmup": 0.5},
+    "partial_sharing": {"hidden": ("pos_embed", "*.bias"), "keeps": "local"},
 }
 # Sources that need nothing but themselves; the others have their files written in tests of their own.
 SELF_SUFFICIENT = {"photos": {"samples": 60, "test_samples": 20}, "shapes": {"samples": 60, "test_samples": 20}}
