@@ -138,7 +138,7 @@ def own_weights(setting: Setting) -> tuple[str, ...]:
 def _lacking(fact: ModelFact, is_frozen: bool) -> str:
     if is_frozen:
         return f"it reads the gradient of the {fact}, which is frozen here, so that none is sent"
-    return f"it needs a model with a {fact}"
+    return f"it needs a model with {'an' if fact[0] in 'AEIO' else 'a'} {fact}"
 
 
 def _too_many(most: int | None, given: int | None, what: str, where: str) -> list[str]:
