@@ -65,6 +65,8 @@ def audited(tmp_path_factory):
 
 
 def _params(defense, training):
+    if defense == "partial_sharing" and "trainable" in training:  # hiding what is frozen is refused
+        return {"hidden": ["head.bias"]}
     return {} if (defense, training.get("sampling")) == ("dp_sgd", "poisson") else NEEDED.get(defense, {})
 
 
@@ -87,6 +89,7 @@ def of_all(audited, name, **training):
 TRAININGS = {
     "two-images": {"batch_size": 2},
     "adamw": {"optimizer": "adamw", "shares": "delta", "batch_size": 2, "sampling": "poisson"},
+    "head-only": {"batch_size": 2, "trainable": ["head.*"]},
 }
 
 
