@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -72,7 +73,7 @@ class Sharing:
         if not self.frozen:
             sent = "all parameters"
         else:
-            sent += f" ({listed(self.parameters)}); frozen: {listed(self.frozen)}"
+            sent += f" ({listed(_alike(self.parameters))}); frozen: {listed(_alike(self.frozen))}"
         return sent + (f"; {len(self.buffers)} buffers" if self.buffers else "")
 
 
@@ -86,6 +87,14 @@ def listed(names: Iterable[str]) -> str:
     found = list(names)
     rest = len(found) - _LISTED
     return ", ".join(found[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _alike(names: Iterable[str]) -> list[str]:
+    """Return names, those that differ in the number of a block alone as one pattern."""
+    patterns: dict[str, list[str]] = {}
+    for name in names:
+        patterns.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)
+    return [pattern if len(fitting) > 1 else fitting[0] for pattern, fitting in patterns.items()]
 
 
 def _check(model: nn.Module, pattern: str, candidates: Iterable[str]) -> None:

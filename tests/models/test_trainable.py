@@ -141,6 +141,11 @@ def test_what_travels_is_counted_and_told():
     model = copy.deepcopy(MODEL)
     whole = sum(parameter.numel() for parameter in model.parameters())
     assert str(Sharing.of(model)) == "all parameters" and Sharing.of(model).size == whole
+    deep = models.build(ModelPart(name="vit_nano", kwargs={"depth": 2}), 10, 32, 0)
+    models.freeze_others(deep, ["*.qkv.*", "blocks.1.attn.proj.bias"])
+    assert "(blocks.*.attn.qkv.weight, blocks.*.attn.qkv.bias, blocks.1.attn.proj.bias); frozen: " in str(
+        Sharing.of(deep)
+    )
     models.freeze_others(model, ["head.bias"])
     told = Sharing.of(model)
     assert (told.parameters, told.size) == ({"head.bias": 10}, whole)
