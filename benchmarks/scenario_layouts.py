@@ -76,6 +76,29 @@ def _rule(name: str, heading: str | None = None) -> Line:
     return _attack(f"label_recovery rule={name}", heading or f"`{name}`")
 
 
+def _fewer_tensors(run: str) -> Table:
+    """Return what attacks find where little is sent, round by round, means of two clients of one image each."""
+    newton = Pick(attack="regularized_newton")
+    return Table(
+        Pick(run=run),
+        "two clients, one image each",
+        tuple(Line(f"round {number}", Pick(round=number)) for number in (1, 2)),
+        (
+            Line("`label_count`: recall", Pick(attack="label_count"), "{label_recall.mean:.2f}"),
+            Line("`head_features`: largest error", Pick(attack="head_features"), "{feature_error.most:.0e}"),
+            Line("`regularized_newton`: PSNR, dB", newton, "{psnr.mean:.1f}"),
+            Line("`inverting_gradients`, 100 steps: PSNR, dB", Pick(attack="inverting_gradients"), "{psnr.mean:.1f}"),
+            Line("own mean color (control), dB", newton, "{own_mean.psnr.mean:.1f}"),
+            Line("data set's mean (control), dB", newton, "{dataset_mean.psnr.mean:.1f}"),
+            Line(
+                "`regularized_newton` on the other client's update (control), dB",
+                newton,
+                "{wrong_update.psnr.mean:.1f}",
+            ),
+        ),
+    )
+
+
 _NOISE = Table(
     Pick(run="dp_noise_sweep"),
     "noise multiplier",
@@ -148,7 +171,9 @@ TABLES = {
         "clients in the sum, one image each",
         tuple(Line(str(clients), Pick(run=f"secure_aggregation_{clients}")) for clients in (1, 2, 4, 10)),
         (
-            Line("recall of `label_recovery`, mean of 6 rounds", Pick(attack="label_recovery"), "{label_recall.mean:.2f}"),
+            Line(
+                "recall of `label_recovery`, mean of 6 rounds", Pick(attack="label_recovery"), "{label_recall.mean:.2f}"
+            ),
             Line("chance (control)", Pick(attack="label_recovery"), "{chance.label_recall.mean:.2f}"),
             Line(
                 "pair accuracy of `gradient_alignment` (a coin: 0.50)",
@@ -212,6 +237,8 @@ TABLES = {
             Line("`layer_noise`, `probe: signs`", Pick(clients=(11,))),
         ),
     ),
+    "head_only": _fewer_tensors("head_only"),
+    "lora": _fewer_tensors("lora"),
     "soft_labels": Table(
         Pick(run="soft_labels", attack="soft_labels"),
         "clients",

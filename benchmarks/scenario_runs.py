@@ -100,6 +100,8 @@ RUNS = {
                 "defense_aware",
                 "local_steps",
                 "pictures_from_batches",
+                "head_only",
+                "lora",
             )
         ),
         *(

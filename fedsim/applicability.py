@@ -46,7 +46,9 @@ class Setting:
         steps: local steps behind the update; None where nobody said how many.
         optimizer: the client's.
         has_soft_labels: whether labels are smoothed or mixed.
-        model: what holds of the model.
+        model: what holds of the model, and is trained.
+        frozen: what the model has, but does not train, so that nothing of it is sent.
+        has_own_weights: whether the client may have trained at other weights than the global ones, which nobody else knows.
     """
 
     pictures: int | None
@@ -56,6 +58,8 @@ class Setting:
     optimizer: Optimizer
     has_soft_labels: bool
     model: frozenset[ModelFact]
+    frozen: frozenset[ModelFact] = frozenset()
+    has_own_weights: bool = False
 
 
 def together(settings: Sequence[Setting]) -> Setting:
@@ -73,6 +77,8 @@ def together(settings: Sequence[Setting]) -> Setting:
         optimizer=first.optimizer,
         has_soft_labels=any(setting.has_soft_labels for setting in settings),
         model=first.model,
+        frozen=first.frozen,
+        has_own_weights=any(setting.has_own_weights for setting in settings),
     )
 
 
@@ -115,8 +121,24 @@ class Applicability:
             )
         if setting.has_soft_labels and not self.soft_labels:
             found.append("it is made for hard labels, and the client smooths or mixes them")
-        found += [f"it needs a model with a {fact}" for fact in self.model if fact not in setting.model]
-        return tuple(found)
+        found += [_lacking(fact, fact in setting.frozen) for fact in self.model if fact not in setting.model]
+        return (*found, *own_weights(setting))
+
+
+def own_weights(setting: Setting) -> tuple[str, ...]:
+    """Return why no attack is made for an update at weights that nobody else knows, one clause; empty for any other update.
+
+    Every attack looks at the global model. So that one finds nothing says nothing, whatever it states of itself.
+    """
+    if not setting.has_own_weights:
+        return ()
+    return ("it looks at the global model, and the client trained parameters of its own that only it knows",)
+
+
+def _lacking(fact: ModelFact, is_frozen: bool) -> str:
+    if is_frozen:
+        return f"it reads the gradient of the {fact}, which is frozen here, so that none is sent"
+    return f"it needs a model with {'an' if fact[0] in 'AEIO' else 'a'} {fact}"
 
 
 def _too_many(most: int | None, given: int | None, what: str, where: str) -> list[str]:

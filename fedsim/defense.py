@@ -156,6 +156,19 @@ class Defense(ABC):
         drawn from torch's global generator, which the caller has seeded.
         """
 
+    def begin_round(self, model: nn.Module, context: ClientContext) -> None:  # noqa: B027  (as above)
+        """Change, in place, the weights that the client trains from: the round's global ones, before the first local step.
+
+        A defense that does so declares the parameters in `effects.local`. What a client sends with `shares: delta` is the
+        difference from the weights that this leaves.
+        """
+
+    def end_round(self, model: nn.Module, context: ClientContext) -> None:  # noqa: B027  (as above)
+        """Look at the client's weights after the last local step, to keep some of them in `context.state`.
+
+        With `shares: gradient` the client has taken the step that its gradient asks for. Changes reach nobody.
+        """
+
     def protect_batch(
         self, images: Images, labels: Labels, context: ClientContext, generator: torch.Generator
     ) -> tuple[Images, Labels]:

@@ -171,6 +171,8 @@ class UpdateEffects:
         partial_noise: standard deviation of the Gaussian noise that it adds to some entries; an attacker does not know which.
         carries_over: whether it adds what it held back in earlier rounds, so that the update is not of this round's images
             alone.
+        local: patterns, as in a shell, of the names of parameters of which the client trains a copy of its own from round to
+            round, which it never sends: its other gradients are not those at the global weights.
     """
 
     clip_norm: float | None = None
@@ -183,6 +185,7 @@ class UpdateEffects:
     factor: float | None = 1.0
     partial_noise: float = 0.0
     carries_over: bool = False
+    local: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

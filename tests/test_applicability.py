@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedsim.applicability import Applicability, Setting, fault
+from fedsim.applicability import Applicability, Setting, fault, together
 
 PLAIN = Setting(
     pictures=1,
@@ -43,6 +43,22 @@ def unchecked(**facts):
 def test_each_limit_is_told_with_what_is_given(asked, changes, says):
     (obstacle,) = asked.obstacles(replace(PLAIN, **changes))
     assert says in obstacle
+
+
+def test_what_is_frozen_is_told_apart_from_what_a_model_lacks():
+    asked = Applicability(model=("linear classifier", "patch projection"))
+    setting = replace(PLAIN, model=frozenset(), frozen=frozenset({"patch projection"}))
+    assert asked.obstacles(setting) == (
+        "it needs a model with a linear classifier",
+        "it reads the gradient of the patch projection, which is frozen here, so that none is sent",
+    )
+
+
+def test_no_attack_is_made_for_weights_that_the_client_keeps_to_itself():
+    (obstacle,) = Applicability().obstacles(replace(PLAIN, has_own_weights=True))
+    assert "the client trained parameters of its own that only it knows" in obstacle
+    assert together([PLAIN, replace(PLAIN, has_own_weights=True)]).has_own_weights
+    assert not together([PLAIN, PLAIN]).has_own_weights
 
 
 def test_an_update_within_all_limits_meets_no_obstacle():

@@ -30,13 +30,19 @@ RUNS = {
             NOISE,
             {"name": "stubs:Halves", "clients": [0]},
             {"name": f"{EXAMPLES}.error_feedback:ErrorFeedback"},
+            {
+                "name": "partial_sharing",
+                "clients": [2],
+                "params": {"hidden": ["pos_embed", "cls_token"], "keeps": "local"},
+            },
         ],
         "attacks": [{"name": "stubs:Guess"}, {"name": f"{EXAMPLES}.round_labels:RoundLabels"}],
         "evaluators": [{"name": f"{EXAMPLES}.class_accuracy:ClassAccuracy", "rounds": [1, "last"]}],
     },
     "FedAdam": {
         "federation": {"rounds": 3, "strategy": "FedAdam", "strategy_params": {"eta": 0.01}},
-        "training": {"shares": "delta", "batch_size": 2, "local_steps": 2},
+        "model": {"lora": {"rank": 2}},
+        "training": {"shares": "delta", "batch_size": 2, "local_steps": 2, "trainable": ["!head.bias"]},
         "defenses": [NOISE, {"name": "stubs:FailsIn", "clients": [2], "params": {"round": 3}}],
     },
 }

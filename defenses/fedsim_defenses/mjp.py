@@ -127,7 +127,9 @@ class MJP(Defense):
             loss = proceed(replace(step, images=images))
         weight = self._weight_at(step.progress)
         if self.dal != "none" and weight > 0 and not mask.all():
-            torch.autograd.backward(weight * localization_loss(step.model, self.dal, ~mask))
+            term = weight * localization_loss(step.model, self.dal, ~mask)
+            if term.requires_grad:  # unless the scenario trains neither positions nor regressor
+                torch.autograd.backward(term)
         return loss
 
     @property

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fedsim import strips
-from fedsim.applicability import together
+from fedsim.applicability import own_weights, together
 from fedsim.audit import attempt, noise, replay
 from fedsim.audit.attempt import Attempt
 from fedsim.audit.scores import auxiliary_of, by_view, joined, scores_of
@@ -184,12 +184,12 @@ def _by_strategy(plan: Plan) -> list[PluginUse]:
 def _obstacles(plan: Plan, folder: RunFolder, view: View, planned: PlannedAttack) -> tuple[str, ...] | None:
     """Return why the attack is not made for this view; None where the attack does not say what it is made for."""
     applicability = planned.attack.applicability
-    if applicability is None:
-        return None
     if plan.captured is None:
         settings = [plan.setting_of(client, round) for round, client in folder.captures_of(view)]
     else:
         settings = [plan.setting_reported(folder.read_update(*place)) for place in folder.captures_of(view)]
+    if applicability is None:
+        return own_weights(together(settings)) or None
     # The mean of a round is that of one large batch; rounds follow one another.
     rounds = [round for round, _ in folder.captures_of(view)]
     size = sum(one.batch_size for one, round in zip(settings, rounds, strict=True) if round == view.rounds[0])

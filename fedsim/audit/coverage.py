@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedsim import applicability, plugins
 from fedsim.applicability import Setting
@@ -53,7 +53,7 @@ def _of_attack(plan: Plan, planned: PlannedAttack) -> list[Gap]:
         return [Gap(planned.title, plan.audit_clients, reason)]
     reasons: dict[str, list[int]] = {}
     for client in plan.audit_clients:
-        obstacles = made_for.obstacles(plan.setting_of(client, plan.audit_rounds[0]))
+        obstacles = made_for.obstacles(_setting(plan, client))
         if obstacles:
             reasons.setdefault("; ".join(obstacles), []).append(client)
     return [
@@ -62,8 +62,14 @@ def _of_attack(plan: Plan, planned: PlannedAttack) -> list[Gap]:
     ]
 
 
+def _setting(plan: Plan, client: int) -> Setting:
+    """Return how the first audited update of a client is made, with the weights of its own that it has by the last one."""
+    first, last = (plan.setting_of(client, plan.audit_rounds[place]) for place in (0, -1))
+    return replace(first, has_own_weights=last.has_own_weights)
+
+
 def _instead(plan: Plan, planned: PlannedAttack, client: int) -> tuple[str, ...]:
-    setting = plan.setting_of(client, plan.audit_rounds[0])
+    setting = _setting(plan, client)
     present = {other.info.name for other in plan.attacks}
     found = []
     for name in plugins.installed("attacks"):

@@ -37,10 +37,6 @@ def check(scenario: ScenarioName, engine: Engine = None, settings: Overrides = N
     say(f"{scenario}: fine", "green")
 
 
-def _parameters(plan: Any) -> int:
-    return sum(p.numel() for p in plan.initial_weights().values())
-
-
 def _splits(plan: Any) -> dict[str, int]:
     pools = plan.data.pools
     return {"training": len(pools.train), "test": len(pools.test), "auxiliary": len(pools.auxiliary)}
@@ -56,8 +52,9 @@ def _table(loaded: Scenario, plan: Any) -> Table:
     )
     table.add_row("classes", Text(_first_names(plan.data.pools.class_names)))
     table.add_row("images", ", ".join(f"{count} {split}" for split, count in _splits(plan).items()))
-    size = f"{_parameters(plan) / 1e6:.1f} M parameters"
+    size = f"{plan.sharing.size / 1e6:.1f} M parameters"
     table.add_row("model", f"{loaded.model.name}, {size}, input {plan.image_shape}")
+    table.add_row("travels", Text(str(plan.sharing)))
     table.add_row("federation", f"{loaded.federation.clients} clients, {loaded.federation.rounds} rounds")
     if plan.sees_sums:
         table.add_row("server sees", "the weighted sum of all updates of a round, and no single one")
@@ -89,7 +86,12 @@ def _as_data(loaded: Scenario, plan: Any) -> dict[str, Any]:
             "samples": [len(samples) for samples in plan.data.partition],
             **_splits(plan),
         },
-        "model": {"name": loaded.model.name, "parameters": _parameters(plan), "input": list(plan.image_shape)},
+        "model": {"name": loaded.model.name, "parameters": plan.sharing.size, "input": list(plan.image_shape)},
+        "travels": {
+            "parameters": dict(plan.sharing.parameters),
+            "buffers": dict(plan.sharing.buffers),
+            "frozen": dict(plan.sharing.frozen),
+        },
         "federation": {
             "clients": loaded.federation.clients,
             "rounds": loaded.federation.rounds,

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.data.batches import Inputs
-from fedsim.defense import MEANINGFUL_DELTA, ClientContext, LocalStep, PrivacyBudget
+from fedsim.defense import MEANINGFUL_DELTA, ClientContext, Defense, LocalStep, PrivacyBudget
 from fedsim.exchange import Update
 from fedsim.federation.validity import examples_fault, tensors_fault
-from fedsim.models import shared_state, trained
+from fedsim.models import matches, shared_state, trained
 from fedsim.planning.context import decay_exempt
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedDefense
@@ -165,21 +165,53 @@ def carry_out(run: LocalRun, proximal_mu: float = 0.0) -> LocalResult:
 
 def unprotected(run: LocalRun, proximal_mu: float = 0.0) -> tuple[Update, float]:
     """Carry out a client's training, and return its update before any defense protects it, and the loss; see `carry_out`."""
-    plan, training, model, weights = run.plan, run.plan.scenario.training, run.model, run.weights
+    plan, training, model = run.plan, run.plan.scenario.training, run.model
+    start = _begun(run)
     with seeded(run.seed, "training", run.round, run.client):
         if training.shares == "gradient":
             loss = gradient_step(run, 0)
             tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trained(model).items()}
         else:
-            loss = _train(run, _proximal_pull(weights, proximal_mu))
-            tensors = {name: parameter.detach() - weights[name] for name, parameter in trained(model).items()}
+            loss = _train(run, _proximal_pull(start, proximal_mu))
+            tensors = {name: parameter.detach() - start[name] for name, parameter in trained(model).items()}
     count = plan.data.client_examples(run.client, run.round, training)
     state = shared_state(model)
     buffers = {name: state[name].clone() for name in plan.buffers}
     sent = {name: tensor.detach() for name, tensor in tensors.items()}
+    _end(run, sent)
     update = Update(run.round, run.client, training.shares, sent, count, buffers)
     _check_finite(update, loss)
     return update, loss
+
+
+def _begun(run: LocalRun) -> Weights:
+    """Let each defense change what the client trains from, and return that: the global weights where none does."""
+    begins = [planned for planned in run.defenses if type(planned.defense).begin_round is not Defense.begin_round]
+    if not begins:
+        return run.weights
+    start: Weights = {name: run.weights[name] for name in trained(run.model)}
+    for planned in begins:
+        with torch.no_grad():
+            planned.defense.begin_round(run.model, run.context(planned))
+        before, start = start, {name: parameter.detach().clone() for name, parameter in trained(run.model).items()}
+        local = planned.defense.effects.local
+        if hidden := [name for name in start if not (matches(name, local) or torch.equal(before[name], start[name]))]:
+            raise DefenseFaultError(
+                planned, "begin_round", f"it changes {hidden[0]}, which effects.local does not name"
+            )
+    return start
+
+
+@torch.no_grad()
+def _end(run: LocalRun, sent: Weights) -> None:
+    """Let each defense look at the client's last weights."""
+    ends = [planned for planned in run.defenses if type(planned.defense).end_round is not Defense.end_round]
+    training = run.plan.scenario.training
+    if ends and training.shares == "gradient":
+        for name, parameter in trained(run.model).items():
+            parameter.sub_(sent[name], alpha=training.learning_rate)
+    for planned in ends:
+        planned.defense.end_round(run.model, run.context(planned))
 
 
 def protected(run: LocalRun, planned: PlannedDefense, update: Update) -> Update:

@@ -8,6 +8,7 @@ from fedsim.models.interface import (
     Patches,
     PatchGrid,
     facts,
+    frozen_facts,
     gradient_of,
     head_inputs,
     head_names,
@@ -19,6 +20,8 @@ from fedsim.models.interface import (
     trained,
     unfused_attention,
 )
+from fedsim.models.lora import LoRALinear, merged
+from fedsim.models.trainable import freeze_others, matches
 from fedsim.models.vit import KWARGS, is_vit
 
 __all__ = [
@@ -26,16 +29,21 @@ __all__ = [
     "Built",
     "Features",
     "HeadNames",
+    "LoRALinear",
     "ModelInterfaceError",
     "PatchGrid",
     "Patches",
     "build",
     "build_with_notes",
     "facts",
+    "freeze_others",
+    "frozen_facts",
     "gradient_of",
     "head_inputs",
     "head_names",
     "is_vit",
+    "matches",
+    "merged",
     "normalization",
     "patch_grid",
     "prefix_rows",

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedsim.errors import ScenarioError, nearest
 from fedsim.models import custom, hub_weights, trial, vit, weights
+from fedsim.models.lora import add_lora
 from fedsim.models.weights import in_one_line
 from fedsim.presets import PRESETS
 from fedsim.scenario import ModelPart, NormalizationPart
@@ -77,6 +78,11 @@ def build_with_notes(
             else:
                 model = _create(part, given, num_classes, size)
     notes = weights.load(model, file, called) if file is not None else ()
+    if part.position_embedding == "sincos":
+        notes = (*notes, *vit.fix_positions(model, is_loaded=file is not None))
+    if part.lora is not None:
+        with seeded(seed, "lora"):
+            add_lora(model, part.lora)
     _set_normalization(model, part.name, part.normalization, channels)
     return Built(model.eval(), (*notes, *trial.run(model, part, num_classes, (channels, *size), seed)))
 

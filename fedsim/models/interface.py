@@ -204,17 +204,30 @@ def gradient_of(model: nn.Module, images: Images, labels: Tensor) -> dict[str, T
 
 
 def facts(model: nn.Module) -> frozenset[ModelFact]:
-    """Return what holds of a model among the things that attacks may ask of one."""
-    embed = getattr(model, "patch_embed", None)
+    """Return what holds of a model among the things that attacks may ask of one, and is trained, so that updates tell of it."""
+    return frozenset(fact for fact, read in _read_by(model).items() if all(tensor.requires_grad for tensor in read))
+
+
+def frozen_facts(model: nn.Module) -> frozenset[ModelFact]:
+    """Return what a model has among the things that attacks may ask of one, and does not train."""
+    return frozenset(_read_by(model)) - facts(model)
+
+
+def _read_by(model: nn.Module) -> dict[ModelFact, list[Tensor]]:
+    """Return each fact that the architecture meets -> the parameters that attacks on it read."""
+    found: dict[ModelFact, list[Tensor]] = {}
     try:
         heads = [model.get_submodule(names.weight.rpartition(".")[0]) for names in head_names(model)]
     except ModelInterfaceError:
         heads = []
-    holds: dict[ModelFact, bool] = {
-        "linear classifier": bool(heads)
-        and all(isinstance(head, nn.Linear) and head.out_features > 1 for head in heads),
-        "learned position embedding": isinstance(getattr(model, "pos_embed", None), nn.Parameter),
-        "patch projection": isinstance(embed, PatchEmbed) and isinstance(embed.norm, nn.Identity),
-        "APRIL first block": any(isinstance(module, AprilBlock) for module in model.modules()),
-    }
-    return frozenset(fact for fact, is_true in holds.items() if is_true)
+    if heads and all(isinstance(head, nn.Linear) and head.out_features > 1 for head in heads):
+        found["linear classifier"] = [head.get_parameter("weight") for head in heads]
+    positions, embed = getattr(model, "pos_embed", None), getattr(model, "patch_embed", None)
+    if isinstance(positions, nn.Parameter):
+        found["learned position embedding"] = [positions]
+    if isinstance(embed, PatchEmbed) and isinstance(embed.norm, nn.Identity):
+        found["patch projection"] = [embed.get_parameter("proj.weight")]
+    blocks = [module for module in model.modules() if isinstance(module, AprilBlock)]
+    if blocks:
+        found["APRIL first block"] = [p for b in blocks for n, p in b.attn.named_parameters() if n == "qkv.weight"]
+    return found

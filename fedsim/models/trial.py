@@ -71,7 +71,7 @@ def run(
         raise _refusal(
             part, "lets the images of a batch influence each other, which an audit of each image does not allow for"
         )
-    return _told(part, norms, small)
+    return _told(part, norms, model)
 
 
 def _step(model: nn.Module, part: ModelPart, images: Tensor, num_classes: int) -> tuple[list[Tensor], Tensor]:

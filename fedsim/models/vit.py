@@ -8,8 +8,11 @@ from types import MappingProxyType
 from typing import Any
 
 import timm
+import torch
 from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models import VisionTransformer, is_model_in_modules
+from torch import nn
 
 from fedsim.coercion import coerce
 from fedsim.errors import ScenarioError, nearest
@@ -86,6 +89,43 @@ def create(part: ModelPart, name: str, kwargs: Mapping[str, Any], num_classes: i
     if part.first_block == "april":
         make_april(model)
     return model
+
+
+@torch.no_grad()
+def fix_positions(model: nn.Module, is_loaded: bool) -> tuple[str, ...]:
+    """Exchange a learned position table for a fixed one of sines and cosines of rows and columns, in place.
+
+    A quarter of the width each are sines and cosines of a patch's row, and of its column, at frequencies 10000^(-k / quarter).
+    Rows of class and register tokens are zero.
+
+    Args:
+        model: of the scenario.
+        is_loaded: whether its weights come from a file.
+
+    Returns:
+        What its user should know, one sentence each.
+
+    Raises:
+        ScenarioError: the model has no learned table, or one that is too narrow or of an odd grid.
+
+    Source: Chen, Xie, He, "An Empirical Study of Training Self-Supervised Vision Transformers" (MoCo v3), ICCV 2021,
+    https://arxiv.org/abs/2104.02057; the order of the channels is timm's
+    """
+    where, table = "model.position_embedding", getattr(model, "pos_embed", None)
+    if not isinstance(model, VisionTransformer) or not isinstance(table, nn.Parameter):
+        raise ScenarioError(
+            where, "sincos takes the place of a learned position table, and this model has none. Leave it out."
+        )
+    width = table.shape[-1]
+    if width % 4:
+        raise ScenarioError(where, f"sincos divides the width by four, and {width} is no multiple. Change embed_dim.")
+    rows = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), width)
+    fixed = nn.functional.pad(rows, (0, 0, table.shape[1] - len(rows), 0))[None]
+    is_changed = is_loaded and not torch.allclose(table, fixed, atol=1e-4)
+    model.pos_embed = nn.Parameter(fixed, requires_grad=False)
+    return (
+        (f"{where}: the table of the loaded weights is exchanged for one of sines and cosines.",) if is_changed else ()
+    )
 
 
 def _check_sizes(kwargs: Mapping[str, Any], size: Size) -> None:

@@ -25,12 +25,14 @@ from fedsim.scenario import Scenario, parse
 _PARTS = ("seed", "data", "model", "federation", "training", "threat", "defenses")
 # Where files lie, not what is in them, which the digests tell.
 _LOCATIONS = {"data.path", "data.test_path", "data.root", "model.pretrained"}
+_FROZEN = "frozen weights"
 _MEANING = {
     "class names": "the class names differ",
     "partition": "the samples are dealt to the clients in another way",
     "train": "the images or labels of the clients differ",
     "test": "the images or labels of the test pool differ",
     "auxiliary": "the images or labels of the auxiliary pool differ",
+    _FROZEN: "the frozen weights of the model, which no capture holds, differ",
 }
 
 AUDITED = "records.jsonl, calibrations.jsonl and artifacts/"
@@ -41,6 +43,7 @@ _OF_CLIENTS = ("partition", "train", "test")  # the data of an observed app's cl
 # Settings younger than the first stored runs: left out at their default, so that a run keeps its identity.
 _YOUNGER = (
     ("model", "first_block", "standard"),
+    ("model", "position_embedding", "learned"),
     ("training", "label_smoothing", 0.0),
     ("training", "sampling", "shuffle"),
     ("threat", "sees", "updates"),
@@ -86,7 +89,9 @@ def of(plan: Plan) -> Inputs:
     """
     scenario = plan.scenario
     rounds = scenario.federation.rounds if plan.captured is None else 0
-    digests = plan.data.verify(rounds, scenario.training)
+    digests = dict(plan.data.verify(rounds, scenario.training))
+    if frozen := plan.frozen_digest():
+        digests[_FROZEN] = frozen
     notes = (*plan.notes, *plan.data.notes(rounds, scenario.training))
     return Inputs(_settings(scenario), digests, notes, run_id(scenario))
 
@@ -112,6 +117,8 @@ def bind(folder: RunFolder, inputs: Inputs) -> None:
     for part, meaning in _MEANING.items():
         if observed and part in _OF_CLIENTS:
             continue
+        if part == _FROZEN and not (part in stored.data and part in inputs.data):
+            continue  # a run of an earlier fedsim, or a model that trains all it has
         if stored.data.get(part) != inputs.data[part]:
             raise RunFolderError(
                 f"{_path(folder)}: the data is not what this run was made with: {meaning}. "

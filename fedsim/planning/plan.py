@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from fedsim.data.candidates import candidates
 from fedsim.defense import ClientContext
 from fedsim.exchange import Candidates, Normalization, Scope, Truth, Update
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
+from fedsim.models.trainable import Sharing
 from fedsim.planning.context import client_context
 from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, cautions, client_cautions
 from fedsim.recording.observed import Captured
@@ -74,6 +76,11 @@ class Plan:
         """Names of the model's buffers that travel."""
         return models.shared_buffers(self._skeleton)
 
+    @property
+    def sharing(self) -> Sharing:
+        """What of the model travels."""
+        return Sharing.of(self._skeleton)
+
     def model(self, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
         """Return a fresh model in evaluation mode, with these weights, else with the scenario's initial ones."""
         model = copy.deepcopy(self._skeleton)
@@ -85,6 +92,17 @@ class Plan:
     def initial_weights(self) -> dict[str, Tensor]:
         """Return what of the model travels, as the server starts from it, in the model's order."""
         return {name: tensor.clone() for name, tensor in models.shared_state(self._skeleton).items()}
+
+    def frozen_digest(self) -> str | None:
+        """Return a digest of the parameters that are not trained, which no capture holds; None where there are none."""
+        frozen = {name: p for name, p in self._skeleton.named_parameters() if not p.requires_grad}
+        if not frozen:
+            return None
+        digest = hashlib.sha256()
+        for name, parameter in frozen.items():
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+            digest.update(parameter.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def defenses_of(self, client: int) -> tuple[PlannedDefense, ...]:
         """Return the defenses that a client carries, in order of application."""
@@ -120,7 +138,10 @@ class Plan:
         """Return how the update of a simulated client in a round is made."""
         steps = self.data.client_inputs(client, round, self.scenario.training)
         pictures = len({one for step in steps for one in step})
-        return self._setting(pictures, max(map(len, steps)), len(steps))
+        setting = self._setting(pictures, max(map(len, steps)), len(steps))
+        # In its first round a client has kept nothing yet.
+        is_own = round > 1 and any(planned.defense.effects.local for planned in self.defenses_of(client))
+        return replace(setting, has_own_weights=is_own)
 
     def workload_of(self, client: int) -> Workload:
         """Return how much a simulated client trains on in any round; the expected number of images under Poisson sampling."""
@@ -151,6 +172,7 @@ class Plan:
             training.optimizer,
             bool(training.label_smoothing or training.mixup),
             models.facts(self._skeleton),
+            models.frozen_facts(self._skeleton),
         )
 
     def cautions_of(self, client: int) -> tuple[str, ...]:

@@ -196,6 +196,8 @@ def _model(
         for planned in defenses:
             with blaming(planned, "prepare_model"):
                 planned.defense.prepare_model(skeleton)
+    if scenario.training.trainable is not None:
+        models.freeze_others(skeleton, scenario.training.trainable)
     for planned in defenses:
         cautions(planned, skeleton)
         _check_coverage(planned, skeleton, scenario, data)

@@ -195,6 +195,9 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Model", run.part("model").get("name")),
         ("Data", run.part("data").get("name")),
         ("Clients share", run.part("training").get("shares")),
+        ("Trained and sent", _patterns(run.part("training").get("trainable"))),
+        ("LoRA", _lora(run.part("model").get("lora"))),
+        ("Position embedding", _fixed(run.part("model").get("position_embedding"))),
         ("Batch size", run.part("training").get("batch_size")),
         ("Sampling", "Poisson: batches vary in size" if run.part("training").get("sampling") == "poisson" else None),
         ("Label smoothing", run.part("training").get("label_smoothing") or None),
@@ -203,6 +206,21 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Seed", run.scenario.get("seed")),
     ]
     return [(name, str(value)) for name, value in pairs if value is not None]
+
+
+def _patterns(patterns: Any) -> str | None:
+    return ", ".join(map(str, patterns)) if isinstance(patterns, list) else None
+
+
+def _lora(part: Any) -> str | None:
+    if not isinstance(part, Mapping):
+        return None
+    head = "with the head" if part.get("train_head") else "without the head"
+    return f"rank {part.get('rank')} of {_patterns(part.get('targets'))}, {head}; the rest is frozen"
+
+
+def _fixed(kind: Any) -> str | None:
+    return "sines and cosines, fixed" if kind == "sincos" else None
 
 
 def _captured_facts(run: RunData) -> list[tuple[str, str]]:

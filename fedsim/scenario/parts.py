@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, get_args
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from fedsim.validation import shown, worded
 
@@ -31,6 +31,7 @@ MOST_SAMPLES = 1_000_000_000
 MOST_PROCESSES = 256
 MOST_PLUGINS = 100
 MOST_MEBIBYTES = 10_000_000
+MOST_RANK = 100_000
 LARGEST_SEED = 10**30
 
 
@@ -128,6 +129,32 @@ class NormalizationPart(_Part):
     """Above 0, a value a channel."""
 
 
+def _patterns(value: list[str]) -> list[str]:
+    if not value or not all(pattern.removeprefix("!") for pattern in value):
+        raise ValueError(f"expected at least one pattern, none of them empty, got {shown(value)}")
+    return value
+
+
+Patterns = Annotated[list[str], AfterValidator(_patterns)]
+
+
+class LoRAPart(_Part):
+    """Low-rank adaptation (Hu et al. 2021): the model is frozen, and each target layer trains a change of low rank.
+
+    A layer with weight W returns W x + (alpha / rank) B A x. What is trained and sent are A, B and, with `train_head`, the
+    classifier.
+    """
+
+    rank: Annotated[int, Field(ge=1, le=MOST_RANK), _NO_BOOLEAN] = 4
+    """Rows of A and columns of B, less than a target's own."""
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
+    """The change is scaled by alpha / rank; the rank unless given."""
+    targets: Patterns = ["*.attn.qkv", "*.attn.proj"]
+    """Patterns of the names of linear layers, as in a shell."""
+    train_head: Switch = True
+    """Whether the classifier is trained and sent too."""
+
+
 class ModelPart(_Part):
     """A model of timm, one of fedsim's presets, or a "module:factory" of one's own that returns a torch module.
 
@@ -148,6 +175,10 @@ class ModelPart(_Part):
     """true for published weights, from the Hugging Face hub or its cache; or the path of a weights file."""
     normalization: NormalizationPart | None = None
     """In the place of the model's own."""
+    position_embedding: Literal["learned", "sincos"] = "learned"
+    """`sincos` gives a Vision Transformer a fixed table of sines and cosines, which is neither trained nor sent."""
+    lora: LoRAPart | None = None
+    """Trains low-rank changes of some layers and freezes the rest."""
 
 
 class FederationPart(_Part):
@@ -179,7 +210,8 @@ class TrainingPart(_Part):
     `label_smoothing: a` trains on labels (1 - a) onehot + a / C. `mixup: alpha` blends each image and its label with
     another of the client's, in a proportion from Beta(alpha, alpha), anew at every use; smoothing comes after it.
     `sampling: poisson` takes each image into each step with probability `batch_size` over the client's images, independently
-    of all others: batches vary in size, and one may be empty.
+    of all others: batches vary in size, and one may be empty. `trainable` names the parameters that are trained and sent; all
+    others are frozen, are the same on every client and on the server, and do not travel.
     """
 
     batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] = 1
@@ -207,6 +239,8 @@ class TrainingPart(_Part):
     """alpha: blends each image with another of the client's, in a share from Beta(alpha, alpha)."""
     sampling: Sampling = "shuffle"
     """`shuffle` walks through the client's images in random order; `poisson` draws each of them independently in every step."""
+    trainable: Patterns | None = None
+    """Patterns of the names of parameters that are trained and sent; `!pattern` takes some away. All by default."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> TrainingPart:

@@ -14,7 +14,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from fedsim.audit.mechanism import FEWEST_DRAWS, check_mechanism
-from fedsim.defense import Defense, PrivacyBudget
+from fedsim.defense import ClientContext, Defense, PrivacyBudget
 from fedsim.exchange import Update, UpdateEffects, UpdateKind
 from fedsim.recording.client_state import ClientState, gathered
 from fedsim.seeds import seeded, torch_generator
@@ -67,6 +67,8 @@ def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | 
             if claims and kind == "gradient" and not faults:
                 with faults.of("budget"):
                     _check_draws(defense, update)
+        with faults.of("begin_round and end_round"):
+            _check_rounds(defense, prepared)
         with faults.of("cautions"):
             _check_own_cautions(defense, prepared)
 
@@ -128,6 +130,33 @@ def _check_step(defense: Defense, plain: nn.Module, prepared: nn.Module, batch: 
         if once is not None and total is not None:
             adds = torch.allclose(total, 2 * once, rtol=1e-3, atol=1e-5 * (1 + float(once.abs().max())))
         expect(adds, f"{who} must add to {name}.grad, not replace it: another defense's step may come before.")
+
+
+def _check_rounds(defense: Defense, prepared: nn.Module) -> None:
+    """Check what the hooks around a round change and keep, of a round in which every weight moved."""
+    who, local = hook(defense, "begin_round"), defense.effects.local
+
+    def begin(kept: ClientState) -> tuple[nn.Module, ClientContext]:
+        model, context = copy.deepcopy(prepared), client_context(state=kept.of("own"))
+        with torch.no_grad(), no_global_effect(who):
+            defense.begin_round(model, context)
+        return model, context
+
+    model, context = begin(ClientState())
+    with torch.no_grad(), no_global_effect(hook(defense, "end_round")):
+        for parameter in model.parameters():
+            parameter.add_(1)
+        defense.end_round(model, context)
+    try:
+        kept = gathered([("own", context.state)])
+    except ValueError as error:
+        raise AssertionError(f"{hook(defense, 'end_round')}: {error}.") from None
+    before, after = weights(prepared), weights(begin(kept)[0])
+    expect(list(before) == list(after), f"{who} adds or removes parameters; prepare_model is for that.")
+    expect(same(after, weights(begin(kept)[0])), f"{who}: same context.state, but other weights.")
+    changed = [name for name in before if not equal(before[name], after[name])]
+    undeclared = [name for name in changed if not any(fnmatchcase(name, pattern) for pattern in local)]
+    expect(not undeclared, f"{who} changes {undeclared[:1]}, which effects.local does not name: {list(local)}.")
 
 
 # The update

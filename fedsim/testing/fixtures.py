@@ -111,10 +111,10 @@ def make_update(
         for _ in range(local_steps):
             gradient = models.gradient_of(trained, inputs, pictures.labels)
             with torch.no_grad():
-                for name, parameter in trained.named_parameters():
+                for name, parameter in models.trained(trained).items():
                     parameter.sub_(gradient[name], alpha=learning_rate)
-        before = dict(model.named_parameters())
-        tensors = {name: after.detach() - before[name].detach() for name, after in trained.named_parameters()}
+        before = models.trained(model)
+        tensors = {name: after.detach() - before[name].detach() for name, after in models.trained(trained).items()}
     return Update(1, 0, kind, tensors, len(pictures))
 
 

@@ -52,6 +52,21 @@ def test_a_client_that_trains_with_adamw_is_beyond_every_attack_on_gradients():
     assert gap.instead == ()
 
 
+def test_an_attack_that_reads_what_is_frozen_is_told_with_the_one_that_reads_what_is_sent():
+    (gap,) = gaps(training={"trainable": ["head.*"]})
+    assert gap.reason.startswith("it reads the gradient of the learned position embedding, which is frozen here")
+    assert "regularized_newton" in gap.instead and "token_matching" not in gap.instead
+    assert gaps(training={"trainable": ["head.*"]}, attacks=["label_count"]) == []
+
+
+def test_a_client_that_keeps_weights_of_its_own_is_beyond_every_attack():
+    keeping = {"name": "partial_sharing", "clients": [1], "params": {"hidden": ["cls_token"], "keeps": "local"}}
+    (gap,) = gaps(defenses=[keeping], attacks=["label_count"])
+    assert (gap.clients, gap.instead) == ((1,), ())
+    assert "parameters of its own that only it knows" in gap.reason
+    assert gaps(defenses=[keeping], attacks=["label_count"], federation={"clients": 2, "rounds": 1}) == []
+
+
 def test_a_control_leaves_no_gap():
     assert gaps(attacks=["blind_guess"], training=EPOCHS) == []
 

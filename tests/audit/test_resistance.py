@@ -65,6 +65,8 @@ def audited(tmp_path_factory):
 
 
 def _params(defense, training):
+    if defense == "partial_sharing" and "trainable" in training:  # hiding what is frozen is refused
+        return {"hidden": ["head.bias"]}
     return {} if (defense, training.get("sampling")) == ("dp_sgd", "poisson") else NEEDED.get(defense, {})
 
 
@@ -89,6 +91,7 @@ def of_all(audited, name, **training):
 TRAININGS = {
     "two-images": {"batch_size": 2},
     "adamw": {"optimizer": "adamw", "shares": "delta", "batch_size": 2, "sampling": "poisson"},
+    "head-only": {"batch_size": 2, "trainable": ["head.*"]},
 }
 
 
@@ -157,6 +160,21 @@ def test_a_client_whose_defense_stops_an_attack_that_works_has_resisted_it(audit
         assert "9 of 9 updates" in pictures[client]["reason"]
         assert "8 of 8 that the auditor made itself" in pictures[client]["reason"]
     assert "2 resisted patch_embedding" in result["headline"]
+
+
+@pytest.mark.parametrize("keeps", ["frozen", "local"])
+def test_no_client_resists_by_weights_that_it_keeps_to_itself(audited, stubs, keeps):
+    hiding = {"name": "partial_sharing", "clients": [1], "params": {"hidden": ["cls_token"], "keeps": keeps}}
+    _, _, result = audited(
+        f"keeps-{keeps}",
+        federation={"clients": 3, "rounds": 2},
+        defenses=[{"name": "stubs:Turned", "clients": [1]}, hiding],
+        attacks=["patch_embedding"],
+        audit={"processes": 0},
+    )
+    (line,) = (line for line in result["attacks"] if (line["client"], line["kind"]) == (1, "images"))
+    assert line["verdict"] == ("inconclusive" if keeps == "local" else "resisted"), line["reason"]
+    assert ("parameters of its own that only it knows" in line["reason"]) == (keeps == "local")
 
 
 def test_with_that_defense_on_all_clients_the_run_has_resisted(audited, stubs):

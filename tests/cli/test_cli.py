@@ -179,6 +179,7 @@ def test_check_tells_what_the_scenario_means_and_writes_nothing(fedsim, file, tm
     for text in (
         "shapes, 2 classes, 4 to 4 samples a client",
         "vit_nano, 0.1 M parameters, input (3, 32, 32)",
+        "travels all parameters",
         "3 clients, 1 rounds",
         "batch_size, normalization",
         "client 1: dp_noise: Clipping without noise",
@@ -303,6 +304,16 @@ def test_list_as_json_holds_every_parameter_with_its_default(fedsim):
     assert list(everything) == list(catalogue.sections())
 
 
+def test_check_tells_what_travels_and_what_is_frozen(fedsim, file):
+    file.write_text(yaml.safe_dump(SMALL))
+    setting = ("--set", "training.trainable=[head.*]")
+    printed = " ".join(fedsim("check", file, *setting).output.split())
+    assert "parameters (head.weight, head.bias); frozen: cls_token, pos_embed, patch_embed.proj.weight" in printed
+    assert "vit_nano, 0.1 M parameters" in printed
+    travels = json.loads(fedsim("check", file, *setting, "--json").output)["travels"]
+    assert travels["parameters"] == {"head.weight": 128, "head.bias": 2} and "head.weight" not in travels["frozen"]
+
+
 def test_check_as_json_says_what_the_table_says(fedsim, file):
     file.write_text(
         yaml.safe_dump(SMALL | {"defenses": [{"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0}}]})
@@ -312,6 +323,8 @@ def test_check_as_json_says_what_the_table_says(fedsim, file):
     assert found["data"]["samples"] == [4, 4, 4] and found["data"]["training"] == 12
     assert found["model"] == {"name": "vit_nano", "parameters": found["model"]["parameters"], "input": [3, 32, 32]}
     assert found["federation"] == {"clients": 3, "rounds": 1, "strategy": "FedAvg"}
+    assert sum(found["travels"]["parameters"].values()) == found["model"]["parameters"]
+    assert found["travels"]["buffers"] == found["travels"]["frozen"] == {}
     assert found["defenses"][0]["clients"] == [1] and found["defenses"][0]["params"]["clip_norm"] == 1.0
     assert found["attacks"] == [{"name": "stubs:Guess", "label": None, "params": {"pictures": 1}}]
     assert any("Clipping without noise" in caution["text"] for caution in found["cautions"])

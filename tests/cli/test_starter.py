@@ -15,6 +15,8 @@ NO_DEFAULT = {
     "local_steps": 5,
     "local_epochs": 1,
     "mixup": 1.0,
+    "trainable": ["head.*"],
+    "lora": {"rank": 4},
     "attack_memory": 4096,
 }
 DATA = {"name": "folder", "path": "images"}

@@ -33,6 +33,7 @@ FOLDERS = {"attacks": ROOT / "attacks", "defenses": ROOT / "defenses"}
 STRONG: dict[str, dict[str, Any]] = {
     "dp_noise": {"clip_norm": 1.0, "noise_multiplier": 0.1},
     "mjp": {"gamma": 0.5, "p_apply": 0.5, "warmup": 0.5},
+    "partial_sharing": {"hidden": ("pos_embed", "*.bias"), "keeps": "local"},
 }
 # Defenses that take a backward pass for each tensor or feature, which are fewer in a tiny model.
 BY_PARTS = ("layer_noise", "soteria")

@@ -11,9 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vit_cases import build, gradient, observe, photos
 
+from fedsim import models
+from fedsim.audit.threat import ThreatModel
 from fedsim.errors import AttackRefusedError, ScenarioError
 from fedsim.exchange import Update
+from fedsim.federation import training
+from fedsim.federation.training import Past, local_update
 from fedsim.plugins import configure
+from fedsim.recording.client_state import ClientState
 from fedsim.simulation import Progress
 from fedsim.testing import client_context
 
@@ -96,3 +101,94 @@ def test_a_run_keeps_the_hidden_tensor_at_its_start_trains_the_rest_and_records_
     assert torch.equal(start["pos_embed"], later["pos_embed"])
     assert not torch.equal(start["head.bias"], later["head.bias"])
     assert not folder.read_update(1, 0).tensors["pos_embed"].any()
+
+
+# Local copies
+
+KEEPING = {
+    "name": "partial_sharing",
+    "clients": [1],
+    "params": {"hidden": ["pos_embed", "blocks.0.norm1.*"], "keeps": "local"},
+}
+LOCAL = ["pos_embed", "blocks.0.norm1.weight", "blocks.0.norm1.bias"]
+
+
+def sgd(plan, round, weights, steps, rate):
+    """Return what plain SGD on a client's batches makes of weights, step by step."""
+    model = plan.model(weights).train()
+    for inputs in plan.data.client_inputs(1, round, plan.scenario.training)[:steps]:
+        batch = plan.data.read(inputs, plan.scenario.training)
+        images = plan.normalization.normalize(batch.images)
+        gradients = models.gradient_of(model, images, batch.labels)
+        with torch.no_grad():
+            for name, parameter in models.trained(model).items():
+                parameter.sub_(rate * gradients[name])
+    return {name: parameter.detach() for name, parameter in models.trained(model).items()}
+
+
+@pytest.mark.parametrize("shares", ["gradient", "delta"])
+def test_local_copies_train_from_round_to_round_as_sgd_by_hand_and_are_never_sent(tiny_plan, shares):
+    recipe = {"shares": shares, "batch_size": 2, "learning_rate": 0.2}
+    recipe |= {"local_steps": 2} if shares == "delta" else {}
+    plan, steps = tiny_plan(defenses=[KEEPING], training=recipe), 2 if shares == "delta" else 1
+    weights, own, past = plan.initial_weights(), {}, None
+    for round in (1, 2, 3):
+        result = local_update(plan, 1, round, weights, past=past)
+        start = {**weights, **own}
+        end = sgd(plan, round, start, steps, 0.2)
+        for name, sent in result.update.tensors.items():
+            moved = end[name] - start[name] if shares == "delta" else (start[name] - end[name]) / 0.2
+            torch.testing.assert_close(sent, torch.zeros_like(sent) if name in LOCAL else moved, atol=2e-6, rtol=1e-3)
+        own = {name: end[name] for name in LOCAL}
+        kept = {name.partition("/")[2]: tensor for name, tensor in result.state.tensors.items()}
+        assert list(kept) == sorted(LOCAL)
+        for name in LOCAL:
+            torch.testing.assert_close(kept[name], own[name], atol=1e-6, rtol=1e-4)
+            assert not torch.equal(own[name], weights[name])
+        past = Past(round, result.state)
+    # Of the copy that it does not keep nothing is left.
+    frozen = tiny_plan(defenses=[{**KEEPING, "params": {**KEEPING["params"], "keeps": "frozen"}}], training=recipe)
+    assert not local_update(frozen, 1, 1, weights).state
+
+
+def test_what_is_clipped_before_is_the_change_of_a_local_copy_and_not_its_distance_from_the_server(tiny_plan):
+    clipping = {"name": "dp_noise", "params": {"clip_norm": 1e6}}
+    recipe = {"shares": "delta", "batch_size": 2, "learning_rate": 0.01}
+    plan = tiny_plan(defenses=[clipping, KEEPING], training=recipe)
+    weights = plan.initial_weights()
+    far = ClientState({"01-partial_sharing/pos_embed": weights["pos_embed"] + 5})
+    run = training.prepared(plan, 1, 2, weights, Past(1, far))
+    update, _ = training.unprotected(run)
+    assert 0 < float(update.tensors["pos_embed"].norm()) < 1
+
+
+def test_an_attack_is_not_made_for_a_client_s_own_weights_and_never_gets_them(tiny_plan, run_folder, without_report):
+    plan = tiny_plan(defenses=[KEEPING], attacks=["label_count", "stubs:Guess"], training={"learning_rate": 0.5})
+    folder = run_folder(plan)
+    records = audits.simulate(plan, folder, Progress())
+    for record in records:
+        is_own = (record["client"], record["round"]) == (1, 2)
+        assert any("only it knows" in text for text in record["inapplicable"] or []) == is_own, record
+        assert any("Attacks get the global model" in text for text in record["cautions"]) == (record["client"] == 1)
+    seen = ThreatModel(plan).observe(folder.read_update(2, 1), folder.read_global(2, 1))
+    own = folder.read_state(1, 1).tensors["00-partial_sharing/pos_embed"]
+    assert torch.equal(seen.model().pos_embed, folder.read_global(2, 1)["pos_embed"])
+    assert not torch.equal(seen.model().pos_embed, own)
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        (
+            {"training": {"trainable": ["head.*", "blocks.*"]}},
+            r"defenses\.0: partial_sharing: hidden: 'pos_embed' matches frozen parameters alone",
+        ),
+        (
+            {"defenses": [KEEPING, KEEPING]},
+            r"keeps: got local, and PartialSharing of the same client keeps a copy of pos_embed",
+        ),
+    ],
+)
+def test_what_would_hide_nothing_or_keep_twice_is_refused(tiny_plan, parts, says):
+    with pytest.raises(ScenarioError, match=says):
+        tiny_plan(**{"defenses": [KEEPING], **parts})

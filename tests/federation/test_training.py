@@ -389,6 +389,17 @@ def test_a_context_tells_who_trains_on_what(tiny_plan):
     assert context.training.local_steps == 3 and context.rounds == plan.scenario.federation.rounds
 
 
+def test_a_defense_that_moves_weights_which_it_does_not_declare_is_named(tiny_plan, monkeypatch):
+    from fedsim_defenses.partial_sharing import PartialSharing
+
+    plan = tiny_plan(defenses=[{"name": "partial_sharing", "params": {"hidden": ["cls_token"], "keeps": "local"}}])
+    monkeypatch.setattr(PartialSharing, "begin_round", lambda self, model, context: model.head.bias.add_(1))
+    with pytest.raises(
+        DefenseFaultError, match=r"partial_sharing: begin_round is faulty: it changes head\.bias, which eff"
+    ):
+        local_update(plan, 0, 1, plan.initial_weights())
+
+
 # What a defense returns
 
 

@@ -1,6 +1,7 @@
 """timm models by name: presets, sizes, patches, gradients, and every refusal."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -20,6 +21,11 @@ from fedsim.seeds import seeded, torch_generator
 
 def build(name="vit_nano", num_classes=10, image_size=32, seed=0, pretrained=False, **kwargs):
     return models.build(ModelPart(name=name, kwargs=kwargs, pretrained=pretrained), num_classes, image_size, seed)
+
+
+def fixed(**kwargs):
+    part = ModelPart(name="vit_nano", kwargs={"depth": 1, **kwargs}, position_embedding="sincos")
+    return models.build_with_notes(part, 10, kwargs.get("img_size", 32), 0)
 
 
 def refusal(*arguments, **named):
@@ -353,3 +359,53 @@ def test_head_inputs_leave_no_hook_where_the_model_fails():
     with pytest.raises(AssertionError):
         models.head_inputs(model, torch.zeros(1, 3, 8, 8))
     assert not model.head._forward_pre_hooks
+
+
+# Fixed positions
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"img_size": (16, 32)}, {"class_token": False, "global_pool": "avg"}])
+def test_fixed_positions_are_sines_and_cosines_of_row_and_column(kwargs):
+    model, _ = fixed(**kwargs)
+    rows, columns = model.patch_embed.grid_size
+    width, prefix = model.embed_dim, model.pos_embed.shape[1] - rows * columns
+    assert not model.pos_embed[0, :prefix].any()
+    for place in range(rows * columns):
+        row, column = divmod(place, columns)
+        bands = [10_000 ** (-k / (width // 4)) for k in range(width // 4)]
+        expected = [f(at * band) for f in (math.sin, math.cos) for at in (row, column) for band in bands]
+        torch.testing.assert_close(model.pos_embed[0, prefix + place], torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_fixed_positions_are_neither_trained_nor_sent_and_leave_other_weights_alone():
+    model, plain = fixed()[0], build(depth=1)
+    assert "pos_embed" not in models.shared_state(model) and "pos_embed" not in models.trained(model)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    changed = [n for n, tensor in plain.state_dict().items() if not torch.equal(tensor, model.state_dict()[n])]
+    assert changed == ["pos_embed"]
+    assert "learned position embedding" not in models.facts(model)
+
+
+def test_fixed_positions_take_the_place_of_those_in_a_weights_file_and_that_is_told(tmp_path):
+    for name, source in (("other", build(depth=1)), ("same", fixed()[0])):
+        torch.save(source.state_dict(), tmp_path / f"{name}.pth")
+        part = ModelPart(
+            name="vit_nano", kwargs={"depth": 1}, position_embedding="sincos", pretrained=str(tmp_path / f"{name}.pth")
+        )
+        model, notes = models.build_with_notes(part, 10, 32, 0)
+        assert torch.equal(model.pos_embed, fixed()[0].pos_embed)
+        assert any("exchanged for one of sines and cosines" in note for note in notes) == (name == "other")
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"name": "convnet"}, "sincos takes the place of a learned position table, and this model has none"),
+        ({"name": "vit_nano", "kwargs": {"pos_embed": "none"}}, "this model has none. Leave it out."),
+        ({"name": "vit_nano", "kwargs": {"embed_dim": 66}}, "divides the width by four, and 66 is no multiple"),
+    ],
+)
+def test_fixed_positions_are_refused_where_they_have_no_place(part, says):
+    with pytest.raises(ScenarioError) as caught:
+        models.build(ModelPart(position_embedding="sincos", **part), 10, 32, 0)
+    assert str(caught.value).startswith("model.position_embedding: ") and says in str(caught.value)

@@ -1,5 +1,6 @@
 """A run is resumed, audited and reported with the inputs that its captures were made from, or not at all."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -7,12 +8,14 @@ from pathlib import Path
 import audits
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from fedsim.errors import RunFolderError
 from fedsim.planning import inputs
 from fedsim.planning import preparation as planning
+from fedsim.recording import environment
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import parse, yaml_loader
 from fedsim.seeds import numpy_generator
@@ -202,9 +205,27 @@ def test_a_folder_of_an_earlier_fedsim_gets_its_inputs_at_the_next_step(run):
         steps(run)["audit"]()
 
 
+def test_frozen_weights_are_part_of_the_inputs_where_there_are_any(tiny_plan, run_folder):
+    whole, plan = tiny_plan(), tiny_plan(training={"trainable": ["head.*"]})
+    assert "frozen weights" not in inputs.of(whole).data
+    assert len(inputs.of(plan).data["frozen weights"]) == 64
+    folder = run_folder(plan)
+    folder.write(folder.path / "environment.json", environment.as_json("simulated"))
+    inputs.bind(folder, inputs.of(plan))
+    with torch.no_grad():
+        (changed := copy.deepcopy(plan))._skeleton.blocks[0].norm1.bias.add_(1e-3)
+    with pytest.raises(RunFolderError, match="the frozen weights of the model, which no capture holds, differ"):
+        inputs.bind(folder, inputs.of(changed))
+    with torch.no_grad():
+        (changed := copy.deepcopy(plan))._skeleton.head.bias.add_(1e-3)
+    inputs.bind(folder, inputs.of(changed))
+
+
 def test_a_setting_younger_than_the_run_counts_at_its_default(run):
     stored = json.loads((run / "inputs.json").read_text())
+    assert not {"trainable", "lora"} & {*stored["settings"]["training"], *stored["settings"]["model"]}
     del stored["settings"]["training"]["label_smoothing"], stored["settings"]["model"]["first_block"]
+    del stored["settings"]["model"]["position_embedding"]
     (run / "inputs.json").write_text(json.dumps(stored))
     steps(run)["audit"]()
 

@@ -203,6 +203,23 @@ BROKEN = {
     ),
     "nothing divided by its norm": ("protect_update", unit_norm, "not finite, from an update of norm 0"),
     "noise from torch": ("protect_update", before("protect_update", lambda *a: torch.rand(())), "torch's global gen"),
+    # begin_round and end_round
+    "weights moved in secret": (
+        "begin_round",
+        lambda self, model, context: model.head.bias.add_(1),
+        r"begin_round changes \['head.bias'\], which effects.local does not name: \[\]",
+    ),
+    "start by mood": (
+        "begin_round",
+        lambda self, model, context: model.head.bias.add_(next(calls) + 1),
+        "same context.state, but other weights",
+    ),
+    "start from torch": ("begin_round", before("begin_round", lambda *a: torch.rand(())), "torch's global gen"),
+    "state of objects": (
+        "end_round",
+        lambda self, model, context: context.state.update(kept=object()),
+        "Sound.end_round: .*holds <object",
+    ),
     # effects, budget and cautions
     "hidden is sent": ("effects", property(lambda self: UpdateEffects(hidden=("head.*",))), "says that head"),
     "signs are values": ("effects", property(lambda self: UpdateEffects(signs=True)), "says that signs alone are sent"),
