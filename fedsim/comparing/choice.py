@@ -14,6 +14,9 @@ from fedsim.comparing.leaks import Attacker
 from fedsim.comparing.settings import Family, Row, Setting
 
 
+_EQUAL = 0.0005  # accuracies are shown with three decimals
+
+
 @dataclass(frozen=True)
 class Choice:
     """The cheapest setting against some of the attackers.
@@ -81,6 +84,8 @@ def _loss(setting: Setting) -> str:
     loss = setting.loss_of_accuracy.mean
     if setting.baseline is None or loss is None:
         return ""
+    if abs(loss) < _EQUAL:
+        return f", as accurate as {setting.baseline.name}"
     word = "below" if loss >= 0 else "above"
     return f", {abs(loss):.3f} {word} {setting.baseline.name}"
 

@@ -104,8 +104,6 @@ def _notes(known: Sequence[Family]) -> list[str]:
     found = []
     for family in known:
         for setting in family.settings:
-            if 0 < len(setting.runs) < FEWEST_SEEDS and not setting.lost:
-                continue
             found += [f"{setting.name}, seed {source.seed}: {source.reason}." for source in setting.lost]
         few = [setting.name for setting in family.settings if 0 < len(setting.runs) < FEWEST_SEEDS]
         if few:
@@ -116,11 +114,9 @@ def _notes(known: Sequence[Family]) -> list[str]:
             found.append(
                 f"{', '.join(apart)}: some seeds are not paired with the baseline, which lacks them or has other data there."
             )
-        without = [one.name for one in family.settings if one.baseline is None]
-        if len(without) > 1:
-            found.append(
-                f"{', '.join(without)}: there is no one setting without defenses to compare with. --baseline names another."
-            )
+        without = [one.name for one in family.settings if one.baseline is None and not one.is_undefended]
+        if without:
+            found.append(f"{', '.join(without)}: no setting without defenses to compare with; --baseline names one.")
     return found
 
 

@@ -1,7 +1,7 @@
 """One cell of a sweep to its end, in this process: `python -m fedsim.sweeping.cell SWEEP FOLDER`.
 
-The process ends as soon as its standard input does: whoever started it holds the other end, and may be killed. What goes wrong
-is the cell's outcome.
+The process ends as soon as its standard input does: whoever started it holds the other end, and may be killed. It watches that
+from its first moment, before it imports what a run needs. What goes wrong is the cell's outcome.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedsim import installation, process_tree, simulation
+from fedsim import installation, process_tree
 from fedsim.errors import FedsimError, RunFolderError, told
-from fedsim.planning import inputs
-from fedsim.planning import preparation as planning
-from fedsim.recording.records import SCHEMA
-from fedsim.recording.run_folder import RunFolder
-from fedsim.sweeping.manifest import Outcome, SweepFolder
+
+if TYPE_CHECKING:
+    from fedsim.recording.run_folder import RunFolder
+    from fedsim.sweeping.manifest import Outcome, SweepFolder
 
 _PATIENCE = 20.0  # seconds that the process of a killed sweep may take to end
 _PAUSE = 0.1
@@ -35,6 +35,9 @@ def complete(sweep: SweepFolder, folder: str) -> Outcome:
         sweep: the folder of the sweep.
         folder: the name of the cell's run folder.
     """
+    from fedsim.recording.records import SCHEMA
+    from fedsim.sweeping.manifest import Outcome
+
     began = time.monotonic()
     try:
         troubles = _run(sweep.run(folder))
@@ -52,6 +55,11 @@ def complete(sweep: SweepFolder, folder: str) -> Outcome:
 
 def _run(path: Path) -> tuple[str, ...]:
     """Complete a run, and return what failed inside of it."""
+    from fedsim import simulation
+    from fedsim.planning import inputs
+    from fedsim.planning import preparation as planning
+    from fedsim.recording.run_folder import RunFolder
+
     folder = RunFolder.open(path)
     with _held(folder):
         folder.check()
@@ -106,6 +114,8 @@ def end_with_input() -> None:
 def main(arguments: list[str]) -> None:
     """Complete one cell."""
     end_with_input()
+    from fedsim.sweeping.manifest import SweepFolder
+
     sys.path.append(os.getcwd())  # where a "module:Class" under development lives; see `fedsim.cli.main`
     installation.check()
     sweep, folder = arguments

@@ -27,7 +27,7 @@ MOST_CELLS = 10_000
 _SECTION = "sweep"
 _KEYS = ("scenario", "set", "settings", "over", "seeds")
 _LONGEST_NAME = 60
-_LONGEST_SLUG = 40
+_LONGEST_SLUG = 60
 _DIGEST = 10  # characters: enough for the cells of one folder
 
 # What decides how a cell is run, and nothing that it records.
@@ -126,11 +126,17 @@ def _values(key: str, values: Sequence[Any], where: str) -> Axis:
     for position, text in enumerate(texts):
         if text in texts[:position]:
             raise ScenarioError(where, f"{shown(values[position])} is given twice. Keep one of the two.")
-    names = [f"{key}={_written(value)}" for value in values]
+    names = [f"{_short(key)}={_written(value)}" for value in values]
     return tuple(
         Setting(name if names.count(name) == 1 else f"{name} ({position})", (Assignment(key, value, where),))
         for position, (name, value) in enumerate(zip(names, values, strict=True), 1)
     )
+
+
+def _short(key: str) -> str:
+    """Return the last part of a key where that says enough."""
+    last = key.rpartition(".")[2]
+    return key if last == "name" or last.isdecimal() else last
 
 
 def _written(value: Any) -> str:

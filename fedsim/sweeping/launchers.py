@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import fedsim
 from fedsim import process_tree
@@ -24,6 +24,7 @@ _PAUSE = 0.1
 _KILLED = 10.0  # seconds that a killed process may take
 
 
+@runtime_checkable
 class Task(Protocol):
     """A cell under way."""
 
@@ -34,6 +35,7 @@ class Task(Protocol):
         """End it with all that it has started, at once."""
 
 
+@runtime_checkable
 class Launcher(Protocol):
     """Starts cells."""
 
