@@ -24,6 +24,11 @@ _INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 _MARGIN = 1.0  # decibels: from here on a leak of images counts as partial
 
 
+def _names(incomplete: str) -> list[str]:
+    """Return the scenarios and sweep files that ship with fedsim and begin with what was typed."""
+    return [*shipped_names(incomplete), *(name for name in shipped.sweeps() if name.startswith(incomplete))]
+
+
 class Launcher(StrEnum):
     """Where cells run."""
 
@@ -40,7 +45,7 @@ class Keep(StrEnum):
 
 def sweep(
     scenario: Annotated[
-        str | None, typer.Argument(metavar="[SCENARIO]", show_default=False, autocompletion=shipped_names)
+        str | None, typer.Argument(metavar="[SCENARIO]", show_default=False, autocompletion=_names)
     ] = None,
     over: Annotated[
         list[str] | None,
@@ -64,8 +69,8 @@ def sweep(
 ) -> None:
     """Run a scenario over a grid of settings and seeds, and compare them.
 
-    SCENARIO is a YAML file, a name that "fedsim list scenarios" shows, or a sweep file. The same command goes on where it was
-    interrupted.
+    SCENARIO is a YAML file, a name that "fedsim list scenarios" shows, or a sweep file, such as "defenses". The same command
+    goes on where it was interrupted.
     """
     from fedsim.sweeping.launchers import processors
     from fedsim.sweeping.manifest import SweepFolder
@@ -93,7 +98,7 @@ def _prepared(
     from fedsim.sweeping import grid, running
     from fedsim.sweeping.manifest import SweepFolder
 
-    path = shipped.find(scenario)
+    path = shipped.find_for_sweep(scenario)
     stated = grid.sweep_file(path)
     axes = [*(stated.axes if stated else ()), *map(grid.axis, over)]
     count = seeds or (stated.seeds if stated else None) or 1

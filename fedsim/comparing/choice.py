@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from fedsim.comparing.leaks import Attacker
 from fedsim.comparing.settings import Family, Row, Setting
 
-
 _EQUAL = 0.0005  # accuracies are shown with three decimals
 
 

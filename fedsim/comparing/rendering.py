@@ -101,22 +101,20 @@ def _padded(family: Family, first: Family) -> list[tuple[str, ...]]:
 
 
 def _notes(known: Sequence[Family]) -> list[str]:
-    found = []
-    for family in known:
-        for setting in family.settings:
-            found += [f"{setting.name}, seed {source.seed}: {source.reason}." for source in setting.lost]
-        few = [setting.name for setting in family.settings if 0 < len(setting.runs) < FEWEST_SEEDS]
-        if few:
-            which = "All settings" if len(few) == len(family.settings) else ", ".join(few)
-            found.append(f"{which}: {writing.FEW}.")
-        apart = [one.name for one in family.settings if one.baseline and {r.seed for r in one.runs} - one.paired]
-        if apart:
-            found.append(
-                f"{', '.join(apart)}: some seeds are not paired with the baseline, which lacks them or has other data there."
-            )
-        without = [one.name for one in family.settings if one.baseline is None and not one.is_undefended]
-        if without:
-            found.append(f"{', '.join(without)}: no setting without defenses to compare with; --baseline names one.")
+    settings = [setting for family in known for setting in family.settings]
+    found = [f"{setting.name}, seed {source.seed}: {source.reason}." for setting in settings for source in setting.lost]
+    few = [setting.name for setting in settings if 0 < len(setting.runs) < FEWEST_SEEDS]
+    if few:
+        which = "All settings" if len(few) == len(settings) else ", ".join(few)
+        found.append(f"{which}: {writing.FEW}.")
+    apart = [one.name for one in settings if one.baseline and {run.seed for run in one.runs} - one.paired]
+    if apart:
+        found.append(
+            f"{', '.join(apart)}: some seeds are not paired with the baseline, which lacks them or has other data there."
+        )
+    without = [one.name for one in settings if one.baseline is None and not one.is_undefended]
+    if without:
+        found.append(f"{', '.join(without)}: no setting without defenses to compare with; --baseline names one.")
     return found
 
 
@@ -169,7 +167,7 @@ def _section(family: Family, chosen: Sequence[Choice], number: int, total: int) 
         "tradeoffs": [plot for attacker in family.attackers for plot in _tradeoff(family.settings, attacker)],
         "over_rounds": [plot for attacker in family.attackers for plot in _over_rounds(family.settings, attacker)],
         "has_groups": any(len(setting.groups) > 1 for setting in family.settings),
-        "has_baseline": any(setting.baseline for setting in family.settings),
+        "baselines": {setting.baseline.name for setting in family.settings if setting.baseline},
         "has_epsilon": any(setting.epsilon.written for setting in family.settings),
     }
 

@@ -153,7 +153,9 @@ def _digest(value: Any) -> str:
 def _told_apart(found: Sequence[Source]) -> list[Source]:
     """Return the sources, each setting under one name, and different settings under different ones."""
     names: dict[str, str] = {}
-    for source in found:
+    # A cell whose folder cannot be read belongs to the setting of its name, whatever that is called in the end.
+    known = [source for source in found if source.family]
+    for source in known:
         if source.key not in names:
             name = source.setting
             if name in names.values():
@@ -162,9 +164,8 @@ def _told_apart(found: Sequence[Source]) -> list[Source]:
             while name in names.values():
                 name, number = f"{source.setting} ({number})", number + 1
             names[source.key] = name
-    # A cell without a readable folder belongs to the setting of its name.
-    by_name = {source.setting: names[source.key] for source in found if source.run is not None}
+    by_name = {source.setting: names[source.key] for source in reversed(known)}
     return [
-        replace(source, setting=by_name.get(source.setting, source.setting) if not source.family else names[source.key])
+        replace(source, setting=names[source.key] if source.family else by_name.get(source.setting, source.setting))
         for source in found
     ]

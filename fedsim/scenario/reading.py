@@ -82,6 +82,8 @@ def load(
         raise ScenarioError(str(path), 'the file is empty; "fedsim init" writes one to start from.')
     if not isinstance(raw, dict):
         raise ScenarioError(str(path), f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
+    if [*raw] == ["sweep"]:
+        raise ScenarioError(str(path), f"a sweep file, no scenario. Run it with: fedsim sweep {path}.")
     raw.setdefault("name", _name_of(path))
     # A setting may change what belongs to the name.
     raw |= {part: named(raw[part]) for part in ("data", "model") if part in raw}
