@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fedsim.comparing.leaks import Attacker
 from fedsim.comparing.settings import Family, Row, Setting
 
+_RULE = " What is inconclusive, failed or was not run does not count."
 _EQUAL = 0.0005  # accuracies are shown with three decimals
 
 
@@ -64,7 +65,7 @@ def choose(settings: Sequence[Setting], attackers: Sequence[Attacker], margin: f
         return Choice(
             against,
             None,
-            f"No setting is known to keep {who} {near}. What is inconclusive, failed or was not run does not count.",
+            f"No setting is known to keep {who} {near}.{'' if against else _RULE}",
             reasons,
         )
     best = max(fit, key=lambda setting: setting.accuracy.mean or 0.0)

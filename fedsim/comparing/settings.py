@@ -177,9 +177,11 @@ class Setting:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """The worst verdict of its runs' reports; a run that is missing is inconclusive."""
+        """The worst verdict of its runs and of its rows; a run that is missing is inconclusive."""
         unknown: tuple[Verdict, ...] = ("inconclusive",) if self.lost or not self.runs else ()
-        return worst([*(one.analysis.verdict for one in self.runs), *unknown])
+        # What luck explains on one client may be more than luck on a group of them.
+        shown = [row.verdict for row in self.rows.values() if row is not None]
+        return worst([*(one.analysis.verdict for one in self.runs), *shown, *unknown])
 
     @cached_property
     def epsilon(self) -> Epsilon:

@@ -47,14 +47,23 @@ def apply(raw: dict[str, Any], override: str, defaults: Mapping[str, Any], folde
     Raises:
         ScenarioError: not of the form a.b=value, or the key leads nowhere.
     """
+    return assign(raw, parsed(override), defaults, folder)
+
+
+def parsed(override: str) -> Assignment:
+    """Return what one `a.b=value` assigns.
+
+    Raises:
+        ScenarioError: not of this form, or the value is no YAML.
+    """
     key, separator, text = override.partition("=")
     keys = key.split(".")
     if not separator or not all(keys):
         raise ScenarioError(f"--set {override}", "expected a.b=value, as in training.batch_size=4.")
     limits = yaml_loader.SCENARIO
     _check_depth(keys, f"--set {key}")
-    parsed = yaml_loader.parse(text, f"--set {key}", limits._replace(depth=limits.depth - len(keys)))
-    return assign(raw, Assignment(key, parsed, f"--set {key}"), defaults, folder)
+    value = yaml_loader.parse(text, f"--set {key}", limits._replace(depth=limits.depth - len(keys)))
+    return Assignment(key, value, f"--set {key}")
 
 
 def _check_depth(keys: Sequence[str], where: str) -> None:
@@ -70,15 +79,14 @@ def assign(raw: dict[str, Any], assignment: Assignment, defaults: Mapping[str, A
     Raises:
         ScenarioError: the key is none, or leads nowhere.
     """
-    key, parsed, where = assignment
+    key, given, where = assignment
     keys = key.split(".")
     if not all(keys):
         raise ScenarioError(where, "expected a key such as training.batch_size.")
     _check_depth(keys, where)
-    parsed = copy.deepcopy(parsed)
-    if key in _NAMED and isinstance(parsed, str):
+    if key in _NAMED and isinstance(given, str):
         keys.append("name")
-    value = _with_paths(keys, parsed, [Path.cwd(), folder])
+    value = _with_paths(keys, copy.deepcopy(given), [Path.cwd(), folder])
     node = _descend(raw, keys[:-1], defaults, where)
     if isinstance(node, list):
         node[_index(node, keys[-1], where)] = value

@@ -19,6 +19,7 @@ from typing import Any
 from fedsim import shipped
 from fedsim.errors import ScenarioError, nearest, printable
 from fedsim.scenario import Assignment, Scenario, load, yaml_loader
+from fedsim.scenario.overrides import parsed
 from fedsim.validation import shown
 
 MOST_CELLS = 10_000
@@ -115,10 +116,10 @@ def axis(text: str) -> Axis:
     if not separator or not all(key.split(".")):
         raise ScenarioError(f"--over {text}", "expected key=a,b,c, as in training.batch_size=1,4,16, or @FILE.")
     # The commas between values are those of a YAML list: lists, mappings and quoted text may hold others.
-    parsed = yaml_loader.parse(f"[{values}\n]", where)
-    if not isinstance(parsed, list) or not parsed:
+    given = yaml_loader.parse(f"[{values}\n]", where)
+    if not isinstance(given, list) or not given:
         raise ScenarioError(where, "expected values with commas between them, got none.")
-    return _values(key, parsed, where)
+    return _values(key, given, where)
 
 
 def _values(key: str, values: Sequence[Any], where: str) -> Axis:
@@ -271,7 +272,7 @@ def cells(
 
     Args:
         named: the scenario's file, or the name of a shipped one.
-        overrides: `a.b=value` of `--set`.
+        overrides: `a.b=value` of `--set`, which go before what a sweep file says.
         common: what a sweep file changes for all cells.
         axes: of the grid.
         seeds: how many; they count up from the scenario's own.
@@ -283,25 +284,24 @@ def cells(
     count = seeds * math.prod(len(one) for one in axes)
     if count > MOST_CELLS:
         raise ScenarioError("--over", f"{count} cells, and a sweep may have {MOST_CELLS}. Give fewer values or seeds.")
-    first, _ = load(path, overrides, common)
+    common = (*common, *map(parsed, overrides))
+    first, _ = load(path, (), common)
     found: list[Cell] = []
     notes: dict[str, None] = {}
     for setting in settings(axes, first.name):
         for seed in range(first.seed, first.seed + seeds):
             # The seed comes last: a setting may exchange whatever holds it.
             changes = (*common, *setting.assignments, Assignment("seed", seed, "--seeds"), *_INLINE)
-            scenario, told = _loaded(path, overrides, changes, setting.name)
+            scenario, told = _loaded(path, changes, setting.name)
             notes |= dict.fromkeys(told)
             found.append(Cell(setting, seed, scenario, digest_of(scenario)))
     _refuse_equal(found)
     return found, list(notes)
 
 
-def _loaded(
-    path: Path, overrides: Sequence[str], changes: Sequence[Assignment], setting: str
-) -> tuple[Scenario, list[str]]:
+def _loaded(path: Path, changes: Sequence[Assignment], setting: str) -> tuple[Scenario, list[str]]:
     try:
-        return load(path, overrides, changes)
+        return load(path, (), changes)
     except ScenarioError as error:
         raise ScenarioError(error.where, f"{error.message} (in the setting {setting})") from None
 

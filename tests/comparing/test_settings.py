@@ -199,3 +199,12 @@ def test_an_attack_on_all_updates_of_a_round_is_an_attacker_that_never_protects(
 def test_a_folder_that_is_neither_is_refused(tmp_path):
     with pytest.raises(RunFolderError, match="not a run folder"):
         compared(tmp_path)
+
+
+def test_what_luck_explains_on_each_client_and_not_on_the_group_is_the_verdict_of_the_setting(runs):
+    labels = {"name": "labels", "params": {}, "recovers": ["labels"]}
+    found = [record(client, round, label_recall=1.0, attack=labels) for round in (1, 2) for client in (0, 1)]
+    ((family,), _) = compared(*runs("none", {0: {"records": found, "attacks": [{"name": "labels"}]}}))
+    (setting,) = family.settings
+    assert setting.runs[0].analysis.verdict == "inconclusive"
+    assert setting.verdict == setting.rows[Attacker("labels", "labels")].verdict == "leaks"

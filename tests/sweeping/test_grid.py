@@ -113,6 +113,12 @@ def test_a_cell_keeps_its_folder_whatever_else_is_in_the_grid(order, extra, tmp_
     assert len(set(found.values())) == len(found)
 
 
+def test_a_setting_of_the_command_line_goes_before_one_of_the_sweep_file(file):
+    common = (Assignment("training", {"batch_size": 3}, "sweep.set"),)
+    (cell,) = made(file, overrides=["training.batch_size=5"], common=common)
+    assert cell.scenario.training.batch_size == 5
+
+
 def test_what_does_not_change_the_records_does_not_change_the_digest(file):
     (plain,) = made(file)
     (inline,) = made(file, overrides=["engine=inline", "audit.processes=3"])
