@@ -1,4 +1,4 @@
-"""The scenarios that ship with fedsim, by name."""
+"""The scenarios and the sweep files that ship with fedsim, by name."""
 
 from __future__ import annotations
 
@@ -41,6 +41,18 @@ def summary(name: str) -> str:
     """Return the first line of a shipped scenario, which says what it asks."""
     with path(name).open(encoding="utf-8") as file:
         return file.readline().removeprefix("#").strip()
+
+
+def sweeps() -> list[str]:
+    """Return the names of the sweep files in alphabetical order."""
+    return sorted(path.stem for path in (_folder() / "sweeps").glob("*.yaml"))
+
+
+def find_for_sweep(named: str) -> Path:
+    """Return the scenario or the sweep file that a user names; see `find`."""
+    if named in sweeps() and not os.path.isfile(named):
+        return _folder() / "sweeps" / f"{named}.yaml"
+    return find(named)
 
 
 def find(named: str) -> Path:

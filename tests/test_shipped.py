@@ -8,6 +8,7 @@ import yaml
 
 from fedsim import scenario, shipped
 from fedsim.errors import ScenarioError
+from fedsim.sweeping import grid
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,3 +71,15 @@ def test_a_shipped_scenario_is_checked_by_its_name_and_runs_under_it(fedsim, tmp
     assert outcome.code == 0, outcome.output
     assert yaml.safe_load((tmp_path / "run" / "scenario.yaml").read_text())["name"] == "smoke"
     assert "Did you mean 'smoke'?" in fedsim("check", "smok").message
+
+
+def test_sweep_files_go_by_name_and_every_cell_of_them_is_a_scenario(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shipped.sweeps() == ["defenses"] and not {*shipped.sweeps()} & {*shipped.names()}
+    for name in shipped.sweeps():
+        stated = grid.sweep_file(shipped.find_for_sweep(name))
+        cells, _ = grid.cells(stated.scenario, (), stated.common, stated.axes, stated.seeds)
+        assert len(cells) == 12
+    assert shipped.find_for_sweep("smoke") == shipped.path("smoke")
+    (tmp_path / "defenses").write_text("mine")
+    assert shipped.find_for_sweep("defenses") == Path("defenses")

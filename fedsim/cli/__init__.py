@@ -1,6 +1,6 @@
-"""The command line: run, audit, report, records, check, init, list, schema.
+"""The command line: run, audit, report, records, sweep, compare, check, init, list, schema.
 
-Exit codes: 0, all done; 1, all done and saved, but an attack or a client failed; 2, the user can mend it, and the
+Exit codes: 0, all done; 1, all done and saved, but an attack, a client or a cell failed; 2, the user can mend it, and the
 message says how; 3, all done and saved, and the verdict is as bad as --fail-on says, or worse; 130, interrupted from the
 keyboard, and what was done is saved.
 """
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from fedsim import __version__, installation
-from fedsim.cli import listing, runs, scenarios
+from fedsim.cli import listing, runs, scenarios, sweeps
 from fedsim.cli.terminal import complain, say
 from fedsim.errors import FedsimError
 
@@ -44,7 +44,16 @@ def _options(
     """Train federated Vision Transformers, and audit what each client's update leaks."""
 
 
-for _command in (runs.run, runs.audit, runs.report, runs.records, scenarios.check, scenarios.init):
+for _command in (
+    runs.run,
+    runs.audit,
+    runs.report,
+    runs.records,
+    sweeps.sweep,
+    sweeps.compare,
+    scenarios.check,
+    scenarios.init,
+):
     app.command()(_command)
 app.command("list")(listing.list_)
 app.command()(scenarios.schema)

@@ -30,7 +30,7 @@ def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
     init_args: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        _check_address(address)
+        check_address(address)
         init_args["address"] = address
     else:
         init_args["num_cpus"] = os.cpu_count() or 1
@@ -72,8 +72,12 @@ def _silent_when_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _check_address(address: str) -> None:
-    """Refuse an address where nobody listens; Ray itself tries for minutes, and then ends the process."""
+def check_address(address: str) -> None:
+    """Refuse an address where nobody listens; Ray itself tries for minutes, and then ends the process.
+
+    Raises:
+        FedsimError: nothing answers there.
+    """
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator:
         return

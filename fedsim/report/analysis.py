@@ -20,14 +20,16 @@ class Analysis:
 
     Args:
         run: what its folder holds.
+        names: names of attacks and defenses, where those of several runs are to be told apart; the run's own otherwise.
     """
 
     run: RunData
+    names: Naming | None = None
 
     @cached_property
     def naming(self) -> Naming:
         """Names of its attacks and defenses."""
-        return Naming([*self.run.records, *self.run.views])
+        return self.names or Naming([*self.run.records, *self.run.views])
 
     @cached_property
     def scope(self) -> Scope:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
@@ -17,35 +15,13 @@ from fedsim.findings.kinds import IMAGES
 from fedsim.metrics.metric import Scale
 from fedsim.metrics.ratings import scale
 from fedsim.recording.records import Record, Round
+from fedsim.report.drawing import COLORS, LINES, MARKERS, rounds_axis, svg
 from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.report.summaries import mean_controls
 from fedsim.verdicts.scores import Scored, rated_by, scored
 
-# Okabe and Ito's palette: told apart with any color vision; line styles and markers say the same again.
-_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_LINES = 40
 """Lines of clients in one plot; more would only hide one another."""
-
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "fedsim",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.linewidth": 0.8,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-}
 
 
 def are_many(records: Sequence[Record]) -> bool:
@@ -57,22 +33,6 @@ class _Point(NamedTuple):
     client: int
     round: int
     value: float | None
-
-
-def _svg(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure)
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def _rounds_axis(axes: Axes) -> None:
-    axes.set_xlabel("Round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def leakage(records: Sequence[Record], metric: str, naming: Naming) -> bytes:
@@ -116,10 +76,10 @@ def leakage(records: Sequence[Record], metric: str, naming: Naming) -> bytes:
         is_lower = not by_skill and any(one.score.worse == "lower" for one in chosen)
         meaning = " beyond blind" if by_skill else ", lower leaks more" if is_lower else ""
         axes.set_ylabel(f"{written.title}{meaning}{unit}")
-        _rounds_axis(axes)
+        rounds_axis(axes)
         figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
 
-    return _svg(draw, 5.4, 3.9)
+    return svg(draw, 5.4, 3.9)
 
 
 def _carried(defenses: str) -> str:
@@ -168,9 +128,9 @@ def _draw_clients(axes: Axes, points: Sequence[_Point], position: int, label: st
         axes.plot(
             [round + shift for round, _ in drawn],
             [value for _, value in drawn],
-            color=_COLORS[position % len(_COLORS)],
-            linestyle=_LINES[position % len(_LINES)],
-            marker=_MARKERS[position % len(_MARKERS)],
+            color=COLORS[position % len(COLORS)],
+            linestyle=LINES[position % len(LINES)],
+            marker=MARKERS[position % len(MARKERS)],
             label=None if number else label,
         )
 
@@ -183,15 +143,15 @@ def _draw_range(axes: Axes, points: Sequence[_Point], position: int, label: str)
             by_round.setdefault(round, []).append(value)
     if not by_round:
         return
-    rounds, style = sorted(by_round), position % len(_COLORS)
+    rounds, style = sorted(by_round), position % len(COLORS)
     low, middle, high = ([of(by_round[round]) for round in rounds] for of in (min, statistics.median, max))
-    axes.fill_between(rounds, low, high, color=_COLORS[style], alpha=0.2, linewidth=0)
+    axes.fill_between(rounds, low, high, color=COLORS[style], alpha=0.2, linewidth=0)
     axes.plot(
         rounds,
         middle,
-        color=_COLORS[style],
-        linestyle=_LINES[position % len(_LINES)],
-        marker=_MARKERS[position % len(_MARKERS)],
+        color=COLORS[style],
+        linestyle=LINES[position % len(LINES)],
+        marker=MARKERS[position % len(MARKERS)],
         label=f"{label}: median and range",
     )
 
@@ -213,7 +173,7 @@ def trajectory(records: Sequence[Record], naming: Naming) -> bytes:
         named = set[str]()
         for record, trajectory in trajectories:
             defenses = naming.defenses(record)
-            color = _COLORS[sets.index(defenses) % len(_COLORS)]
+            color = COLORS[sets.index(defenses) % len(COLORS)]
             label = None if defenses in named else f"PSNR, {_carried(defenses)}"
             named.add(defenses)
             losses = [math.nan if loss is None else loss for loss in trajectory.losses]
@@ -237,7 +197,7 @@ def trajectory(records: Sequence[Record], naming: Naming) -> bytes:
         left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
 
-    return _svg(draw, 5.4, 3.9)
+    return svg(draw, 5.4, 3.9)
 
 
 def _lone(steps: Sequence[int], marker: str) -> str | None:
@@ -253,8 +213,8 @@ def utility(rounds: Sequence[Round]) -> bytes:
             points = [(line.round, getattr(line, name)) for line in rounds if getattr(line, name) is not None]
             axes.plot([x for x, _ in points], [y for _, y in points], color=color, marker="o")
             axes.set_ylabel(f"Test {name}")
-            _rounds_axis(axes)
+            rounds_axis(axes)
             if name == "accuracy":
                 axes.set_ylim(0, 1)
 
-    return _svg(draw, 6.4, 2.6)
+    return svg(draw, 6.4, 2.6)

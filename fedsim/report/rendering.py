@@ -42,13 +42,14 @@ def render(folder: Path) -> Path:
     picture = overview(values["displays"])
     if picture is not None:
         write(folder / "figures" / "overview.png", picture)
-    write(page, _html().get_template("report.html.j2").render(values))
+    write(page, html().get_template("report.html.j2").render(values))
     return page
 
 
 @functools.cache
-def _html() -> jinja2.Environment:
-    return jinja2.Environment(autoescape=True, **_options())
+def html(*more: Path) -> jinja2.Environment:
+    """Return the environment of pages; templates come from these folders too, and may include those of the report."""
+    return jinja2.Environment(autoescape=True, **_options(more))
 
 
 @functools.cache
@@ -59,9 +60,9 @@ def _markdown() -> jinja2.Environment:
     return environment
 
 
-def _options() -> dict[str, Any]:
+def _options(more: tuple[Path, ...] = ()) -> dict[str, Any]:
     return {
-        "loader": jinja2.FileSystemLoader(_TEMPLATES),
+        "loader": jinja2.FileSystemLoader([*more, _TEMPLATES]),
         "undefined": jinja2.StrictUndefined,
         "trim_blocks": True,
         "lstrip_blocks": True,

@@ -1,5 +1,6 @@
 """The YAML of a run as data: its parts, how it is read and changed, which clients and rounds it names."""
 
+from fedsim.scenario.overrides import Assignment
 from fedsim.scenario.parts import (
     METRICS,
     AttackPart,
@@ -22,6 +23,7 @@ from fedsim.scenario.selection import select_clients, select_rounds
 
 __all__ = [
     "METRICS",
+    "Assignment",
     "AttackPart",
     "AuditPart",
     "DataPart",

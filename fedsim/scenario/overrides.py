@@ -1,11 +1,11 @@
-"""`--set a.b=c`, and the file paths of a scenario: what happens to plain data before it is checked."""
+"""`--set a.b=c`, the values of a sweep, and file paths of a scenario: what happens to plain data before it is checked."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedsim.errors import ScenarioError, printable
 from fedsim.scenario import yaml_loader
@@ -16,6 +16,20 @@ _PATHS = (("data", "path"), ("data", "test_path"), ("data", "root"), ("model", "
 
 # Parts of which a scenario may give the name alone; a setting that does leaves their other keys as they are.
 _NAMED = ("data", "model")
+
+
+class Assignment(NamedTuple):
+    """A value for one key of a scenario.
+
+    Args:
+        key: as in `--set`: names and indices with dots between them.
+        value: as YAML gives it.
+        where: names its origin in messages, as in `--over training.batch_size`.
+    """
+
+    key: str
+    value: Any
+    where: str
 
 
 def apply(raw: dict[str, Any], override: str, defaults: Mapping[str, Any], folder: Path) -> list[str]:
@@ -33,20 +47,49 @@ def apply(raw: dict[str, Any], override: str, defaults: Mapping[str, Any], folde
     Raises:
         ScenarioError: not of the form a.b=value, or the key leads nowhere.
     """
+    return assign(raw, parsed(override), defaults, folder)
+
+
+def parsed(override: str) -> Assignment:
+    """Return what one `a.b=value` assigns.
+
+    Raises:
+        ScenarioError: not of this form, or the value is no YAML.
+    """
     key, separator, text = override.partition("=")
     keys = key.split(".")
     if not separator or not all(keys):
         raise ScenarioError(f"--set {override}", "expected a.b=value, as in training.batch_size=4.")
     limits = yaml_loader.SCENARIO
-    if len(keys) >= limits.depth:
-        raise ScenarioError(f"--set {key}", f"{len(keys)} keys inside one another, and {limits.depth} are too many.")
-    parsed = yaml_loader.parse(text, f"--set {key}", limits._replace(depth=limits.depth - len(keys)))
-    if key in _NAMED and isinstance(parsed, str):
+    _check_depth(keys, f"--set {key}")
+    value = yaml_loader.parse(text, f"--set {key}", limits._replace(depth=limits.depth - len(keys)))
+    return Assignment(key, value, f"--set {key}")
+
+
+def _check_depth(keys: Sequence[str], where: str) -> None:
+    if len(keys) >= yaml_loader.SCENARIO.depth:
+        raise ScenarioError(
+            where, f"{len(keys)} keys inside one another, and {yaml_loader.SCENARIO.depth} are too many."
+        )
+
+
+def assign(raw: dict[str, Any], assignment: Assignment, defaults: Mapping[str, Any], folder: Path) -> list[str]:
+    """Assign a value to one key in place; see `apply`.
+
+    Raises:
+        ScenarioError: the key is none, or leads nowhere.
+    """
+    key, given, where = assignment
+    keys = key.split(".")
+    if not all(keys):
+        raise ScenarioError(where, "expected a key such as training.batch_size.")
+    _check_depth(keys, where)
+    if key in _NAMED and isinstance(given, str):
         keys.append("name")
-    value = _with_paths(keys, parsed, [Path.cwd(), folder])
-    node = _descend(raw, keys[:-1], defaults, f"--set {key}")
+    value = _with_paths(keys, copy.deepcopy(given), [Path.cwd(), folder])
+    node = _descend(raw, keys[:-1], defaults, where)
     if isinstance(node, list):
-        node[_index(node, keys[-1], f"--set {key}")] = value
+        node[_index(node, keys[-1], where)] = value
         return []
     exchanged = keys == ["data", "name"] and node.get("name", defaults["data"]["name"]) != value
     node[keys[-1]] = value

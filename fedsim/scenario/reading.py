@@ -12,6 +12,7 @@ import pydantic
 from fedsim import validation
 from fedsim.errors import ScenarioError, printable
 from fedsim.scenario import overrides, yaml_loader
+from fedsim.scenario.overrides import Assignment
 from fedsim.scenario.parts import AttackPart, Scenario, named
 from fedsim.validation import shown
 
@@ -56,8 +57,10 @@ def _validated(model: type[_AnyPart], raw: dict[str, Any], path: tuple[str, ...]
         raise ScenarioError(found[0][0], "\n".join([found[0][1], *others])) from None
 
 
-def load(path: Path, settings: Sequence[str] = ()) -> tuple[Scenario, list[str]]:
-    """Read a scenario file and apply `a.b=value` settings.
+def load(
+    path: Path, settings: Sequence[str] = (), assignments: Sequence[Assignment] = ()
+) -> tuple[Scenario, list[str]]:
+    """Read a scenario file and apply `a.b=value` settings, then the assignments of a sweep.
 
     File paths inside the file are relative to the file; those in a setting to the working directory first, then to the
     file. Both become absolute, so that the resolved scenario runs from anywhere.
@@ -79,6 +82,8 @@ def load(path: Path, settings: Sequence[str] = ()) -> tuple[Scenario, list[str]]
         raise ScenarioError(str(path), 'the file is empty; "fedsim init" writes one to start from.')
     if not isinstance(raw, dict):
         raise ScenarioError(str(path), f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
+    if [*raw] == ["sweep"]:
+        raise ScenarioError(str(path), f"a sweep file, no scenario. Run it with: fedsim sweep {path}.")
     raw.setdefault("name", _name_of(path))
     # A setting may change what belongs to the name.
     raw |= {part: named(raw[part]) for part in ("data", "model") if part in raw}
@@ -90,6 +95,8 @@ def load(path: Path, settings: Sequence[str] = ()) -> tuple[Scenario, list[str]]
     notes: list[str] = []
     for setting in settings:
         notes += overrides.apply(raw, setting, Scenario().resolved(), folder)
+    for assignment in assignments:
+        notes += overrides.assign(raw, assignment, Scenario().resolved(), folder)
     return parse(raw, str(path)), notes
 
 

@@ -175,7 +175,7 @@ def test_losses_are_drawn_on_a_logarithm_where_they_have_one(
     records = [Record.model_validate({**line, "film": {**TRAJECTORY, "losses": losses}})]
     drawn = Figure()
     with monkeypatch.context() as patched:
-        patched.setattr(plots, "_svg", lambda draw, width, height: draw(drawn) or b"")
+        patched.setattr(plots, "svg", lambda draw, width, height: draw(drawn) or b"")
         plots.trajectory(records, Naming(records))
     left, right = drawn.axes
     assert (left.get_yscale(), right.get_yscale()) == (scale, "linear")

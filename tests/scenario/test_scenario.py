@@ -46,6 +46,12 @@ def test_a_part_or_item_of_which_only_the_name_is_given_is_that_name(tmp_path):
     assert (loaded.data.name, loaded.data.partition.name, loaded.model.name) == ("photos", "shards", "vit_mini")
 
 
+def test_a_sweep_file_in_the_place_of_a_scenario_is_told_to_sweep(tmp_path):
+    (tmp_path / "grid.yaml").write_text("sweep: {scenario: smoke}")
+    with pytest.raises(ScenarioError, match=r"a sweep file, no scenario\. Run it with: fedsim sweep .*grid\.yaml"):
+        load(tmp_path / "grid.yaml")
+
+
 def test_a_run_folder_in_the_place_of_a_scenario_is_told_to_resume(tmp_path):
     write(tmp_path / "run" / "scenario.yaml", "name: x")
     with pytest.raises(ScenarioError, match=r"a run folder, no scenario file\. .*fedsim run --resume"):
