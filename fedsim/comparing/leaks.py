@@ -120,7 +120,7 @@ def _of_view(view: ViewEntry) -> Leak:
         metric = METRICS.get(plain(view.metric))
         gained = skill(view.mean, view.best.value, metric.worse) if metric is not None else None
     return Leak(
-        group=f"all of a {view.scope}",
+        group=view.looks_at,
         clients=tuple(sorted({c for record in view.leaking for c in record.view.clients})),
         metric=view.metric,
         value=view.mean,
