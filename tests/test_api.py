@@ -61,7 +61,7 @@ def test_wrong_scenarios_and_folders_are_refused(run, tmp_path):
         fedsim.run(CONTENT, run.folder)
     with pytest.raises(RunFolderError, match="nowhere"):
         fedsim.load(tmp_path / "nowhere")
-    with pytest.raises(ScenarioError, match="smok: no such file.*'smoke'"):
+    with pytest.raises(ScenarioError, match=r"smok: no such file.*'smoke'"):
         fedsim.run("smok")
     with pytest.raises(ScenarioError, match="rounds"):
         fedsim.run("smoke", settings=["federation.rounds=0"])
