@@ -30,8 +30,8 @@ def call(*command: str | Path, cwd: Path) -> None:
 
 def shipped(root: Path) -> set[str]:
     """Return the names that the wheel must hold: every file of the three packages, and the scenarios."""
-    found = {f"{SCENARIOS}/{path.name}" for path in (root / "scenarios").iterdir()}
-    for name, folder in PACKAGES.items():
+    found = set()
+    for name, folder in {**PACKAGES, SCENARIOS: Path("scenarios")}.items():
         for path in (root / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 found.add(f"{name}/{path.relative_to(root / folder).as_posix()}")
@@ -51,15 +51,21 @@ def check_content(wheel: Path, root: Path) -> None:
 
 def check_installed(python: Path, root: Path, work: Path) -> None:
     """Run the installed product from an empty folder and from the checkout, inline and on Ray."""
-    empty = work / "empty"
-    empty.mkdir(exist_ok=True)
-    script = python.parent / "fedsim"
-    for number, (cwd, command) in enumerate([(empty, [script]), (root, [script]), (root, [python, "-m", "fedsim"])]):
-        call(*command, "list", "attacks", cwd=cwd)
-        call(*command, "run", "smoke", "--out", work / f"{python.parent.parent.name}-{number}", cwd=cwd)
+    check_script(python, work)
+    out = work / f"{python.parent.parent.name}-module"
+    call(python, "-m", "fedsim", "run", "smoke", "--out", out, cwd=root)
     out = work / f"{python.parent.parent.name}-ray"
-    call(script, "run", root / "scenarios" / "smoke.yaml", "--engine", "ray", "--out", out, cwd=root)
+    smoke = root / "scenarios" / "smoke.yaml"
+    call(python.parent / "fedsim", "run", smoke, "--engine", "ray", "--out", out, cwd=root)
     assert '"status": "found"' in (out / "records.jsonl").read_text()
+
+
+def check_script(python: Path, work: Path) -> None:
+    """Run the command from an empty folder; of an editable installation that is all, since the tests run all else there."""
+    empty, script = work / "empty", python.parent / "fedsim"
+    empty.mkdir(exist_ok=True)
+    call(script, "list", "attacks", cwd=empty)
+    call(script, "run", "smoke", "--out", work / f"{python.parent.parent.name}-script", cwd=empty)
 
 
 def main() -> None:
@@ -74,7 +80,7 @@ def main() -> None:
     call(installed / "bin" / "pip", "install", "--quiet", wheel, cwd=work)
     check_installed(installed / "bin" / "python", root, work)
     editable = Path(sys.executable)
-    check_installed(editable, root, work)
+    check_script(editable, work)
     typed = work / "typed.py"
     typed.write_text("import fedsim, fedsim_attacks, fedsim_defenses\n\nreveal: str = fedsim.__version__\n")
     call(editable, "-m", "mypy", "--strict", "--config-file=", typed, cwd=work)

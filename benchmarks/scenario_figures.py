@@ -143,7 +143,7 @@ def figures(pick: Pick) -> dict[str, Any]:
     names["defenses"] = _joined(" + ".join(f"`{name}`" for name in record["defenses"]) or "none" for record in records)
     names["verdict"] = {
         kind: _joined(content["verdicts"][str(record["client"])][kind] for record in records)
-        for kind in content["verdicts"][str(records[0]["client"])]
+        for kind in content["verdicts"].get(str(records[0]["client"]), {})  # of sums there are none
     }
     return names
 

@@ -48,8 +48,9 @@ def blocks(text: str) -> list[tuple[str, str]]:
 def rendered(name: str) -> str:
     """Return a table as Markdown, with a mark where other sources than today's made it."""
     table = TABLES[name]
+    headings = [filled(column.heading, table.pick.narrowed(column.pick)) for column in table.columns]
     lines = [
-        "| " + " | ".join([table.corner, *(filled(column.heading, table.pick) for column in table.columns)]) + " |",
+        "| " + " | ".join([table.corner, *headings]) + " |",
         "|" + "---|" * (len(table.columns) + 1),
         *("| " + " | ".join(cells) + " |" for cells in _rows(table)),
     ]

@@ -6,11 +6,7 @@ through NumPy, whose results do not depend on the number of threads.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import math
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedsim.metrics import lpips_network
 from fedsim.metrics.unavailable import MetricUnavailableError
-from fedsim.seeds import seeded
 
 Image = Float[Tensor, "channel height width"]
 
 _SMALL = 16
 _SMALL_WINDOW = 7
 _LPIPS_SIDE = 64
-# The name carries the first eight digits of the file's SHA-256, as torch.hub checks it on download.
-_ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
 
 
 def _array(image: Image) -> np.ndarray:
@@ -108,7 +102,7 @@ def lpips(found: Image, true: Image) -> float:
     """Learned perceptual distance on AlexNet (version 0.1); 0 for equal images, lower means more leakage.
 
     Images below 64 px are enlarged to 64 (bilinear): the network was not made for smaller ones, and its verdict on
-    them is rough. The backbone's weights are read from torch's hub cache and never fetched.
+    them is rough. The backbone's weights are on this machine, or there is no score; see `fedsim.metrics.lpips_network`.
 
     Args:
         found: reconstruction, pixels in [0, 1].
@@ -122,7 +116,7 @@ def lpips(found: Image, true: Image) -> float:
     """
     if len(true) not in (1, 3):
         raise MetricUnavailableError(f"LPIPS needs images of 1 or 3 channels, these have {len(true)}")
-    network = _lpips_network(Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET_FILE)
+    network = lpips_network.network()
     with torch.no_grad():
         return float(network(_for_lpips(found), _for_lpips(true)))
 
@@ -134,29 +128,3 @@ def _for_lpips(image: Image) -> Float[Tensor, "1 3 _ _"]:
         size = [round(length * _LPIPS_SIDE / side) for length in batch.shape[2:]]
         batch = torch.nn.functional.interpolate(batch, size=size, mode="bilinear", align_corners=False)
     return 2 * batch - 1
-
-
-@functools.lru_cache(maxsize=1)
-def _lpips_network(weights: Path) -> torch.nn.Module:
-    if not weights.is_file():
-        raise MetricUnavailableError(
-            f"LPIPS needs AlexNet's weights, and {weights.name} is not in torch's hub cache; put it into "
-            "$TORCH_HOME/hub/checkpoints (torchvision's alexnet fetches it)"
-        )
-    if not _is_intact(weights):
-        raise MetricUnavailableError(
-            f"{weights.name} in torch's hub cache is damaged: its SHA-256 does not fit its name"
-        )
-    import lpips as package
-
-    # The package builds its network with random weights first, and through arguments that torchvision has renamed.
-    with seeded(0, "lpips"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network: torch.nn.Module = package.LPIPS(net="alex", verbose=False)
-    return network.requires_grad_(False)
-
-
-def _is_intact(weights: Path) -> bool:
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return digest.startswith(weights.stem.rsplit("-", 1)[1])

@@ -18,7 +18,7 @@ CONTROL_TITLES = {
     "wrong_update": "same attack on another client's update",
     "prior": "class frequencies of other data",
     "uniform": "list of classes",
-    "chance": "mean recall of a guess from class frequencies",
+    "chance": "what a blind guess has on average",
 }
 """What each control of a record is, for people."""
 

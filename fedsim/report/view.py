@@ -202,6 +202,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Sampling", "Poisson: batches vary in size" if run.part("training").get("sampling") == "poisson" else None),
         ("Label smoothing", run.part("training").get("label_smoothing") or None),
         ("Mixup alpha", run.part("training").get("mixup")),
+        ("Server sees", "the sum of each round" if run.sees_sums else None),
         ("Strategy", run.part("federation").get("strategy")),
         ("Seed", run.scenario.get("seed")),
     ]
