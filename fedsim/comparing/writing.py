@@ -27,7 +27,7 @@ def accuracy(value: float) -> str:
 
 def change(value: float) -> str:
     """Return a difference of accuracies as text."""
-    return f"{value:+.3f}"
+    return f"{round(value, 3) + 0.0:+.3f}"  # no "-0.000"
 
 
 def ratio(value: float) -> str:
