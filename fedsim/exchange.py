@@ -129,7 +129,7 @@ class TrainingKnowledge:
 
     Args:
         optimizer: `sgd` or `adamw`.
-        learning_rate: step size.
+        learning_rate: step size in the round, whatever schedule it follows; of several rounds, their weighted mean.
         momentum: of SGD; 0 for AdamW.
         weight_decay: coefficient; applied to every parameter but those in `decay_exempt`.
         local_steps: steps per round; None when the client runs whole epochs over a set of unknown size.

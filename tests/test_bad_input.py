@@ -250,6 +250,15 @@ SETTINGS = {
         {"training": {"shares": "delta", "optimizer": "adamw", "momentum": 0.9}},
         "training: momentum belongs to sgd",
     ),
+    "warm-up longer than the run": (
+        {"training.schedule": {"warmup_rounds": 3}, "federation.rounds": 3},
+        "training.schedule.warmup_rounds: got 3, and there are 3 rounds",
+        "raise federation.rounds.",
+    ),
+    "schedule that ends at nothing": (
+        {"training.schedule": {"name": "step", "every": 1, "factor": 1e-200}, "federation.rounds": 3},
+        "training.schedule: the learning rate of round 3 is too small to be told from 0.",
+    ),
     "label smoothing of all": (
         {"training.label_smoothing": 1},
         "training.label_smoothing: expected a number below 1, got 1.",

@@ -243,7 +243,8 @@ def _check_finite(update: Update, loss: float) -> None:
 
 
 def _train(run: LocalRun, pull: Callable[[nn.Module], None]) -> float:
-    optimizer = _optimizer(run.plan.scenario.training, run.model)
+    scenario = run.plan.scenario
+    optimizer = _optimizer(scenario.training, scenario.learning_rate(run.round), run.model)
     total, count = 0.0, 0
     for index, inputs in enumerate(run.steps):
         optimizer.zero_grad(set_to_none=True)
@@ -339,15 +340,15 @@ def plain_step(step: LocalStep) -> Tensor:
     return loss.detach()
 
 
-def _optimizer(training: TrainingPart, model: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(training: TrainingPart, learning_rate: float, model: nn.Module) -> torch.optim.Optimizer:
     exempt = decay_exempt(model)
     groups = [
         {"params": [p for n, p in trained(model).items() if n not in exempt], "weight_decay": training.weight_decay},
         {"params": [p for n, p in trained(model).items() if n in exempt], "weight_decay": 0.0},
     ]
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=training.learning_rate)
-    return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum)
+        return torch.optim.AdamW(groups, lr=learning_rate)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=training.momentum)
 
 
 def proximal_mu(scenario: Scenario) -> float:

@@ -48,6 +48,7 @@ def make(scenario: Scenario) -> Plan:
     audit_rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
     audit_clients = select_clients(scenario.audit.clients, clients, scenario.seed, "audit.clients")
     check_strategy(scenario)
+    _check_schedule(scenario)
     data = load_data(scenario.data, clients, scenario.seed)
     _check_mixup(scenario, data)
     skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
@@ -91,6 +92,7 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
             "candidates: what an observed app trained on is not known, so nobody can pair it. Leave the grant out.",
         )
     rounds, clients = captured.rounds[-1], captured.clients[-1] + 1
+    _check_observed_schedule(scenario, rounds)
     attacks, defenses = _plugins(scenario, clients)
     audit_rounds = select_rounds(scenario.audit.rounds, rounds, "the last captured round is")
     audit_clients = select_clients(scenario.audit.clients, clients, scenario.seed, "audit.clients")
@@ -121,6 +123,20 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
         skeleton,
         captured,
         matched,
+    )
+
+
+def _check_observed_schedule(scenario: Scenario, captured: int) -> None:
+    """Refuse a schedule over rounds of which nobody has said how many the observed app has."""
+    stated = scenario.federation.rounds if "rounds" in scenario.federation.model_fields_set else None
+    if scenario.training.schedule.is_constant or (stated is not None and stated >= captured):
+        _check_schedule(scenario)
+        return
+    given = "is not stated" if stated is None else f"is {stated}, and round {captured} was captured"
+    raise ScenarioError(
+        "training.schedule",
+        f"the learning rate of a round depends on how many the app has, and federation.rounds {given}. State it, or leave the "
+        "schedule out.",
     )
 
 
@@ -241,6 +257,23 @@ def _check_memory_limit(scenario: Scenario) -> None:
             "audit.attack_memory",
             "this system does not tell how much memory a process and its children hold, which fedsim reads under /proc on "
             "Linux. Leave it out.",
+        )
+
+
+def _check_schedule(scenario: Scenario) -> None:
+    """Refuse a schedule that does not fit the rounds."""
+    schedule, rounds = scenario.training.schedule, scenario.federation.rounds
+    if schedule.warmup_rounds and schedule.warmup_rounds >= rounds:
+        raise ScenarioError(
+            "training.schedule.warmup_rounds",
+            f"got {schedule.warmup_rounds}, and there are {rounds} rounds, so the warm-up would never end. Give fewer, or "
+            "raise federation.rounds.",
+        )
+    if not scenario.learning_rate(rounds):
+        raise ScenarioError(
+            "training.schedule",
+            f"the learning rate of round {rounds} is too small to be told from 0. Raise factor or every, or train fewer "
+            "rounds.",
         )
 
 

@@ -184,6 +184,15 @@ def _own_score(record: Attempted, metric: str) -> str:
     return "unavailable" if metric in record.scores else ""
 
 
+def _schedule(stated: Mapping[str, Any]) -> str | None:
+    """Return how the learning rate follows the rounds; None where it is constant throughout."""
+    name, others = stated.get("name", "constant"), {key: value for key, value in stated.items() if key != "name"}
+    if name == "constant" and not others.get("warmup_rounds"):
+        return None
+    given = ", ".join(f"{key} {value}" for key, value in others.items() if value)
+    return f"{name} ({given})" if given else str(name)
+
+
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """Return the set-up in pairs of a name and a value, as far as it is known."""
     done = max((line.round for line in run.rounds), default=0)
@@ -196,6 +205,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Data", run.part("data").get("name")),
         ("Clients share", run.part("training").get("shares")),
         ("Batch size", run.part("training").get("batch_size")),
+        ("Schedule", _schedule(run.part("training").get("schedule") or {})),
         ("Sampling", "Poisson: batches vary in size" if run.part("training").get("sampling") == "poisson" else None),
         ("Label smoothing", run.part("training").get("label_smoothing") or None),
         ("Mixup alpha", run.part("training").get("mixup")),

@@ -13,6 +13,7 @@ from fedsim.scenario.parts import (
     PartitionPart,
     Sampling,
     Scenario,
+    SchedulePart,
     ThreatPart,
     TrainingPart,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "PartitionPart",
     "Sampling",
     "Scenario",
+    "SchedulePart",
     "ThreatPart",
     "TrainingPart",
     "load",

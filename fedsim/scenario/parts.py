@@ -6,6 +6,7 @@ wrong type with the YAML path. Whether names exist and values fit together is ch
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, get_args
 
 import pydantic
@@ -171,6 +172,60 @@ class FederationPart(_Part):
     """Seconds after which a client has failed in a round."""
 
 
+class SchedulePart(_Part):
+    """How the learning rate follows the rounds: a share of `learning_rate` in each, a function of the round alone.
+
+    In round r of R the first w rounds warm up, with shares 1 / (w + 1), 2 / (w + 1) and so on. After them, with
+    t = r - 1 - w of T = R - w rounds done: `constant`, 1; `cosine`, final + (1 - final) (1 + cos(pi t / T)) / 2; `linear`,
+    1 - (1 - final) t / T; `step`, factor ** floor(t / every). `final` would be reached after the last round.
+    """
+
+    name: Literal["constant", "cosine", "linear", "step"] = "constant"
+    """What it follows once warm-up is over."""
+    warmup_rounds: Annotated[int, Field(ge=0, le=MOST_ROUNDS), _NO_BOOLEAN] = 0
+    """Rounds in which it rises in equal steps, fewer than there are rounds."""
+    final: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] | None = None
+    """Of `cosine` and `linear`, 0 by default: share of `learning_rate` that is approached."""
+    every: Annotated[int, Field(ge=1, le=MOST_ROUNDS), _NO_BOOLEAN] | None = None
+    """Of `step`, which needs it: rounds between two steps."""
+    factor: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] | None = None
+    """Of `step`, 0.1 by default: what each step multiplies by."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> SchedulePart:
+        own = {"cosine": ("final",), "linear": ("final",), "step": ("every", "factor")}.get(self.name, ())
+        for field in ("final", "every", "factor"):
+            if field not in own and getattr(self, field) is not None:
+                raise ValueError(f"{field} does not belong to schedule {self.name!r}")
+        if self.name == "step" and self.every is None:
+            raise ValueError("schedule 'step' needs every, the rounds between two steps")
+        return self
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the learning rate is the same in all rounds."""
+        return self.name == "constant" and not self.warmup_rounds
+
+    def share(self, round: int, rounds: int) -> float:
+        """Return the share of the learning rate in a round.
+
+        Args:
+            round: from 1.
+            rounds: all of the run, more than warm up.
+        """
+        done, span, final = round - 1 - self.warmup_rounds, rounds - self.warmup_rounds, self.final or 0.0
+        if done < 0:
+            return round / (self.warmup_rounds + 1)
+        if self.name == "cosine":
+            return final + (1 - final) * (1 + math.cos(math.pi * done / span)) / 2
+        if self.name == "linear":
+            return 1 - (1 - final) * done / span
+        if self.name == "step":
+            factor: float = (0.1 if self.factor is None else self.factor) ** (done // (self.every or 1))
+            return factor
+        return 1.0
+
+
 class TrainingPart(_Part):
     """One client's local work in a round, and what it sends.
 
@@ -191,6 +246,11 @@ class TrainingPart(_Part):
     as many steps as a pass has."""
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.01
     """The client's; with `shares: gradient` the server applies it."""
+    schedule: Annotated[
+        SchedulePart,
+        BeforeValidator(named, Literal["constant", "cosine", "linear"] | SchedulePart),
+    ] = SchedulePart()
+    """How the learning rate follows the rounds: `constant`, `cosine`, `linear` or `step`."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """`adamw` only with `shares: delta`."""
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
@@ -365,6 +425,10 @@ class Scenario(_Part):
     """What is asked of the global model."""
     audit: AuditPart = AuditPart()
     """Which updates are attacked, and how attempts are scored."""
+
+    def learning_rate(self, round: int) -> float:
+        """Return the learning rate in a round, from 1: the client's, or the server's where gradients are shared."""
+        return self.training.learning_rate * self.training.schedule.share(round, self.federation.rounds)
 
     def resolved(self) -> dict[str, Any]:
         """Return the scenario with every default filled in, as plain data that `load` reads again."""

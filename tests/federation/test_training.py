@@ -121,9 +121,9 @@ def test_a_defended_client_trains_on_soft_labels(tiny_plan, defense):
 
 def test_the_recipe_that_is_granted_names_smoothing_and_mixup(tiny_plan):
     plan = tiny_plan(training=SOFT)
-    knowledge = training_knowledge(plan.scenario.training, plan.model())
+    knowledge = training_knowledge(plan.scenario, plan.model(), 1)
     assert (knowledge.label_smoothing, knowledge.mixup) == (0.2, 0.4)
-    plain = training_knowledge(tiny_plan().scenario.training, plan.model())
+    plain = training_knowledge(tiny_plan().scenario, plan.model(), 1)
     assert (plain.label_smoothing, plain.mixup) == (0.0, None)
 
 
@@ -183,6 +183,17 @@ def test_a_delta_is_what_the_optimizer_does_written_out_by_hand(tiny_plan, recip
     assert update.kind == "delta"
 
 
+@pytest.mark.parametrize("recipe", [{"momentum": 0.5}, {"optimizer": "adamw"}], ids=["sgd", "adamw"])
+def test_a_client_trains_with_the_learning_rate_of_the_round(tiny_plan, recipe):
+    scheduled = tiny_plan(training={**DELTA, **recipe, "schedule": {"name": "step", "every": 1, "factor": 0.5}})
+    weights = moved(scheduled)
+    for round, rate in ((1, 0.05), (2, 0.025)):
+        constant = tiny_plan(training={**DELTA, **recipe, "learning_rate": rate})
+        found, expected = (local_update(plan, 1, round, weights).update for plan in (scheduled, constant))
+        assert_same(found.tensors, expected.tensors)
+        assert training_knowledge(scheduled.scenario, scheduled.model(), round).learning_rate == rate
+
+
 def test_weight_decay_leaves_position_and_class_token_alone(tiny_plan):
     plain, decayed = tiny_plan(training={**DELTA, "local_steps": 1}), None
     weights = moved(plain)
@@ -190,7 +201,7 @@ def test_weight_decay_leaves_position_and_class_token_alone(tiny_plan):
     decayed = tiny_plan(training={**DELTA, "local_steps": 1, "weight_decay": 0.3})
     with_decay = local_update(decayed, 0, 1, weights).update.tensors
     assert {name for name in weights if torch.equal(without[name], with_decay[name])} == EXEMPT
-    knowledge = training_knowledge(decayed.scenario.training, decayed.model())
+    knowledge = training_knowledge(decayed.scenario, decayed.model(), 1)
     assert set(knowledge.decay_exempt) == EXEMPT
 
 

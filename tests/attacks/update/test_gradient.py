@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from fedsim_attacks.update.gradient import is_taken_for_one_step, local_steps, mean_gradient, sgd_factors
@@ -5,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fedsim.audit.threat import ThreatModel
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Observation, TrainingKnowledge, Update
+from fedsim.federation.training import local_update
 
 
 def knowledge(
@@ -63,6 +67,30 @@ def test_a_delta_becomes_the_mean_gradient_and_loses_its_weight_decay() -> None:
     assert found.is_scaled and found.is_decay_known
     torch.testing.assert_close(found.tensors["weight"].float(), torch.tensor([[1.0, -2.0]]), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.tensors["bias"].float(), torch.tensor([3.0]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"momentum": 0.9, "local_steps": 2}, {"weight_decay": 0.1}], ids=str)
+def test_the_recipe_of_a_late_round_gives_the_gradient_back(tiny_plan, recipe) -> None:  # type: ignore[no-untyped-def]
+    training = {"shares": "delta", "batch_size": 2, "learning_rate": 0.2, "mode": "eval"}
+    schedule = {"name": "cosine", "warmup_rounds": 2, "final": 0.01}
+    parts = {"federation": {"clients": 3, "rounds": 8}, "threat": {"grants": ["batch_size", "training"]}}
+    plan = tiny_plan(training={**training, "schedule": schedule, **recipe}, **parts)
+    weights, own = plan.initial_weights(), plan.scenario.training
+    for round in (1, 7):
+        update = local_update(plan, 1, round, weights).update
+        seen = ThreatModel(plan).observe(update, weights)
+        found = mean_gradient(seen, update.tensors)
+        model, batch = plan.model(weights), plan.data.read(plan.data.client_inputs(1, round, own)[0], own)
+        loss = nn.functional.cross_entropy(model(plan.normalization.normalize(batch.images)), batch.labels)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        expected = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+        assert found.is_scaled
+        if own.local_steps is None:  # of several steps the recipe gives a mean over gradients of moving weights
+            for name, tensor in expected.items():
+                torch.testing.assert_close(found.tensors[name].float(), tensor, rtol=1e-3, atol=1e-4)
+        constant = replace(seen, training=replace(seen.training, learning_rate=0.2))
+        wrong = mean_gradient(constant, ["head.bias"]).tensors["head.bias"]
+        assert not torch.allclose(wrong.float(), expected["head.bias"], rtol=0.1)
 
 
 def test_without_the_recipe_a_delta_is_a_gradient_up_to_a_factor() -> None:
