@@ -139,6 +139,8 @@ class TrainingKnowledge:
         mixup: alpha of the Beta distribution that two images and their labels are mixed by; None for none.
         sampling: how a local step takes its images: `shuffle`, the next ones of a random order; `poisson`, each with the same
             probability and independently of all others, so that batches vary in size and may be empty.
+        clip_norm: largest l2 norm of the gradient of all parameters in each local step, before momentum and weight decay;
+            None for no clipping.
     """
 
     optimizer: str
@@ -151,6 +153,7 @@ class TrainingKnowledge:
     label_smoothing: float = 0.0
     mixup: float | None = None
     sampling: Literal["shuffle", "poisson"] = "shuffle"
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -250,6 +250,15 @@ SETTINGS = {
         {"training": {"shares": "delta", "optimizer": "adamw", "momentum": 0.9}},
         "training: momentum belongs to sgd",
     ),
+    "local clipping of a shared gradient": (
+        {"training.clip_norm": 1.0},
+        "training: clip_norm: got 1 with shares: gradient, and it clips local steps",
+        "the defense clipping, or dp_noise",
+    ),
+    "clipping norm of zero": (
+        {"training": {"shares": "delta", "clip_norm": 0}},
+        "training.clip_norm: expected a number above 0, got 0.",
+    ),
     "warm-up longer than the run": (
         {"training.schedule": {"warmup_rounds": 3}, "federation.rounds": 3},
         "training.schedule.warmup_rounds: got 3, and there are 3 rounds",

@@ -250,6 +250,8 @@ def _train(run: LocalRun, pull: Callable[[nn.Module], None]) -> float:
         optimizer.zero_grad(set_to_none=True)
         loss = gradient_step(run, index)
         pull(run.model)
+        if scenario.training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(trained(run.model).values(), scenario.training.clip_norm)
         optimizer.step()
         total, count = total + loss * len(inputs), count + len(inputs)
     return total / count if count else 0.0

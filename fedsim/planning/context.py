@@ -27,6 +27,7 @@ def training_knowledge(scenario: Scenario, model: nn.Module, round: int) -> Trai
         training.label_smoothing,
         training.mixup,
         training.sampling,
+        training.clip_norm,
     )
 
 

@@ -207,6 +207,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Batch size", run.part("training").get("batch_size")),
         ("Schedule", _schedule(run.part("training").get("schedule") or {})),
         ("Sampling", "Poisson: batches vary in size" if run.part("training").get("sampling") == "poisson" else None),
+        ("Clipping norm of a local step", run.part("training").get("clip_norm")),
         ("Label smoothing", run.part("training").get("label_smoothing") or None),
         ("Mixup alpha", run.part("training").get("mixup")),
         ("Strategy", run.part("federation").get("strategy")),

@@ -257,6 +257,8 @@ class TrainingPart(_Part):
     """Of `sgd`, with `shares: delta`."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.0
     """With `shares: delta`."""
+    clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
+    """With `shares: delta`: largest l2 norm of the gradient in each local step; a longer one is scaled down to it."""
     shares: Literal["gradient", "delta"] = "gradient"
     """`gradient`, of one batch (FedSGD), or `delta`, new weights after local training."""
     mode: Literal["train", "eval"] = "train"
@@ -280,6 +282,12 @@ class TrainingPart(_Part):
                 raise ValueError(
                     "shares: gradient is one plain SGD step: local_steps 1, optimizer sgd, no momentum, no "
                     "weight_decay. Use shares: delta for anything else"
+                )
+            if self.clip_norm is not None:
+                raise ValueError(
+                    f"clip_norm: got {self.clip_norm:g} with shares: gradient, and it clips local steps, of which there are "
+                    "none. To clip what is sent, use the defense clipping, or dp_noise for a guarantee. To clip local steps, "
+                    "use shares: delta"
                 )
         return self
 

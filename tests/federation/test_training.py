@@ -131,9 +131,11 @@ def sgd(plan, weights, batches, proximal_mu=0.0):
     """SGD with momentum and weight decay, written out; returns new minus old weights."""
     recipe, new, velocity = plan.scenario.training, {n: w.clone() for n, w in weights.items()}, {}
     for batch in batches:
-        for name, slope in gradient(plan, new, batch)[0].items():
-            slope = slope + proximal_mu * (new[name] - weights[name])
-            slope = slope + (0.0 if name in EXEMPT else recipe.weight_decay) * new[name]
+        slopes = {n: g + proximal_mu * (new[n] - weights[n]) for n, g in gradient(plan, new, batch)[0].items()}
+        length = math.sqrt(sum(float(slope.double().square().sum()) for slope in slopes.values()))
+        factor = min(1.0, (recipe.clip_norm or math.inf) / length)
+        for name, slope in slopes.items():
+            slope = factor * slope + (0.0 if name in EXEMPT else recipe.weight_decay) * new[name]
             velocity[name] = recipe.momentum * velocity[name] + slope if name in velocity else slope
         for name, step in velocity.items():
             new[name] = new[name] - recipe.learning_rate * step
@@ -162,6 +164,7 @@ def adamw(plan, weights, batches):
         ({"momentum": 0.9}, sgd),
         ({"momentum": 0.5, "weight_decay": 0.3}, sgd),
         ({"local_steps": None, "local_epochs": 2, "weight_decay": 0.3}, sgd),
+        ({"clip_norm": 0.3, "momentum": 0.5, "weight_decay": 0.3}, sgd),
         ({"optimizer": "adamw", "learning_rate": 1e-3}, adamw),
         ({"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.3}, adamw),
     ],
@@ -306,6 +309,21 @@ def test_training_leaves_the_global_generator_and_the_weights_untouched(tiny_pla
     local_update(plan, 0, 1, weights)
     assert torch.equal(torch.get_rng_state(), state)
     assert_same(weights, before)
+
+
+def test_no_step_of_a_client_that_clips_is_longer_than_the_norm_allows(tiny_plan):
+    one = {**DELTA, "local_steps": 1}
+    plain, loose, tight = (
+        tiny_plan(training={**one, **clip}) for clip in ({}, {"clip_norm": 1e3}, {"clip_norm": 0.25})
+    )
+    weights = moved(plain)
+    whole, same, clipped = (local_update(plan, 1, 1, weights).update for plan in (plain, loose, tight))
+    assert_same(same.tensors, whole.tensors)
+    assert whole.norm() > 2 * clipped.norm() and clipped.norm() == pytest.approx(0.05 * 0.25, rel=1e-3)
+    factor = clipped.norm() / whole.norm()
+    scaled = {name: factor * tensor for name, tensor in whole.tensors.items()}
+    assert_same(clipped.tensors, scaled, rtol=1e-3, atol=1e-6)
+    assert training_knowledge(tight.scenario, tight.model(), 1).clip_norm == 0.25
 
 
 def test_evaluation_is_accuracy_and_mean_loss_over_the_test_pool(tiny_plan):
