@@ -141,6 +141,7 @@ class TrainingKnowledge:
             probability and independently of all others, so that batches vary in size and may be empty.
         clip_norm: largest l2 norm of the gradient of all parameters in each local step, before momentum and weight decay;
             None for no clipping.
+        augment: how each use of an image changes it, `flip` and `crop`; empty for not at all.
     """
 
     optimizer: str
@@ -154,6 +155,7 @@ class TrainingKnowledge:
     mixup: float | None = None
     sampling: Literal["shuffle", "poisson"] = "shuffle"
     clip_norm: float | None = None
+    augment: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,10 +288,11 @@ class Truth:
     """The images behind an update, for `fedsim.audit.threat` and `fedsim.metrics` alone.
 
     Args:
-        images: every distinct input the client trained on in the round, pixels in [0, 1]; blends where it mixes images.
+        images: every distinct input the client trained on in the round, pixels in [0, 1]; blends where it mixes images,
+            and mirrored or shifted where it augments them.
         labels: their labels; soft where the client smooths labels or mixes images.
-        pictures: how many distinct images the inputs are of; None where every input is an image of its own. Blends of one
-            image are several inputs.
+        pictures: how many distinct images the inputs are of; None where every input is an image of its own. Blends or
+            augmented versions of one image are several inputs.
         firsts: of each pair of candidates, whether its first image is the one that was trained on; None when not granted.
     """
 

@@ -278,6 +278,15 @@ SETTINGS = {
         {"training.label_smoothing": float("nan")},
         "training.label_smoothing: expected a finite number",
     ),
+    "augmentation that there is not": (
+        {"training.augment": ["flp"]},
+        "training.augment.0: expected 'flip' or 'crop', got 'flp'. Did you mean 'flip'?",
+    ),
+    "augmentation twice": (
+        {"training.augment": ["flip", "flip"]},
+        "training.augment: expected flip and crop once at most, got ['flip', 'flip'].",
+    ),
+    "augmentation that is no list": ({"training.augment": "flip"}, "training.augment: expected a list, got 'flip'."),
     "mixup alpha of zero": ({"training.mixup": 0}, "training.mixup: expected a number above 0, got 0."),
     "mixup in words": ({"training.mixup": "some"}, "training.mixup: expected a number, got 'some'."),
     "mixup that is a boolean": ({"training.mixup": True}, "training.mixup: expected a number, got true."),

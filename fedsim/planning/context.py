@@ -28,6 +28,7 @@ def training_knowledge(scenario: Scenario, model: nn.Module, round: int) -> Trai
         training.mixup,
         training.sampling,
         training.clip_norm,
+        training.augment,
     )
 
 

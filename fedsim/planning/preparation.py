@@ -50,7 +50,7 @@ def make(scenario: Scenario) -> Plan:
     check_strategy(scenario)
     _check_schedule(scenario)
     data = load_data(scenario.data, clients, scenario.seed)
-    _check_mixup(scenario, data)
+    _check_inputs(scenario, data)
     skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
     _check_promises(scenario, data, skeleton, defenses)
     normalization = models.normalization(skeleton)
@@ -277,14 +277,19 @@ def _check_schedule(scenario: Scenario) -> None:
         )
 
 
-def _check_mixup(scenario: Scenario, data: FederatedData) -> None:
-    if scenario.training.mixup is None:
+def _check_inputs(scenario: Scenario, data: FederatedData) -> None:
+    """Refuse inputs that cannot be made of a client's images, or that make a grant mean nothing."""
+    training = scenario.training
+    trained = {"mixup": training.mixup is not None and "blends", "augment": training.augment and "changed images"}
+    for key, inputs in trained.items():
+        if inputs and "candidates" in scenario.threat.grants:
+            raise ScenarioError(
+                "threat.grants",
+                f"candidates: with {key} a client trains on {inputs}, and on no single image as it is. Leave the grant or "
+                f"{key} out.",
+            )
+    if training.mixup is None:
         return
-    if "candidates" in scenario.threat.grants:
-        raise ScenarioError(
-            "threat.grants",
-            "candidates: with mixup a client trains on blends, and on no single image as it is. Leave the grant or mixup out.",
-        )
     for client, samples in enumerate(data.partition):
         if len(samples) < 2:
             raise ScenarioError(

@@ -97,6 +97,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "displays": displays,
         "left_out": clients_named(left_out) if left_out else None,
         "is_mixed": bool(run.part("training").get("mixup")),
+        "is_augmented": bool(run.part("training").get("augment")),
         "views": analysis.views,
         "view_attempts": _view_attempts(run, naming),
         "findings": [record for record in run.records if record.found is not None],
@@ -210,6 +211,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Clipping norm of a local step", run.part("training").get("clip_norm")),
         ("Label smoothing", run.part("training").get("label_smoothing") or None),
         ("Mixup alpha", run.part("training").get("mixup")),
+        ("Augmentation", ", ".join(run.part("training").get("augment") or ()) or None),
         ("Strategy", run.part("federation").get("strategy")),
         ("Seed", run.scenario.get("seed")),
     ]

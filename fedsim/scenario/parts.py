@@ -232,7 +232,9 @@ class TrainingPart(_Part):
     `shares: gradient` (FedSGD) sends the gradient of one batch, and the server applies `learning_rate`; `shares: delta`
     trains `local_steps` or `local_epochs` and sends new weights. `mode` states whether dropout and the like are active.
     `label_smoothing: a` trains on labels (1 - a) onehot + a / C. `mixup: alpha` blends each image and its label with
-    another of the client's, in a proportion from Beta(alpha, alpha), anew at every use; smoothing comes after it.
+    another of the client's, in a proportion from Beta(alpha, alpha), anew at every use; smoothing comes after it. `augment`
+    mirrors and shifts images, anew at every use, before all that. Dropout and stochastic depth are the model's own, as in
+    `model.kwargs: {proj_drop_rate: 0.1}`.
     `sampling: poisson` takes each image into each step with probability `batch_size` over the client's images, independently
     of all others: batches vary in size, and one may be empty.
     """
@@ -267,8 +269,17 @@ class TrainingPart(_Part):
     """a: trains on labels (1 - a) onehot + a / C."""
     mixup: Annotated[float, Field(gt=0, allow_inf_nan=False), _NO_BOOLEAN] | None = None
     """alpha: blends each image with another of the client's, in a share from Beta(alpha, alpha)."""
+    augment: tuple[Literal["flip", "crop"], ...] = ()
+    """`flip` mirrors an image in half of its uses; `crop` shifts it by up to an eighth of its sides, with a black border."""
     sampling: Sampling = "shuffle"
     """`shuffle` walks through the client's images in random order; `poisson` draws each of them independently in every step."""
+
+    @pydantic.field_validator("augment")
+    @classmethod
+    def _once(cls, augment: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(augment)) < len(augment):
+            raise ValueError(f"expected flip and crop once at most, got {shown(list(augment))}")
+        return augment
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> TrainingPart:

@@ -57,10 +57,25 @@ def test_a_shared_gradient_is_what_autograd_says_of_the_batch(tiny_plan, round):
 
 
 SOFT = {"label_smoothing": 0.2, "mixup": 0.4}
+AUGMENTED = {"augment": ["flip", "crop"]}
+
+
+def test_an_augmented_client_trains_on_the_images_of_the_truth_and_on_no_others(tiny_plan):
+    plan, plain = tiny_plan(training={"batch_size": 4, **AUGMENTED}), tiny_plan(training={"batch_size": 4})
+    weights = moved(plan)
+    truth, own = (one.data.truth(1, 2, one.scenario.training) for one in (plan, plain))
+    assert torch.equal(truth.labels, own.labels) and not torch.equal(truth.images, own.images)
+    expected, loss = gradient(plan, weights, truth)
+    result = local_update(plan, 1, 2, weights)
+    assert_same(result.update.tensors, expected)
+    assert result.loss == loss and result.update.num_examples == 4
+    assert training_knowledge(plan.scenario, plan.model(), 2).augment == ("flip", "crop")
 
 
 @pytest.mark.parametrize("size", [1, 4])
-@pytest.mark.parametrize("recipe", [{"label_smoothing": 0.2}, {"mixup": 0.4}, SOFT], ids="-".join)
+@pytest.mark.parametrize(
+    "recipe", [{"label_smoothing": 0.2}, {"mixup": 0.4}, SOFT, {**SOFT, **AUGMENTED}], ids="-".join
+)
 def test_the_truth_is_what_the_client_trained_on(tiny_plan, recipe, size):
     plan = tiny_plan(training={"batch_size": size, **recipe})
     weights, truth = moved(plan), plan.data.truth(1, 2, plan.scenario.training)
@@ -245,8 +260,9 @@ def test_the_scaled_update_is_the_plain_one_times_the_factor(tiny_plan):
     assert_same(local_update(scaled, 1, 1, weights).update.tensors, {n: 0.25 * t for n, t in plain.items()})
 
 
-def test_dropout_is_active_in_training_mode_alone(tiny_plan):
-    dropping = {"name": "vit_nano", "kwargs": {"depth": 1, "drop_rate": 0.5}}
+@pytest.mark.parametrize("key", ["drop_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate"])
+def test_dropout_is_active_in_training_mode_alone(tiny_plan, key):
+    dropping = {"name": "vit_nano", "kwargs": {"depth": 1, key: 0.5}}
     plain, weights = tiny_plan(), moved(tiny_plan())
     expected = local_update(plain, 0, 1, weights).update.tensors
     evaluating = tiny_plan(model=dropping, training={"mode": "eval"})
