@@ -278,6 +278,15 @@ SETTINGS = {
         {"training.label_smoothing": float("nan")},
         "training.label_smoothing: expected a finite number",
     ),
+    "more parts than images": (
+        {"training": {"accumulate": 3, "batch_size": 2}},
+        "training: accumulate: got 3 with batch_size 2, and a batch has no more parts than images. Give at most batch_size.",
+    ),
+    "parts of a batch that dropout would tell apart": (
+        {"training": {"accumulate": 2, "batch_size": 2}, "model.kwargs": {"depth": 1, "proj_drop_rate": 0.1}},
+        "training.accumulate: got 2, and in training, vit_nano draws other numbers for parts than for the whole",
+        "set training.mode to eval",
+    ),
     "augmentation that there is not": (
         {"training.augment": ["flp"]},
         "training.augment.0: expected 'flip' or 'crop', got 'flp'. Did you mean 'flip'?",

@@ -19,6 +19,7 @@ from fedsim.models.interface import (
     trained,
     unfused_attention,
 )
+from fedsim.models.trial import draws_in_training
 from fedsim.models.vit import KWARGS, is_vit
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Patches",
     "build",
     "build_with_notes",
+    "draws_in_training",
     "facts",
     "gradient_of",
     "head_inputs",

@@ -43,6 +43,7 @@ _YOUNGER: tuple[tuple[str, str, Any], ...] = (
     ("model", "first_block", "standard"),
     ("training", "label_smoothing", 0.0),
     ("training", "sampling", "shuffle"),
+    ("training", "accumulate", 1),
     ("training", "augment", []),
     ("training", "schedule", {"name": "constant", "warmup_rounds": 0}),
     ("threat", "sees", "updates"),

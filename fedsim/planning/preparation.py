@@ -11,6 +11,7 @@ import json
 from typing import Any, get_args
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim import applicability, models, plugins, process_tree
 from fedsim.attack import Attack, Need, Recovers
@@ -53,6 +54,7 @@ def make(scenario: Scenario) -> Plan:
     _check_inputs(scenario, data)
     skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
     _check_promises(scenario, data, skeleton, defenses)
+    _check_accumulation(scenario, data, skeleton, defenses)
     normalization = models.normalization(skeleton)
     return Plan(
         scenario,
@@ -296,6 +298,35 @@ def _check_inputs(scenario: Scenario, data: FederatedData) -> None:
                 "training.mixup",
                 f"client {client} has a single image, and mixup blends two of a client's own. Deal it more (data.samples, "
                 "data.partition, federation.clients), or leave mixup out.",
+            )
+
+
+def _check_accumulation(
+    scenario: Scenario, data: FederatedData, model: nn.Module, defenses: tuple[PlannedDefense, ...]
+) -> None:
+    """Refuse to split batches where the gradient would be another one, or where nothing would be split."""
+    training = scenario.training
+    if training.accumulate == 1:
+        return
+    reason = None
+    if training.mode == "train" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        reason = (
+            f"in training, BatchNorm of {scenario.model.name} normalizes by the statistics of what passes it at once"
+        )
+    elif training.mode == "train" and models.draws_in_training(model, data.image_shape, scenario.seed):
+        reason = f"in training, {scenario.model.name} draws other numbers for parts than for the whole, as dropout does"
+    if reason is not None:
+        raise ScenarioError(
+            "training.accumulate",
+            f"got {training.accumulate}, and {reason}: the gradient would not be that of the batch. Leave it out, set "
+            "training.mode to eval, or choose a model without.",
+        )
+    for planned in defenses:
+        if planned.clients and planned.defense.replaces_gradient:
+            raise ScenarioError(
+                "training.accumulate",
+                f"got {training.accumulate}, and {planned.info.name} (defenses.{planned.index}) computes the gradient of the "
+                "whole batch itself, so that nothing would be split. Leave it or the defense out.",
             )
 
 

@@ -241,6 +241,8 @@ class TrainingPart(_Part):
 
     batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] = 1
     """Images in a local step; their expected number where `sampling` is poisson."""
+    accumulate: Annotated[int, Field(ge=1, le=MOST_SAMPLES), _NO_BOOLEAN] = 1
+    """Parts in which the batch of a local step passes the model one by one, to save memory; the gradient is the same."""
     local_steps: Annotated[int, Field(ge=1, le=MOST_STEPS), _NO_BOOLEAN] | None = None
     """Steps in a round, with `shares: delta`; 1 by default."""
     local_epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS), _NO_BOOLEAN] | None = None
@@ -287,6 +289,11 @@ class TrainingPart(_Part):
             raise ValueError("give local_steps or local_epochs, not both")
         if self.optimizer == "adamw" and self.momentum:
             raise ValueError("momentum belongs to sgd; adamw has moments of its own")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate: got {self.accumulate} with batch_size {self.batch_size}, and a batch has no more parts than "
+                "images. Give at most batch_size"
+            )
         if self.shares == "gradient":
             several = (self.local_steps or 1) > 1 or self.local_epochs is not None
             if several or self.optimizer != "sgd" or self.momentum or self.weight_decay:

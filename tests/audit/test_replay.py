@@ -153,7 +153,9 @@ def test_epochs_with_a_proximal_term_noise_and_a_state_are_done_again_to_the_bit
 
 
 @pytest.mark.parametrize("hook", ["batch", "step", "model"])
-@pytest.mark.parametrize("part", [{"batch_size": 4}, EPOCHS], ids=["gradient", "epochs"])
+@pytest.mark.parametrize(
+    "part", [{"batch_size": 4}, EPOCHS, {**EPOCHS, "accumulate": 3}], ids=["gradient", "epochs", "micro-batches"]
+)
 def test_mirrored_images_are_those_that_reached_the_model(tiny_plan, run_folder, part, hook):
     _, own, found = replayed(tiny_plan, run_folder, [{"name": STUBS, "params": {"hook": hook}}], **part)
     assert torch.allclose(found.truth.images, own.images.flip(-1), atol=1e-6)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fedsim import plugins
-from fedsim.defense import Defense
+from fedsim.defense import Defense, LocalStep
+from fedsim.errors import ScenarioError
 from fedsim.federation import training
 from fedsim.federation.training import DefenseFaultError, NonFiniteUpdateError, local_update
 from fedsim.planning.context import training_knowledge
@@ -340,6 +341,66 @@ def test_no_step_of_a_client_that_clips_is_longer_than_the_norm_allows(tiny_plan
     scaled = {name: factor * tensor for name, tensor in whole.tensors.items()}
     assert_same(clipped.tensors, scaled, rtol=1e-3, atol=1e-6)
     assert training_knowledge(tight.scenario, tight.model(), 1).clip_norm == 0.25
+
+
+PARTS = {"batch_size": 7, "accumulate": 3}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"augment": ["flip"], **SOFT},
+        {"sampling": "poisson", "batch_size": 4},
+        {"shares": "delta", "local_epochs": 2, "learning_rate": 0.05, "momentum": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("defense", ["none", "mjp", "fedsim_defenses.soteria:Soteria", "stubs:Notes"])
+def test_micro_batches_give_the_gradient_of_the_batch_and_the_same_truth(tiny_plan, recipe, defense):
+    parts = {"defenses": [] if defense == "none" else [defense]}
+    whole, split = (tiny_plan(training={**PARTS, **recipe, "accumulate": n}, **parts) for n in (1, 3))
+    weights = moved(whole)
+    found, expected = (local_update(plan, 1, 1, weights) for plan in (split, whole))
+    assert_same(found.update.tensors, expected.update.tensors, rtol=1e-3, atol=2e-6)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.update.num_examples == expected.update.num_examples
+    truths = [plan.data.truth(1, 1, plan.scenario.training) for plan in (whole, split)]
+    assert torch.equal(truths[0].images, truths[1].images) and torch.equal(truths[0].labels, truths[1].labels)
+    assert training_knowledge(split.scenario, split.model(), 1) == training_knowledge(whole.scenario, whole.model(), 1)
+
+
+@pytest.mark.parametrize(("parts", "sizes"), [(1, [7]), (2, [4, 3]), (3, [3, 2, 2]), (7, [1] * 7), (9, [1] * 7)])
+def test_no_more_images_pass_the_model_at_once_than_a_part_has_and_earlier_gradients_stay(parts, sizes):
+    generator = torch.Generator().manual_seed(0)
+    last, seen = nn.Linear(4, 3).double(), []
+    model = nn.Sequential(nn.Flatten(), last)
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    images = torch.randn(7, 1, 2, 2, generator=generator, dtype=torch.float64)
+    labels = torch.arange(7) % 3
+    expected = torch.autograd.grad(nn.functional.cross_entropy(model(images), labels), list(model.parameters()))
+    seen.clear()
+    last.weight.grad, last.bias.grad = torch.ones(3, 4).double(), None
+    training.in_parts(training.plain_step, parts)(LocalStep(model, images, labels, 0.0))
+    assert seen == sizes
+    torch.testing.assert_close(last.weight.grad, 1 + expected[0])
+    torch.testing.assert_close(last.bias.grad, expected[1])
+
+
+def test_batches_are_split_only_where_the_gradient_stays_the_same(tiny_plan):
+    norms = {"name": "test_resnet", "kwargs": {}}
+    with pytest.raises(ScenarioError, match=r"^training\.accumulate: got 3, and in training, BatchNorm of test_resnet"):
+        tiny_plan(model=norms, training=PARTS)
+    assert tiny_plan(model=norms, training={**PARTS, "mode": "eval"})
+    dropping = {"name": "vit_nano", "kwargs": {"depth": 2, "drop_path_rate": 0.1}}
+    with pytest.raises(
+        ScenarioError, match=r"^training\.accumulate: got 3, and in training, vit_nano draws other numbers"
+    ):
+        tiny_plan(model=dropping, training=PARTS)
+    assert tiny_plan(model=dropping, training={**PARTS, "mode": "eval"})
+    with pytest.raises(ScenarioError, match=r"^training\.accumulate: got 3, and stubs:Recipe \(defenses\.0\) computes"):
+        tiny_plan(training=PARTS, defenses=["stubs:Recipe"])
+    assert tiny_plan(training=PARTS, defenses=[{"name": "stubs:Recipe", "clients": []}])
 
 
 def test_evaluation_is_accuracy_and_mean_loss_over_the_test_pool(tiny_plan):
