@@ -129,7 +129,7 @@ class TrainingKnowledge:
 
     Args:
         optimizer: `sgd` or `adamw`.
-        learning_rate: step size.
+        learning_rate: step size in the round, whatever schedule it follows; of several rounds, their weighted mean.
         momentum: of SGD; 0 for AdamW.
         weight_decay: coefficient; applied to every parameter but those in `decay_exempt`.
         local_steps: steps per round; None when the client runs whole epochs over a set of unknown size.
@@ -139,6 +139,9 @@ class TrainingKnowledge:
         mixup: alpha of the Beta distribution that two images and their labels are mixed by; None for none.
         sampling: how a local step takes its images: `shuffle`, the next ones of a random order; `poisson`, each with the same
             probability and independently of all others, so that batches vary in size and may be empty.
+        clip_norm: largest l2 norm of the gradient of all parameters in each local step, before momentum and weight decay;
+            None for no clipping.
+        augment: how each use of an image changes it, `flip` and `crop`; empty for not at all.
     """
 
     optimizer: str
@@ -151,6 +154,8 @@ class TrainingKnowledge:
     label_smoothing: float = 0.0
     mixup: float | None = None
     sampling: Literal["shuffle", "poisson"] = "shuffle"
+    clip_norm: float | None = None
+    augment: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,10 +291,11 @@ class Truth:
     """The images behind an update, for `fedsim.audit.threat` and `fedsim.metrics` alone.
 
     Args:
-        images: every distinct input the client trained on in the round, pixels in [0, 1]; blends where it mixes images.
+        images: every distinct input the client trained on in the round, pixels in [0, 1]; blends where it mixes images,
+            and mirrored or shifted where it augments them.
         labels: their labels; soft where the client smooths labels or mixes images.
-        pictures: how many distinct images the inputs are of; None where every input is an image of its own. Blends of one
-            image are several inputs.
+        pictures: how many distinct images the inputs are of; None where every input is an image of its own. Blends or
+            augmented versions of one image are several inputs.
         firsts: of each pair of candidates, whether its first image is the one that was trained on; None when not granted.
     """
 

@@ -38,6 +38,7 @@ _EXPECTED = MappingProxyType(
         "model_type": "a mapping",
         "string_type": "text",
         "string_unicode": "text that UTF-8 can hold",
+        "tuple_type": "a list",
         "too_long": "at most {max_length} items",
     }
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.exchange import DefenseKnowledge, Observation, Scope, Update, View
+from fedsim.exchange import DefenseKnowledge, Observation, Scope, TrainingKnowledge, Update, View
 from fedsim.labels import without_order
 
 
@@ -59,6 +59,7 @@ def observation_of(members: Sequence[Observation], is_sum: bool = False) -> Obse
     return replace(
         first,
         update=_mean([member.update for member in members]),
+        training=_mean_recipe(members),
         labels=without_order(torch.cat(labels)) if labels else None,
         batch_size=sum(sizes) if sizes else None,
         defenses=None if first.defenses is None else tuple(_distinct(defenses)),
@@ -68,8 +69,7 @@ def observation_of(members: Sequence[Observation], is_sum: bool = False) -> Obse
 
 def _mean(updates: Sequence[Update]) -> Update:
     """Return the mean of several updates, weighted by what each client reported, else equally."""
-    counts = [update.num_examples for update in updates]
-    weights = [count / sum(counts) for count in counts] if all(counts) else [1 / len(updates)] * len(updates)
+    counts, weights = [update.num_examples for update in updates], _weights(updates)
 
     def mean(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         shared = [name for name in parts[0] if all(name in part for part in parts)]
@@ -81,6 +81,20 @@ def _mean(updates: Sequence[Update]) -> Update:
     tensors, buffers = mean([update.tensors for update in updates]), mean([update.buffers for update in updates])
     last = max(update.round for update in updates)
     return Update(last, -1, updates[0].kind, tensors, sum(counts) if all(counts) else 0, buffers)
+
+
+def _weights(updates: Sequence[Update]) -> list[float]:
+    counts = [update.num_examples for update in updates]
+    return [count / sum(counts) for count in counts] if all(counts) else [1 / len(updates)] * len(updates)
+
+
+def _mean_recipe(members: Sequence[Observation]) -> TrainingKnowledge | None:
+    """Return the recipe behind the mean of several updates: a delta is linear in the learning rate of its round."""
+    first, rates = members[0].training, [member.training.learning_rate for member in members if member.training]
+    if first is None or len(set(rates)) < 2:
+        return first
+    weights = _weights([member.update for member in members])
+    return replace(first, learning_rate=sum(weight * rate for weight, rate in zip(weights, rates, strict=True)))
 
 
 def _distinct(defenses: Sequence[DefenseKnowledge]) -> list[DefenseKnowledge]:

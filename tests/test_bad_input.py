@@ -250,6 +250,24 @@ SETTINGS = {
         {"training": {"shares": "delta", "optimizer": "adamw", "momentum": 0.9}},
         "training: momentum belongs to sgd",
     ),
+    "local clipping of a shared gradient": (
+        {"training.clip_norm": 1.0},
+        "training: clip_norm: got 1 with shares: gradient, and it clips local steps",
+        "the defense clipping, or dp_noise",
+    ),
+    "clipping norm of zero": (
+        {"training": {"shares": "delta", "clip_norm": 0}},
+        "training.clip_norm: expected a number above 0, got 0.",
+    ),
+    "warm-up longer than the run": (
+        {"training.schedule": {"warmup_rounds": 3}, "federation.rounds": 3},
+        "training.schedule.warmup_rounds: got 3, and there are 3 rounds",
+        "raise federation.rounds.",
+    ),
+    "schedule that ends at nothing": (
+        {"training.schedule": {"name": "step", "every": 1, "factor": 1e-200}, "federation.rounds": 3},
+        "training.schedule: the learning rate of round 3 is too small to be told from 0.",
+    ),
     "label smoothing of all": (
         {"training.label_smoothing": 1},
         "training.label_smoothing: expected a number below 1, got 1.",
@@ -260,6 +278,24 @@ SETTINGS = {
         {"training.label_smoothing": float("nan")},
         "training.label_smoothing: expected a finite number",
     ),
+    "more parts than images": (
+        {"training": {"accumulate": 3, "batch_size": 2}},
+        "training: accumulate: got 3 with batch_size 2, and a batch has no more parts than images. Give at most batch_size.",
+    ),
+    "parts of a batch that dropout would tell apart": (
+        {"training": {"accumulate": 2, "batch_size": 2}, "model.kwargs": {"depth": 1, "proj_drop_rate": 0.1}},
+        "training.accumulate: got 2, and in training, vit_nano draws other numbers for parts than for the whole",
+        "set training.mode to eval",
+    ),
+    "augmentation that there is not": (
+        {"training.augment": ["flp"]},
+        "training.augment.0: expected 'flip' or 'crop', got 'flp'. Did you mean 'flip'?",
+    ),
+    "augmentation twice": (
+        {"training.augment": ["flip", "flip"]},
+        "training.augment: expected flip and crop once at most, got ['flip', 'flip'].",
+    ),
+    "augmentation that is no list": ({"training.augment": "flip"}, "training.augment: expected a list, got 'flip'."),
     "mixup alpha of zero": ({"training.mixup": 0}, "training.mixup: expected a number above 0, got 0."),
     "mixup in words": ({"training.mixup": "some"}, "training.mixup: expected a number, got 'some'."),
     "mixup that is a boolean": ({"training.mixup": True}, "training.mixup: expected a number, got true."),

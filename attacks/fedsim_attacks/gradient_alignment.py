@@ -34,7 +34,7 @@ from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Observation
-from fedsim_attacks.update import mean_gradient
+from fedsim_attacks.update import NO_SCALE, mean_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class GradientAlignment(Attack):
         model = observation.model()
         found = mean_gradient(observation, observation.update.tensors.keys())
         if self.score == "difference" and not found.is_scaled:
-            raise AttackRefusedError("the scale of the update is not known, which `difference` needs: grant training.")
+            raise AttackRefusedError(f"{NO_SCALE}, and score: difference needs it. Use cosine or regression.")
         update = {name: tensor for name, tensor in found.tensors.items() if bool(tensor.any())}
         if not update:
             raise AttackRefusedError("the update is zero in every tensor: nothing is left to compare with.")

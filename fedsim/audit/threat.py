@@ -97,7 +97,7 @@ class ThreatModel:
             batch_size=self._batch_size(update) if "batch_size" in grants else None,
             labels=labels,
             normalization=plan.normalization if "normalization" in grants else None,
-            training=training_knowledge(training, model.original) if "training" in grants else None,
+            training=training_knowledge(plan.scenario, model.original, update.round) if "training" in grants else None,
             train_mode=training.mode == "train" if "train_mode" in grants else None,
             defenses=tuple(d.knowledge for d in plan.defenses_of(update.client)) if "defenses" in grants else None,
             auxiliary_data=auxiliary.read(range(len(auxiliary))) if "auxiliary_data" in grants else None,

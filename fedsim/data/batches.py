@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from fedsim import plugins
-from fedsim.data import mixup
+from fedsim.data import augmentation, mixup
+from fedsim.data.augmentation import Placement
 from fedsim.data.mixup import Mixture
 from fedsim.data.partition import deal
 from fedsim.errors import ScenarioError
 from fedsim.exchange import LabeledImages, Truth
 from fedsim.labels import distributions, smooth
 from fedsim.scenario import DataPart, Sampling, TrainingPart
-from fedsim.seeds import numpy_generator
+from fedsim.seeds import derive, numpy_generator
 from fedsim.source import Pool, Pools, Source
 
 Step = tuple[int, ...]
@@ -90,8 +91,18 @@ class FederatedData:
     def client_inputs(self, client: int, round: int, training: TrainingPart) -> list[Inputs]:
         """Return what each local step of a round trains on; `read` makes it.
 
-        With mixup, the same sample is blended anew whenever it is used.
+        With mixup, the same sample is blended anew whenever it is used, and with augmentation placed anew.
         """
+        steps = self._mixtures(client, round, training)
+        if not training.augment:
+            return steps
+        return [
+            tuple(self._placed(mixture, training, client, round, index) for mixture in step)
+            for index, step in enumerate(steps)
+        ]
+
+    def _mixtures(self, client: int, round: int, training: TrainingPart) -> list[Inputs]:
+        """Return what each local step is made of, before augmentation."""
         steps = self._steps(client, round, training)
         if training.mixup is None:
             return [mixup.unmixed(step) for step in steps]
@@ -100,6 +111,18 @@ class FederatedData:
             mixup.draw(step, own, training.mixup, numpy_generator(self.seed, "mixup", client, round, index))
             for index, step in enumerate(steps)
         ]
+
+    def _placed(self, mixture: Mixture, training: TrainingPart, client: int, round: int, step: int) -> Mixture:
+        """Return an input whose images are placed by draws of their own, which no other image of the client has a say in."""
+        _, height, width = self.image_shape
+
+        def drawn(*path: int) -> Placement:
+            seed = derive(self.seed, "augment", client, round, step, *path)
+            return augmentation.draw(training.augment, height, width, seed)
+
+        own = drawn(mixture.sample)
+        other = own if mixture.partner == mixture.sample else drawn(mixture.sample, mixture.partner)
+        return mixture._replace(placement=own, partner_placement=other)
 
     def client_examples(self, client: int, round: int, training: TrainingPart) -> int:
         """Return what an honest client reports as Flower's `num-examples` in a round.
@@ -118,26 +141,32 @@ class FederatedData:
         return len(set(chain.from_iterable(self._steps(client, round, training))))
 
     def read(self, inputs: Sequence[Mixture], training: TrainingPart) -> LabeledImages:
-        """Return training inputs: pixels blended in [0, 1], labels blended, then smoothed; hard labels without either."""
+        """Return training inputs: pixels augmented and blended in [0, 1], labels blended, then smoothed; hard without either.
+
+        Augmentation comes before mixup, and changes no label.
+        """
         if not inputs:  # an empty batch, of the shapes that any other has
             shaped = self.read(mixup.unmixed([0]), training)
             return LabeledImages(shaped.images[:0], shaped.labels[:0])
         pool, classes = self.pools.train, len(self.pools.class_names)
         first = pool.read([mixture.sample for mixture in inputs])
+        images = augmentation.augmented(first.images, [mixture.placement for mixture in inputs])
         if training.mixup is None and not training.label_smoothing:
-            return first
-        images, labels = first.images, distributions(first.labels, classes)
+            return LabeledImages(images, first.labels)
+        labels = distributions(first.labels, classes)
         if training.mixup is not None:
             second = pool.read([mixture.partner for mixture in inputs])
             shares = [mixture.share for mixture in inputs]
-            images = mixup.blend(images, second.images, shares)
+            others = augmentation.augmented(second.images, [mixture.partner_placement for mixture in inputs])
+            images = mixup.blend(images, others, shares)
             labels = mixup.blend(labels, distributions(second.labels, classes), shares)
         return LabeledImages(images, smooth(labels, training.label_smoothing))
 
     def truth(self, client: int, round: int, training: TrainingPart) -> Truth:
         """Return every distinct input that the client trained on in a round, in the order of first use.
 
-        Without mixup an input is an image, used once or in several steps; with it, almost every use is an input of its own.
+        Without mixup and augmentation an input is an image, used once or in several steps; with them, almost every use is an
+        input of its own.
         With Poisson sampling there may be none.
         """
         read = self.read(self._inputs(client, round, training), training)
@@ -177,7 +206,13 @@ class FederatedData:
 
     def _used_by_all(self, rounds: int, training: TrainingPart) -> list[int]:
         clients = range(len(self.partition))
-        inputs = {one for c in clients for r in range(1, rounds + 1) for one in self._inputs(c, r, training)}
+        inputs = {
+            one
+            for c in clients
+            for r in range(1, rounds + 1)
+            for step in self._mixtures(c, r, training)
+            for one in step
+        }
         return sorted({sample for one in inputs for sample in (one.sample, one.partner)})
 
     def _inputs(self, client: int, round: int, training: TrainingPart) -> list[Mixture]:

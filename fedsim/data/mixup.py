@@ -13,19 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.data.augmentation import UNCHANGED, Placement
+
 
 class Mixture(NamedTuple):
-    """What one training input is made of: share * sample + (1 - share) * partner.
+    """What one training input is made of: share * sample + (1 - share) * partner, each as it is placed.
 
     Args:
         sample: its number in the training pool.
         partner: number of the other sample; `sample` itself where nothing is mixed in.
         share: of `sample`, in (0, 1], exact in float32.
+        placement: what augmentation makes of `sample`.
+        partner_placement: and of `partner`; the same where nothing is mixed in.
     """
 
     sample: int
     partner: int
     share: float
+    placement: Placement = UNCHANGED
+    partner_placement: Placement = UNCHANGED
 
 
 def unmixed(samples: Sequence[int]) -> tuple[Mixture, ...]:

@@ -322,9 +322,13 @@ class AppliedGradientsGrid(GridProxy):
 
     Clients send gradients over the wire; Flower's strategies aggregate weights. The step happens here, at the server. Buffers
     have no gradient: their new values pass as they are.
+
+    Args:
+        inner: the next grid.
+        learning_rate: round -> that of the step.
     """
 
-    def __init__(self, inner: Grid, learning_rate: float) -> None:
+    def __init__(self, inner: Grid, learning_rate: Callable[[int], float]) -> None:
         super().__init__(inner)
         self._learning_rate = learning_rate
 
@@ -342,9 +346,10 @@ class AppliedGradientsGrid(GridProxy):
         weights = wire.to_tensors(request.content[wire.ARRAYS])  # type: ignore[arg-type]
         gradients = wire.to_tensors(reply.content[wire.ARRAYS])  # type: ignore[arg-type]
         stated: Any = reply.content[wire.UPDATE]
-        buffers = stated.get("buffers", ())
+        config: Any = request.content[wire.CONFIG]
+        buffers, rate = stated.get("buffers", ()), self._learning_rate(int(config[wire.ROUND]))
         stepped = {
-            name: gradients[name] if name in buffers else weight - self._learning_rate * gradients[name]
+            name: gradients[name] if name in buffers else weight - rate * gradients[name]
             for name, weight in weights.items()
         }
         reply.content[wire.ARRAYS] = wire.to_arrays(stepped)

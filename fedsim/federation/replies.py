@@ -29,9 +29,8 @@ class ReplyCheck:
     """Says what is wrong with a train reply to a plan's server."""
 
     def __init__(self, plan: Plan) -> None:
-        training = plan.scenario.training
-        self._kind: UpdateKind = training.shares
-        self._rate = training.learning_rate
+        self._kind: UpdateKind = plan.scenario.training.shares
+        self._rate = plan.scenario.learning_rate
         self._initial = plan.initial_weights()
         self._buffers = plan.buffers
         self._strategy = plan.scenario.federation.strategy
@@ -75,20 +74,21 @@ class ReplyCheck:
 
     def _arrays_fault(self, request: RecordDict, reply: RecordDict) -> str | None:
         weights = self._weights(request.array_records[wire.ARRAYS])
+        config: Any = request.config_records[wire.CONFIG]
         try:
             arrays = wire.to_tensors(reply.array_records[wire.ARRAYS])
         except Exception as error:  # noqa: BLE001  (boundary: whatever its bytes make a decoder raise is the client's fault)
             return f"its arrays cannot be read: {told(error)}"
         # A gradient is in the parameters' own format, also where a strategy sends out weights in another.
         fault = tensors_fault(arrays, self._initial if self._kind == "gradient" else weights)
-        return fault or self._step_fault(weights, arrays)
+        return fault or self._step_fault(weights, arrays, self._rate(int(config[wire.ROUND])))
 
-    def _step_fault(self, weights: Mapping[str, Tensor], arrays: Mapping[str, Tensor]) -> str | None:
+    def _step_fault(self, weights: Mapping[str, Tensor], arrays: Mapping[str, Tensor], rate: float) -> str | None:
         """Return why the strategy cannot aggregate the weights that the update leads to, or None."""
         has_moved = False
         for name, weight in weights.items():
             is_step = self._kind == "gradient" and name not in self._buffers
-            new = weight - self._rate * arrays[name] if is_step else arrays[name]
+            new = weight - rate * arrays[name] if is_step else arrays[name]
             if not bool(torch.isfinite(new).all()):
                 return f"{name} overflows in a step on its gradient; {NonFiniteUpdateError.advice}"
             has_moved = has_moved or not torch.equal(new, weight)

@@ -81,7 +81,7 @@ def server_app(
             grid = log.recorded(grid, folder, client_of, check)
         grid = OrderedGrid(grid, client_of)
         if scenario.training.shares == "gradient":
-            grid = AppliedGradientsGrid(grid, scenario.training.learning_rate)
+            grid = AppliedGradientsGrid(grid, scenario.learning_rate)
         # Strategies draw clients from `random` and noise from NumPy's global generator.
         try:
             with seeded(scenario.seed, "server"):

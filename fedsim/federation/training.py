@@ -275,12 +275,15 @@ def _check_finite(update: Update, loss: float) -> None:
 
 
 def _train(run: LocalRun, pull: Callable[[nn.Module], None]) -> float:
-    optimizer = _optimizer(run.plan.scenario.training, run.model)
+    scenario = run.plan.scenario
+    optimizer = _optimizer(scenario.training, scenario.learning_rate(run.round), run.model)
     total, count = 0.0, 0
     for index, inputs in enumerate(run.steps):
         optimizer.zero_grad(set_to_none=True)
         loss = gradient_step(run, index)
         pull(run.model)
+        if scenario.training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(trained(run.model).values(), scenario.training.clip_norm)
         optimizer.step()
         total, count = total + loss * len(inputs), count + len(inputs)
     return total / count if count else 0.0
@@ -318,11 +321,45 @@ def gradient_step(run: LocalRun, index: int) -> float:
         if fault is not None:
             raise DefenseFaultError(planned, "protect_batch", fault)
         step = replace(step, images=images, labels=labels)
-    proceed = _watched(run, len(run.defenses), run.innermost)
+    innermost = in_parts(run.innermost, plan.scenario.training.accumulate)
+    proceed = _watched(run, len(run.defenses), innermost)
     for depth, planned in reversed(list(enumerate(run.defenses))):
         bound = _bound(planned, run.context(planned), run.generator("train_step", planned, index), proceed)
         proceed = _watched(run, depth, bound)
     return float(proceed(step))
+
+
+def in_parts(take: Step, parts: int) -> Step:
+    """Return a step that takes a batch in micro-batches, and accumulates the gradient of the loss over the whole batch.
+
+    Their images are as many as possible alike. Each micro-batch weighs as its images do, so that the gradient is that of one
+    batch, but for rounding, where no image of a batch has a say in another's loss.
+
+    Args:
+        take: what is taken with each micro-batch; it adds the gradient of the mean loss.
+        parts: how many there are at most; a batch of fewer images has one of each.
+    """
+    if parts == 1:
+        return take
+
+    def taken(step: LocalStep) -> Tensor:
+        loss, count = step.images.new_zeros(()), len(step.labels)
+        for images, labels in zip(step.images.tensor_split(parts), step.labels.tensor_split(parts), strict=True):
+            if len(labels):
+                share = len(labels) / count
+                # What is there already is made larger for as long as it takes: a copy would cost the memory of the weights.
+                _scale_gradients(step.model, 1 / share)
+                loss = loss + share * take(replace(step, images=images, labels=labels))
+                _scale_gradients(step.model, share)
+        return loss
+
+    return taken
+
+
+def _scale_gradients(model: nn.Module, factor: float) -> None:
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
 
 
 def _watched(run: LocalRun, depth: int, take: Step) -> Step:
@@ -371,15 +408,15 @@ def plain_step(step: LocalStep) -> Tensor:
     return loss.detach()
 
 
-def _optimizer(training: TrainingPart, model: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(training: TrainingPart, learning_rate: float, model: nn.Module) -> torch.optim.Optimizer:
     exempt = decay_exempt(model)
     groups = [
         {"params": [p for n, p in trained(model).items() if n not in exempt], "weight_decay": training.weight_decay},
         {"params": [p for n, p in trained(model).items() if n in exempt], "weight_decay": 0.0},
     ]
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=training.learning_rate)
-    return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum)
+        return torch.optim.AdamW(groups, lr=learning_rate)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=training.momentum)
 
 
 def proximal_mu(scenario: Scenario) -> float:

@@ -22,6 +22,7 @@ from fedsim.models.interface import (
 )
 from fedsim.models.lora import LoRALinear, merged
 from fedsim.models.trainable import freeze_others, matches
+from fedsim.models.trial import draws_in_training
 from fedsim.models.vit import KWARGS, is_vit
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Patches",
     "build",
     "build_with_notes",
+    "draws_in_training",
     "facts",
     "freeze_others",
     "frozen_facts",

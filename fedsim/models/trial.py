@@ -74,6 +74,22 @@ def run(
     return _told(part, norms, model)
 
 
+def draws_in_training(model: nn.Module, image_shape: tuple[int, int, int], seed: int) -> bool:
+    """Return whether a model draws numbers in training mode, as dropout and stochastic depth do; it stays as it is.
+
+    Args:
+        model: one that `run` has passed.
+        image_shape: channels, height and width of its images.
+        seed: of what it draws.
+    """
+    copied = copy.deepcopy(model).train()
+    with seeded(seed, "draws"), torch.no_grad():
+        images = torch.zeros((2, *image_shape))
+        before = torch.get_rng_state()
+        copied(images)
+        return not torch.equal(before, torch.get_rng_state())
+
+
 def _step(model: nn.Module, part: ModelPart, images: Tensor, num_classes: int) -> tuple[list[Tensor], Tensor]:
     """Return the gradients of the first image's loss, and the logits."""
     logits: Any = model(images)

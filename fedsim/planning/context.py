@@ -8,16 +8,17 @@ from torch import nn
 from fedsim.data.batches import FederatedData
 from fedsim.defense import ClientContext
 from fedsim.exchange import TrainingKnowledge
-from fedsim.scenario import Scenario, TrainingPart
+from fedsim.scenario import Scenario
 
 
-def training_knowledge(training: TrainingPart, model: nn.Module) -> TrainingKnowledge:
-    """Return the local recipe."""
+def training_knowledge(scenario: Scenario, model: nn.Module, round: int) -> TrainingKnowledge:
+    """Return the local recipe of a round."""
+    training = scenario.training
     exempt = decay_exempt(model) if training.weight_decay else set()
     steps = None if training.local_epochs else training.local_steps or 1
     return TrainingKnowledge(
         training.optimizer,
-        training.learning_rate,
+        scenario.learning_rate(round),
         training.momentum,
         training.weight_decay,
         steps,
@@ -26,6 +27,8 @@ def training_knowledge(training: TrainingPart, model: nn.Module) -> TrainingKnow
         training.label_smoothing,
         training.mixup,
         training.sampling,
+        training.clip_norm,
+        training.augment,
     )
 
 
@@ -54,7 +57,7 @@ def client_context(
         round=round,
         rounds=scenario.federation.rounds,
         client=client,
-        training=training_knowledge(training, model),
+        training=training_knowledge(scenario, model, round),
         batch_size=min(training.batch_size, len(own)),
         num_examples=len(own),
         steps=len(data.client_inputs(client, round, training)),

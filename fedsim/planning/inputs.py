@@ -41,11 +41,14 @@ AUDITED = "records.jsonl, calibrations.jsonl and artifacts/"
 _OF_CLIENTS = ("partition", "train", "test")  # the data of an observed app's clients are its own
 
 # Settings younger than the first stored runs: left out at their default, so that a run keeps its identity.
-_YOUNGER = (
+_YOUNGER: tuple[tuple[str, str, Any], ...] = (
     ("model", "first_block", "standard"),
     ("model", "position_embedding", "learned"),
     ("training", "label_smoothing", 0.0),
     ("training", "sampling", "shuffle"),
+    ("training", "accumulate", 1),
+    ("training", "augment", []),
+    ("training", "schedule", {"name": "constant", "warmup_rounds": 0}),
     ("threat", "sees", "updates"),
 )
 

@@ -11,6 +11,7 @@ import json
 from typing import Any, get_args
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim import applicability, models, plugins, process_tree
 from fedsim.attack import Attack, Need, Recovers
@@ -48,10 +49,12 @@ def make(scenario: Scenario) -> Plan:
     audit_rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
     audit_clients = select_clients(scenario.audit.clients, clients, scenario.seed, "audit.clients")
     check_strategy(scenario)
+    _check_schedule(scenario)
     data = load_data(scenario.data, clients, scenario.seed)
-    _check_mixup(scenario, data)
+    _check_inputs(scenario, data)
     skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
     _check_promises(scenario, data, skeleton, defenses)
+    _check_accumulation(scenario, data, skeleton, defenses)
     normalization = models.normalization(skeleton)
     return Plan(
         scenario,
@@ -91,6 +94,7 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
             "candidates: what an observed app trained on is not known, so nobody can pair it. Leave the grant out.",
         )
     rounds, clients = captured.rounds[-1], captured.clients[-1] + 1
+    _check_observed_schedule(scenario, rounds)
     attacks, defenses = _plugins(scenario, clients)
     audit_rounds = select_rounds(scenario.audit.rounds, rounds, "the last captured round is")
     audit_clients = select_clients(scenario.audit.clients, clients, scenario.seed, "audit.clients")
@@ -121,6 +125,20 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
         skeleton,
         captured,
         matched,
+    )
+
+
+def _check_observed_schedule(scenario: Scenario, captured: int) -> None:
+    """Refuse a schedule over rounds of which nobody has said how many the observed app has."""
+    stated = scenario.federation.rounds if "rounds" in scenario.federation.model_fields_set else None
+    if scenario.training.schedule.is_constant or (stated is not None and stated >= captured):
+        _check_schedule(scenario)
+        return
+    given = "is not stated" if stated is None else f"is {stated}, and round {captured} was captured"
+    raise ScenarioError(
+        "training.schedule",
+        f"the learning rate of a round depends on how many the app has, and federation.rounds {given}. State it, or leave the "
+        "schedule out.",
     )
 
 
@@ -246,20 +264,71 @@ def _check_memory_limit(scenario: Scenario) -> None:
         )
 
 
-def _check_mixup(scenario: Scenario, data: FederatedData) -> None:
-    if scenario.training.mixup is None:
-        return
-    if "candidates" in scenario.threat.grants:
+def _check_schedule(scenario: Scenario) -> None:
+    """Refuse a schedule that does not fit the rounds."""
+    schedule, rounds = scenario.training.schedule, scenario.federation.rounds
+    if schedule.warmup_rounds and schedule.warmup_rounds >= rounds:
         raise ScenarioError(
-            "threat.grants",
-            "candidates: with mixup a client trains on blends, and on no single image as it is. Leave the grant or mixup out.",
+            "training.schedule.warmup_rounds",
+            f"got {schedule.warmup_rounds}, and there are {rounds} rounds, so the warm-up would never end. Give fewer, or "
+            "raise federation.rounds.",
         )
+    if not scenario.learning_rate(rounds):
+        raise ScenarioError(
+            "training.schedule",
+            f"the learning rate of round {rounds} is too small to be told from 0. Raise factor or every, or train fewer "
+            "rounds.",
+        )
+
+
+def _check_inputs(scenario: Scenario, data: FederatedData) -> None:
+    """Refuse inputs that cannot be made of a client's images, or that make a grant mean nothing."""
+    training = scenario.training
+    trained = {"mixup": training.mixup is not None and "blends", "augment": training.augment and "changed images"}
+    for key, inputs in trained.items():
+        if inputs and "candidates" in scenario.threat.grants:
+            raise ScenarioError(
+                "threat.grants",
+                f"candidates: with {key} a client trains on {inputs}, and on no single image as it is. Leave the grant or "
+                f"{key} out.",
+            )
+    if training.mixup is None:
+        return
     for client, samples in enumerate(data.partition):
         if len(samples) < 2:
             raise ScenarioError(
                 "training.mixup",
                 f"client {client} has a single image, and mixup blends two of a client's own. Deal it more (data.samples, "
                 "data.partition, federation.clients), or leave mixup out.",
+            )
+
+
+def _check_accumulation(
+    scenario: Scenario, data: FederatedData, model: nn.Module, defenses: tuple[PlannedDefense, ...]
+) -> None:
+    """Refuse to split batches where the gradient would be another one, or where nothing would be split."""
+    training = scenario.training
+    if training.accumulate == 1:
+        return
+    reason = None
+    if training.mode == "train" and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        reason = (
+            f"in training, BatchNorm of {scenario.model.name} normalizes by the statistics of what passes it at once"
+        )
+    elif training.mode == "train" and models.draws_in_training(model, data.image_shape, scenario.seed):
+        reason = f"in training, {scenario.model.name} draws other numbers for parts than for the whole, as dropout does"
+    if reason is not None:
+        raise ScenarioError(
+            "training.accumulate",
+            f"got {training.accumulate}, and {reason}: the gradient would not be that of the batch. Leave it out, set "
+            "training.mode to eval, or choose a model without.",
+        )
+    for planned in defenses:
+        if planned.clients and planned.defense.replaces_gradient:
+            raise ScenarioError(
+                "training.accumulate",
+                f"got {training.accumulate}, and {planned.info.name} (defenses.{planned.index}) computes the gradient of the "
+                "whole batch itself, so that nothing would be split. Leave it or the defense out.",
             )
 
 

@@ -97,6 +97,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "displays": displays,
         "left_out": clients_named(left_out) if left_out else None,
         "is_mixed": bool(run.part("training").get("mixup")),
+        "is_augmented": bool(run.part("training").get("augment")),
         "views": analysis.views,
         "view_attempts": _view_attempts(run, naming),
         "findings": [record for record in run.records if record.found is not None],
@@ -184,6 +185,15 @@ def _own_score(record: Attempted, metric: str) -> str:
     return "unavailable" if metric in record.scores else ""
 
 
+def _schedule(stated: Mapping[str, Any]) -> str | None:
+    """Return how the learning rate follows the rounds; None where it is constant throughout."""
+    name, others = stated.get("name", "constant"), {key: value for key, value in stated.items() if key != "name"}
+    if name == "constant" and not others.get("warmup_rounds"):
+        return None
+    given = ", ".join(f"{key} {value}" for key, value in others.items() if value)
+    return f"{name} ({given})" if given else str(name)
+
+
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """Return the set-up in pairs of a name and a value, as far as it is known."""
     done = max((line.round for line in run.rounds), default=0)
@@ -199,9 +209,12 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("LoRA", _lora(run.part("model").get("lora"))),
         ("Position embedding", _fixed(run.part("model").get("position_embedding"))),
         ("Batch size", run.part("training").get("batch_size")),
+        ("Schedule", _schedule(run.part("training").get("schedule") or {})),
         ("Sampling", "Poisson: batches vary in size" if run.part("training").get("sampling") == "poisson" else None),
+        ("Clipping norm of a local step", run.part("training").get("clip_norm")),
         ("Label smoothing", run.part("training").get("label_smoothing") or None),
         ("Mixup alpha", run.part("training").get("mixup")),
+        ("Augmentation", ", ".join(run.part("training").get("augment") or ()) or None),
         ("Server sees", "the sum of each round" if run.sees_sums else None),
         ("Strategy", run.part("federation").get("strategy")),
         ("Seed", run.scenario.get("seed")),

@@ -15,6 +15,7 @@ from fedsim.scenario.parts import (
     PartitionPart,
     Sampling,
     Scenario,
+    SchedulePart,
     ThreatPart,
     TrainingPart,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "PartitionPart",
     "Sampling",
     "Scenario",
+    "SchedulePart",
     "ThreatPart",
     "TrainingPart",
     "load",

@@ -204,6 +204,7 @@ def test_the_auditors_images_are_never_those_that_an_attack_is_granted(run):
         {},
         {"shares": "delta", "local_steps": 3, "batch_size": 4},
         {"local_epochs": 2, "shares": "delta", "batch_size": 5},
+        {"local_epochs": 2, "shares": "delta", "batch_size": 5, "augment": ["flip", "crop"]},
     ],
 )
 def test_the_auditors_own_client_trains_as_much_as_the_one_it_stands_for(training):

@@ -69,9 +69,13 @@ def test_without_the_grant_there_are_no_candidates_and_the_attack_is_refused():
     assert plan.truth([(1, 0)]).firsts is None and plan.candidates([(1, 0)]) is None
 
 
-def test_with_mixup_no_single_image_was_trained_on_and_the_grant_is_refused():
-    with pytest.raises(ScenarioError, match=r"threat\.grants: candidates: with mixup"):
-        planning.make(parse({**PARTS, "training": {"mixup": 0.5}}, "scenario"))
+@pytest.mark.parametrize(("recipe", "trained"), [({"mixup": 0.5}, "blends"), ({"augment": ["flip"]}, "changed images")])
+def test_where_no_single_image_was_trained_on_as_it_is_the_grant_is_refused(recipe, trained):
+    (key,) = recipe
+    with pytest.raises(
+        ScenarioError, match=rf"threat\.grants: candidates: with {key} a client trains on {trained}, and on no"
+    ):
+        planning.make(parse({**PARTS, "training": recipe}, "scenario"))
 
 
 def test_of_a_sum_the_pairs_are_of_all_clients(tmp_path):

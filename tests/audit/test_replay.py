@@ -153,11 +153,23 @@ def test_epochs_with_a_proximal_term_noise_and_a_state_are_done_again_to_the_bit
 
 
 @pytest.mark.parametrize("hook", ["batch", "step", "model"])
-@pytest.mark.parametrize("part", [{"batch_size": 4}, EPOCHS], ids=["gradient", "epochs"])
+@pytest.mark.parametrize(
+    "part", [{"batch_size": 4}, EPOCHS, {**EPOCHS, "accumulate": 3}], ids=["gradient", "epochs", "micro-batches"]
+)
 def test_mirrored_images_are_those_that_reached_the_model(tiny_plan, run_folder, part, hook):
     _, own, found = replayed(tiny_plan, run_folder, [{"name": STUBS, "params": {"hook": hook}}], **part)
     assert torch.allclose(found.truth.images, own.images.flip(-1), atol=1e-6)
     assert torch.equal(found.truth.labels, own.labels)
+
+
+def test_augmented_images_are_drawn_again_and_are_the_clients_own(tiny_plan, run_folder):
+    part = {**EPOCHS, "augment": ["flip", "crop"]}
+    plan, own, found = replayed(tiny_plan, run_folder, ["stubs:Notes"], **part)
+    assert not found.has_other_images and not found.has_other_labels
+    assert torch.allclose(found.truth.images, own.images, atol=1e-6) and found.truth.pictures == own.pictures == 16
+    assert len(own.images) > 16
+    stored = plan.data.pools.train.read(plan.data.partition[1]).images
+    assert not all(any(torch.equal(image, one) for one in stored) for image in own.images)
 
 
 def test_a_image_that_a_defense_leaves_out_was_not_trained_on(tiny_plan, run_folder):

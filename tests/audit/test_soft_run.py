@@ -75,6 +75,25 @@ def test_the_originals_beside_reconstructions_are_what_was_trained_on(simulate):
     assert not any(torch.equal(truth.images[0], pool.read([i]).images[0]) for i in plan.data.partition[0])
 
 
+def test_the_images_of_an_augmented_run_leak_as_they_were_trained_on(simulate):
+    recipe = {"augment": ["flip", "crop"], "mode": "eval"}
+    plan, folder, records = simulate(
+        attacks=["patch_embedding"], metrics=["psnr"], training=recipe, federation={"clients": 4, "rounds": 2}
+    )
+    assert len(records) == 8 and all(values(record)["psnr"] > 60 for record in records)
+    changed = [
+        not torch.equal(
+            plan.data.truth(client, 1, plan.scenario.training).images, plan.data.pools.train.read([one.sample]).images
+        )
+        for client in range(4)
+        for one in plan.data.client_inputs(client, 1, plan.scenario.training)[0]
+    ]
+    assert any(changed)
+    render(folder.path)
+    text = (folder.path / "report.md").read_text()
+    assert "- Augmentation: flip, crop" in text and "They are mirrored or shifted as the client trained" in text
+
+
 def test_two_inline_runs_of_a_soft_scenario_capture_the_same_bytes(tiny_plan, run_folder):
     plan = tiny_plan(training={"batch_size": 2, "label_smoothing": 0.1, "mixup": 0.4})
     folders = [run_folder(plan, name) for name in "ab"]

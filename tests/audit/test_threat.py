@@ -57,7 +57,7 @@ def test_grants_tell_the_truth(observe):
     assert seen.batch_size == 4 and seen.train_mode is True
     assert seen.labels.tolist() == sorted(truth.labels.tolist()) and len(seen.labels) == 8
     assert seen.normalization == plan.normalization
-    assert seen.training == training_knowledge(plan.scenario.training, plan.model())
+    assert seen.training == training_knowledge(plan.scenario, plan.model(), 2)
     assert seen.training.decay_exempt == ("cls_token", "pos_embed")
     assert seen.defenses == (knowledge_of("dp_noise", plan.defenses[0].defense),)
     assert len(seen.auxiliary_data) == 8

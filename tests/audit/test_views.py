@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import audits
@@ -15,7 +16,7 @@ from fedsim.applicability import Applicability, Setting, together
 from fedsim.audit.scores import by_view, joined, scores_of
 from fedsim.audit.threat import ThreatModel
 from fedsim.errors import ScenarioError
-from fedsim.exchange import SCOPES, Update, View
+from fedsim.exchange import SCOPES, Observation, TrainingKnowledge, Update, View
 from fedsim.planning import preparation as planning
 from fedsim.recording.records import ViewRecord
 from fedsim.recording.run_folder import RunFolder
@@ -327,6 +328,26 @@ def test_a_record_of_clients_that_were_not_captured_is_refused(simulate):
     folder.records.rewrite([{**records[0], "view": {**records[0]["view"], "clients": [0, 1, 2, 7]}}])
     with pytest.raises(simulation.RunFolderError, match=r"line 1 is of client 7, but the scenario has 3"):
         audits.audit(plan, RunFolder.open(folder.path), Progress())
+
+
+@pytest.mark.parametrize("counts", [(1, 3), (0, 2)], ids=["reported", "not reported"])
+def test_the_recipe_of_several_rounds_has_the_mean_learning_rate(counts):
+    """What two rounds of one step each sent together is their weighted mean gradient, times that rate."""
+    gradient, rates = torch.tensor([1.0, -2.0]), (0.4, 0.1)
+    members = [
+        Observation(
+            Update(round, 0, "delta", {"weight": -rate * gradient}, count),
+            lambda: torch.nn.Linear(2, 1),
+            (3, 4, 4),
+            2,
+            training=TrainingKnowledge("sgd", rate, 0.0, 0.0, 1, None),
+        )
+        for round, rate, count in zip((1, 2), rates, counts, strict=True)
+    ]
+    seen = observation_of(members)
+    torch.testing.assert_close(seen.update.tensors["weight"] / -seen.training.learning_rate, gradient)
+    alone = observation_of([replace(member, training=None) for member in members])
+    assert alone.training is None
 
 
 def test_a_client_that_failed_in_a_round_is_left_out_of_the_view_of_that_round():

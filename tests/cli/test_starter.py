@@ -14,6 +14,7 @@ NO_DEFAULT = {
     "normalization": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
     "local_steps": 5,
     "local_epochs": 1,
+    "clip_norm": 1.0,
     "mixup": 1.0,
     "trainable": ["head.*"],
     "lora": {"rank": 4},

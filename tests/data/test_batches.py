@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from processes import elsewhere
 
 from fedsim.data import batches
+from fedsim.data.augmentation import augmented
 from fedsim.data.batches import FederatedData, load
 from fedsim.errors import ScenarioError
 from fedsim.scenario import DataPart, TrainingPart
@@ -330,7 +331,88 @@ def test_poisson_draws_differ_by_step_round_client_and_seed():
     assert len(set(draws)) == len(draws)
 
 
-@pytest.mark.parametrize("recipe", [{}, {"label_smoothing": 0.1}, {"mixup": 0.4}])
+AUGMENTED = {"augment": ["flip", "crop"], "batch_size": 4, "shares": "delta", "local_epochs": 2}
+
+
+def _pictured(sizes, seed=0, side=16):
+    """Return data of images that are nowhere alike, so that each placement shows."""
+    data, generator = _data(sizes, seed), np.random.default_rng(0)
+    count = sum(sizes)
+    pool = pool_of(generator.integers(1, 256, (count, side, side, 3), dtype=np.uint8), np.arange(count) % 3)
+    return FederatedData(Pools(pool, pool, pool, ("a", "b", "c")), data.partition, seed)
+
+
+@pytest.mark.parametrize("kinds", [["flip"], ["crop"], ["flip", "crop"]])
+def test_each_use_of_an_image_is_placed_anew_and_is_what_is_read(kinds):
+    data, training = _pictured([6]), TrainingPart(**{**AUGMENTED, "augment": kinds})
+    plain = TrainingPart(**{**AUGMENTED, "augment": []})
+    for inputs, same, batch, other in zip(
+        data.client_inputs(0, 1, training),
+        data.client_inputs(0, 1, plain),
+        batches_of(data, 0, 1, training),
+        batches_of(data, 0, 1, plain),
+        strict=True,
+    ):
+        assert [one.sample for one in inputs] == [one.sample for one in same]
+        assert torch.equal(batch.labels, other.labels) and batch.labels.dtype == torch.int64
+        assert torch.equal(batch.images, augmented(other.images, [one.placement for one in inputs]))
+    assert {one.placement.is_flipped for step in data.client_inputs(0, 1, training) for one in step} == (
+        {True, False} if "flip" in kinds else {False}
+    )
+
+
+def test_placements_differ_by_step_round_client_and_seed_but_not_between_calls():
+    training = TrainingPart(**{**AUGMENTED, "batch_size": 12})
+    data = _pictured([12, 12])
+    placements = [
+        tuple(one.placement for one in sorted(step))
+        for found in (
+            data.client_inputs(0, 1, training),
+            data.client_inputs(0, 2, training),
+            data.client_inputs(1, 1, training),
+            _pictured([12, 12], seed=1).client_inputs(0, 1, training),
+        )
+        for step in found
+    ]
+    assert len(set(placements)) == len(placements) == 8
+    assert data.client_inputs(0, 1, training) == _pictured([12, 12]).client_inputs(0, 1, training)
+
+
+def test_what_becomes_of_an_image_depends_on_no_other_image_of_the_client():
+    training = TrainingPart(augment=["flip", "crop"], batch_size=12, shares="delta")
+    whole = _pictured([12])
+    without = FederatedData(whole.pools, (tuple(sample for sample in range(12) if sample != 5),), 0)
+    (step,), (fewer,) = whole.client_inputs(0, 1, training), without.client_inputs(0, 1, training)
+    assert {one for one in step if one.sample != 5} == set(fewer) and len(fewer) == 11
+
+
+def test_the_truth_of_augmented_uses_holds_each_version_and_counts_the_images():
+    data, training = _pictured([6]), TrainingPart(**AUGMENTED)
+    truth = data.truth(0, 1, training)
+    flat = [one for step in data.client_inputs(0, 1, training) for one in step]
+    assert torch.equal(truth.images, data.read(list(dict.fromkeys(flat)), training).images)
+    assert len(truth.images) > 6 == truth.pictures == data.client_examples(0, 1, training)
+
+
+def test_both_images_of_a_blend_are_augmented_before_they_are_blended():
+    data, training = _pictured([9]), TrainingPart(**{**AUGMENTED, "mixup": 1.0})
+    places = set()
+    for inputs, batch in zip(data.client_inputs(0, 1, training), batches_of(data, 0, 1, training), strict=True):
+        for one, image in zip(inputs, batch.images, strict=True):
+            own, other = data.pools.train.read([one.sample, one.partner]).images
+            first = augmented(own[None], [one.placement])[0]
+            second = augmented(other[None], [one.partner_placement])[0]
+            torch.testing.assert_close(image, one.share * first + (1 - one.share) * second)
+            places.add(one.placement == one.partner_placement)
+    assert False in places
+    drawn = [tuple(one[:3] for one in step) for step in data.client_inputs(0, 1, training)]
+    assert drawn == [
+        tuple(one[:3] for one in step)
+        for step in data.client_inputs(0, 1, TrainingPart(**{**AUGMENTED, "augment": [], "mixup": 1.0}))
+    ]
+
+
+@pytest.mark.parametrize("recipe", [{}, {"label_smoothing": 0.1}, {"mixup": 0.4}, {"augment": ["crop"]}])
 def test_an_empty_batch_has_the_shapes_of_any_other(recipe):
     data, training = _data([9]), TrainingPart(batch_size=2, **recipe)
     some, none = data.read(data.client_inputs(0, 1, training)[0], training), data.read((), training)

@@ -12,7 +12,7 @@ def test_partners_are_other_samples_of_the_same_client(own, seed, alpha):
     samples = sorted(own)
     mixtures = draw(samples, samples, alpha, np.random.default_rng(seed))
     assert len(mixtures) == len(samples)
-    for sample, (first, partner, share) in zip(samples, mixtures, strict=True):
+    for sample, (first, partner, share, *_) in zip(samples, mixtures, strict=True):
         assert {first, partner} <= own
         assert first == sample or share == 1
         assert 0 < share <= 1 and share == np.float32(share)

@@ -386,6 +386,17 @@ def test_a_guarantee_is_refused_where_it_would_be_false(tiny_plan):
     )
 
 
+def test_augmented_images_are_still_alone_so_the_guarantee_is_that_of_plain_ones(tiny_plan):
+    plain, augmented = (
+        tiny_plan(training={**DELTA, **recipe}, defenses=[{"name": "dp_sgd"}])
+        for recipe in ({}, {"augment": ["flip", "crop"]})
+    )
+    weights = plain.initial_weights()
+    found, other = (local_update(plan, 1, 1, weights) for plan in (plain, augmented))
+    assert found.budget == other.budget is not None
+    assert not torch.equal(found.update.tensors["pos_embed"], other.update.tensors["pos_embed"])
+
+
 def test_a_model_with_batch_norm_is_refused(tiny_plan):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
     for noise in (0.0, 1.0):

@@ -245,7 +245,7 @@ def gradient_app(gradient, kind="gradient", fails=()):
     return app
 
 
-def test_an_applied_gradient_is_one_step_of_sgd():
+def test_an_applied_gradient_is_one_step_of_sgd_with_the_learning_rate_of_the_round():
     generator = torch.Generator().manual_seed(0)
     weights, gradient = (
         {n: torch.randn(s, generator=generator) for n, s in (("a", (3, 2)), ("b", (4,)))} for _ in "wg"
@@ -254,8 +254,8 @@ def test_an_applied_gradient_is_one_step_of_sgd():
     for name, parameter in parameters.items():
         parameter.grad = gradient[name]
     torch.optim.SGD(parameters.values(), lr=0.3).step()
-    grid = AppliedGradientsGrid(InlineGrid(gradient_app(gradient), 2), learning_rate=0.3)
-    for reply in grid.send_and_receive(requests(grid, arrays=wire.to_arrays(weights))):
+    grid = AppliedGradientsGrid(InlineGrid(gradient_app(gradient), 2), learning_rate=[0.0, 0.0, 0.3].__getitem__)
+    for reply in grid.send_and_receive(requests(grid, round=2, arrays=wire.to_arrays(weights))):
         stepped = wire.to_tensors(reply.content["arrays"])
         assert list(stepped) == ["a", "b"]
         for name, parameter in parameters.items():
@@ -265,7 +265,7 @@ def test_an_applied_gradient_is_one_step_of_sgd():
 @pytest.mark.parametrize("kind", ["delta", "unheard of"])
 def test_replies_that_are_no_gradients_pass_unchanged(kind):
     given = {"w": torch.ones(3)}
-    grid = AppliedGradientsGrid(InlineGrid(gradient_app(given, kind, fails=(1,)), 2), learning_rate=0.3)
+    grid = AppliedGradientsGrid(InlineGrid(gradient_app(given, kind, fails=(1,)), 2), learning_rate=lambda round: 0.3)
     first, second = grid.send_and_receive(requests(grid))
     assert torch.equal(wire.to_tensors(first.content["arrays"])["w"], given["w"])
     assert second.has_error()

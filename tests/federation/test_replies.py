@@ -112,6 +112,36 @@ def test_a_reply_that_is_none_of_the_model_is_told_by_its_first_fault(exchange, 
     assert fault is not None and text in fault and "\n" not in fault
 
 
+def test_the_server_steps_with_the_learning_rate_of_the_round(tiny_plan, run_folder):
+    plan = tiny_plan(training={"learning_rate": 0.4, "schedule": {"name": "linear", "final": 0.5}})
+    folder = run_folder(plan)
+    final = run(plan, folder)
+    for round, after, rate in ((1, folder.read_global(2, -1), 0.4), (2, final, 0.3)):
+        before = folder.read_global(round, -1)
+        sent = [folder.read_update(round, client) for client in range(3)]
+        total = sum(update.num_examples for update in sent)
+        for name, weight in before.items():
+            mean = sum(update.num_examples / total * update.tensors[name] for update in sent)
+            torch.testing.assert_close(after[name], weight - rate * mean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_overflows_is_refused_at_the_learning_rate_of_its_round(tiny_plan):
+    schedule = {"name": "step", "every": 1, "factor": 1e-6}
+    plan = tiny_plan(training={"learning_rate": 1.0, "schedule": schedule})
+    faults = []
+    for round in (1, 2):
+        config = ConfigRecord({"server-round": round})
+        request = Message(
+            RecordDict({"arrays": wire.to_arrays(plan.initial_weights()), "config": config}), 1001, "train"
+        )
+        app = tampering(plan, lambda content: put(content, np.full((1, 1, 64), 1e38, np.float32)), round=round)
+        (reply,) = InlineGrid(app, 3).send_and_receive([request])
+        weights = {name: w - 3e38 * (name == NAME) for name, w in plan.initial_weights().items()}
+        request.content["arrays"] = wire.to_arrays(weights)
+        faults.append(ReplyCheck(plan).fault(Exchange(request, reply)))
+    assert faults[0] is not None and "overflows" in faults[0] and faults[1] is None
+
+
 def test_an_update_of_nothing_is_refused_where_the_server_would_divide_by_its_norm(tiny_plan):
     def nothing(content):
         for name, array in content["arrays"].items():

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fedsim import plugins
-from fedsim.defense import Defense
+from fedsim.defense import Defense, LocalStep
+from fedsim.errors import ScenarioError
 from fedsim.federation import training
 from fedsim.federation.training import DefenseFaultError, NonFiniteUpdateError, local_update
 from fedsim.planning.context import training_knowledge
@@ -57,10 +58,25 @@ def test_a_shared_gradient_is_what_autograd_says_of_the_batch(tiny_plan, round):
 
 
 SOFT = {"label_smoothing": 0.2, "mixup": 0.4}
+AUGMENTED = {"augment": ["flip", "crop"]}
+
+
+def test_an_augmented_client_trains_on_the_images_of_the_truth_and_on_no_others(tiny_plan):
+    plan, plain = tiny_plan(training={"batch_size": 4, **AUGMENTED}), tiny_plan(training={"batch_size": 4})
+    weights = moved(plan)
+    truth, own = (one.data.truth(1, 2, one.scenario.training) for one in (plan, plain))
+    assert torch.equal(truth.labels, own.labels) and not torch.equal(truth.images, own.images)
+    expected, loss = gradient(plan, weights, truth)
+    result = local_update(plan, 1, 2, weights)
+    assert_same(result.update.tensors, expected)
+    assert result.loss == loss and result.update.num_examples == 4
+    assert training_knowledge(plan.scenario, plan.model(), 2).augment == ("flip", "crop")
 
 
 @pytest.mark.parametrize("size", [1, 4])
-@pytest.mark.parametrize("recipe", [{"label_smoothing": 0.2}, {"mixup": 0.4}, SOFT], ids="-".join)
+@pytest.mark.parametrize(
+    "recipe", [{"label_smoothing": 0.2}, {"mixup": 0.4}, SOFT, {**SOFT, **AUGMENTED}], ids="-".join
+)
 def test_the_truth_is_what_the_client_trained_on(tiny_plan, recipe, size):
     plan = tiny_plan(training={"batch_size": size, **recipe})
     weights, truth = moved(plan), plan.data.truth(1, 2, plan.scenario.training)
@@ -121,9 +137,9 @@ def test_a_defended_client_trains_on_soft_labels(tiny_plan, defense):
 
 def test_the_recipe_that_is_granted_names_smoothing_and_mixup(tiny_plan):
     plan = tiny_plan(training=SOFT)
-    knowledge = training_knowledge(plan.scenario.training, plan.model())
+    knowledge = training_knowledge(plan.scenario, plan.model(), 1)
     assert (knowledge.label_smoothing, knowledge.mixup) == (0.2, 0.4)
-    plain = training_knowledge(tiny_plan().scenario.training, plan.model())
+    plain = training_knowledge(tiny_plan().scenario, plan.model(), 1)
     assert (plain.label_smoothing, plain.mixup) == (0.0, None)
 
 
@@ -131,9 +147,11 @@ def sgd(plan, weights, batches, proximal_mu=0.0):
     """SGD with momentum and weight decay, written out; returns new minus old weights."""
     recipe, new, velocity = plan.scenario.training, {n: w.clone() for n, w in weights.items()}, {}
     for batch in batches:
-        for name, slope in gradient(plan, new, batch)[0].items():
-            slope = slope + proximal_mu * (new[name] - weights[name])
-            slope = slope + (0.0 if name in EXEMPT else recipe.weight_decay) * new[name]
+        slopes = {n: g + proximal_mu * (new[n] - weights[n]) for n, g in gradient(plan, new, batch)[0].items()}
+        length = math.sqrt(sum(float(slope.double().square().sum()) for slope in slopes.values()))
+        factor = min(1.0, (recipe.clip_norm or math.inf) / length)
+        for name, slope in slopes.items():
+            slope = factor * slope + (0.0 if name in EXEMPT else recipe.weight_decay) * new[name]
             velocity[name] = recipe.momentum * velocity[name] + slope if name in velocity else slope
         for name, step in velocity.items():
             new[name] = new[name] - recipe.learning_rate * step
@@ -162,6 +180,7 @@ def adamw(plan, weights, batches):
         ({"momentum": 0.9}, sgd),
         ({"momentum": 0.5, "weight_decay": 0.3}, sgd),
         ({"local_steps": None, "local_epochs": 2, "weight_decay": 0.3}, sgd),
+        ({"clip_norm": 0.3, "momentum": 0.5, "weight_decay": 0.3}, sgd),
         ({"optimizer": "adamw", "learning_rate": 1e-3}, adamw),
         ({"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.3}, adamw),
     ],
@@ -183,6 +202,17 @@ def test_a_delta_is_what_the_optimizer_does_written_out_by_hand(tiny_plan, recip
     assert update.kind == "delta"
 
 
+@pytest.mark.parametrize("recipe", [{"momentum": 0.5}, {"optimizer": "adamw"}], ids=["sgd", "adamw"])
+def test_a_client_trains_with_the_learning_rate_of_the_round(tiny_plan, recipe):
+    scheduled = tiny_plan(training={**DELTA, **recipe, "schedule": {"name": "step", "every": 1, "factor": 0.5}})
+    weights = moved(scheduled)
+    for round, rate in ((1, 0.05), (2, 0.025)):
+        constant = tiny_plan(training={**DELTA, **recipe, "learning_rate": rate})
+        found, expected = (local_update(plan, 1, round, weights).update for plan in (scheduled, constant))
+        assert_same(found.tensors, expected.tensors)
+        assert training_knowledge(scheduled.scenario, scheduled.model(), round).learning_rate == rate
+
+
 def test_weight_decay_leaves_position_and_class_token_alone(tiny_plan):
     plain, decayed = tiny_plan(training={**DELTA, "local_steps": 1}), None
     weights = moved(plain)
@@ -190,7 +220,7 @@ def test_weight_decay_leaves_position_and_class_token_alone(tiny_plan):
     decayed = tiny_plan(training={**DELTA, "local_steps": 1, "weight_decay": 0.3})
     with_decay = local_update(decayed, 0, 1, weights).update.tensors
     assert {name for name in weights if torch.equal(without[name], with_decay[name])} == EXEMPT
-    knowledge = training_knowledge(decayed.scenario.training, decayed.model())
+    knowledge = training_knowledge(decayed.scenario, decayed.model(), 1)
     assert set(knowledge.decay_exempt) == EXEMPT
 
 
@@ -231,8 +261,9 @@ def test_the_scaled_update_is_the_plain_one_times_the_factor(tiny_plan):
     assert_same(local_update(scaled, 1, 1, weights).update.tensors, {n: 0.25 * t for n, t in plain.items()})
 
 
-def test_dropout_is_active_in_training_mode_alone(tiny_plan):
-    dropping = {"name": "vit_nano", "kwargs": {"depth": 1, "drop_rate": 0.5}}
+@pytest.mark.parametrize("key", ["drop_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate"])
+def test_dropout_is_active_in_training_mode_alone(tiny_plan, key):
+    dropping = {"name": "vit_nano", "kwargs": {"depth": 1, key: 0.5}}
     plain, weights = tiny_plan(), moved(tiny_plan())
     expected = local_update(plain, 0, 1, weights).update.tensors
     evaluating = tiny_plan(model=dropping, training={"mode": "eval"})
@@ -295,6 +326,81 @@ def test_training_leaves_the_global_generator_and_the_weights_untouched(tiny_pla
     local_update(plan, 0, 1, weights)
     assert torch.equal(torch.get_rng_state(), state)
     assert_same(weights, before)
+
+
+def test_no_step_of_a_client_that_clips_is_longer_than_the_norm_allows(tiny_plan):
+    one = {**DELTA, "local_steps": 1}
+    plain, loose, tight = (
+        tiny_plan(training={**one, **clip}) for clip in ({}, {"clip_norm": 1e3}, {"clip_norm": 0.25})
+    )
+    weights = moved(plain)
+    whole, same, clipped = (local_update(plan, 1, 1, weights).update for plan in (plain, loose, tight))
+    assert_same(same.tensors, whole.tensors)
+    assert whole.norm() > 2 * clipped.norm() and clipped.norm() == pytest.approx(0.05 * 0.25, rel=1e-3)
+    factor = clipped.norm() / whole.norm()
+    scaled = {name: factor * tensor for name, tensor in whole.tensors.items()}
+    assert_same(clipped.tensors, scaled, rtol=1e-3, atol=1e-6)
+    assert training_knowledge(tight.scenario, tight.model(), 1).clip_norm == 0.25
+
+
+PARTS = {"batch_size": 7, "accumulate": 3}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        {"augment": ["flip"], **SOFT},
+        {"sampling": "poisson", "batch_size": 4},
+        {"shares": "delta", "local_epochs": 2, "learning_rate": 0.05, "momentum": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("defense", ["none", "mjp", "fedsim_defenses.soteria:Soteria", "stubs:Notes"])
+def test_micro_batches_give_the_gradient_of_the_batch_and_the_same_truth(tiny_plan, recipe, defense):
+    parts = {"defenses": [] if defense == "none" else [defense]}
+    whole, split = (tiny_plan(training={**PARTS, **recipe, "accumulate": n}, **parts) for n in (1, 3))
+    weights = moved(whole)
+    found, expected = (local_update(plan, 1, 1, weights) for plan in (split, whole))
+    assert_same(found.update.tensors, expected.update.tensors, rtol=1e-3, atol=2e-6)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.update.num_examples == expected.update.num_examples
+    truths = [plan.data.truth(1, 1, plan.scenario.training) for plan in (whole, split)]
+    assert torch.equal(truths[0].images, truths[1].images) and torch.equal(truths[0].labels, truths[1].labels)
+    assert training_knowledge(split.scenario, split.model(), 1) == training_knowledge(whole.scenario, whole.model(), 1)
+
+
+@pytest.mark.parametrize(("parts", "sizes"), [(1, [7]), (2, [4, 3]), (3, [3, 2, 2]), (7, [1] * 7), (9, [1] * 7)])
+def test_no_more_images_pass_the_model_at_once_than_a_part_has_and_earlier_gradients_stay(parts, sizes):
+    generator = torch.Generator().manual_seed(0)
+    last, seen = nn.Linear(4, 3).double(), []
+    model = nn.Sequential(nn.Flatten(), last)
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    images = torch.randn(7, 1, 2, 2, generator=generator, dtype=torch.float64)
+    labels = torch.arange(7) % 3
+    expected = torch.autograd.grad(nn.functional.cross_entropy(model(images), labels), list(model.parameters()))
+    seen.clear()
+    last.weight.grad, last.bias.grad = torch.ones(3, 4).double(), None
+    training.in_parts(training.plain_step, parts)(LocalStep(model, images, labels, 0.0))
+    assert seen == sizes
+    torch.testing.assert_close(last.weight.grad, 1 + expected[0])
+    torch.testing.assert_close(last.bias.grad, expected[1])
+
+
+def test_batches_are_split_only_where_the_gradient_stays_the_same(tiny_plan):
+    norms = {"name": "test_resnet", "kwargs": {}}
+    with pytest.raises(ScenarioError, match=r"^training\.accumulate: got 3, and in training, BatchNorm of test_resnet"):
+        tiny_plan(model=norms, training=PARTS)
+    assert tiny_plan(model=norms, training={**PARTS, "mode": "eval"})
+    dropping = {"name": "vit_nano", "kwargs": {"depth": 2, "drop_path_rate": 0.1}}
+    with pytest.raises(
+        ScenarioError, match=r"^training\.accumulate: got 3, and in training, vit_nano draws other numbers"
+    ):
+        tiny_plan(model=dropping, training=PARTS)
+    assert tiny_plan(model=dropping, training={**PARTS, "mode": "eval"})
+    with pytest.raises(ScenarioError, match=r"^training\.accumulate: got 3, and stubs:Recipe \(defenses\.0\) computes"):
+        tiny_plan(training=PARTS, defenses=["stubs:Recipe"])
+    assert tiny_plan(training=PARTS, defenses=[{"name": "stubs:Recipe", "clients": []}])
 
 
 def test_evaluation_is_accuracy_and_mean_loss_over_the_test_pool(tiny_plan):

@@ -108,3 +108,14 @@ def test_a_trial_leaves_weights_buffers_and_the_global_generator_alone(kwargs):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert len(model.blocks) == 4
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "draws"), [({}, False), ({"proj_drop_rate": 0.01}, True), ({"depth": 2, "drop_path_rate": 0.01}, True)]
+)
+def test_a_model_that_draws_in_training_is_known_by_that_and_stays_as_it_is(kwargs, draws):
+    model = models.build(ModelPart(name="vit_nano", kwargs={"depth": 1, **kwargs}), 10, 32, 0)
+    before, state = {n: t.clone() for n, t in model.state_dict().items()}, torch.get_rng_state()
+    assert models.draws_in_training(model, (3, 32, 32), 0) == draws
+    assert torch.equal(torch.get_rng_state(), state) and not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

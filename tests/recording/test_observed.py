@@ -184,6 +184,10 @@ def test_a_simulated_run_takes_no_other_scenario(fedsim, audit_yaml, tiny_plan, 
             "threat: {grants: [batch_size]}",
             "threat.grants: batch_size: the scenario does not state training.batch_size",
         ),
+        (
+            "training: {learning_rate: 0.1, schedule: cosine}",
+            "training.schedule: the learning rate of a round depends on how many the app has, and federation.rounds is not",
+        ),
         ("threat: {grants: [train_mode]}", "threat.grants: train_mode: the scenario does not state training.mode"),
         ("threat: {grants: [defenses]}", "threat.grants: defenses: the scenario does not state defenses"),
         (

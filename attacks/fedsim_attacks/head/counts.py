@@ -78,22 +78,30 @@ def image_count(observation: Observation) -> int:
     """Return how many images the labels belong to: the batch of a gradient, everything a delta's client trained on.
 
     A delta sums over uses, but its client reports images, so each image counts once however often it was used. Steps of
-    known number and size bound the count where a client reports all that it has. Blends are inputs of their own: each use of
-    an image is one, where the recipe tells.
+    known number and size bound the count where a client reports all that it has. Blends and crops are inputs of their own:
+    each use of an image is one, where the recipe tells. An image that is mirrored in half of its uses is two at most.
     """
     batch_size, examples, training = observation.batch_size, observation.update.num_examples, observation.training
     if observation.update.kind == "gradient":
         if batch_size is None:
             raise AttackRefusedError("batch_size is not granted; counts need their sum.")
         return batch_size
-    is_mixed = training is not None and training.mixup is not None
+    is_varied = training is not None and (training.mixup is not None or "crop" in training.augment)
+    is_mirrored = training is not None and not is_varied and "flip" in training.augment
     if training is not None and training.local_steps and batch_size:
         uses = training.local_steps * batch_size
-        return uses if is_mixed else min(examples or uses, uses)
+        images = min(examples or uses, uses)
+        return uses if is_varied else _mirrored(images, uses) if is_mirrored else images
     if examples < 1 and batch_size is None:
         raise AttackRefusedError("the client reported no number of examples, and batch_size is not granted.")
-    epochs = training.local_epochs if training is not None and is_mixed else None
-    return (examples or batch_size or 0) * (epochs or 1)
+    images = examples or batch_size or 0
+    uses = images * ((training.local_epochs if training is not None else None) or 1)
+    return uses if is_varied else _mirrored(images, uses) if is_mirrored else images
+
+
+def _mirrored(images: int, uses: int) -> int:
+    """Return how many different inputs the uses of images are in the mean where each is mirrored or not by a coin."""
+    return round(2 * images * (1 - 0.5 ** (uses / images))) if images else 0
 
 
 def count_cautions(observation: Observation) -> tuple[str, ...]:

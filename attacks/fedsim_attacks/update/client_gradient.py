@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Labels, Observation, TrainingKnowledge
 from fedsim.labels import distributions, smooth
-from fedsim_attacks.update.gradient import is_taken_for_one_step, local_steps, sgd_factors
+from fedsim_attacks.update.gradient import CLIP_MARGIN, is_taken_for_one_step, local_steps, sgd_factors
 from fedsim_attacks.update.target import Target
 from fedsim_attacks.update.tensors import Gradients, Scalar
 
@@ -167,19 +167,27 @@ class Unrolled(ClientGradient):
     batch_size: int = 1
 
     def gradients(self, images: Images, variables: Mapping[str, Tensor]) -> Gradients:
-        """Return (a w_0 - w_T) / sum of c_t, with a and c_t of `gradient.sgd_factors`."""
+        """Return (a w_0 - w_T) / sum of c_t, with a and c_t of `gradient.sgd_factors`; each step clipped as the client's."""
         training = self.training
         assert training is not None
         start = self.weights()
         decay = {n: 0.0 if n in training.decay_exempt else training.weight_decay for n in self.names}
         weights, velocity = dict(start), {n: torch.zeros_like(w) for n, w in start.items()}
         for rows in self._batches(len(images)):
-            gradients = self._gradients_at(weights, images, variables, rows)
+            gradients = self._clipped(self._gradients_at(weights, images, variables, rows))
             for name, gradient in zip(self.names, gradients, strict=True):
                 velocity[name] = training.momentum * velocity[name] + gradient + decay[name] * weights[name]
                 weights[name] = weights[name] - training.learning_rate * velocity[name]
         factors = {n: sgd_factors(training, self.steps, decay[n]) for n in self.names}
         return [(factors[n][0] * start[n] - weights[n]) / factors[n][1] for n in self.names]
+
+    def _clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        limit = self.training.clip_norm if self.training is not None else None
+        if limit is None:
+            return gradients
+        length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in gradients]))
+        factor = (limit / (length + CLIP_MARGIN)).clamp_max(1)
+        return [factor * tensor for tensor in gradients]
 
     def _batches(self, count: int) -> Iterator[slice]:
         starts = range(0, count, self.batch_size)
@@ -198,7 +206,7 @@ def model_client(
         target: what its update holds.
         labels: of the images, on the target's device; smoothed here where the recipe says so.
         reading: `auto` takes one gradient for what it is, simulates up to eight known steps, and looks for a surrogate of
-            more or of unknown ones.
+            more or of unknown ones, and of clipped ones where not all parameters are matched.
 
     Raises:
         AttackRefusedError: the reading needs a recipe that is not granted.
@@ -210,8 +218,12 @@ def model_client(
     if observation.update.kind == "gradient":
         return one, None
     steps = local_steps(observation)
+    is_partial = not {name for name, weight in target.model.named_parameters() if weight.requires_grad} <= set(
+        target.names
+    )
+    clips_unseen = training is not None and training.clip_norm is not None and is_partial
     if reading == "auto":
-        reading = _fitting(observation, steps)
+        reading = _fitting(observation, None if clips_unseen else steps)
     if reading == "one_gradient":
         doubt = "This delta may hold several local steps; it is matched as one gradient." if steps != 1 else None
         return one, doubt
@@ -222,7 +234,11 @@ def model_client(
     if training is None or steps is None:
         raise AttackRefusedError("local: unrolled simulates the client's steps. Grant `training` and `batch_size`.")
     size, doubt = observation.batch_size or len(labels), None
-    if len(labels) > size:
+    if clips_unseen:
+        doubt = (
+            "The client clips each step by the norm of all parameters, which is simulated by those that are matched."
+        )
+    elif len(labels) > size:
         doubt = (
             f"Batches of {size} are simulated in the order in which the images were found; the client's is not known."
         )

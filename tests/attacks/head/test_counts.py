@@ -123,8 +123,10 @@ def test_whole_counts_stay_as_they_are() -> None:
     assert largest_remainder(torch.tensor([3.0, 0.0, 2.0, 5.0]), 10).tolist() == [3, 0, 2, 5]
 
 
-def recipe(steps: int | None = None, epochs: int | None = None, mixup: float | None = None) -> TrainingKnowledge:
-    return TrainingKnowledge("sgd", 0.1, 0.0, 0.0, steps, epochs, mixup=mixup)
+def recipe(
+    steps: int | None = None, epochs: int | None = None, mixup: float | None = None, augment: tuple[str, ...] = ()
+) -> TrainingKnowledge:
+    return TrainingKnowledge("sgd", 0.1, 0.0, 0.0, steps, epochs, mixup=mixup, augment=augment)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,10 @@ def recipe(steps: int | None = None, epochs: int | None = None, mixup: float | N
         ("delta", None, 0, 4, 4),
         ("delta", recipe(epochs=3, mixup=0.5), 12, 4, 36),  # every use is a blend of its own
         ("delta", recipe(4, mixup=0.5), 10, 5, 20),
+        ("delta", recipe(4, augment=("flip", "crop")), 10, 5, 20),
+        ("delta", recipe(epochs=3, augment=("crop",)), 12, 4, 36),
+        ("delta", recipe(epochs=2, augment=("flip",)), 12, 4, 18),  # half of the images are seen from both sides
+        ("delta", recipe(1, augment=("flip",)), 600, 4, 4),
     ],
 )
 def test_the_number_of_labels_is_that_of_the_images(

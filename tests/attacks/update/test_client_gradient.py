@@ -4,8 +4,17 @@ from collections.abc import Sequence
 import pytest
 import torch
 from descent_cases import SIDE, one_gradient, pictures, tiny
-from fedsim_attacks.update.client_gradient import LABELS, PATH, ClientGradient, OneGradient, Surrogate, Unrolled
+from fedsim_attacks.update.client_gradient import (
+    LABELS,
+    PATH,
+    ClientGradient,
+    OneGradient,
+    Surrogate,
+    Unrolled,
+    model_client,
+)
 from fedsim_attacks.update.gradient import mean_gradient
+from fedsim_attacks.update.target import read_target
 from torch.nn.functional import cross_entropy
 from vit_cases import observe
 
@@ -44,6 +53,8 @@ def trained(
     for step in range(told.local_steps or 1):
         optimizer.zero_grad()
         cross_entropy(model(images[rows[step % len(rows)]]), labels[rows[step % len(rows)]]).backward()
+        if told.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), told.clip_norm)
         optimizer.step()
     delta = {name: (parameter.detach() - before[name]) for name, parameter in model.named_parameters()}
     return Update(1, 0, "delta", delta, len(images))
@@ -64,6 +75,7 @@ def cosine(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float
         (recipe(3, decay=0.3, exempt=("pos_embed", "cls_token")), 4),
         (recipe(5, momentum=0.8, decay=0.2, exempt=("pos_embed",)), 2),
         (recipe(3, momentum=0.5, decay=0.1), 3),
+        (dataclasses.replace(recipe(4, momentum=0.5, decay=0.1), clip_norm=0.5), 2),
     ],
 )
 def test_unrolled_steps_give_the_gradient_that_is_read_off_a_real_delta(
@@ -74,13 +86,26 @@ def test_unrolled_steps_give_the_gradient_that_is_read_off_a_real_delta(
     update = trained(double(), images, batch.labels, told, size)
     seen = dataclasses.replace(observe(model, update, SIDE, batch_size=size, training=told), model=double)
     wanted = mean_gradient(seen, update.tensors)
-    assert wanted.is_scaled and wanted.is_decay_known
+    assert wanted.is_scaled == (told.clip_norm is None) and wanted.is_decay_known
     names = list(update.tensors)
     steps = told.local_steps or 1
     unrolled = Unrolled(model, names, batch.labels, is_functional, training=told, steps=steps, batch_size=size)
     found = unrolled.gradients(images, {})
     for name, tensor in zip(names, found, strict=True):
         torch.testing.assert_close(tensor.detach(), wanted.tensors[name], rtol=1e-6, atol=1e-10)
+
+
+def test_clipped_steps_are_simulated_where_all_parameters_are_matched(batch: LabeledImages) -> None:
+    told = dataclasses.replace(recipe(3), clip_norm=0.5)
+    update = trained(tiny(), models.normalization(tiny()).normalize(batch.images), batch.labels, told, 4)
+    seen = dataclasses.replace(observe(tiny(), update, SIDE, batch_size=4, training=told), model=tiny)
+    whole, part = (read_target(seen, layers, torch.device("cpu")) for layers in ((), ("head.*",)))
+    assert isinstance(model_client(seen, whole, batch.labels, "auto")[0], Unrolled)
+    assert isinstance(model_client(seen, part, batch.labels, "auto")[0], Surrogate)
+    unrolled, doubt = model_client(seen, part, batch.labels, "unrolled")
+    assert isinstance(unrolled, Unrolled) and doubt is not None and "clips each step" in doubt
+    plain = dataclasses.replace(seen, training=recipe(3))
+    assert isinstance(model_client(plain, part, batch.labels, "auto")[0], Unrolled)
 
 
 def test_one_gradient_is_that_of_the_mean_loss(batch: LabeledImages) -> None:

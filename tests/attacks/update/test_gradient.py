@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from fedsim_attacks.update.gradient import is_taken_for_one_step, local_steps, mean_gradient, sgd_factors
@@ -5,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fedsim.audit.threat import ThreatModel
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Observation, TrainingKnowledge, Update
+from fedsim.federation.training import local_update
 
 
 def knowledge(
@@ -63,6 +68,83 @@ def test_a_delta_becomes_the_mean_gradient_and_loses_its_weight_decay() -> None:
     assert found.is_scaled and found.is_decay_known
     torch.testing.assert_close(found.tensors["weight"].float(), torch.tensor([[1.0, -2.0]]), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.tensors["bias"].float(), torch.tensor([3.0]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"momentum": 0.9, "local_steps": 2}, {"weight_decay": 0.1}], ids=str)
+def test_the_recipe_of_a_late_round_gives_the_gradient_back(tiny_plan, recipe) -> None:  # type: ignore[no-untyped-def]
+    training = {"shares": "delta", "batch_size": 2, "learning_rate": 0.2, "mode": "eval"}
+    schedule = {"name": "cosine", "warmup_rounds": 2, "final": 0.01}
+    parts = {"federation": {"clients": 3, "rounds": 8}, "threat": {"grants": ["batch_size", "training"]}}
+    plan = tiny_plan(training={**training, "schedule": schedule, **recipe}, **parts)
+    weights, own = plan.initial_weights(), plan.scenario.training
+    for round in (1, 7):
+        update = local_update(plan, 1, round, weights).update
+        seen = ThreatModel(plan).observe(update, weights)
+        found = mean_gradient(seen, update.tensors)
+        model, batch = plan.model(weights), plan.data.read(plan.data.client_inputs(1, round, own)[0], own)
+        loss = nn.functional.cross_entropy(model(plan.normalization.normalize(batch.images)), batch.labels)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        expected = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+        assert found.is_scaled
+        if own.local_steps is None:  # of several steps the recipe gives a mean over gradients of moving weights
+            for name, tensor in expected.items():
+                torch.testing.assert_close(found.tensors[name].float(), tensor, rtol=1e-3, atol=1e-4)
+        constant = replace(seen, training=replace(seen.training, learning_rate=0.2))
+        wrong = mean_gradient(constant, ["head.bias"]).tensors["head.bias"]
+        assert not torch.allclose(wrong.float(), expected["head.bias"], rtol=0.1)
+
+
+CLIPPED = {"shares": "delta", "batch_size": 2, "learning_rate": 0.2, "mode": "eval", "weight_decay": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parts", "is_scaled"),
+    [
+        ({"clip_norm": 1e3}, {}, True),  # the gradient is much shorter, so it was not clipped
+        ({"clip_norm": 0.1}, {}, False),
+        ({"clip_norm": 1e3, "local_steps": 2}, {}, False),  # the mean of clipped gradients may be as short
+        ({"clip_norm": 1e3}, {"defenses": [{"name": "fedsim_defenses.clipping:Clipping"}]}, False),
+        ({"clip_norm": 1e3}, {"defenses": [{"name": "partial_sharing", "params": {"hidden": ["head.*"]}}]}, False),
+        ({}, {}, True),
+    ],
+)
+def test_the_scale_is_known_only_where_no_step_can_have_been_clipped(  # type: ignore[no-untyped-def]
+    tiny_plan, recipe, parts, is_scaled
+) -> None:
+    plan = tiny_plan(training={**CLIPPED, **recipe}, threat={"grants": ["batch_size", "training", "defenses"]}, **parts)
+    plain = tiny_plan(training={**CLIPPED, **recipe, "clip_norm": None}, threat={"grants": ["training"]})
+    weights = plan.initial_weights()
+    found, whole = (
+        mean_gradient(
+            ThreatModel(own).observe(local_update(own, 1, 1, weights).update, weights), ["head.bias", "norm.bias"]
+        )
+        for own in (plan, plain)
+    )
+    assert found.is_scaled == is_scaled and found.is_decay_known and whole.is_scaled
+    if "local_steps" not in recipe:  # one factor for all, and weight decay, which is not clipped, subtracted
+        one, other = (found.tensors["norm.bias"], whole.tensors["norm.bias"])
+        assert float(torch.cosine_similarity(one, other, dim=0)) == pytest.approx(1, abs=1e-6)
+
+
+@given(norm=st.floats(1e-3, 10), limit=st.floats(1e-3, 10))
+def test_an_update_of_a_clipped_step_never_counts_as_scaled(norm: float, limit: float) -> None:
+    """Clipped by torch itself, and rounded as weights that travel."""
+    model = nn.Linear(2, 1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    gradient = torch.tensor([[0.6, -0.5]]), torch.tensor([0.3])
+    length = math.sqrt(sum(float(tensor.square().sum()) for tensor in gradient))
+    model.weight.grad, model.bias.grad = (norm / length * tensor for tensor in gradient)
+    nn.utils.clip_grad_norm_(model.parameters(), limit)
+    is_clipped = float(model.bias.grad) < 0.3 * norm / length * (1 - 1e-5)
+    torch.optim.SGD(model.parameters(), lr=0.05).step()
+    delta = {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
+    told = replace(knowledge(rate=0.05), clip_norm=limit)
+    start = nn.Linear(2, 1)
+    start.load_state_dict(before)
+    seen = Observation(Update(1, 0, "delta", delta, 1), lambda: start, (3, 4, 4), 5, training=told)
+    found = mean_gradient(seen, ["bias"])
+    assert not (found.is_scaled and is_clipped)
+    assert found.is_scaled or norm > 0.98 * limit - 1e-5
 
 
 def test_without_the_recipe_a_delta_is_a_gradient_up_to_a_factor() -> None:
