@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fedsim.comparing.leaks import Attacker
 from fedsim.comparing.settings import Family, Row, Setting
+from fedsim.findings.kinds import IMAGES
 
 _RULE = " What is inconclusive, failed or was not run does not count."
 _EQUAL = 0.0005  # accuracies are shown with three decimals
@@ -98,7 +99,7 @@ def objections(setting: Setting, attackers: Sequence[Attacker], margin: float, i
     for one in setting.runs:
         if not one.analysis.scope.is_whole:
             found.append(f"seed {one.seed}: {one.analysis.scope.written() or 'not all was audited'}")
-    if is_all and not any(attacker.kind == "images" for attacker in attackers):
+    if is_all and not any(attacker.kind == IMAGES.name for attacker in attackers):
         found.append("images were not attacked")
     for attacker in attackers:
         why = _objection(setting.rows.get(attacker), margin)
