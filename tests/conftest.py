@@ -76,6 +76,12 @@ def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsim.report.render", lambda path: path / "report.html")
 
 
+@pytest.fixture
+def isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let audits of this test run each attack in a process of its own, as in the product."""
+    monkeypatch.setattr("audits.is_isolated", True)
+
+
 @pytest.fixture(scope="session")
 def drawings() -> dict[tuple[str, str], bytes]:
     """Return the plots that have been drawn, by what they were drawn of."""

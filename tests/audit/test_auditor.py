@@ -210,7 +210,7 @@ def test_a_failed_and_a_refused_attempt_are_records_and_the_others_go_on(simulat
 
 
 @pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_what_an_attack_changes_in_its_process_reaches_no_other_attempt(simulate, processes, quick_workers):
+def test_what_an_attack_changes_in_its_process_reaches_no_other_attempt(simulate, processes, quick_workers, isolated):
     parts = {"federation": {"rounds": 1}, "audit": {"processes": processes}}
     _, _, alone = simulate("alone", attacks=[{"name": "stubs:Guess"}], **parts)
     _, _, both = simulate("both", attacks=[{"name": "stubs:Poisons"}, {"name": "stubs:Guess"}], **parts)
@@ -223,7 +223,7 @@ def test_what_an_attack_changes_in_its_process_reaches_no_other_attempt(simulate
 
 
 @pytest.mark.slow
-def test_an_attack_of_others_has_a_process_of_its_own_where_that_starts_from_nothing(simulate, monkeypatch):
+def test_an_attack_of_others_has_a_process_of_its_own_where_that_starts_from_nothing(simulate, monkeypatch, isolated):
     monkeypatch.setattr(attack_process, "start_method", lambda: "spawn")
     own = [{"name": "blind_guess"}, {"name": "stubs:TellsProcess"}]
     _, _, records = simulate(attacks=own, federation={"clients": 2, "rounds": 1})
@@ -231,7 +231,7 @@ def test_an_attack_of_others_has_a_process_of_its_own_where_that_starts_from_not
     assert len(set(processes)) == 2 and os.getpid() not in processes
 
 
-def test_a_finding_that_is_gone_is_made_again_in_a_process_of_its_own_before_it_is_assessed(simulate):
+def test_a_finding_that_is_gone_is_made_again_in_a_process_of_its_own_before_it_is_assessed(simulate, isolated):
     plan, folder, _ = simulate(attacks=[{"name": "stubs:TellsProcess"}], federation={"clients": 2, "rounds": 1})
     for client in (0, 1):
         attempt.finding_path(folder, View.of_update(1, client), plan.attacks[0]).unlink()
@@ -243,7 +243,7 @@ def test_a_finding_that_is_gone_is_made_again_in_a_process_of_its_own_before_it_
     assert record["trace"]["process"] != os.getpid()
 
 
-def test_an_attack_that_ends_python_is_a_failed_attempt(simulate):
+def test_an_attack_that_ends_python_is_a_failed_attempt(simulate, isolated):
     attacks = [{"name": "stubs:EndsOn", "params": {"exits": 1}}]
     _, _, records = simulate(attacks=attacks, federation={"rounds": 1})
     assert [record["status"] for record in records] == ["found", "failed", "found"]
@@ -291,7 +291,7 @@ def left_children(tmp_path, monkeypatch):
     return note
 
 
-def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(simulate, left_children):
+def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(simulate, left_children, isolated):
     attacks = [*map(going, ENDS_BY_ITSELF), *map(going, LEAVES), {"name": "stubs:Guess"}]
     federation = {"clients": 2, "rounds": 1}
     _, folder, records = simulate(attacks=attacks, federation=federation)
@@ -305,7 +305,7 @@ def test_attacks_that_end_their_process_or_leave_something_behind_fail_alone(sim
     assert len(left) == 2 and not any(map(is_running, left)), "they end with the audit"
 
 
-def test_an_attack_that_takes_too_long_is_ended_and_fails_alone(simulate):
+def test_an_attack_that_takes_too_long_is_ended_and_fails_alone(simulate, isolated):
     attacks = [*(going(fault, on) for on, fault in enumerate(NEVER_ENDS)), {"name": "stubs:Guess"}]
     _, folder, records = simulate(attacks=attacks, federation={"rounds": 1}, audit={"attack_timeout": 0.75})
     assert records == folder.records.read()
@@ -335,7 +335,7 @@ def looked(monkeypatch):
     return seen
 
 
-def test_an_attack_that_uses_too_much_memory_is_ended_with_its_children_and_fails_alone(simulate):
+def test_an_attack_that_uses_too_much_memory_is_ended_with_its_children_and_fails_alone(simulate, isolated):
     attacks = [*(going(fault, on) for on, fault in enumerate(HOARDS)), {"name": "stubs:Guess"}]
     # What the attempts begin with is theirs to have: a copy shares it.
     ballast = b"x" * (1024 * 2**20)
@@ -350,7 +350,7 @@ def test_an_attack_that_uses_too_much_memory_is_ended_with_its_children_and_fail
     assert_neighbours_found(records, guesses, HOARDS)
 
 
-def test_an_attack_within_its_memory_gives_the_same_record(simulate, looked):
+def test_an_attack_within_its_memory_gives_the_same_record(simulate, looked, isolated):
     parts = {"attacks": [going("takes a little memory")], "federation": {"clients": 2, "rounds": 1}}
     _, _, unlimited = simulate("unlimited", **parts)
     assert not looked
@@ -358,7 +358,7 @@ def test_an_attack_within_its_memory_gives_the_same_record(simulate, looked):
     assert timeless(records) == timeless(unlimited) and len(looked) > len(records), "at the beginning, and later"
 
 
-def test_memory_that_an_attack_holds_when_it_ends_is_seen_whenever_the_last_look_was(simulate, monkeypatch):
+def test_memory_that_an_attack_holds_when_it_ends_is_seen_whenever_the_last_look_was(simulate, monkeypatch, isolated):
     # No look follows the one at the beginning.
     monkeypatch.setattr(attack_process, "_LOOK", math.inf)
     parts = {"attacks": [{"name": "stubs:KeepsMemory"}], "federation": {"clients": 1, "rounds": 1}}
@@ -368,7 +368,7 @@ def test_memory_that_an_attack_holds_when_it_ends_is_seen_whenever_the_last_look
     assert record["status"] == "found"
 
 
-def test_a_calibration_trial_that_uses_too_much_memory_has_failed(simulate):
+def test_a_calibration_trial_that_uses_too_much_memory_has_failed(simulate, isolated):
     parts = {"attacks": [going("takes memory", on=0)], "federation": {"clients": 2, "rounds": 1}}
     plan, folder, records = simulate(**parts, audit={"attack_memory": 256})
     assert [record["status"] for record in records] == ["failed", "found"]
@@ -380,7 +380,7 @@ def test_a_calibration_trial_that_uses_too_much_memory_has_failed(simulate):
 
 @pytest.mark.slow
 def test_the_limit_on_memory_holds_on_a_worker_and_in_a_process_kept_from_one_attempt_to_the_next(
-    simulate, quick_workers, monkeypatch
+    simulate, quick_workers, monkeypatch, isolated
 ):
     parts = {"attacks": [going("takes memory")], "federation": {"clients": 2, "rounds": 1}}
     _, _, on_worker = simulate("worker", **parts, audit={"attack_memory": 256, "processes": 1})
@@ -399,7 +399,9 @@ def test_a_limit_on_memory_that_nobody_would_enforce_is_refused(tiny_scenario, m
 
 
 @pytest.mark.slow
-def test_a_process_for_attacks_that_starts_from_nothing_gives_the_same_records(simulate, quick_workers, monkeypatch):
+def test_a_process_for_attacks_that_starts_from_nothing_gives_the_same_records(
+    simulate, quick_workers, monkeypatch, isolated
+):
     attacks = [{"name": "stubs:Guess"}, going("raises a long text")]
     parts = {"attacks": attacks, "federation": {"clients": 2, "rounds": 1}}
     _, _, copied = simulate("copied", **parts)
@@ -409,7 +411,7 @@ def test_a_process_for_attacks_that_starts_from_nothing_gives_the_same_records(s
     assert timeless(records) == timeless(copied)
 
 
-def test_an_attack_that_took_too_long_is_made_again_by_an_audit_with_more_time(simulate, tiny_plan):
+def test_an_attack_that_took_too_long_is_made_again_by_an_audit_with_more_time(simulate, tiny_plan, isolated):
     parts = {"attacks": [going("spins")], "federation": {"clients": 2, "rounds": 1}}
     _, folder, before = simulate(**parts, audit={"attack_timeout": 0.75})
     assert [record["status"] for record in before] == ["found", "failed"]
@@ -735,7 +737,7 @@ def test_the_exit_code_tells_failed_attempts_from_refused_ones(tiny_scenario, co
 
 
 @pytest.mark.slow
-def test_one_and_two_worker_processes_give_the_same_records(simulate, left_children, quick_workers):
+def test_one_and_two_worker_processes_give_the_same_records(simulate, left_children, quick_workers, isolated):
     attacks = [*map(going, (*ENDS_BY_ITSELF, *LEAVES, "ignores signals"))]
     attacks += [{"name": "stubs:EndsOn", "params": {"exits": 0, "dies": 1}}]
     attacks += [{"name": "stubs:RaisesOn"}, {"name": "stubs:Guess"}]

@@ -70,7 +70,7 @@ def test_rounds_are_chosen_for_each_evaluator(run):
         ("untyped", "returned dict, not an Evaluation"),
     ],
 )
-def test_an_evaluator_that_fails_is_a_line_and_the_others_go_on(run, how, said):
+def test_an_evaluator_that_fails_is_a_line_and_the_others_go_on(run, how, said, isolated):
     bad = {"name": "stubs:Asks", "params": {"how": how}}
     _, folder = run(bad, ASKS, federation={"rounds": 1}, audit={"attack_timeout": 3.0, "attack_memory": 256})
     failed, found = folder.read_evaluations()

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import typing
 
+import audits
 import pytest
 
 from fedsim import plugins, simulation
@@ -53,10 +54,7 @@ def audited(tmp_path_factory):
         if name not in made:
             plan = planning.make(parse({"name": name, **SMALL, **parts}, "scenario"))
             folder = RunFolder.create(tmp_path_factory.mktemp("resistance") / name, plan.scenario)
-            with pytest.MonkeyPatch.context() as patch:
-                # Figures take longer than all the rest.
-                patch.setattr("fedsim.report.render", lambda path: path / "report.html")
-                simulation.simulate(plan, folder, simulation.Progress())
+            audits.simulate(plan, folder, simulation.Progress())
             found = reading.read(folder.path)
             made[name] = plan, found, summary.of(Analysis(found))
         return made[name]
