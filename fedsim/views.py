@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.exchange import DefenseKnowledge, Observation, Scope, TrainingKnowledge, Update, View
+from fedsim.exchange import Candidates, DefenseKnowledge, Observation, Scope, TrainingKnowledge, Update, View
 from fedsim.labels import without_order
 
 
@@ -56,6 +56,7 @@ def observation_of(members: Sequence[Observation], is_sum: bool = False) -> Obse
     labels = [member.labels for member in members if member.labels is not None]
     sizes = [member.batch_size for member in in_first if member.batch_size is not None]
     defenses = [known for member in members if member.defenses is not None for known in member.defenses]
+    pairs = [member.candidates for member in members if member.candidates is not None]
     return replace(
         first,
         update=_mean([member.update for member in members]),
@@ -63,7 +64,11 @@ def observation_of(members: Sequence[Observation], is_sum: bool = False) -> Obse
         labels=without_order(torch.cat(labels)) if labels else None,
         batch_size=sum(sizes) if sizes else None,
         defenses=None if first.defenses is None else tuple(_distinct(defenses)),
-        members=tuple(members),
+        candidates=Candidates(torch.cat([one.images for one in pairs]), torch.cat([one.labels for one in pairs]))
+        if pairs
+        else None,
+        # Pairs are of the view alone.
+        members=tuple(replace(member, candidates=None) for member in members),
     )
 
 

@@ -12,8 +12,8 @@ gradient is a sum of those that were in it, so that theirs get 1 / n and the oth
 Differs from the paper: there a threshold decides on a single image; here the auditor gives two and a coin says which of them
 was trained on, so that no threshold has to be learned. Labels of candidates are known in both. `difference` divides by n, since
 here u is the mean over the images. `regression` is this project's; it works on a random choice of entries of the gradient.
-Deltas of several steps are taken for their mean gradient at the first weights. What a defense hides (tensors of zeros) is left
-out of the comparison.
+Deltas of several steps are taken for their mean gradient at the first weights. Where a defense hides tensors or drops entries,
+zeros are left out of the comparison.
 
 Needs: grants `candidates` and `normalization`; local SGD. Uses `training` where granted; `difference` needs the scale of the
 update. Cost: two passes forward and back for each pair, and memory for `entries` numbers of each candidate.
@@ -21,20 +21,23 @@ update. Cost: two passes forward and back for each pair, and memory for `entries
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fedsim import models
 from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Finding, Observation
-from fedsim_attacks.update import NO_SCALE, mean_gradient
+from fedsim.exchange import Candidates, Finding, Observation
+from fedsim_attacks.update import NO_SCALE, mean_gradient, told_cautions, told_effects
+from fedsim_attacks.update.told import SIGNS
+
+_SILENT = 0.1  # share of exact zeros in a tensor from which on they are no accident
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +75,17 @@ class GradientAlignment(Attack):
         found = mean_gradient(observation, observation.update.tensors.keys())
         if self.score == "difference" and not found.is_scaled:
             raise AttackRefusedError(f"{NO_SCALE}, and score: difference needs it. Use cosine or regression.")
-        update = {name: tensor for name, tensor in found.tensors.items() if bool(tensor.any())}
-        if not update:
+        kept = {name: _sent(tensor) for name, tensor in found.tensors.items()}
+        update = torch.cat([tensor[kept[name]] for name, tensor in found.tensors.items()])
+        if not update.numel():
             raise AttackRefusedError("the update is zero in every tensor: nothing is left to compare with.")
         inputs = normalization.normalize(candidates.images.flatten(0, 1))
         gradients = (
-            models.gradient_of(model, image[None], label[None])
-            for image, label in zip(inputs, candidates.labels.flatten(), strict=True)
+            torch.cat([own[name].detach()[kept[name]].double() for name in kept])
+            for own in (
+                models.gradient_of(model, image[None], label[None])
+                for image, label in zip(inputs, candidates.labels.flatten(), strict=True)
+            )
         )
         if self.score == "regression":
             scores = self._regressed(update, gradients, generator)
@@ -88,25 +95,43 @@ class GradientAlignment(Attack):
         first, second = scores.view(-1, 2).unbind(1)
         margins = first - second
         trace = {"pairs": len(candidates), "compared": len(update), "median_margin": float(margins.abs().median())}
-        return Finding(membership=margins.float(), trace=trace)
+        return Finding(membership=margins.float(), trace=trace, cautions=_cautions(observation, candidates))
 
     def _regressed(
-        self, update: Mapping[str, Tensor], gradients: Iterable[Mapping[str, Tensor]], generator: torch.Generator
+        self, update: Float[Tensor, " entry"], gradients: Iterable[Tensor], generator: torch.Generator
     ) -> Float[Tensor, " candidate"]:
         """Return the share that each candidate's gradient has in the update, by least squares over all of them."""
-        target = torch.cat([tensor.flatten() for tensor in update.values()])
-        kept = torch.arange(len(target))
-        if self.entries < len(target):
-            kept = torch.randperm(len(target), generator=generator)[: self.entries].sort().values
-        rows = [torch.cat([own[name].detach().flatten() for name in update])[kept].double() for own in gradients]
-        columns = torch.stack(rows, 1)
+        chosen = torch.arange(len(update))
+        if self.entries < len(update):
+            chosen = torch.randperm(len(update), generator=generator)[: self.entries].sort().values
+        columns = torch.stack([own[chosen] for own in gradients], 1)
         sizes = columns.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
         # Two copies of one image share what they explain, as the solution of least norm does.
-        shares: Tensor = torch.linalg.lstsq(columns / sizes, target[kept], driver="gelsd").solution / sizes
+        shares: Tensor = torch.linalg.lstsq(columns / sizes, update[chosen], driver="gelsd").solution / sizes
         return shares
 
-    def _aligned(self, update: Mapping[str, Tensor], own: Mapping[str, Tensor], examples: int) -> Float[Tensor, ""]:
-        mine, theirs = (torch.cat([one[name].detach().double().flatten() for name in update]) for one in (own, update))
+    def _aligned(
+        self, update: Float[Tensor, " entry"], own: Float[Tensor, " entry"], examples: int
+    ) -> Float[Tensor, ""]:
         if self.score == "cosine":
-            return nn.functional.cosine_similarity(mine, theirs, dim=0)
-        return 2 / examples * mine.dot(theirs) - mine.dot(mine) / examples**2
+            return nn.functional.cosine_similarity(own, update, dim=0)
+        return 2 / examples * own.dot(update) - own.dot(own) / examples**2
+
+
+def _sent(tensor: Tensor) -> Bool[Tensor, "*axes"]:
+    """Return which entries of a tensor to compare: where more are zero than by accident, those that are not."""
+    zeros = tensor == 0
+    return ~zeros if float(zeros.double().mean()) > _SILENT else torch.ones_like(zeros)
+
+
+def _cautions(observation: Observation, candidates: Candidates) -> tuple[str, ...]:
+    unlike = int((candidates.labels[:, 0] != candidates.labels[:, 1]).sum())
+    classes = (
+        f"In {unlike} of {len(candidates)} pairs the images are of different classes, which labels alone tell apart."
+    )
+    signs = any(effects.signs for effects in told_effects(observation))
+    return (
+        *([classes] if unlike else []),
+        *([SIGNS] if signs else []),
+        *told_cautions(observation, False, entries=False),
+    )

@@ -53,9 +53,10 @@ class ThreatModel:
         Raises:
             RunFolderError: see `observe`.
         """
-        members = [self.observe(update, weights) for update, weights in sent]
         if view.client is not None:
-            return members[0]
+            return self.observe(*sent[0])
+        # Pairs are of the view: an image in those of one update as well would be one that was trained on.
+        members = [self._without_candidates(update, weights) for update, weights in sent]
         places = [(update.round, update.client) for update, _ in sent]
         # What all updates of a round have in common is held once.
         models: dict[int, tuple[Mapping[str, Tensor], Callable[[], nn.Module]]] = {}
@@ -77,6 +78,10 @@ class ThreatModel:
         Raises:
             RunFolderError: the tensors are not those of the scenario's model.
         """
+        candidates = self.plan.candidates([(update.round, update.client)])
+        return replace(self._without_candidates(update, weights), candidates=candidates)
+
+    def _without_candidates(self, update: Update, weights: Mapping[str, Tensor]) -> Observation:
         plan, grants = self.plan, frozenset(self.plan.scenario.threat.grants)
         training = plan.scenario.training
         labels = None
@@ -101,7 +106,6 @@ class ThreatModel:
             train_mode=training.mode == "train" if "train_mode" in grants else None,
             defenses=tuple(d.knowledge for d in plan.defenses_of(update.client)) if "defenses" in grants else None,
             auxiliary_data=auxiliary.read(range(len(auxiliary))) if "auxiliary_data" in grants else None,
-            candidates=plan.candidates([(update.round, update.client)]),
         )
 
     def _matched(self, update: Update, tensors: Mapping[str, Tensor], model: nn.Module) -> Correspondence:

@@ -142,7 +142,7 @@ class Setting:
     def is_undefended(self) -> bool:
         """Whether its scenario names no defense, and no run of it has a record of one."""
         stated = [source.scenario.get("defenses") for source in self.sources if source.scenario]
-        carried = any(record.defenses for one in self.runs for record in one.run.records)
+        carried = any(record.defenses for one in self.runs for record in (*one.run.records, *one.run.views))
         return bool(stated) and not any(stated) and not carried
 
     @cached_property

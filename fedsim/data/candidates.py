@@ -23,11 +23,16 @@ def candidates(truth: Truth, others: Pool, seed: int) -> tuple[Candidates, Bool[
     Draws depend on the seed and on the images that were trained on, so that two updates share no coin.
 
     Args:
-        truth: the images that were trained on, at least one.
+        truth: the images that were trained on; of none there are no pairs.
         others: images that nobody trains on, at least one; those of the member's class are taken first, each once as long as
             there are enough.
         seed: of the run.
     """
+    if not len(truth.images):
+        shape = truth.images.shape[1:]
+        return Candidates(torch.empty(0, 2, *shape), torch.empty(0, 2, dtype=torch.int64)), torch.empty(
+            0, dtype=torch.bool
+        )
     digest = hashlib.sha256(truth.images.numpy().tobytes()).hexdigest()
     generator = torch_generator(seed, "candidates", digest)
     chosen = torch.randperm(len(truth.images), generator=generator)[:MOST_PAIRS]

@@ -206,10 +206,10 @@ def _begun(run: LocalRun) -> Weights:
 def _end(run: LocalRun, sent: Weights) -> None:
     """Let each defense look at the client's last weights."""
     ends = [planned for planned in run.defenses if type(planned.defense).end_round is not Defense.end_round]
-    training = run.plan.scenario.training
-    if ends and training.shares == "gradient":
+    scenario = run.plan.scenario
+    if ends and scenario.training.shares == "gradient":
         for name, parameter in trained(run.model).items():
-            parameter.sub_(sent[name], alpha=training.learning_rate)
+            parameter.sub_(sent[name], alpha=scenario.learning_rate(run.round))
     for planned in ends:
         planned.defense.end_round(run.model, run.context(planned))
 

@@ -37,6 +37,19 @@ def binomial(hits: float, examples: int, chance: float) -> float:
     return float(binom.sf(math.floor(hits + 1e-9) - 1, examples, min(max(chance, 0.0), 1.0)))
 
 
+def highest(hits: float, examples: int) -> float:
+    """Return the largest share of right guesses that so few right ones leave possible, at `SIGNIFICANCE` (Clopper-Pearson).
+
+    Args:
+        hits: guesses that were right; a fraction is rounded up.
+        examples: number of guesses, at least one.
+    """
+    from scipy.stats import beta  # takes a second to import
+
+    right = math.ceil(hits - 1e-9)
+    return 1.0 if right >= examples else float(beta.ppf(1 - SIGNIFICANCE, right + 1, examples - right))
+
+
 @dataclass(frozen=True)
 class BlindSkills:
     """Skills of one attack on other clients' updates, of which it can learn nothing.

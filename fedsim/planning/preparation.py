@@ -17,7 +17,7 @@ from fedsim import applicability, models, plugins, process_tree
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
-from fedsim.defense import Defense
+from fedsim.defense import Defense, acts_in_training
 from fedsim.errors import PluginError, RunFolderError, ScenarioError, told
 from fedsim.evaluator import Evaluator
 from fedsim.exchange import SCOPES
@@ -54,6 +54,7 @@ def make(scenario: Scenario) -> Plan:
     _check_inputs(scenario, data)
     skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
     _check_promises(scenario, data, skeleton, defenses)
+    _check_order(scenario, data, skeleton, defenses)
     _check_accumulation(scenario, data, skeleton, defenses)
     normalization = models.normalization(skeleton)
     return Plan(
@@ -443,6 +444,41 @@ def _refuse_skipped(defenses: tuple[PlannedDefense, ...]) -> None:
                     f"{later.info.name} would be left out on client {both[0]}: {first.info.name}, listed before it, computes "
                     f"the gradient itself. List {later.info.name} first, or give them different clients.",
                 )
+
+
+def _check_order(
+    scenario: Scenario, data: FederatedData, model: nn.Module, defenses: tuple[PlannedDefense, ...]
+) -> None:
+    """Refuse a defense that changes a noisy update by what it saw of the images: what the noise promised would be false."""
+    for first in defenses:
+        later = [
+            other
+            for other in defenses[first.index + 1 :]
+            if _sees_data(other.defense) and first.clients & other.clients
+        ]
+        if not later:
+            continue
+        client = min(first.clients & later[0].clients)
+        with blaming(first, "budget"):
+            budget = first.defense.budget(client_context(scenario, data, model, client, 1))
+        if budget is not None:
+            raise ScenarioError(
+                f"defenses.{later[0].index}",
+                f"{later[0].info.name} sees the images of client {client} and then changes the update that {first.info.name}, "
+                f"listed before it, has made private: the epsilon of {first.info.name} would be false. List "
+                f"{later[0].info.name} first, or give them different clients.",
+            )
+
+
+def _sees_data(defense: Defense) -> bool:
+    """Return whether a defense may change the update by what it saw of the client's images."""
+    kind = type(defense)
+    looks = (
+        acts_in_training(defense)
+        or kind.begin_round is not Defense.begin_round
+        or kind.end_round is not Defense.end_round
+    )
+    return looks and kind.protect_update is not Defense.protect_update
 
 
 @functools.lru_cache(maxsize=2)

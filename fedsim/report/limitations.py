@@ -132,18 +132,19 @@ def _unaudited(run: RunData) -> list[str]:
 
 def _sums(run: RunData) -> list[str]:
     """Return what sums of rounds do not show: who it was, and for how long they hide that."""
-    separated = of_run(run)
-    if not separated:
+    if not run.sees_sums:
         return []
+    separated = of_run(run)
     first: dict[int, list[int]] = {}
     for client, round in separated.items():
         if round is not None:
             first.setdefault(round, []).append(client)
     told = [f"{clients_named(clients)} from round {round} on" for round, clients in sorted(first.items())]
     whom = f"would tell apart {enumerated(told)}" if told else "tell no client apart"
+    apart = f" Who took part when {whom}, if each client's contribution stayed the same." if separated else ""
     return [
         "Attacks saw sums over clients, as under an ideal secure aggregation: real protocols may reveal more. What leaks of a "
-        f"sum need not be of a known client. Who took part when {whom}, if each client's contribution stayed the same."
+        f"sum need not be of a known client.{apart}"
     ]
 
 

@@ -229,6 +229,9 @@ class Judge:
         lacking = self._lacking(members)
         if lacking:
             return Judgment("inconclusive", lacking, is_open=not first.attack.is_control)
+        unsure = too_few(members, metric)
+        if unsure is not None:
+            return Judgment("inconclusive", unsure, is_open=True)
         tried = self.tried[place_of(first), kind]
         return Judgment("resisted", f"with the same attack in round {first.round} {tried.written(kind)}")
 
@@ -317,6 +320,30 @@ class Judge:
             few = f", and at least {FEWEST_TRIALS} are needed" if tried.trials < FEWEST_TRIALS else ""
             return f"{start}: {tried.written(kind)}{few}"
         return f"{start}: it was not calibrated on {size} as this client's, and no unprotected client has such"
+
+
+def too_few(members: Sequence[Record], metric: str | None) -> str | None:
+    """Return that too little was guessed to rule a leak out, where single guesses are right by luck; None where it is not so.
+
+    That luck explains what is right does not say that nothing leaks: a coin is wrong half of the time. So what may be right in
+    the long run, by an upper confidence bound, has to lie below the threshold of a partial leak.
+    """
+    if metric is None or not scale(metric).counts_hits:
+        return None
+    found = scored(members, metric)
+    control, written = pooled_control(found, metric), scale(metric)
+    if control is None or written.partial is None or written.ceiling is None:
+        return None
+    examples = [value for one in found for value in one.score.examples]
+    most = luck.highest(float(sum(examples)), len(examples))
+    threshold = control + written.partial * (written.ceiling - control)
+    if most < threshold:
+        return None
+    guesses = f"{len(examples)} guess{'es are' if len(examples) > 1 else ' is'}"
+    return (
+        f"{guesses} too few to rule a leak out: {written.title} may be {written.write(most)} in the long run, and a leak "
+        f"begins at {written.write(threshold)}"
+    )
 
 
 def updates_without_defense(made: Sequence[Trial], clients: Sequence[Record] = ()) -> dict[str, Tried]:

@@ -6,7 +6,7 @@ from fedsim_attacks.gradient_alignment import GradientAlignment
 
 from fedsim import models
 from fedsim.errors import AttackRefusedError
-from fedsim.exchange import Candidates
+from fedsim.exchange import Candidates, DefenseKnowledge, UpdateEffects
 from fedsim.testing import observation, random_images, small_model
 
 GRANTS = ["candidates", "normalization", "training", "batch_size"]
@@ -93,12 +93,40 @@ def test_tensors_of_zeros_are_left_out_and_an_update_of_nothing_is_refused():
     found = GradientAlignment().run(
         dataclasses.replace(seen, update=dataclasses.replace(seen.update, tensors=hidden)), torch.Generator()
     )
-    assert torch.equal(found.membership > 0, firsts) and found.trace["compared"] < len(hidden)
+    assert torch.equal(found.membership > 0, firsts)
+    assert found.trace["compared"] == sum(t.numel() for n, t in hidden.items() if not n.startswith("blocks"))
     nothing = {name: torch.zeros_like(tensor) for name, tensor in hidden.items()}
     with pytest.raises(AttackRefusedError, match="zero in every tensor"):
         GradientAlignment().run(
             dataclasses.replace(seen, update=dataclasses.replace(seen.update, tensors=nothing)), torch.Generator()
         )
+
+
+@pytest.mark.parametrize("keep", [0.0003, 0.01])
+def test_of_dropped_entries_those_that_were_sent_are_compared(keep):
+    """With zeros taken for values, regression tells hardly more than a coin."""
+    own, others = drawn(16)
+    seen, firsts = shown(own, others)
+    sizes = torch.cat([tensor.abs().flatten() for tensor in seen.update.tensors.values()])
+    least = sizes.sort(descending=True).values[int(keep * len(sizes))]
+    pruned = {n: torch.where(t.abs() > least, t, torch.zeros_like(t)) for n, t in seen.update.tensors.items()}
+    seen = dataclasses.replace(seen, update=dataclasses.replace(seen.update, tensors=pruned))
+    found = GradientAlignment().run(seen, torch.Generator())
+    assert torch.equal(found.membership > 0, firsts)
+    # Tensors of which hardly anything was dropped are compared as a whole.
+    assert found.trace["compared"] <= 1.01 * keep * len(sizes) + 1
+
+
+def test_pairs_of_different_classes_and_effects_that_are_not_modeled_are_cautions():
+    own, others = drawn(2)
+    others = dataclasses.replace(others, labels=(own.labels + torch.tensor([0, 1])) % 10)
+    seen, _ = shown(own, others)
+    told = UpdateEffects(signs=True), UpdateEffects(carries_over=True)
+    carried = tuple(DefenseKnowledge("some", {}, effects) for effects in told)
+    seen = dataclasses.replace(seen, defenses=carried)
+    cautions = GradientAlignment().run(seen, torch.Generator()).cautions
+    assert cautions[0].startswith("In 1 of 2 pairs") and len(cautions) == 3
+    assert "signs" in cautions[1] and "held back" in cautions[2]
 
 
 def test_the_difference_needs_the_scale_of_a_delta():

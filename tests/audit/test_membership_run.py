@@ -86,3 +86,37 @@ def test_of_a_sum_the_pairs_are_of_all_clients(tmp_path):
     view = View((1,), (0, 1, 2), "round", is_sum=True)
     sent = [(folder.read_update(*place), folder.read_global(*place)) for place in folder.captures_of(view)]
     assert len(ThreatModel(plan).show(sent, view).candidates) == 6
+
+
+@pytest.mark.parametrize(("sees", "scope"), [("updates", "round"), ("updates", "run"), ("aggregate", "run")])
+def test_members_of_a_view_have_no_pairs_of_their_own(tmp_path, sees, scope):
+    """An image in the pairs of a view and in those of an update would be one that was trained on."""
+    threat = {**PARTS["threat"], "sees": sees}
+    plan, folder, _ = simulated(tmp_path / "run", threat=threat, federation={"clients": 2, "rounds": 2})
+    rounds = (1,) if scope == "round" else (1, 2)
+    view = View(rounds, (0, 1), scope, is_sum=sees == "aggregate")
+    sent = [(folder.read_update(*place), folder.read_global(*place)) for place in folder.captures_of(view)]
+    seen = ThreatModel(plan).show(sent, view)
+    assert len(seen.members) == (4 if (sees, scope) == ("updates", "run") else 2)
+    assert all(member.candidates is None for member in seen.members)
+    images = seen.candidates.images.flatten(0, 1)
+    truth = plan.truth(folder.captures_of(view)).images
+    counted = [sum(torch.equal(image, other) for other in images) for image in truth]
+    assert counted == [1] * len(truth), "no image is in two pairs, by which it would be told"
+
+
+def test_a_sum_with_a_client_that_drew_nothing_is_audited(tmp_path):
+    parts = {
+        "seed": 2,
+        "federation": {"clients": 2, "rounds": 4},
+        "training": {"sampling": "poisson", "batch_size": 1},
+        "threat": {"sees": "aggregate", "grants": ["batch_size", "normalization", "candidates", "labels"]},
+    }
+    plan, _, records = simulated(tmp_path / "run", **parts)
+    drawn = [
+        plan.data.images_used(client, round, plan.scenario.training) for client in (0, 1) for round in (1, 2, 3, 4)
+    ]
+    assert 0 in drawn, "the seed is one of such a round"
+    for record in records:
+        pairs = record["scores"].get("pair_accuracy", {}).get("per_example", [])
+        assert record["status"] == "refused" or len(pairs) == sum(drawn[record["round"] - 1 :: 4])

@@ -151,6 +151,18 @@ def test_local_copies_train_from_round_to_round_as_sgd_by_hand_and_are_never_sen
     assert not local_update(frozen, 1, 1, weights).state
 
 
+def test_local_copies_follow_the_schedule_of_the_learning_rate(tiny_plan):
+    schedule = {"name": "step", "every": 1, "factor": 0.1}
+    recipe = {"shares": "gradient", "batch_size": 2, "learning_rate": 1.0, "schedule": schedule}
+    plan = tiny_plan(defenses=[KEEPING], training=recipe, federation={"rounds": 3})
+    rate, weights = plan.scenario.learning_rate(3), plan.initial_weights()
+    end = sgd(plan, 3, weights, 1, rate)
+    kept = local_update(plan, 1, 3, weights).state.tensors
+    assert rate == pytest.approx(0.01) and len(kept) == len(LOCAL)
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, end[name.partition("/")[2]], atol=1e-6, rtol=1e-4)
+
+
 def test_what_is_clipped_before_is_the_change_of_a_local_copy_and_not_its_distance_from_the_server(tiny_plan):
     clipping = {"name": "dp_noise", "params": {"clip_norm": 1e6}}
     recipe = {"shares": "delta", "batch_size": 2, "learning_rate": 0.01}

@@ -239,6 +239,21 @@ def test_a_defense_that_breaks_outside_the_client_is_named(tiny_scenario, monkey
         planning.make(scenario)
 
 
+def test_what_saw_the_images_may_not_change_an_update_that_noise_has_made_private(tiny_scenario, tiny_plan):
+    noise = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 4.0}}
+    layers = {"name": "fedsim_defenses.layer_noise:LayerNoise", "clients": [0, 1]}
+    said = refusal(tiny_scenario, defenses=[noise, layers])
+    assert said.startswith(
+        "defenses.1: fedsim_defenses.layer_noise:LayerNoise sees the images of client 1 and then changes"
+    )
+    assert "the epsilon of dp_noise would be false" in said
+    # Listed first it is before the noise; without noise nothing is promised; what sees the update alone may follow.
+    tiny_plan(defenses=[layers, noise])
+    tiny_plan(defenses=[{**noise, "params": {}}, layers])
+    tiny_plan(defenses=[noise, {**layers, "clients": [0]}])
+    tiny_plan(defenses=[noise, {"name": "quantization", "params": {"format": "fp16"}}, {"name": "mjp"}])
+
+
 def test_a_recipe_that_another_one_would_skip_is_refused(tiny_scenario, tiny_plan):
     skipped = {"name": "stubs:Notes", "clients": [1, 2]}
     said = refusal(tiny_scenario, defenses=[{"name": "stubs:Recipe", "clients": [2]}, skipped])

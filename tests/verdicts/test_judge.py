@@ -5,10 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binom
 
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
 from fedsim.metrics import luck
-from fedsim.recording.records import Budget, Calibration, Record, Round
+from fedsim.recording.records import Budget, Calibration, Record, Round, Trial
 from fedsim.recording.run_data import RunData
 from fedsim.report import summary
 from fedsim.report.analysis import Analysis
@@ -205,6 +208,53 @@ def test_one_right_label_in_one_round_of_ten_is_luck():
     records = [counted(1.0 if r == 4 else 0.0, r, labels=1, chance=0.2) for r in range(1, 11)]
     (row,) = judged(*records)
     assert row.verdict == "inconclusive" and row.level == "none"
+
+
+@pytest.mark.parametrize(
+    ("right", "labels", "chance", "verdict"),
+    [
+        (0, 1, 0.5, "inconclusive"),  # one wrong coin
+        (6, 16, 0.5, "inconclusive"),
+        (50, 200, 0.5, "resisted"),
+        (57, 96, 0.71, "resisted"),
+        (3, 8, 0.46, "inconclusive"),
+        (0, 40, 0.15, "resisted"),
+    ],
+)
+def test_guesses_that_luck_decides_resist_only_where_there_are_enough_to_rule_a_leak_out(
+    right, labels, chance, verdict
+):
+    """By hand: the upper bound of Clopper and Pearson against chance + 15% of what it leaves."""
+    own = counted(right / labels, 1, labels, chance)
+    proof = [
+        calibration(attack=own.attack.model_dump(), workload=ONE).model_copy(
+            update={
+                "trials": tuple(
+                    Trial.model_validate(
+                        {
+                            "status": "found",
+                            "scores": {"label_recall": {"value": 1.0, "per_example": [1.0] * 40, "worse": "higher"}},
+                            "controls": {"chance": {"label_recall": chance}},
+                        }
+                    )
+                    for _ in range(3)
+                )
+            }
+        )
+    ]
+    (row,) = judged(own, calibrations=proof)
+    assert row.verdict == verdict, row.reason
+    assert verdict == "resisted" or "too few to rule a leak out" in row.reason
+
+
+@given(st.integers(1, 60), st.data())
+def test_the_highest_share_is_where_so_few_right_guesses_are_a_matter_of_one_in_twenty(examples, data):
+    right = data.draw(st.integers(0, examples))
+    most = luck.highest(float(right), examples)
+    if right == examples:
+        assert most == 1.0
+    else:
+        assert binom.cdf(right, examples, most) == pytest.approx(luck.SIGNIFICANCE, rel=1e-6)
 
 
 def test_one_round_without_proof_leaves_the_client_inconclusive():
