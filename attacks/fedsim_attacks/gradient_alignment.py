@@ -34,8 +34,7 @@ from fedsim.applicability import Applicability
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Candidates, Finding, Observation
-from fedsim_attacks.update import NO_SCALE, mean_gradient, told_cautions, told_effects
-from fedsim_attacks.update.told import SIGNS
+from fedsim_attacks.update import NO_SCALE, SIGNS, mean_gradient, told_cautions, told_effects
 
 _SILENT = 0.1  # share of exact zeros in a tensor from which on they are no accident
 

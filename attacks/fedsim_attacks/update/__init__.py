@@ -17,7 +17,7 @@ from fedsim_attacks.update.reordering import rearranged
 from fedsim_attacks.update.rounding import recognize
 from fedsim_attacks.update.target import Target, open_device, read_target
 from fedsim_attacks.update.tensors import POSITIONS, PROJECTION, PROJECTION_BIAS, Gradients, Scalar, TokenGradient
-from fedsim_attacks.update.told import COLUMNS, told_cautions, told_effects
+from fedsim_attacks.update.told import COLUMNS, SIGNS, told_cautions, told_effects
 
 __all__ = [
     "COLUMNS",
@@ -35,6 +35,7 @@ __all__ = [
     "PROJECTION",
     "PROJECTION_BIAS",
     "Reading",
+    "SIGNS",
     "Scalar",
     "Surrogate",
     "Target",
