@@ -78,7 +78,19 @@ class ViewPartners:
     def _shows_same(self, view: View, other: View) -> bool:
         if self._plan.captured is not None:
             return False
-        return _is_no_control(self._shown(view), self._shown(other))
+        # Augmented copies of one image do not look alike.
+        return bool(self._used(view) & self._used(other)) or _is_no_control(self._shown(view), self._shown(other))
+
+    def _used(self, view: View) -> set[int]:
+        """Return the numbers of the images behind a view, partners that mixup blends in included."""
+        plan = self._plan
+        inputs = (
+            one
+            for round, client in self._folder.captures_of(view)
+            for step in plan.data.client_inputs(client, round, plan.scenario.training)
+            for one in step
+        )
+        return {sample for one in inputs for sample in (one.sample, one.partner)}
 
     def _shown(self, view: View) -> Thumbnails:
         if view not in self._thumbnails:

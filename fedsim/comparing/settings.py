@@ -72,7 +72,7 @@ class Epsilon:
 
     Args:
         written: for people.
-        value: the largest epsilon; None where a client has none that is finite, or one is refuted.
+        value: the largest epsilon; None where a client has none that is finite, one is refuted, or they do not compare.
     """
 
     written: str
@@ -118,7 +118,7 @@ class Setting:
         runs: those that did.
         attackers: all of its family.
         baseline: the setting that it is compared with; None without one, and for the baseline itself.
-        has_same_data: seeds of which its run and the baseline's have the same data.
+        paired: seeds of which its run and the baseline's have the same data.
     """
 
     name: str
@@ -281,8 +281,9 @@ def epsilon_of(runs: Sequence[Measured], clients: Sequence[int] | None) -> Epsil
     written = f"{largest:.3g} (delta {delta}; {neighbors})"
     if has_none:
         return Epsilon(f"{written}, not of all clients")
-    # Promises about other neighbors do not compare.
-    return Epsilon(written, largest if neighbors.count(" and ") == 0 else None)
+    # Promises about other neighbors, or with another delta, do not compare.
+    is_one = len({(budget.neighbors, budget.delta) for budget in found}) == 1
+    return Epsilon(written, largest if is_one else None)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ NEEDED = {"partial_sharing": {"hidden": ["pos_embed"]}, "dp_sgd": {"noise_multip
 DEFENSES = sorted(plugins.installed("defenses"))
 SMALL = {
     "engine": "inline",
-    "data": {"name": "shapes", "samples": 24, "test_samples": 4, "auxiliary_samples": 8},
+    "data": {"name": "shapes", "samples": 48, "test_samples": 4, "auxiliary_samples": 8},
     "model": {"name": "vit_nano", "kwargs": {"depth": 1}},
 }
 _BUDGET = re.compile(r"(^|_)(steps|iterations|restarts|multi_start|epochs)$")
@@ -69,14 +69,13 @@ def _params(defense, training):
 
 
 def of_all(audited, name, **training):
-    """Run every attack, with the smallest budget, on a client of every second defense, and on two without one."""
-    carried = DEFENSES[list(TRAININGS).index(name) :: len(TRAININGS)]
+    """Run every attack, with the smallest budget, on a client of every defense, and on two without one."""
     return audited(
         name,
-        federation={"clients": len(carried) + 2, "rounds": 1},
+        federation={"clients": len(DEFENSES) + 2, "rounds": 1},
         defenses=[
             {"name": defense, "clients": [client], "params": _params(defense, training)}
-            for client, defense in enumerate(carried)
+            for client, defense in enumerate(DEFENSES)
         ],
         attacks=[{"name": attack, "params": at_least(ATTACKS[attack])} for attack in ATTACKS],
         threat={"grants": sorted({"training", *(need for attack in ATTACKS.values() for need in attack.needs)})},
@@ -85,7 +84,6 @@ def of_all(audited, name, **training):
     )
 
 
-# Each defense is met in one of them, so that the time does not grow with the product.
 TRAININGS = {
     "two-images": {"batch_size": 2},
     "adamw": {"optimizer": "adamw", "shares": "delta", "batch_size": 2, "sampling": "poisson"},

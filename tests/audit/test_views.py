@@ -486,3 +486,15 @@ def test_a_runs_identity_depends_on_what_is_seen_only_where_that_is_not_the_defa
 
     plain, stated, summed = (tiny_plan(threat=threat) for threat in ({}, {"sees": "updates"}, {"sees": "aggregate"}))
     assert run_id(plain.scenario) == run_id(stated.scenario) != run_id(summed.scenario)
+
+
+@pytest.mark.parametrize("augment", [[], ["flip", "crop"]])
+def test_copies_of_the_same_images_are_no_other_view_however_they_are_augmented(simulate, augment):
+    """Two clients of four images each use them all in every round."""
+    parts = {
+        "data": {"name": "shapes", "samples": 8, "test_samples": 8, "auxiliary_samples": 8},
+        "training": {"batch_size": 4, "augment": augment},
+        "federation": {"clients": 2, "rounds": 2},
+    }
+    _, _, records = simulate(**{**SUMS, **parts, "attacks": ALL[:1]})
+    assert len(records) == 2 and not any("wrong_update" in record["controls"] for record in records)
