@@ -20,7 +20,7 @@ from fedsim.planning.plan import Plan
 from fedsim.recording import environment, files
 from fedsim.recording.records import SCHEMA
 from fedsim.recording.run_folder import RunFolder
-from fedsim.scenario import Scenario, parse
+from fedsim.scenario import Scenario, identifying, parse
 
 _PARTS = ("seed", "data", "model", "federation", "training", "threat", "defenses")
 # Where files lie, not what is in them, which the digests tell.
@@ -40,29 +40,14 @@ AUDITED = "records.jsonl, calibrations.jsonl and artifacts/"
 
 _OF_CLIENTS = ("partition", "train", "test")  # the data of an observed app's clients are its own
 
-# Settings younger than the first stored runs: left out at their default, so that a run keeps its identity.
-_YOUNGER: tuple[tuple[str, str, Any], ...] = (
-    ("model", "first_block", "standard"),
-    ("model", "position_embedding", "learned"),
-    ("training", "label_smoothing", 0.0),
-    ("training", "sampling", "shuffle"),
-    ("training", "accumulate", 1),
-    ("training", "augment", []),
-    ("training", "schedule", {"name": "constant", "warmup_rounds": 0}),
-    ("threat", "sees", "updates"),
-)
-
 
 def run_id(scenario: Scenario) -> str:
     """Return the run's identity: the same scenario and seed give the same, whatever the engine or the processes."""
-    content = scenario.resolved()
+    content = identifying(scenario)
     del content["engine"], content["attacks"], content["federation"]["client_timeout"]
     content.pop("evaluators", None)
     for setting in ("processes", "calibrate", "attack_timeout", "attack_memory"):
         content["audit"].pop(setting, None)
-    for part, setting, default in _YOUNGER:
-        if content[part].get(setting) == default:
-            del content[part][setting]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{scenario.name}-{digest[:8]}"
 

@@ -1,5 +1,6 @@
 """The YAML of a run as data: its parts, how it is read and changed, which clients and rounds it names."""
 
+from fedsim.scenario.identity import identifying
 from fedsim.scenario.overrides import Assignment
 from fedsim.scenario.parts import (
     METRICS,
@@ -40,6 +41,7 @@ __all__ = [
     "SchedulePart",
     "ThreatPart",
     "TrainingPart",
+    "identifying",
     "load",
     "parse",
     "parse_attack",

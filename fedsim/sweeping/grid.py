@@ -18,7 +18,7 @@ from typing import Any
 
 from fedsim import shipped
 from fedsim.errors import ScenarioError, nearest, printable
-from fedsim.scenario import Assignment, Scenario, load, yaml_loader
+from fedsim.scenario import Assignment, Scenario, identifying, load, yaml_loader
 from fedsim.scenario.overrides import parsed
 from fedsim.validation import shown
 
@@ -308,7 +308,7 @@ def _loaded(path: Path, changes: Sequence[Assignment], setting: str) -> tuple[Sc
 
 def digest_of(scenario: Scenario) -> str:
     """Return a digest of all in a scenario that decides what its run records: engine and processes do not."""
-    content = scenario.resolved()
+    content = identifying(scenario)
     del content["engine"], content["audit"]["processes"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_DIGEST]
 

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import ScenarioError
-from fedsim.scenario import Assignment
+from fedsim.scenario import Assignment, identity, parse
 from fedsim.sweeping import grid
 from fedsim.sweeping.grid import Setting
 
@@ -231,3 +232,14 @@ def test_a_sweep_file_that_means_nothing_is_refused(content, says, tmp_path):
     path = Path(tmp_path / "sweep.yaml")
     path.write_text(yaml.safe_dump(content))
     assert says in refusal(grid.sweep_file, path)
+
+
+def test_cells_keep_their_digest_when_settings_join_that_are_not_used():
+    """A sweep that an earlier version began goes on in its folder."""
+    content = parse({"name": "old"}, "old").resolved()
+    for part, setting, _ in identity._YOUNGER:
+        content[part].pop(setting, None)
+    del content["engine"], content["audit"]["processes"]
+    text = json.dumps(content, sort_keys=True).encode()
+    assert grid.digest_of(parse({"name": "old"}, "old")) == hashlib.sha256(text).hexdigest()[:10]
+    assert grid.digest_of(parse({"training": {"augment": ["flip"]}}, "x")) != grid.digest_of(parse({}, "x"))
