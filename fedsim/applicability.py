@@ -49,6 +49,7 @@ class Setting:
         model: what holds of the model, and is trained.
         frozen: what the model has, but does not train, so that nothing of it is sent.
         has_own_weights: whether the client may have trained at other weights than the global ones, which nobody else knows.
+        carries_over: whether the update also holds what the client held back in earlier rounds, of other images than these.
     """
 
     pictures: int | None
@@ -60,6 +61,7 @@ class Setting:
     model: frozenset[ModelFact]
     frozen: frozenset[ModelFact] = frozenset()
     has_own_weights: bool = False
+    carries_over: bool = False
 
 
 def together(settings: Sequence[Setting]) -> Setting:
@@ -79,6 +81,7 @@ def together(settings: Sequence[Setting]) -> Setting:
         model=first.model,
         frozen=first.frozen,
         has_own_weights=any(setting.has_own_weights for setting in settings),
+        carries_over=any(setting.carries_over for setting in settings),
     )
 
 
@@ -122,17 +125,23 @@ class Applicability:
         if setting.has_soft_labels and not self.soft_labels:
             found.append("it is made for hard labels, and the client smooths or mixes them")
         found += [_lacking(fact, fact in setting.frozen) for fact in self.model if fact not in setting.model]
-        return (*found, *own_weights(setting))
+        return (*found, *strange(setting))
 
 
-def own_weights(setting: Setting) -> tuple[str, ...]:
-    """Return why no attack is made for an update at weights that nobody else knows, one clause; empty for any other update.
+def strange(setting: Setting) -> tuple[str, ...]:
+    """Return why no attack is made for an update, whatever it states of itself, one clause each; empty for any usual one.
 
-    Every attack looks at the global model. So that one finds nothing says nothing, whatever it states of itself.
+    Every attack looks at the global model and is scored against the images of the round. So that one finds nothing where these
+    are not all behind the update says nothing.
     """
-    if not setting.has_own_weights:
-        return ()
-    return ("it looks at the global model, and the client trained parameters of its own that only it knows",)
+    found = []
+    if setting.has_own_weights:
+        found.append("it looks at the global model, and the client trained parameters of its own that only it knows")
+    if setting.carries_over:
+        found.append(
+            "the update also holds what the client held back in earlier rounds, whose images it is not scored against"
+        )
+    return tuple(found)
 
 
 def _lacking(fact: ModelFact, is_frozen: bool) -> str:

@@ -61,6 +61,18 @@ def test_no_attack_is_made_for_weights_that_the_client_keeps_to_itself():
     assert not together([PLAIN, PLAIN]).has_own_weights
 
 
+def test_no_attack_is_made_for_what_earlier_rounds_held_back(tiny_plan):
+    (obstacle,) = Applicability().obstacles(replace(PLAIN, carries_over=True))
+    assert "held back in earlier rounds" in obstacle
+    assert together([PLAIN, replace(PLAIN, carries_over=True)]).carries_over and not together([PLAIN]).carries_over
+    feeding = {"name": "fedsim_defenses.pruning:Pruning", "clients": [1], "params": {"error_feedback": True}}
+    plan = tiny_plan(defenses=[feeding])
+    carried = {(client, round): plan.setting_of(client, round).carries_over for client in (0, 1) for round in (1, 2)}
+    assert carried == {(0, 1): False, (0, 2): False, (1, 1): False, (1, 2): True}, (
+        "nothing is held back before the first"
+    )
+
+
 def test_an_update_within_all_limits_meets_no_obstacle():
     asked = Applicability(
         pictures=1, batch_size=1, kinds=("gradient",), steps=1, soft_labels=False, model=("linear classifier",)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fedsim import strips
-from fedsim.applicability import own_weights, together
+from fedsim.applicability import strange, together
 from fedsim.audit import attempt, noise, replay
 from fedsim.audit.attempt import Attempt
 from fedsim.audit.scores import auxiliary_of, by_view, joined, scores_of
@@ -189,7 +189,7 @@ def _obstacles(plan: Plan, folder: RunFolder, view: View, planned: PlannedAttack
     else:
         settings = [plan.setting_reported(folder.read_update(*place)) for place in folder.captures_of(view)]
     if applicability is None:
-        return own_weights(together(settings)) or None
+        return strange(together(settings)) or None
     # The mean of a round is that of one large batch; rounds follow one another.
     rounds = [round for round, _ in folder.captures_of(view)]
     size = sum(one.batch_size for one, round in zip(settings, rounds, strict=True) if round == view.rounds[0])

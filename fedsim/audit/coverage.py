@@ -65,7 +65,7 @@ def _of_attack(plan: Plan, planned: PlannedAttack) -> list[Gap]:
 def _setting(plan: Plan, client: int) -> Setting:
     """Return how the first audited update of a client is made, with the weights of its own that it has by the last one."""
     first, last = (plan.setting_of(client, plan.audit_rounds[place]) for place in (0, -1))
-    return replace(first, has_own_weights=last.has_own_weights)
+    return replace(first, has_own_weights=last.has_own_weights, carries_over=last.carries_over)
 
 
 def _instead(plan: Plan, planned: PlannedAttack, client: int) -> tuple[str, ...]:

@@ -140,8 +140,12 @@ class Plan:
         pictures = len({one for step in steps for one in step})
         setting = self._setting(pictures, max(map(len, steps)), len(steps))
         # In its first round a client has kept nothing yet.
-        is_own = round > 1 and any(planned.defense.effects.local for planned in self.defenses_of(client))
-        return replace(setting, has_own_weights=is_own)
+        effects = [planned.defense.effects for planned in self.defenses_of(client)] if round > 1 else []
+        return replace(
+            setting,
+            has_own_weights=any(one.local for one in effects),
+            carries_over=any(one.carries_over for one in effects),
+        )
 
     def workload_of(self, client: int) -> Workload:
         """Return how much a simulated client trains on in any round; the expected number of images under Poisson sampling."""
