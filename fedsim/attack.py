@@ -50,6 +50,14 @@ class Attack(ABC):
         """The updates that it is made for with these parameters; `applies` unless parameters change that."""
         return self.applies
 
+    def plain(self) -> Attack | None:
+        """Return the attack that takes every update for one without a defense; None where it is that one already.
+
+        Against a client that carries a defense both are run, so that a verdict rests on the stronger one; `audit.variants`. The
+        plain one is never told of the defenses. Override it where the attack reads defenses from the update as well.
+        """
+        return self
+
     @abstractmethod
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Recover what can be recovered from one observation.

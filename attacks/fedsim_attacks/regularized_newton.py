@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -114,6 +114,10 @@ class RegularizedNewton(Attack):
         for name in ("positions", "acceptance_threshold"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number of at least 0, got {getattr(self, name)}.")
+
+    def plain(self) -> Attack | None:
+        """Return the attack that models no defense, of what the update shows neither."""
+        return replace(self, aware=False) if self.aware else None
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Solve for the images; draws the labels' reference images and the starts."""

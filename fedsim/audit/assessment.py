@@ -84,7 +84,7 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: View | None) -> A
             planned, is_control=planned.attack.is_control, recovers=tuple(sorted(planned.attack.recovers))
         ),
         "defenses": tuple(_defenses(plan, folder, view)),
-        "grants": tuple(plan.scenario.threat.grants),
+        "grants": attempt.grants_of(plan, planned),
         "workload": workload_of(plan, view),
         "status": tried.status,
         "inapplicable": _obstacles(plan, folder, view, planned),
@@ -229,7 +229,8 @@ def attack_use(planned: PlannedAttack, **facts: Any) -> PluginUse:
         facts: other fields that the line states.
     """
     named = {**plain(attempt.identity(planned)), "citation": getattr(planned.attack, "citation", None), **facts}
-    return PluginUse(**named, label=planned.label) if planned.label else PluginUse(**named)
+    stated: dict[str, Any] = {"label": planned.label, "variant": planned.variant}
+    return PluginUse(**named, **{name: value for name, value in stated.items() if value is not None})
 
 
 def _against_truth(
@@ -239,7 +240,7 @@ def _against_truth(
     truth = plan.truth(folder.captures_of(view))
     wrong = None
     if partner is not None:
-        other = attempt.read(plan, folder, partner, planned)
+        other = attempt.read(plan, folder, partner, plan.attacks[plan.run_in_place_of(planned.index, partner)])
         wrong = other.finding if other.status == "found" else None
     cautions: list[str] = []
     if wrong is None:

@@ -33,6 +33,7 @@ from fedsim.planning.planned import PlannedAttack
 from fedsim.recording import files, headers
 from fedsim.recording.records import SCHEMA, RecordedView
 from fedsim.recording.run_folder import RunFolder
+from fedsim.scenario import Grant
 from fedsim.seeds import derive, seeded
 
 Status = Literal["found", "failed", "refused"]
@@ -59,13 +60,19 @@ class Attempt:
 
 
 def identity(planned: PlannedAttack) -> dict[str, Any]:
-    """Return what names an attack in records: its name, all parameters, and the version it came from."""
+    """Return what tells an attack from others: its name, all parameters, and the version it came from."""
     return {
         "name": planned.info.name,
         "params": planned.params,
+        **({} if planned.aware is None else {"is_plain": True}),
         "version": planned.info.version,
         "distribution": installation.recorded(planned.info.distribution),
     }
+
+
+def grants_of(plan: Plan, planned: PlannedAttack) -> tuple[Grant, ...]:
+    """Return what an attack is told of what the scenario grants."""
+    return tuple(grant for grant in plan.scenario.threat.grants if grant not in planned.withheld)
 
 
 def finding_path(folder: RunFolder, view: View, planned: PlannedAttack) -> Path:
@@ -135,7 +142,7 @@ def store_failure(
 
 def _seed(plan: Plan, planned: PlannedAttack, view: View) -> int:
     params = json.dumps(planned.params, sort_keys=True, default=str)
-    path = ["attack", planned.info.name, params]
+    path = ["attack", planned.info.name, params, *([] if planned.aware is None else ["plain"])]
     if view.client is not None:
         return derive(plan.scenario.seed, *path, view.round, view.client)
     return derive(plan.scenario.seed, *path, view.scope, *view.rounds, "clients", *view.clients)
@@ -191,7 +198,7 @@ def attack(
             "refused", Finding(), "Poisson sampling drew no image, so there is nothing to find", 0.0, seed
         )
         return refused, _content(planned, refused, where)
-    observation = ThreatModel(plan).show(sent, view)
+    observation = ThreatModel(plan, planned.withheld).show(sent, view)
     started = time.perf_counter()
 
     def ended(status: Status, finding: Finding, message: str | None) -> tuple[Attempt, bytes]:
@@ -200,7 +207,7 @@ def attack(
 
     try:
         with seeded(seed):
-            finding = planned.attack.run(observation, torch.Generator().manual_seed(seed))
+            finding = planned.runs.run(observation, torch.Generator().manual_seed(seed))
         # To its bytes inside: a claim that cannot be stored is a fault of the attack as well.
         return ended("found", checked(finding, observation), None)
     except AttackRefusedError as error:

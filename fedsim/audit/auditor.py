@@ -226,7 +226,12 @@ class Auditor:
             for planned in self._plan.attacks:
                 if self._plan.scope_of(planned.attack) != "update":
                     continue
-                tasks = {client: Task(View.of_update(round, client), planned.index) for client in audited}
+                seen = {client: View.of_update(round, client) for client in audited}
+                tasks = {
+                    client: Task(view, planned.index)
+                    for client, view in seen.items()
+                    if self._plan.is_run(planned, view)
+                }
                 self._total += len(tasks)
                 for client, task in tasks.items():
                     if task in self._results.records:
@@ -237,9 +242,11 @@ class Auditor:
                     self._partners[task] = partners[client]
                     self._add(task)
                 if tasks:
-                    place = _Place(round, planned.index)
-                    self._unrecorded[place] = {task for task in tasks.values() if task not in self._results.records}
-                    self._calibrate_if_complete(place)
+                    # What proves an attack proves its plain variant, on whose verdict a calibration may hang as well.
+                    unrecorded = self._unrecorded.setdefault(_Place(round, planned.proven_by), set())
+                    unrecorded.update(task for task in tasks.values() if task not in self._results.records)
+            for place in [place for place in self._unrecorded if place.round == round]:
+                self._calibrate_if_complete(place)
         self._audited.update(rounds)
         if self._on_total:
             self._on_total(self._total)
@@ -258,7 +265,7 @@ class Auditor:
         for planned in wide:
             scope = self._plan.scope_of(planned.attack)
             seen = views(scope, captured, self._plan.audit_clients, self._plan.sees_sums)
-            tasks = {view: Task(view, planned.index) for view in seen}
+            tasks = {view: Task(view, planned.index) for view in seen if self._plan.is_run(planned, view)}
             wanted.update(tasks.values())
             self._total += len(tasks)
             for view, task in tasks.items():
@@ -275,7 +282,7 @@ class Auditor:
 
     def _needed(self, task: Task) -> list[Task]:
         partner = self._partners[task]
-        return [task] if partner is None else [task, Task(partner, task.attack)]
+        return [task] if partner is None else [task, Task(partner, self._plan.run_in_place_of(task.attack, partner))]
 
     def _calibrate_if_complete(self, place: _Place) -> None:
         """Calibrate an attack in a round once all its records of the round are there, where a verdict may rest on it."""
@@ -321,7 +328,7 @@ class Auditor:
             if self._on_record:
                 self._on_record(result)
             if event.task.view.client is not None:
-                place = _Place(event.task.view.round, event.task.attack)
+                place = _Place(event.task.view.round, self._plan.attacks[event.task.attack].proven_by)
                 self._unrecorded[place].discard(event.task)
                 self._calibrate_if_complete(place)
         elif event.kind == "calibrate":

@@ -37,7 +37,8 @@ class Gap:
 
 def gaps(plan: Plan) -> list[Gap]:
     """Return what a scenario's audit will not be able to tell, in the order of its attacks."""
-    found = [gap for planned in plan.attacks if not planned.attack.is_control for gap in _of_attack(plan, planned)]
+    stated = [planned for planned in plan.attacks if not planned.attack.is_control and planned.aware is None]
+    found = [gap for planned in stated for gap in _of_attack(plan, planned)]
     return [*found, *_under_noise(plan)]
 
 

@@ -75,11 +75,12 @@ class Results:
         return self._calibrated(task) in self._calibrations
 
     def of_round(self, round: int, attack: int) -> list[Record]:
-        """Return the records of an attack on single updates of a round."""
+        """Return the records of an attack on single updates of a round, its plain variant's among them."""
         return [
             record
             for task, record in self.records.items()
-            if (task.view.round, task.attack) == (round, attack) and isinstance(record, Record)
+            if isinstance(record, Record)
+            and (task.view.round, self._plan.attacks[task.attack].proven_by) == (round, attack)
         ]
 
     def keep_views(self, wanted: Collection[Task], scopes: Sequence[Scope]) -> None:
@@ -126,12 +127,15 @@ class Results:
             for planned, view in (*single, *wide)
             if attempt.forget_failure(self._folder, view, planned)
         }
-        places = {(task.view.round, task.attack) for task in failed}
+        # The partner of a plain variant may have been attacked by the aware one.
+        both = [planned.proven_by for planned in self._plan.attacks]
+        places = {(task.view.round, both[task.attack]) for task in failed}
         # A view's partner may be of another round.
-        wide_failed = {task.attack for task in failed if task.view.client is None}
+        wide_failed = {both[task.attack] for task in failed if task.view.client is None}
 
         def may_lack(task: Task) -> bool:
-            return (task.view.round, task.attack) in places or (task.view.client is None and task.attack in wide_failed)
+            own = both[task.attack]
+            return (task.view.round, own) in places or (task.view.client is None and own in wide_failed)
 
         stale = [
             task
@@ -164,7 +168,7 @@ class Results:
 
     @staticmethod
     def _is_edited(planned: PlannedAttack, record: AnyRecord | Calibration) -> bool:
-        is_renamed = record.attack.label != planned.label
+        is_renamed = (record.attack.label, record.attack.variant) != (planned.label, planned.variant)
         return is_renamed or (planned.info.distribution is None and record.attack.version != planned.info.version)
 
     def _in_order(self) -> list[AnyRecord]:
@@ -207,10 +211,12 @@ def _calibrated_by(plan: Plan, line: Calibration) -> _Calibrated:
 
 
 def _attack_of(plan: Plan, record: AnyRecord | Calibration, file: str) -> int:
-    known = [attempt.identity(planned) for planned in plan.attacks]
-    named = [(i["name"], json.loads(json.dumps(i["params"], default=str))) for i in known]
+    named = [
+        (planned.info.name, json.loads(json.dumps(planned.params, default=str)), planned.variant == "plain")
+        for planned in plan.attacks
+    ]
     try:
-        return named.index((record.attack.name, record.attack.params))
+        return named.index((record.attack.name, record.attack.params, record.attack.is_plain))
     except ValueError:
         raise RunFolderError(
             f"{file}: attack {record.attack.name!r} with these parameters is not in scenario.yaml. "

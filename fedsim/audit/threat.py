@@ -15,6 +15,7 @@ from fedsim.labels import without_order
 from fedsim.models.correspondence import Correspondence, ForeignArraysError, correspond, shapes_of
 from fedsim.planning.context import training_knowledge
 from fedsim.planning.plan import Plan, foreign
+from fedsim.scenario import Grant
 from fedsim.views import observation_of
 
 
@@ -39,9 +40,11 @@ class ThreatModel:
 
     Args:
         plan: the run's plan; the private data behind it is read for the grants `labels` and `candidates` alone.
+        withheld: grants of the scenario that the attack does not get.
     """
 
     plan: Plan
+    withheld: frozenset[Grant] = frozenset()
 
     def show(self, sent: Sequence[tuple[Update, Mapping[str, Tensor]]], view: View) -> Observation:
         """Return what an attack may know about all that a view shows.
@@ -82,7 +85,7 @@ class ThreatModel:
         return replace(self._without_candidates(update, weights), candidates=candidates)
 
     def _without_candidates(self, update: Update, weights: Mapping[str, Tensor]) -> Observation:
-        plan, grants = self.plan, frozenset(self.plan.scenario.threat.grants)
+        plan, grants = self.plan, frozenset(self.plan.scenario.threat.grants) - self.withheld
         training = plan.scenario.training
         labels = None
         if "labels" in grants:

@@ -17,7 +17,7 @@ from fedsim.attack import Attack
 from fedsim.data.batches import FederatedData
 from fedsim.data.candidates import candidates
 from fedsim.defense import ClientContext
-from fedsim.exchange import Candidates, Normalization, Scope, Truth, Update
+from fedsim.exchange import Candidates, Normalization, Scope, Truth, Update, View
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
 from fedsim.models.trainable import Sharing
 from fedsim.planning.context import client_context
@@ -32,7 +32,7 @@ class Plan:
 
     Args:
         scenario: the resolved scenario.
-        attacks: in the scenario's order.
+        attacks: in the scenario's order, each followed by its plain variant where it has one.
         defenses: in the order of application.
         data: pools and partition.
         normalization: of the model's input.
@@ -70,6 +70,18 @@ class Plan:
     def scope_of(self, attack: Attack) -> Scope:
         """Return what an attack looks at in this run: sums of a round, where there are no single updates to look at."""
         return "round" if self.sees_sums and attack.scope == "update" else attack.scope
+
+    def is_run(self, planned: PlannedAttack, view: View) -> bool:
+        """Return whether an attack is run on a view: a plain variant is where a client carries a defense."""
+        return planned.aware is None or any(self.defenses_of(client) for client in view.clients)
+
+    def run_in_place_of(self, attack: int, view: View) -> int:
+        """Return the position of the attack that is run on a view in the place of one: the aware one of a plain variant.
+
+        Without a defense they are the same.
+        """
+        planned = self.attacks[attack]
+        return attack if self.is_run(planned, view) else planned.proven_by
 
     @property
     def buffers(self) -> tuple[str, ...]:

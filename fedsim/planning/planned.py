@@ -17,6 +17,7 @@ from fedsim.errors import FedsimError, PluginError, told
 from fedsim.evaluator import Evaluator
 from fedsim.exchange import DefenseKnowledge
 from fedsim.plugins import PluginInfo
+from fedsim.scenario import Grant, Variant
 from fedsim.validation import shown
 
 
@@ -27,29 +28,65 @@ def _changed(plugin: Attack | Defense) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PlannedAttack:
-    """One attack of the scenario.
+    """One attack of the scenario, or its plain variant.
 
     Args:
-        index: position in the scenario.
+        index: position in the plan.
         info: where the class comes from.
-        attack: the configured instance.
+        attack: the configured instance, as the scenario states it.
         label: what reports call it; None for its name.
+        position: position in the scenario; the one in the plan where it is not given.
+        aware: position in the plan of the attack that this is the plain variant of; None where it is none.
+        has_plain: whether it has a plain variant in the plan.
     """
 
     index: int
     info: PluginInfo
     attack: Attack
     label: str | None = None
+    position: int | None = None
+    aware: int | None = None
+    has_plain: bool = False
+
+    @property
+    def variant(self) -> Variant | None:
+        """Which of two variants it is; None where there is one alone."""
+        if self.aware is not None:
+            return "plain"
+        return "aware" if self.has_plain else None
 
     @property
     def title(self) -> str:
         """What people read: the label, else the name."""
-        return self.label or self.info.name
+        name = self.label or self.info.name
+        return name if self.aware is None else f"{name} (plain)"
+
+    @property
+    def where(self) -> str:
+        """Its YAML path."""
+        return f"attacks.{self.index if self.position is None else self.position}"
 
     @property
     def slug(self) -> str:
         """File name of its artifacts: position and name, so that one attack may run twice with other parameters."""
-        return f"{self.index:02d}-{self.info.name.replace(':', '.')}"
+        position = self.index if self.position is None else self.position
+        name = f"{position:02d}-{self.info.name.replace(':', '.')}"
+        return name if self.aware is None else f"{name}-plain"
+
+    @property
+    def runs(self) -> Attack:
+        """What is run: the plain variant takes every update for one without a defense."""
+        return self.attack if self.aware is None else self.attack.plain() or self.attack
+
+    @property
+    def withheld(self) -> frozenset[Grant]:
+        """Grants of the scenario that it does not get."""
+        return frozenset() if self.aware is None else frozenset({"defenses"})
+
+    @property
+    def proven_by(self) -> int:
+        """Position in the plan of the attack that calibrations and undefended clients are attacked with in its place."""
+        return self.index if self.aware is None else self.aware
 
     @property
     def params(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from fedsim.planning.checks import (
 )
 from fedsim.planning.plan import Plan, foreign
 from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, blaming, cautions
+from fedsim.planning.variants import with_variants
 from fedsim.plugins import PluginInfo
 from fedsim.recording import environment, observed
 from fedsim.recording.observed import Captured
@@ -200,7 +201,8 @@ def _plugins(scenario: Scenario, clients: int) -> tuple[tuple[PlannedAttack, ...
     check_sums(scenario, attacks)
     defenses = tuple(_plan_defense(index, scenario, clients) for index in range(len(scenario.defenses)))
     refuse_skipped(defenses)
-    return attacks, defenses
+    is_defended = any(planned.clients for planned in defenses)
+    return with_variants(scenario, attacks) if is_defended else attacks, defenses
 
 
 def _model(

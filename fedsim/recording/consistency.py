@@ -124,7 +124,7 @@ def _check_records(
         if run is not None and line.run != run:
             raise RunFolderError(f"{where} is of the run {line.run}, this one is {run}. Delete the line.")
         named = view.model_dump() if view else line.client
-        place = json.dumps([line.round, named, line.attack.name, line.attack.params])
+        place = json.dumps([line.round, named, line.attack.name, line.attack.params, line.attack.is_plain])
         if places.setdefault(place, number) != number:
             raise RunFolderError(f"{where} is of the same attempt as line {places[place]}. Delete one of the two.")
 

@@ -62,10 +62,14 @@ class Line(pydantic.BaseModel):
 
 
 class PluginUse(Line):
-    """An attack, a defense or an evaluator as a line names it."""
+    """An attack, a defense or an evaluator as a line names it.
+
+    `variant` is of an attack that is run twice on clients with a defense: `plain` is not told of it.
+    """
 
     name: str
     params: dict[str, Any] = {}
+    variant: Literal["aware", "plain"] | None = None
     version: str | None = None
     distribution: str | None = None
     citation: str | None = None
@@ -77,13 +81,28 @@ class PluginUse(Line):
 
     @functools.cached_property
     def key(self) -> tuple[str, str]:
-        """What tells this plug-in and its parameters from others: its name, and the parameters as text."""
+        """What tells this plug-in from others: its name, and the parameters as text, with `plain` behind them if it is."""
+        name, params = self.proven_by
+        return name, f"{params}, plain" if self.is_plain else params
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the plain variant of an attack."""
+        return self.variant == "plain"
+
+    @functools.cached_property
+    def proven_by(self) -> tuple[str, str]:
+        """The key of the attack that undefended updates are attacked with: of a plain variant the aware one, see `key`."""
         return self.name, json.dumps(self.params, sort_keys=True, default=str)
 
     @property
     def title(self) -> str:
-        """What people read: the label, else the name."""
-        return self.label or self.name
+        """What people read: the label, else the name; with the variant."""
+        return self.with_variant(self.label or self.name)
+
+    def with_variant(self, name: str) -> str:
+        """Return a name with the variant behind it."""
+        return f"{name} (plain)" if self.is_plain else name
 
 
 class RecordedScore(Line):

@@ -99,6 +99,7 @@ def limits(run: RunData, summaries: Sequence[Summary]) -> list[str]:
         *_unfinished(run),
         *_unaudited(run),
         *_sums(run),
+        *_untold(run),
         *_unavailable(summaries),
         *_few_examples(summaries),
         *_warned(run),
@@ -128,6 +129,17 @@ def _unaudited(run: RunData) -> list[str]:
     if not audited or not missing:
         return []
     return [f"No record of {clients_named(missing)}: not audited, or never sampled. That says nothing about leakage."]
+
+
+def _untold(run: RunData) -> list[str]:
+    """Return that no attack was told of the defenses, where clients carry some."""
+    defended = [record for record in (*run.records, *run.views) if any(not use.is_strategy for use in record.defenses)]
+    if not defended or any("defenses" in record.grants for record in defended):
+        return []
+    return [
+        "Attacks were not told of the clients' defenses, and an attacker who knows them may find more. With the grant "
+        "`defenses` each attack is run told of them and not."
+    ]
 
 
 def _sums(run: RunData) -> list[str]:

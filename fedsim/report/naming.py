@@ -66,7 +66,7 @@ class _Names:
     def of(self, use: PluginUse) -> str:
         # The use is kept beside its name, so that no other object takes its id.
         if id(use) not in self._known:
-            self._known[id(use)] = use, self._named(use)
+            self._known[id(use)] = use, use.with_variant(self._named(use))
         return self._known[id(use)][1]
 
     def _named(self, use: PluginUse) -> str:

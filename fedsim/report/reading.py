@@ -332,7 +332,8 @@ def _place(line: BaseModel) -> str:
         return f"{line.client}, {line.position}"
     if isinstance(line, Attempted):
         attack, view = line.attack, line.view.model_dump() if isinstance(line, ViewRecord) else None
-        return json.dumps([line.round, line.client, view, attack.name, attack.params, attack.label], sort_keys=True)
+        named = [attack.name, attack.params, attack.is_plain, attack.label]
+        return json.dumps([line.round, line.client, view, *named], sort_keys=True)
     assert isinstance(line, Calibration)
     attack = line.attack
     workload = None if line.workload is None else line.workload.model_dump()

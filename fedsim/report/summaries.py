@@ -120,14 +120,21 @@ def _summarize(
     for record in sorted(records, key=lambda record: record.client):
         groups.setdefault((*key(record), naming.attack(record)), []).append(record)
     order = {group: position for position, group in enumerate(dict.fromkeys(group[:-1] for group in groups))}
-    names = dict.fromkeys(naming.attack(record) for record in records)
-    attacks = {name: position for position, name in enumerate(names)}
+    attacks = _places(records, naming)
     rows = []
     for group in sorted(groups, key=lambda group: (order[group[:-1]], attacks[group[-1]])):
         members = groups[group]
         metrics: list[str | None] = list(dict.fromkeys(metric for record in members for metric in record.scores))
         rows += [_summary(members, naming, judge, metric, group) for metric in metrics or [None]]
     return rows
+
+
+def _places(records: Sequence[Record], naming: Naming) -> dict[str, tuple[int, bool]]:
+    """Return the order of the attacks' names: as they first occur, a plain variant right behind the aware one."""
+    first: dict[tuple[str, str], int] = {}
+    for record in records:
+        first.setdefault(record.attack.proven_by, len(first))
+    return {naming.attack(record): (first[record.attack.proven_by], record.attack.is_plain) for record in records}
 
 
 def _summary(

@@ -10,6 +10,7 @@ from fedsim.scenario.parts import (
     DefensePart,
     EvaluatorPart,
     FederationPart,
+    Grant,
     LoRAPart,
     ModelPart,
     NormalizationPart,
@@ -19,6 +20,7 @@ from fedsim.scenario.parts import (
     SchedulePart,
     ThreatPart,
     TrainingPart,
+    Variant,
 )
 from fedsim.scenario.reading import load, parse, parse_attack
 from fedsim.scenario.selection import select_clients, select_rounds
@@ -32,6 +34,7 @@ __all__ = [
     "DefensePart",
     "EvaluatorPart",
     "FederationPart",
+    "Grant",
     "LoRAPart",
     "ModelPart",
     "NormalizationPart",
@@ -41,6 +44,7 @@ __all__ = [
     "SchedulePart",
     "ThreatPart",
     "TrainingPart",
+    "Variant",
     "identifying",
     "load",
     "parse",

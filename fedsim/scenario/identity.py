@@ -16,6 +16,7 @@ _YOUNGER: tuple[tuple[str, str, Any], ...] = (
     ("training", "augment", []),
     ("training", "schedule", {"name": "constant", "warmup_rounds": 0}),
     ("threat", "sees", "updates"),
+    ("audit", "variants", ["aware", "plain"]),
 )
 
 

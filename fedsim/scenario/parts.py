@@ -22,6 +22,7 @@ Grant = Literal[
 Metric = Literal["psnr", "ssim", "lpips", "fft2d", "label_recall", "soft_label_error", "feature_error", "pair_accuracy"]
 METRICS: tuple[str, ...] = get_args(Metric)
 Sampling = Literal["shuffle", "poisson"]
+Variant = Literal["aware", "plain"]
 
 # Bounds of what one machine can simulate: generous, but no typing error of a few zeros passes them.
 MOST_CLIENTS = 10_000
@@ -423,6 +424,9 @@ class AuditPart(_Part):
     """How findings are scored (`fedsim list metrics`)."""
     processes: Annotated[int, Field(ge=0, le=MOST_PROCESSES), _NO_BOOLEAN] = 1
     """Worker processes that audit beside the training; 0 audits once it is over."""
+    variants: list[Variant] = ["aware", "plain"]
+    """Of each attack on a client with a defense, with the grant `defenses`: `aware`, which is told of the defense, and `plain`,
+    which takes the update for one without. Without the grant no attack is told."""
     calibrate: Literal["auto", "all", "none"] = "auto"
     """When an expensive attack is tried on unprotected updates too: `auto`, where a verdict hangs on it; `all`; `none`."""
     # The slowest attempt of a published scenario takes about 10 minutes on one thread; a poll takes 24 days at most.
@@ -444,6 +448,14 @@ class AuditPart(_Part):
         if len(set(metrics)) < len(metrics):
             raise ValueError("a metric is listed twice")
         return metrics
+
+    @pydantic.field_validator("variants")
+    @classmethod
+    def _aware_first(cls, variants: list[Variant]) -> list[Variant]:
+        # What is proven of an attack is proven of the aware one.
+        if len(set(variants)) < len(variants) or "aware" not in variants:
+            raise ValueError(f"expected [aware] or [aware, plain], got {shown(variants)}")
+        return sorted(variants)
 
 
 class Scenario(_Part):

@@ -117,6 +117,13 @@ def _check_facts(attack: Attack, faults: Faults) -> None:
     with faults.of("applicability"):
         found = applicability.fault(attack.applicability)
         expect(found is None, f"{who}.applicability is faulty: {found}.")
+    with faults.of("plain"):
+        plain: object = attack.plain()
+        expect(
+            plain is None
+            or (isinstance(plain, Attack) and plain.scope == attack.scope and plain.needs <= attack.needs),
+            f"{who}.plain() must return None or an attack of the same scope that needs no other grants; got {plain!r}.",
+        )
     # What an attack is shown and how its findings are checked rests on both.
     if len(sound) < len(facts):
         raise Fault(f"{who} was not run: its class facts are wrong.")

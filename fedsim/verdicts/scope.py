@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from fedsim.errors import ScenarioError
 from fedsim.exchange import Scope as AttackScope
+from fedsim.exchange import View
+from fedsim.recording.records import AnyRecord, Record, ViewRecord
 from fedsim.recording.run_data import RunData
 from fedsim.scenario import Scenario, parse, select_clients, select_rounds
 from fedsim.views import views
+
+_SomeRecord = TypeVar("_SomeRecord", Record, ViewRecord)
 
 
 @dataclass(frozen=True)
@@ -108,19 +113,40 @@ def _missing(
         return {}
     # By name alone: records hold all parameters of an attack, the scenario those that were given.
     asked = Counter(part.name for part in scenario.attacks) - Counter(name for name, _, _ in _wide(run))
-    found = Counter((record.round, record.client, record.attack.name) for record in run.records)
+    stated = [record for record in run.records if not record.attack.is_plain]
+    found = Counter((record.round, record.client, record.attack.name) for record in stated)
     missing: dict[tuple[int, str], list[int]] = {}
     for round in sorted(took_part.keys() & set(rounds)):
         for client in audited.intersection(took_part[round]):
             for name, times in asked.items():
                 lost = times - found[round, client, name]
                 missing.setdefault((client, name), []).extend([round] * max(0, lost))
-    return {place: tuple(lost) for place, lost in sorted(missing.items()) if lost}
+    for record in _lack_plain(run.records):
+        missing.setdefault((record.client, record.attack.name), []).append(record.round)
+    return {place: tuple(sorted(lost)) for place, lost in sorted(missing.items()) if lost}
+
+
+def _lack_plain(records: Sequence[_SomeRecord]) -> list[_SomeRecord]:
+    """Return the records of views with a defense that lack one of the plain variant of their attack."""
+    plain = {(record.attack.proven_by, _place(record)) for record in records if record.attack.is_plain}
+    return [
+        record
+        for record in records
+        if record.attack.variant == "aware"
+        and any(not use.is_strategy for use in record.defenses)
+        and (record.attack.proven_by, _place(record)) not in plain
+    ]
+
+
+def _place(record: AnyRecord) -> View:
+    if isinstance(record, ViewRecord):
+        return record.view.as_view()
+    return View.of_update(record.round, record.client)
 
 
 def _wide(run: RunData) -> set[tuple[str, str, AttackScope]]:
     """Return name, parameters and scope of the attacks on several updates, as the records tell."""
-    return {(*record.attack.key, record.view.scope) for record in run.views}
+    return {(*record.attack.key, record.view.scope) for record in run.views if not record.attack.is_plain}
 
 
 def _missing_views(run: RunData, scenario: Scenario, took_part: Mapping[int, tuple[int, ...]]) -> int:
@@ -137,7 +163,8 @@ def _missing_views(run: RunData, scenario: Scenario, took_part: Mapping[int, tup
     found = {(record.attack.key, record.view.as_view()) for record in run.views}
     is_sum = scenario.threat.sees == "aggregate"
     asked = Counter(part.name for part in scenario.attacks) - Counter(name for name, _, _ in _wide(run))
-    return (asked.total() * len(captured) if is_sum else 0) + sum(
+    lost = (asked.total() * len(captured) if is_sum else 0) + len(_lack_plain(run.views))
+    return lost + sum(
         ((name, params), view) not in found
         for name, params, scope in _wide(run)
         for view in views(scope, captured, clients, is_sum)

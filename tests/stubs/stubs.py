@@ -605,3 +605,51 @@ class Notes(Defense):
     def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         self.calls.append((self.tag, "update", update.round))
         return update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(Attack):
+    """Tells what it was told of the defenses, and finds the first label; `fails_plain` makes its plain variant fail."""
+
+    citation: ClassVar[str] = "none"
+    recovers = frozenset({"labels"})
+    scope: ClassVar[Scope] = "update"
+
+    aware: bool = True
+    fails_plain: bool = False
+
+    def plain(self) -> Attack | None:
+        return replace(self, aware=False) if self.aware else None
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        if self.fails_plain and not self.aware:
+            raise RuntimeError("plain")
+        told = None if observation.defenses is None else [known.name for known in observation.defenses]
+        labels = torch.randint(observation.num_classes, (1,), generator=generator)
+        return Finding(labels=labels, trace={"told": told, "aware": self.aware})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadPlain(Told):
+    """Has no plain variant that could be made."""
+
+    fault: Literal["raises", "text"] = "raises"
+
+    def plain(self) -> Any:
+        if self.fault == "raises":
+            raise RuntimeError("no")
+        return "x"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToldOfRound(Told):
+    """The same of a round."""
+
+    scope: ClassVar[Scope] = "round"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedsDefenses(Told):
+    """The same, which cannot do without the grant."""
+
+    needs = frozenset({"defenses"})

@@ -260,6 +260,7 @@ FACTS = {
     ),
     "made for half an image": ("applies", unchecked(pictures=0.5), "pictures: expected None or a whole number"),
     "made for a model unheard of": ("applies", unchecked(model=("a head",)), "model: 'a head' is none of linear"),
+    "plain as a text": ("plain", lambda self: "itself", r"plain\(\) must return None or an attack .*got 'itself'"),
     "nothing recovered": ("recovers", frozenset(), "recovers is empty"),
     "labels unannounced": ("recovers", frozenset({"images"}), "found features, labels, which Sound.recovers does not"),
 }

@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedsim.attack import Attack
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Images, Observation
 from fedsim.models import patch_grid
@@ -48,6 +49,10 @@ class Descent(Parameters):
     """An attack that descends on images; the parameters are those of `Parameters`."""
 
     stream: ClassVar[str] = "descent"  # of random numbers that the model draws
+
+    def plain(self) -> Attack | None:
+        """Return the attack that models no defense, of what the update shows neither."""
+        return replace(self, aware=False) if self.aware else None
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Match the gradient; draws the labels' reference images, the starts, and dropout in training mode."""
