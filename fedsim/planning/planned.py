@@ -17,6 +17,7 @@ from fedsim.errors import FedsimError, PluginError, told
 from fedsim.evaluator import Evaluator
 from fedsim.exchange import DefenseKnowledge
 from fedsim.plugins import PluginInfo
+from fedsim.recording.records import PLAIN
 from fedsim.scenario import Grant, Variant
 from fedsim.validation import shown
 
@@ -59,7 +60,7 @@ class PlannedAttack:
     def title(self) -> str:
         """What people read: the label, else the name."""
         name = self.label or self.info.name
-        return name if self.aware is None else f"{name} (plain)"
+        return name if self.aware is None else f"{name}{PLAIN}"
 
     @property
     def where(self) -> str:

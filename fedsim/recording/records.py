@@ -61,6 +61,10 @@ class Line(pydantic.BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
+PLAIN = " (plain)"
+"""What stands behind the name of the plain variant of an attack."""
+
+
 class PluginUse(Line):
     """An attack, a defense or an evaluator as a line names it.
 
@@ -102,7 +106,7 @@ class PluginUse(Line):
 
     def with_variant(self, name: str) -> str:
         """Return a name with the variant behind it."""
-        return f"{name} (plain)" if self.is_plain else name
+        return f"{name}{PLAIN}" if self.is_plain else name
 
 
 class RecordedScore(Line):
