@@ -88,7 +88,7 @@ def leaks(analysis: Analysis) -> dict[Attacker, list[Leak]]:
 def with_plain(
     found: Mapping[Attacker, Sequence[Leak]], attackers: Sequence[Attacker]
 ) -> dict[Attacker, Sequence[Leak]]:
-    """Return what a run shows, where plain variants show of clients without a defense what the aware ones do: they are the same.
+    """Return what a run shows, where plain variants show of clients without a defense what the aware ones do, being the same.
 
     Args:
         found: attacker -> what it shows of each group.
