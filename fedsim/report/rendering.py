@@ -20,6 +20,8 @@ from fedsim.report.view import context
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONG_TABLE = 8  # rows, beyond which a table has a filter
+_DENSE_TABLE = 9  # columns, beyond which a table is printed in small type on landscape pages
+_PACKED_TABLE = 15  # columns, beyond which words break where they must
 
 
 def render(folder: Path) -> Path:
@@ -64,6 +66,8 @@ def html(*more: Path) -> jinja2.Environment:
         "policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
         "LONG_TABLE": _LONG_TABLE,
+        "DENSE_TABLE": _DENSE_TABLE,
+        "PACKED_TABLE": _PACKED_TABLE,
     }
     return environment
 
