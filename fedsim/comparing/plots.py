@@ -133,7 +133,13 @@ def over_rounds(settings: Sequence[Setting], attacker: Attacker, metric: str) ->
             if points:
                 own = f"told-{position}"
                 axes.plot(
-                    [*points], [*points.values()], color=color, linestyle=line, marker=marker, label=setting.name, gid=own
+                    [*points],
+                    [*points.values()],
+                    color=color,
+                    linestyle=line,
+                    marker=marker,
+                    label=setting.name,
+                    gid=own,
                 )
                 told[own] = [
                     f"{setting.name}, round {round}: {written.write(value, True)} beyond blind"

@@ -118,7 +118,9 @@ def _context(
 ) -> dict[str, Any]:
     first = chosen[0][0]
     lost = sum(source.run is None for source in found)
-    anchors = {id(setting): f"setting-{n}" for n, setting in enumerate((one for own in known for one in own.settings), 1)}
+    anchors = {
+        id(setting): f"setting-{n}" for n, setting in enumerate((one for own in known for one in own.settings), 1)
+    }
     settings = {id(source): anchors[id(one)] for own in known for one in own.settings for source in one.sources}
     rows = {id(source): f"run-{n}" for n, source in enumerate(found, 1)}
     told = Counter(note for source in found if source.run is not None for note in source.run.notes)
@@ -140,7 +142,9 @@ def _context(
         ],
         "runs": [{**_run(source, out), "anchor": settings.get(id(source))} for source in found],
         "anchor_of": lambda setting: anchors[id(setting)],
-        "runs_of": lambda setting: next((rows[id(source)] for source in setting.sources if id(source) in rows), "every-run"),
+        "runs_of": lambda setting: next(
+            (rows[id(source)] for source in setting.sources if id(source) in rows), "every-run"
+        ),
         "run_notes": [f"{note} ({count} run{'s' if count > 1 else ''})" for note, count in told.items()],
         "writing": writing,
         "scale": scale,

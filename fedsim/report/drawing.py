@@ -78,7 +78,8 @@ def _with_titles(drawn: bytes, told: Told) -> bytes:
         if len(texts) == len(markers):
             for marker, text in zip(markers, texts, strict=True):
                 ElementTree.SubElement(marker, f"{{{NAMESPACE}}}title").text = text
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    titled: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return titled
 
 
 def rounds_axis(axes: Axes) -> None:

@@ -15,13 +15,23 @@ from fedsim.recording.run_folder import RunFolder
 VARIABLE = "FEDSIM_BROWSER"
 """Environment variable that names the browser."""
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge", "msedge")
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "microsoft-edge",
+    "msedge",
+)
 """What is looked for in PATH where none is named, in this order."""
 
 SECONDS = 180.0
 """How long a browser may take; the page of 20,000 records takes a tenth of it."""
 
-_HOW = f"Install Chromium or Chrome, or name one with --browser or in {VARIABLE}; or print report.html from any browser."
+_HOW = (
+    f"Install Chromium or Chrome, or name one with --browser or in {VARIABLE}; or print report.html from any browser."
+)
 # Nothing but the page: no profile of the user's, no network, no header of the browser's.
 _FLAGS = (
     "--headless",
@@ -51,8 +61,8 @@ def browser(named: str | None = None) -> Path:
             found = shutil.which(given)
             if found is None:
                 raise FedsimError(
-                    f"{where}: {printable_line(given)} is no program that can be run. Give the path of a Chromium or Chrome, or its "
-                    "name in PATH."
+                    f"{where}: {printable_line(given)} is no program that can be run. Give the path of a Chromium or Chrome, "
+                    "or its name in PATH."
                 )
             return Path(found)
     for name in BROWSERS:
@@ -100,7 +110,9 @@ def printed(page: Path, program: Path, seconds: float = SECONDS) -> bytes:
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
-                raise FedsimError(f"{program}: has not printed {page} after {seconds:g} s, and was ended. {_HOW}") from None
+                raise FedsimError(
+                    f"{program}: has not printed {page} after {seconds:g} s, and was ended. {_HOW}"
+                ) from None
             finally:
                 end_session(started)
                 process.wait()

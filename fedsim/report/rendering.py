@@ -56,7 +56,7 @@ def html(*more: Path) -> jinja2.Environment:
     """Return the environment of pages; templates come from these folders too, and may include those of the report.
 
     A page is rendered with a list `contents`, which its sections fill. It loads nothing, and runs the one script that it holds:
-    the policy names its digest, so that nothing which a run folder brings along can run.
+    the policy names its digest, so that nothing that a run folder brings along can run.
     """
     environment = jinja2.Environment(autoescape=True, **_options(more))
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")

@@ -17,8 +17,8 @@ from fedsim.recording.run_data import RunData
 from fedsim.report import evaluations, mechanisms, plots
 from fedsim.report.analysis import Analysis
 from fedsim.report.citations import citations
-from fedsim.report.evidence import Evidence
 from fedsim.report.embedding import Plot, plot
+from fedsim.report.evidence import Evidence
 from fedsim.report.gallery import NOT_KNOWN, gallery
 from fedsim.report.limitations import Cautions, limits
 from fedsim.report.naming import NO_DEFENSE, Naming

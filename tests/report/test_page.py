@@ -1,4 +1,4 @@
-"""The page as people use it: links from verdicts to what they rest on, filters, plots that tell values, and nothing from outside."""
+"""The page as people use it: links from verdicts to what they rest on, filters, values in plots, nothing from outside."""
 
 import base64
 import hashlib
@@ -88,7 +88,9 @@ def test_the_verdict_of_a_line_leads_to_the_deciding_attempt_which_leads_back(ru
     assert len(rows) == len(records) and len(lines) >= 4
     decided = 0
     for anchor, line in lines:
-        (target,) = re.findall(r'<a class="verdict \w+" href="#(attempt-\d+)"', line.rpartition('data-label="Verdict"')[2])
+        (target,) = re.findall(
+            r'<a class="verdict \w+" href="#(attempt-\d+)"', line.rpartition('data-label="Verdict"')[2]
+        )
         assert f'href="#{anchor}"' in rows[target]
         round, client, *_ = re.findall(r"<td>(.*?)</td>", rows[target])
         assert (records[int(target[8:]) - 1].round, records[int(target[8:]) - 1].client) == (int(round), int(client))
@@ -156,7 +158,8 @@ def test_a_plot_in_a_page_has_names_of_its_own_and_follows_the_theme(run: Path) 
 
 
 def test_an_svg_element_that_is_no_part_of_a_plot_is_left_out() -> None:
-    drawn = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><g><script>x</script><path d="M0 0"/></g><style>*{}</style></svg>'
+    inner = '<g><script>x</script><path d="M0 0"/></g><style>*{}</style>'
+    drawn = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">{inner}</svg>'.encode()
     text = str(embedding.plot("a", "b", drawn).drawing)
     assert [tag for tag, _ in Page(text).tags] == ["svg", "g", "path"]
 

@@ -1,4 +1,4 @@
-"""Printing a report: which browser, and what comes of one that fails, hangs or is missing. Most browsers here are shell scripts."""
+"""Printing a report: which browser, and what comes of one that fails, hangs or is missing. Browsers here are shell scripts."""
 
 import os
 import shutil
