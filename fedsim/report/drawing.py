@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -43,6 +44,9 @@ Told = Mapping[str, Sequence[str]]
 NAMESPACE = "http://www.w3.org/2000/svg"
 LINK = "http://www.w3.org/1999/xlink"
 
+_NO_XML = re.compile(
+    r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]"
+)  # names in a run folder may hold anything
 _MOST_TOLD = 4000  # points of one plot that say their value; beyond them a pointer could not tell them apart
 
 
@@ -64,20 +68,25 @@ def svg(draw: Callable[[Figure], Told | None], width: float, height: float) -> b
     return _with_titles(buffer.getvalue(), told) if told else buffer.getvalue()
 
 
+def parsed(drawn: bytes) -> ElementTree.Element:
+    """Return the elements of an SVG, without characters of names that XML has no place for and matplotlib takes over."""
+    return ElementTree.fromstring(_NO_XML.sub("", drawn.decode("utf-8", "ignore")).encode())
+
+
 def _with_titles(drawn: bytes, told: Told) -> bytes:
     """Return an SVG whose markers say their values, which browsers show without a script."""
     if sum(map(len, told.values())) > _MOST_TOLD:
         return drawn
     ElementTree.register_namespace("", NAMESPACE)
     ElementTree.register_namespace("xlink", LINK)
-    root = ElementTree.fromstring(drawn)
+    root = parsed(drawn)
     for group in root.iter(f"{{{NAMESPACE}}}g"):
         texts = told.get(group.get("id", ""), ())
         markers = list(group.iter(f"{{{NAMESPACE}}}use"))
         # A point outside of the axes has no marker, and then nothing says which one is missing.
         if len(texts) == len(markers):
             for marker, text in zip(markers, texts, strict=True):
-                ElementTree.SubElement(marker, f"{{{NAMESPACE}}}title").text = text
+                ElementTree.SubElement(marker, f"{{{NAMESPACE}}}title").text = _NO_XML.sub("", text)
     titled: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return titled
 

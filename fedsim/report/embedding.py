@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from fedsim.report.drawing import LINK, NAMESPACE
+from fedsim.report.drawing import LINK, NAMESPACE, parsed
 
 _PARTS = ("path", "g", "use", "defs", "clipPath", "rect", "title")
 _OF_THE_PAGE = {
@@ -38,7 +38,7 @@ def plot(caption: str, alt: str, svg: bytes) -> Plot:
     Names inside the SVG get a prefix, since all plots of a page share one space of names. Elements that a plot has no use for,
     such as a script, are left out.
     """
-    root = ElementTree.fromstring(svg)
+    root = parsed(svg)
     parts = list(root.iter())
     # A color such as #555555 looks like a reference as well, and names nothing.
     used = {name for part in parts for value in part.attrib.values() for name in _REFERENCE.findall(value)}

@@ -50,6 +50,18 @@ def test_every_image_has_an_alternative_text_and_every_jump_a_target(written):
     assert "../none-0/report.html" in links
 
 
+def test_every_verdict_leads_to_the_runs_it_rests_on_and_each_run_back_to_its_setting(written):
+    shown = page(written)
+    verdicts, names = shown.verdicts(), shown.identifiers()
+    assert len(verdicts) >= 6 and {tag for tag, _ in verdicts} == {"a"}
+    assert {attributes["href"][1:] for _, attributes in verdicts} == {"run-1", "run-4", "run-7"}, (
+        "first runs of settings"
+    )
+    text = (written[0] / "compare.html").read_text()
+    rows = dict(re.findall(r'<tr id="(run-\d+)"><th scope="row"><a href="#(setting-\d+)">', text))
+    assert [*rows.values()] == ["setting-1"] * 3 + ["setting-2"] * 3 + ["setting-3"] and {*rows.values()} <= {*names}
+
+
 def test_the_page_has_a_row_per_setting_its_groups_its_differences_and_its_doubts(written):
     text = " ".join(page(written).text.split())
     for part in ("none", "half", "0.600", "control 10.0", "no defense", "4 (delta 1e-05; replace), not of all clients"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pages import Page
 
+from fedsim.recording.records import Record
 from fedsim.report import embedding, gallery, plots, render, view
 from fedsim.report.naming import Naming
 from fedsim.report.reading import read
@@ -105,6 +106,30 @@ def test_images_lead_back_to_the_verdicts_that_they_decide(text: str) -> None:
         assert re.search(r'decides <a href="#verdict-\d+">', panel)
 
 
+def test_a_verdict_on_several_updates_leads_to_the_attempt_that_shows_most_and_back(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    found = [
+        {
+            "schema": 1,
+            "round": round,
+            "client": None,
+            "view": {"scope": "round", "rounds": [round], "clients": [0, 1]},
+            "attack": {"name": "together", "params": {}, "recovers": ["labels"]},
+            "defenses": [],
+            "grants": [],
+            "status": "found",
+            "scores": {"label_recall": {"value": value, "per_example": [value] * 8, "worse": "higher"}},
+            "controls": {"chance": {"label_recall": 0.1}},
+        }
+        for round, value in ((1, 0.2), (2, 0.9))
+    ]
+    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    text = render(folder).read_text(encoding="utf-8")
+    row = text.partition('<tr id="view-1">')[2].partition("</tr>")[0]
+    assert re.search(r'<a class="verdict \w+" href="#view-attempt-2"', row)
+    assert 'href="#view-1"' in text.partition('<tr id="view-attempt-2">')[2].partition("</tr>")[0]
+
+
 def test_tables_have_a_filter_where_they_are_long_and_only_there(text: str) -> None:
     tables = Page(text).tables()
     assert any(rows > _LONG_TABLE for rows, _ in tables) and any(rows <= _LONG_TABLE for rows, _ in tables)
@@ -155,6 +180,17 @@ def test_a_plot_in_a_page_has_names_of_its_own_and_follows_the_theme(run: Path) 
         assert 'aria-label="&lt;alt&gt;"' in text
         assert not re.search(r"#(000000|ffffff|555555|e4e4e4)", text)
         assert {tag for tag, _ in Page(text).tags} <= {"svg", "g", "path", "use", "defs", "clippath", "rect", "title"}
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("name", ["a\x01\x0b\ufffe", "]]> -- <script>alert(1)</script> &amp;", "$x$ \\ %"])
+def test_any_name_of_a_defense_can_be_drawn_and_told(run: Path, name: str) -> None:
+    line = json.loads((run / "records.jsonl").read_text().splitlines()[0])
+    record = Record.model_validate({**line, "defenses": [{"name": name, "params": {}}]})
+    metric = next(iter(record.scores))
+    shown = Page(str(embedding.plot(name, name, plots.leakage([record], metric, Naming([record]))).drawing))
+    assert "script" not in [tag for tag, _ in shown.tags] and shown.open == []
+    assert [tag for tag, _ in shown.tags].count("title") == 1
 
 
 def test_an_svg_element_that_is_no_part_of_a_plot_is_left_out() -> None:
