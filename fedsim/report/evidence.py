@@ -31,7 +31,7 @@ class Evidence:
         analysis: of the run.
         displays: the images that the page shows.
         shown: the attempts that it shows, in the order of their rows.
-        view_attempts: the names of the attacks of the attempts on several updates that it shows, in the order of their rows.
+        view_attempts: how many of the attempts on several updates it shows.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Evidence:
         analysis: Analysis,
         displays: Sequence[Display],
         shown: Sequence[Record],
-        view_attempts: Sequence[str],
+        view_attempts: int,
     ) -> None:
         self._naming = analysis.naming
         self._panels = {(display.client, panel.round) for display in displays for panel in display.panels}
@@ -61,8 +61,8 @@ class Evidence:
                 way = Way(anchor, f"{line.kind} by {line.summary.attack}")
                 self._decided.setdefault((peak.client, peak.round), []).append(way)
         self._views = {entry.attack: f"view-{number}" for number, entry in reversed([*enumerate(analysis.views, 1)])}
-        self._view_records = {id(record): f"view-attempt-{n}" for n, record in enumerate(analysis.run.views, 1)}
-        self._view_attempts = len(view_attempts)
+        several = enumerate(analysis.run.views[:view_attempts], 1)
+        self._view_attempts = {id(record): f"view-attempt-{number}" for number, record in several}
 
     def panel(self, client: int, round: int) -> str:
         """Return the images of a client in a round; nothing where the page does not show them."""
@@ -90,9 +90,7 @@ class Evidence:
     def of_view(self, entry: ViewEntry) -> str:
         """Return the attempt on several updates that shows most; the table of them where it is not shown."""
         record = None if entry.decider is None else entry.decider.record
-        anchor = self._view_records.get(id(record), "")
-        number = int(anchor.rpartition("-")[2]) if anchor else 0
-        return anchor if 0 < number <= self._view_attempts else "view-attempts"
+        return self._view_attempts.get(id(record), "view-attempts")
 
     def verdict_of(self, client: int, kind: str) -> str:
         """Return the worst line of a client on a kind of finding."""

@@ -84,7 +84,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "lines": lines,
         "numbered_lines": list(enumerate(lines, 1)),
         "worst": worst(lines, displays),
-        "evidence": Evidence(analysis, displays, shown, [one.attack for one in view_attempts]),
+        "evidence": Evidence(analysis, displays, shown, len(view_attempts)),
         "verdicts": verdicts,
         "correction": CORRECTION,
         "legend": [metric.thresholds() for name, metric in METRICS.items() if _is_used(run, name)],

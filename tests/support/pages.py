@@ -30,8 +30,8 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open[-1:] == ["script"]:
             self.script += data
-        elif self.open[-1:] not in (["style"], ["title"]) or "svg" not in self.open:
-            self.text += "" if self.open[-1:] == ["style"] else data
+        elif self.open[-1:] != ["style"] and "svg" not in self.open:
+            self.text += data
 
     def attributes(self, tag: str) -> list[dict[str, str]]:
         """Return the attributes of each element of a name."""
