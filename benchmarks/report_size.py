@@ -82,7 +82,7 @@ def write_run(folder: Path, clients: int, rounds: int) -> None:
             for round in range(1, rounds + 1)
             for client in range(clients)
         )
-    strips = [strips.png_strip(torch.rand(BATCH, 3, 32, 32, generator=torch_generator(n, RUN))) for n in range(8)]
+    images = [strips.png_strip(torch.rand(BATCH, 3, 32, 32, generator=torch_generator(n, RUN))) for n in range(8)]
     for round in range(1, rounds + 1):
         (folder / "captures" / f"round-{round:04d}").mkdir()
         for client in range(clients):
@@ -90,7 +90,7 @@ def write_run(folder: Path, clients: int, rounds: int) -> None:
             own = folder / "artifacts" / f"round-{round:04d}" / f"client-{client:03d}"
             own.mkdir(parents=True)
             for number, name in enumerate(("originals", *range(len(ATTACKS) - 1))):
-                (own / f"{name}.png").write_bytes(strips[(round + client + number) % len(strips)])
+                (own / f"{name}.png").write_bytes(images[(round + client + number) % len(images)])
 
 
 def _rounds(clients: int, rounds: int) -> Iterator[dict[str, Any]]:

@@ -234,12 +234,27 @@ def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:
     return scenario.model_copy(update={"attacks": attacks})
 
 
-def report(folder: Folder) -> None:
+def report(
+    folder: Folder,
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="Print report.pdf as well, with a Chromium or Chrome without a window.")
+    ] = False,
+    browser: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="With --pdf: the browser; that of FEDSIM_BROWSER, or the first in PATH, otherwise."
+        ),
+    ] = None,
+) -> None:
     """Render report.html, report.md and tables/ from the FOLDER of a run."""
     from fedsim import report as reports
     from fedsim.planning import inputs
     from fedsim.recording.run_folder import RunFolder
+    from fedsim.report import pdf as printing
 
+    if browser is not None and not pdf:
+        raise FedsimError("report --browser: belongs to --pdf, which was not given. Add it, or leave --browser out.")
+    program = printing.browser(browser) if pdf else None
     opened = RunFolder.open(folder)
     scenario = None
     # A scenario that cannot be read is told by the report.
@@ -250,6 +265,8 @@ def report(folder: Folder) -> None:
         inputs.check_scenario(opened, scenario)
     path = reports.render(opened.path)
     say(f"Report: {path}")
+    if program is not None:
+        say(f"PDF: {printing.write(opened.path, program)}")
 
 
 def records(

@@ -12,7 +12,7 @@ from fedsim.comparing.choice import front
 from fedsim.comparing.leaks import Attacker
 from fedsim.comparing.settings import Setting
 from fedsim.metrics.ratings import scale
-from fedsim.report.drawing import COLORS, LINES, MARKERS, rounds_axis, svg
+from fedsim.report.drawing import COLORS, LINES, MARKERS, Told, rounds_axis, svg
 from fedsim.verdicts.scores import scored
 
 MOST_SETTINGS = 28
@@ -57,8 +57,9 @@ def tradeoff(settings: Sequence[Setting], attacker: Attacker, metric: str) -> by
     """
     positions = {setting.name: position for position, setting in enumerate(settings)}
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: Figure) -> Told:
         axes = figure.add_subplot()
+        told = {}
         axes.axhline(0, color="#555555", linewidth=1.2)
         for setting, accuracy, leakage in drawn(settings, attacker):
             color, _, marker = _style(positions[setting.name])
@@ -75,7 +76,11 @@ def tradeoff(settings: Sequence[Setting], attacker: Attacker, metric: str) -> by
                 markerfacecolor=color if is_conclusive(setting, attacker) else "white",
                 markeredgewidth=1.5,
                 label=setting.name,
+                gid=f"told-{positions[setting.name]}",
             )
+            doubt = "" if is_conclusive(setting, attacker) else ", inconclusive"
+            said = f"{setting.name}: accuracy {accuracy:.3f}, {scale(metric).write(leakage, True)} beyond blind{doubt}"
+            told[f"told-{positions[setting.name]}"] = [said]
         edge = pareto(settings, attacker)
         axes.plot(
             [accuracy for _, accuracy, _ in edge],
@@ -90,6 +95,7 @@ def tradeoff(settings: Sequence[Setting], attacker: Attacker, metric: str) -> by
         axes.set_ylabel(_leakage(metric))
         axes.margins(0.08)
         figure.legend(loc="outside lower center", ncols=_LEGEND, fontsize=8.5)
+        return told
 
     return svg(draw, 5.4, 3.9 + 0.09 * len(settings))
 
@@ -113,8 +119,9 @@ def _leakage(metric: str) -> str:
 def over_rounds(settings: Sequence[Setting], attacker: Attacker, metric: str) -> bytes:
     """Return leakage over rounds: a line per setting, of the group that leaks most, its mean over clients and seeds."""
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: Figure) -> Told:
         axes = figure.add_subplot()
+        told = {}
         axes.axhline(0, color="#555555", linewidth=1.2, label="best blind control")
         written = scale(metric)
         if written.partial is not None and written.ceiling is None:
@@ -124,10 +131,24 @@ def over_rounds(settings: Sequence[Setting], attacker: Attacker, metric: str) ->
             color, line, marker = _style(position)
             points = by_round(setting, attacker)
             if points:
-                axes.plot([*points], [*points.values()], color=color, linestyle=line, marker=marker, label=setting.name)
+                own = f"told-{position}"
+                axes.plot(
+                    [*points],
+                    [*points.values()],
+                    color=color,
+                    linestyle=line,
+                    marker=marker,
+                    label=setting.name,
+                    gid=own,
+                )
+                told[own] = [
+                    f"{setting.name}, round {round}: {written.write(value, True)} beyond blind"
+                    for round, value in points.items()
+                ]
         axes.set_ylabel(_leakage(metric))
         rounds_axis(axes)
         figure.legend(loc="outside lower center", ncols=_LEGEND, fontsize=8.5)
+        return told
 
     return svg(draw, 5.4, 3.9 + 0.09 * len(settings))
 

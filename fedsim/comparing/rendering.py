@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -20,6 +18,7 @@ from fedsim.comparing.spread import FEWEST_SEEDS
 from fedsim.errors import RunFolderError
 from fedsim.metrics.ratings import scale
 from fedsim.recording.files import write_atomically
+from fedsim.report.embedding import Plot, plot
 from fedsim.report.rendering import html
 from fedsim.report.tables import as_csv
 
@@ -44,15 +43,6 @@ class Compared(NamedTuple):
     titles: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     statements: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure: its caption, what it shows in words, and the drawing as a data URI."""
-
-    caption: str
-    alt: str
-    source: str
 
 
 def render(folders: Sequence[Path], out: Path, margin: float, baseline: str | None = None) -> Compared:
@@ -85,7 +75,7 @@ def render(folders: Sequence[Path], out: Path, margin: float, baseline: str | No
     write_atomically(out / "compare.json", writing.as_json(known, chosen, margin, notes))
     write_atomically(out / "compare.tex", writing.as_latex(known, chosen))
     values = _context(known, chosen, found, notes, margin, out)
-    write_atomically(page, html(_TEMPLATES).get_template("compare.html.j2").render(values))
+    write_atomically(page, html(_TEMPLATES).get_template("compare.html.j2").render(values, contents=[]))
     first = known[0]
     return Compared(
         page,
@@ -128,6 +118,11 @@ def _context(
 ) -> dict[str, Any]:
     first = chosen[0][0]
     lost = sum(source.run is None for source in found)
+    anchors = {
+        id(setting): f"setting-{n}" for n, setting in enumerate((one for own in known for one in own.settings), 1)
+    }
+    settings = {id(source): anchors[id(one)] for own in known for one in own.settings for source in one.sources}
+    rows = {id(source): f"run-{n}" for n, source in enumerate(found, 1)}
     told = Counter(note for source in found if source.run is not None for note in source.run.notes)
     return {
         "title": f"Comparison: {known[0].title if len(known) == 1 else f'{len(known)} models or data sets'}",
@@ -145,7 +140,11 @@ def _context(
         "families": [
             _section(*pair, number, len(known)) for number, pair in enumerate(zip(known, chosen, strict=True), 1)
         ],
-        "runs": [_run(source, out) for source in found],
+        "runs": [{**_run(source, out), "anchor": settings.get(id(source))} for source in found],
+        "anchor_of": lambda setting: anchors[id(setting)],
+        "runs_of": lambda setting: next(
+            (rows[id(source)] for source in setting.sources if id(source) in rows), "every-run"
+        ),
         "run_notes": [f"{note} ({count} run{'s' if count > 1 else ''})" for note, count in told.items()],
         "writing": writing,
         "scale": scale,
@@ -164,8 +163,8 @@ def _section(family: Family, chosen: Sequence[Choice], number: int, total: int) 
         "family": family,
         "choices": chosen,
         "objections": by_name[""].reasons,
-        "tradeoffs": [plot for attacker in family.attackers for plot in _tradeoff(family.settings, attacker)],
-        "over_rounds": [plot for attacker in family.attackers for plot in _over_rounds(family.settings, attacker)],
+        "tradeoffs": [figure for attacker in family.attackers for figure in _tradeoff(family.settings, attacker)],
+        "over_rounds": [figure for attacker in family.attackers for figure in _over_rounds(family.settings, attacker)],
         "has_groups": any(len(setting.groups) > 1 for setting in family.settings),
         "baselines": {setting.baseline.name for setting in family.settings if setting.baseline},
         "has_epsilon": any(setting.epsilon.written for setting in family.settings),
@@ -189,7 +188,7 @@ def _tradeoff(settings: Sequence[Setting], attacker: Attacker) -> list[Plot]:
     )
     named = ", ".join(setting.name for setting, _, _ in edge) or "none, since all are inconclusive"
     return [
-        _figure(
+        plot(
             f"{attacker.title}: leakage against accuracy; lower right is better. On the Pareto front: {named}. Hollow marks "
             "are inconclusive: they may leak more to another attack, and are never on the front.",
             f"{scale(metric).title} of {attacker.attack} beyond its control against accuracy. {points}.",
@@ -207,16 +206,12 @@ def _over_rounds(settings: Sequence[Setting], attacker: Attacker) -> list[Plot]:
         f"{name} {scale(metric).write(points[max(points)], True)}" for name, points in lines.items() if points
     )
     return [
-        _figure(
+        plot(
             f"{attacker.title}: {scale(metric).title} beyond its control over rounds, the mean over clients and seeds.",
             f"{scale(metric).title} of {attacker.attack} over rounds. After the last one: {ends}.",
             plots.over_rounds(settings, attacker, metric),
         )
     ]
-
-
-def _figure(caption: str, alt: str, svg: bytes) -> Plot:
-    return Plot(caption, alt, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}")
 
 
 def _run(source: Source, out: Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -36,16 +38,57 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def svg(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
-    """Return what a function draws, of a size in inches."""
+Told = Mapping[str, Sequence[str]]
+"""What a plot says of its points: the gid of a line -> one text for each of its markers, in their order."""
+
+NAMESPACE = "http://www.w3.org/2000/svg"
+LINK = "http://www.w3.org/1999/xlink"
+
+_NO_XML = re.compile(
+    r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]"
+)  # names in a run folder may hold anything
+_MOST_TOLD = 4000  # points of one plot that say their value; beyond them a pointer could not tell them apart
+
+
+def svg(draw: Callable[[Figure], Told | None], width: float, height: float) -> bytes:
+    """Return what a function draws, of a size in inches.
+
+    Args:
+        draw: draws on the figure, and returns what the points say when a pointer rests on them.
+        width: in inches.
+        height: in inches.
+    """
     buffer = io.BytesIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure)
+        told = draw(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    return _with_titles(buffer.getvalue(), told) if told else buffer.getvalue()
+
+
+def parsed(drawn: bytes) -> ElementTree.Element:
+    """Return the elements of an SVG, without characters of names that XML has no place for and matplotlib takes over."""
+    return ElementTree.fromstring(_NO_XML.sub("", drawn.decode("utf-8", "ignore")).encode())
+
+
+def _with_titles(drawn: bytes, told: Told) -> bytes:
+    """Return an SVG whose markers say their values, which browsers show without a script."""
+    if sum(map(len, told.values())) > _MOST_TOLD:
+        return drawn
+    ElementTree.register_namespace("", NAMESPACE)
+    ElementTree.register_namespace("xlink", LINK)
+    root = parsed(drawn)
+    for group in root.iter(f"{{{NAMESPACE}}}g"):
+        texts = told.get(group.get("id", ""), ())
+        markers = list(group.iter(f"{{{NAMESPACE}}}use"))
+        # A point outside of the axes has no marker, and then nothing says which one is missing.
+        if len(texts) == len(markers):
+            for marker, text in zip(markers, texts, strict=True):
+                ElementTree.SubElement(marker, f"{{{NAMESPACE}}}title").text = _NO_XML.sub("", text)
+    titled: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return titled
 
 
 def rounds_axis(axes: Axes) -> None:

@@ -20,15 +20,19 @@ from fedsim.errors import RunFolderError
 from fedsim.findings.kinds import IMAGES
 from fedsim.metrics.ratings import scale
 from fedsim.recording import files
-from fedsim.recording.records import Record
+from fedsim.recording.records import Record, RecordedTrajectory
 from fedsim.recording.run_data import RunData
 from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.strips import GAP
 from fedsim.verdicts.scores import scored
 
+ORIGINAL = "Original"
+"""Title of what the client holds, beside the names of attacks."""
+
 NOT_KNOWN = "defenses not known"
 """Of the clients of an observed app, where the auditor states none."""
 
+_PSNR = scale("psnr")
 _SHOWN_SIDE = 96
 _STORED_SIDE = 128
 _TRAJECTORY_SIDE = 64
@@ -81,6 +85,7 @@ class Trajectory:
     Args:
         title: name of the attack.
         steps: iteration of each column; that of the originals is not among them.
+        psnr: of each column, in words; drawn by the auditor afterwards.
         link: path of the file inside the run folder, quoted for a link.
         source: data URI of the image, reduced where it was larger than the page shows.
         width: on the page, in CSS pixels.
@@ -90,6 +95,7 @@ class Trajectory:
 
     title: str
     steps: tuple[int, ...]
+    psnr: tuple[str, ...]
     link: str
     source: str
     width: int
@@ -177,14 +183,14 @@ def gallery(
 
 def _panel(folder: Path, naming: Naming, records: Sequence[Record], notes: list[str]) -> Panel:
     originals = records[0].artifacts.get("originals")
-    strips = [] if originals is None else [_strip(folder, originals, "Original", ("", ""), notes)]
+    strips = [] if originals is None else [_strip(folder, originals, ORIGINAL, ("", ""), notes)]
     trajectories = []
     for record in records:
         title = naming.attack(record)
         if "reconstructions" in record.artifacts:
             strips.append(_strip(folder, record.artifacts["reconstructions"], title, _score(record), notes))
         if record.trajectory is not None and "film" in record.artifacts:
-            trajectories.append(_trajectory(folder, record.artifacts["film"], title, record.trajectory.shown, notes))
+            trajectories.append(_trajectory(folder, record.artifacts["film"], title, record.trajectory, notes))
     return Panel(
         records[0].round,
         tuple(strip for strip in strips if strip is not None),
@@ -225,16 +231,20 @@ def _strip(folder: Path, relative: str, title: str, score: tuple[str, str], note
     )
 
 
-def _trajectory(folder: Path, relative: str, title: str, steps: tuple[int, ...], notes: list[str]) -> Trajectory | None:
-    picture = _opened(folder, relative, notes)
+def _trajectory(
+    folder: Path, relative: str, title: str, recorded: RecordedTrajectory, notes: list[str]
+) -> Trajectory | None:
+    picture, steps = _opened(folder, relative, notes), recorded.shown
     if picture is None:
         return None
+    drawn = dict(zip(recorded.steps, recorded.psnr, strict=True))
+    psnr = tuple("not known" if drawn.get(step) is None else _PSNR.write(drawn[step]) for step in steps)
     side = picture.width / (len(steps) + 1 + GAP)
-    scale = max(1, round(_TRAJECTORY_SIDE / side)) if side <= _TRAJECTORY_SIDE else _TRAJECTORY_SIDE / side
-    width, height = round(picture.width * scale), round(picture.height * scale)
-    if scale < 1:
+    factor = max(1, round(_TRAJECTORY_SIDE / side)) if side <= _TRAJECTORY_SIDE else _TRAJECTORY_SIDE / side
+    width, height = round(picture.width * factor), round(picture.height * factor)
+    if factor < 1:
         picture = _reduced(picture, width, height)
-    return Trajectory(title, steps, quote(relative), _source(picture), width, height, scale > 1)
+    return Trajectory(title, steps, psnr, quote(relative), _source(picture), width, height, factor > 1)
 
 
 def _opened(folder: Path, relative: str, notes: list[str]) -> Image.Image | None:

@@ -310,7 +310,7 @@ def _who(hit: Sequence[Entry]) -> str:
 
 def _reach(lines: Sequence[Entry]) -> str:
     """Return what the attempt furthest beyond a blind guess gets, what the best blind guess gets there, and the floor."""
-    top = max((line.judge for line in lines), key=_severity)
+    top = max((line.judge for line in lines), key=severity)
     written = scale(str(top.metric))
     value, control, floor = top.mean, top.best.value if top.best else None, top.floor.value if top.floor else None
     if top.peak and top.peak.control is not None:
@@ -327,7 +327,7 @@ def _shown(peak: Peak) -> tuple[float, float | None, float | None]:
     return peak.value, peak.control, peak.floor
 
 
-def _severity(summary: Summary) -> float:
+def severity(summary: Summary) -> float:
     """Return skill in units of the threshold for a leak, so that metrics can be compared."""
     gained = summary.peak.skill if summary.peak and summary.peak.skill is not None else summary.skill
     return -math.inf if gained is None else gained / scale(str(summary.metric)).leaks

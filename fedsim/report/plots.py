@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ from fedsim.findings.kinds import IMAGES
 from fedsim.metrics.metric import Scale
 from fedsim.metrics.ratings import scale
 from fedsim.recording.records import Record, Round
-from fedsim.report.drawing import COLORS, LINES, MARKERS, rounds_axis, svg
+from fedsim.report.drawing import COLORS, LINES, MARKERS, Told, rounds_axis, svg
 from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.report.summaries import mean_controls
 from fedsim.verdicts.scores import Scored, rated_by, scored
@@ -61,23 +61,28 @@ def leakage(records: Sequence[Record], metric: str, naming: Naming) -> bytes:
             point = _Point(one.record.client, one.record.round, one.skill if by_skill else one.value)
             by_set[naming.defenses(one.record)].append(point)
 
-    def draw(figure: Figure) -> None:
+    def said(value: float) -> str:
+        return f"{written.write(value, by_skill)}{' beyond blind' if by_skill else ''}"
+
+    def draw(figure: Figure) -> Told:
         axes = figure.add_subplot()
+        told: dict[str, list[str]] = {}
         if by_skill:
             _draw_thresholds(axes, written)
         else:
             _draw_control(axes, chosen, metric)
         for position, (defenses, points) in enumerate(by_set.items()):
             if are_many(records):
-                _draw_range(axes, points, position, _carried(defenses))
+                told |= _draw_range(axes, points, position, _carried(defenses), said)
             else:
-                _draw_clients(axes, points, position, _carried(defenses), clients)
+                told |= _draw_clients(axes, points, position, _carried(defenses), clients, said)
         unit = f" ({written.unit.strip()})" if written.unit else ""
         is_lower = not by_skill and any(one.score.worse == "lower" for one in chosen)
         meaning = " beyond blind" if by_skill else ", lower leaks more" if is_lower else ""
         axes.set_ylabel(f"{written.title}{meaning}{unit}")
         rounds_axis(axes)
         figure.legend(loc="outside lower center", ncols=2, fontsize=8.5)
+        return told
 
     return svg(draw, 5.4, 3.9)
 
@@ -117,8 +122,16 @@ def _draw_control(axes: Axes, chosen: Sequence[Scored], metric: str) -> None:
     )
 
 
-def _draw_clients(axes: Axes, points: Sequence[_Point], position: int, label: str, clients: Mapping[int, int]) -> None:
+def _draw_clients(
+    axes: Axes,
+    points: Sequence[_Point],
+    position: int,
+    label: str,
+    clients: Mapping[int, int],
+    said: Callable[[float], str],
+) -> dict[str, list[str]]:
     own: dict[int, list[_Point]] = {}
+    told: dict[str, list[str]] = {}
     for point in points:
         own.setdefault(point.client, []).append(point)
     for number, client in enumerate(sorted(own)):
@@ -132,17 +145,24 @@ def _draw_clients(axes: Axes, points: Sequence[_Point], position: int, label: st
             linestyle=LINES[position % len(LINES)],
             marker=MARKERS[position % len(MARKERS)],
             label=None if number else label,
+            gid=f"told-{position}-{client}",
         )
+        told[f"told-{position}-{client}"] = [
+            f"Client {client}, {label}, round {round}: {said(value)}" for round, value in drawn
+        ]
+    return told
 
 
-def _draw_range(axes: Axes, points: Sequence[_Point], position: int, label: str) -> None:
+def _draw_range(
+    axes: Axes, points: Sequence[_Point], position: int, label: str, said: Callable[[float], str]
+) -> dict[str, list[str]]:
     """Draw the median of several clients round by round, within the range of all of them."""
     by_round: dict[int, list[float]] = {}
     for _, round, value in points:
         if value is not None:
             by_round.setdefault(round, []).append(value)
     if not by_round:
-        return
+        return {}
     rounds, style = sorted(by_round), position % len(COLORS)
     low, middle, high = ([of(by_round[round]) for round in rounds] for of in (min, statistics.median, max))
     axes.fill_between(rounds, low, high, color=COLORS[style], alpha=0.2, linewidth=0)
@@ -153,7 +173,14 @@ def _draw_range(axes: Axes, points: Sequence[_Point], position: int, label: str)
         linestyle=LINES[position % len(LINES)],
         marker=MARKERS[position % len(MARKERS)],
         label=f"{label}: median and range",
+        gid=f"told-{position}",
     )
+    return {
+        f"told-{position}": [
+            f"{label}, round {round}: median {said(of)} of {len(by_round[round])} clients, from {said(least)} to {said(most)}"
+            for round, least, of, most in zip(rounds, low, middle, high, strict=True)
+        ]
+    }
 
 
 def trajectory(records: Sequence[Record], naming: Naming) -> bytes:
@@ -208,13 +235,16 @@ def _lone(steps: Sequence[int], marker: str) -> str | None:
 def utility(rounds: Sequence[Round]) -> bytes:
     """Return accuracy and loss of the global model over rounds, side by side."""
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: Figure) -> Told:
+        told = {}
         for axes, name, color in zip(figure.subplots(1, 2), ("accuracy", "loss"), ("#0072B2", "#333333"), strict=True):
             points = [(line.round, getattr(line, name)) for line in rounds if getattr(line, name) is not None]
-            axes.plot([x for x, _ in points], [y for _, y in points], color=color, marker="o")
+            axes.plot([x for x, _ in points], [y for _, y in points], color=color, marker="o", gid=f"told-{name}")
+            told[f"told-{name}"] = [f"Round {round}: {name} {value:.3f}" for round, value in points]
             axes.set_ylabel(f"Test {name}")
             rounds_axis(axes)
             if name == "accuracy":
                 axes.set_ylim(0, 1)
+        return told
 
     return svg(draw, 6.4, 2.6)

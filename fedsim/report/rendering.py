@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from fedsim.report.figure import overview
 from fedsim.report.view import context
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_LONG_TABLE = 8  # rows, beyond which a table has a filter
+_DENSE_TABLE = 9  # columns, beyond which a table is printed in small type on landscape pages
+_PACKED_TABLE = 15  # columns, beyond which words break where they must
 
 
 def render(folder: Path) -> Path:
@@ -42,14 +47,29 @@ def render(folder: Path) -> Path:
     picture = overview(values["displays"])
     if picture is not None:
         write(folder / "figures" / "overview.png", picture)
-    write(page, html().get_template("report.html.j2").render(values))
+    write(page, html().get_template("report.html.j2").render(values, contents=[]))
     return page
 
 
 @functools.cache
 def html(*more: Path) -> jinja2.Environment:
-    """Return the environment of pages; templates come from these folders too, and may include those of the report."""
-    return jinja2.Environment(autoescape=True, **_options(more))
+    """Return the environment of pages; templates come from these folders too, and may include those of the report.
+
+    A page is rendered with a list `contents`, which its sections fill. It loads nothing, and runs the one script that it holds:
+    the policy names its digest, so that nothing that a run folder brings along can run.
+    """
+    environment = jinja2.Environment(autoescape=True, **_options(more))
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {
+        "script": Markup(script),
+        "policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
+        "LONG_TABLE": _LONG_TABLE,
+        "DENSE_TABLE": _DENSE_TABLE,
+        "PACKED_TABLE": _PACKED_TABLE,
+    }
+    return environment
 
 
 @functools.cache

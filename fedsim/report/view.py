@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,14 @@ from fedsim.recording.run_data import RunData
 from fedsim.report import evaluations, mechanisms, plots
 from fedsim.report.analysis import Analysis
 from fedsim.report.citations import citations
+from fedsim.report.embedding import Plot, plot
+from fedsim.report.evidence import Evidence
 from fedsim.report.gallery import NOT_KNOWN, gallery
 from fedsim.report.limitations import Cautions, limits
 from fedsim.report.naming import NO_DEFENSE, Naming
 from fedsim.report.overview import ClientVerdict, Entry, clients_named
 from fedsim.report.summaries import Summary
+from fedsim.report.worst import worst
 from fedsim.scenario import parse, select_clients
 from fedsim.strips import spread
 from fedsim.verdicts.judge import CORRECTION, ORDER, updates_without_defense
@@ -31,6 +33,7 @@ from fedsim.verdicts.scores import scored
 _SHOWN_ROUNDS = 8
 _SHOWN_CLASSES = 20
 _SHOWN_ATTEMPTS = 2000
+_FIRST_LIMITS = 3  # of the first screen; a section holds all of them
 _KINDS = {"delta": "delta, new weights minus those sent", "gradient": "gradient, as the clients state"}
 
 GRANTS: Mapping[str, str] = {
@@ -43,15 +46,6 @@ GRANTS: Mapping[str, str] = {
     "auxiliary_data": "other images of the same kind",
     "candidates": "pairs of images, of each of which one was trained on",
 }
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure: its caption, what it shows in words, and the drawing as a data URI."""
-
-    caption: str
-    alt: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
     verdicts = analysis.client_verdicts
     displays, left_out, missing = gallery(run, naming, _deciding_rounds(lines), _ranked(verdicts))
     trajectories = _trajectories(run, naming)
+    shown, view_attempts = run.records[:_SHOWN_ATTEMPTS], _view_attempts(run, naming)
     return {
         "run": run,
         "naming": naming,
@@ -87,19 +82,22 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "overall": analysis.verdict,
         "facts": _captured_facts(run) if run.is_observed else _facts(run),
         "lines": lines,
+        "numbered_lines": list(enumerate(lines, 1)),
+        "worst": worst(lines, displays),
+        "evidence": Evidence(analysis, displays, shown, len(view_attempts)),
         "verdicts": verdicts,
         "correction": CORRECTION,
-        "shown_rounds": {(display.client, panel.round) for display in displays for panel in display.panels},
         "legend": [metric.thresholds() for name, metric in METRICS.items() if _is_used(run, name)],
         "cautions": Cautions([*run.records, *run.views], naming),
         "limits": limits(run, summaries),
+        "MOST_LIMITS": _FIRST_LIMITS,
         "notes": [*run.notes, *missing],
         "displays": displays,
         "left_out": clients_named(left_out) if left_out else None,
         "is_mixed": bool(run.part("training").get("mixup")),
         "is_augmented": bool(run.part("training").get("augment")),
         "views": analysis.views,
-        "view_attempts": _view_attempts(run, naming),
+        "view_attempts": view_attempts,
         "findings": [record for record in run.records if record.found is not None],
         "labels_found": _labels_found,
         "undefended": NOT_KNOWN if run.is_observed else "no defense",
@@ -112,7 +110,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "costs": [] if run.is_observed else _costs(run, naming),
         "by_client": [summary for summary in summaries if summary.mean is not None],
         "by_defense": [summary for summary in analysis.by_defense if summary.mean is not None],
-        "shown_records": run.records[:_SHOWN_ATTEMPTS],
+        "shown_records": shown,
         "metrics": list(dict.fromkeys(metric for record in run.records for metric in record.scores)),
         "controls": list(dict.fromkeys(name for summary in summaries for name in summary.controls or {})),
         "failed_clients": [
@@ -282,10 +280,6 @@ def _epsilon(budget: Budget | None) -> str:
     return "∞" if budget.epsilon is None else f"{budget.epsilon:.3g}"
 
 
-def _figure(caption: str, alt: str, svg: bytes) -> Plot:
-    return Plot(caption, alt, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}")
-
-
 def _leakage_plots(analysis: Analysis) -> list[Plot]:
     naming = analysis.naming
     shown: dict[tuple[str, str], list[Summary]] = {}
@@ -306,7 +300,7 @@ def _leakage_plots(analysis: Analysis) -> list[Plot]:
             )
             of_clients, lines = f" Mean skill by client: {means}.", "one line per client"
         figures.append(
-            _figure(
+            plot(
                 f"{attack}: {written.title} over rounds, {lines}.",
                 f"{written.title} of {attack} over rounds.{of_clients}",
                 plots.leakage(records[attack], metric, naming),
@@ -337,7 +331,7 @@ def _trajectory_plots(trajectories: Mapping[tuple[str, int], Sequence[Record]], 
             if (trajectory := record.trajectory) is not None
         )
         figures.append(
-            _figure(
+            plot(
                 f"{attack}, round {round}: its loss (dotted, left) and the PSNR of its images (right) at each iteration that "
                 f"it saved, one line per client{many}. PSNR was drawn afterwards by the auditor; no attack ever saw it.",
                 f"Loss and PSNR of {attack} in round {round} against iteration. PSNR from first to last: {ways}.",
@@ -355,7 +349,7 @@ def _utility_plot(run: RunData) -> Plot | None:
         f"round {line.round}: accuracy {line.accuracy:.3f}" + ("" if line.loss is None else f", loss {line.loss:.3f}")
         for line in known
     )
-    return _figure("Accuracy and loss of the global model on the test images.", f"{alt}.", plots.utility(known))
+    return plot("Accuracy and loss of the global model on the test images.", f"{alt}.", plots.utility(known))
 
 
 def _budget_rounds(run: RunData) -> list[int]:

@@ -1,42 +1,15 @@
 import csv
-import html.parser
 import json
 import re
 
 import pytest
+from pages import Page
 from runs import write_run
 
 from fedsim.comparing import compare
 from fedsim.comparing.writing import escaped
 
 HOSTILE = r"</title><script>alert(1)</script> | #1 `x` $c$ {{ 1 }} \input{x} a_b ~^& 50% <img src=http://e.invalid>"
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would load, jump to and show."""
-
-    VOID = frozenset({"meta", "link", "img", "br"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.text = [], [], ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
-            self.text += data
-
-    def attributes(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +31,9 @@ def page(written):
     return Page((written[0] / "compare.html").read_text(encoding="utf-8"))
 
 
-def test_the_page_is_well_formed_loads_nothing_and_needs_no_script(written):
+def test_the_page_is_well_formed_loads_nothing_and_runs_its_own_script_alone(written):
     shown = page(written)
-    assert shown.open == [] and shown.attributes("script") == []
+    assert shown.open == [] and [*shown.attributes("script")] == [{}]
     loads = [a.get("src", "") for a in shown.attributes("img")] + [a.get("href", "") for a in shown.attributes("link")]
     assert loads and all(address.startswith("data:") for address in loads)
     style = re.search(r"<style>(.*?)</style>", (written[0] / "compare.html").read_text(), re.DOTALL)
@@ -75,6 +48,18 @@ def test_every_image_has_an_alternative_text_and_every_jump_a_target(written):
     links = [a["href"] for a in shown.attributes("a")]
     assert {link[1:] for link in links if link.startswith("#")} <= set(identifiers)
     assert "../none-0/report.html" in links
+
+
+def test_every_verdict_leads_to_the_runs_it_rests_on_and_each_run_back_to_its_setting(written):
+    shown = page(written)
+    verdicts, names = shown.verdicts(), shown.identifiers()
+    assert len(verdicts) >= 6 and {tag for tag, _ in verdicts} == {"a"}
+    assert {attributes["href"][1:] for _, attributes in verdicts} == {"run-1", "run-4", "run-7"}, (
+        "first runs of settings"
+    )
+    text = (written[0] / "compare.html").read_text()
+    rows = dict(re.findall(r'<tr id="(run-\d+)"><th scope="row"><a href="#(setting-\d+)">', text))
+    assert [*rows.values()] == ["setting-1"] * 3 + ["setting-2"] * 3 + ["setting-3"] and {*rows.values()} <= {*names}
 
 
 def test_the_page_has_a_row_per_setting_its_groups_its_differences_and_its_doubts(written):

@@ -1,4 +1,3 @@
-import html.parser
 import json
 import re
 import shutil
@@ -6,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import Page
 from PIL import Image
 
 from fedsim.errors import RunFolderError
@@ -24,35 +24,6 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN / "run", tmp_path / "run"))
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would load, jump to and show."""
-
-    VOID = frozenset({"meta", "link", "img", "br", "hr", "input"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.text += data
-
-    def attributes(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def page(run: Path) -> Page:
@@ -96,7 +67,7 @@ def test_nothing_but_the_report_changes_in_the_folder(run: Path) -> None:
 def test_the_page_is_well_formed_and_loads_nothing(run: Path) -> None:
     shown = page(run)
     assert shown.open == []
-    assert shown.attributes("script") == []
+    assert [script.keys() for script in shown.attributes("script")] == [{}.keys()]
     loads = [a.get("src", "") for a in shown.attributes("img")] + [a.get("href", "") for a in shown.attributes("link")]
     assert loads
     assert all(address.startswith("data:") for address in loads)
@@ -154,7 +125,7 @@ def test_strings_from_a_run_are_shown_and_never_interpreted(run: Path) -> None:
     (run / "environment.json").write_text(json.dumps({HOSTILE: {HOSTILE: HOSTILE}}))
     shown = page(run)
     assert shown.open == []
-    assert shown.attributes("script") == []
+    assert len(shown.attributes("script")) == 1
     assert all(image["src"].startswith("data:") for image in shown.attributes("img"))
     assert HOSTILE.replace("\n", " ") in shown.text.replace("\n", " ")
     markdown = (run / "report.md").read_text()
@@ -368,7 +339,7 @@ def test_attempts_beyond_the_size_of_a_page_are_in_the_tables_alone(run: Path, m
 
 def test_many_clients_are_drawn_as_their_median_and_range(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lines(text: str) -> int:
-        return len(re.findall(r'id="line2d_', text))
+        return len(re.findall(r'id="told-', text))
 
     score = {"value": 20.0, "worse": "higher"}
     records = [

@@ -1,0 +1,124 @@
+"""report.pdf: the page as a Chromium without a window prints it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from fedsim.errors import FedsimError, printable, printable_line
+from fedsim.process_tree import end_session, leader
+from fedsim.recording.run_folder import RunFolder
+
+VARIABLE = "FEDSIM_BROWSER"
+"""Environment variable that names the browser."""
+
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "microsoft-edge",
+    "msedge",
+)
+"""What is looked for in PATH where none is named, in this order."""
+
+SECONDS = 180.0
+"""How long a browser may take; the page of 20,000 records takes a tenth of it."""
+
+_HOW = (
+    f"Install Chromium or Chrome, or name one with --browser or in {VARIABLE}; or print report.html from any browser."
+)
+# Nothing but the page: no profile of the user's, no network, no header of the browser's.
+_FLAGS = (
+    "--headless",
+    "--disable-gpu",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--no-pdf-header-footer",
+)
+
+
+def browser(named: str | None = None) -> Path:
+    """Return the browser to print with: the one named, else that of the environment, else the first one in PATH.
+
+    Args:
+        named: a path, or a name in PATH.
+
+    Raises:
+        FedsimError: the one named cannot be run, or there is none.
+    """
+    for given, where in ((named, "--browser"), (os.environ.get(VARIABLE), VARIABLE)):
+        if given:
+            found = shutil.which(given)
+            if found is None:
+                raise FedsimError(
+                    f"{where}: {printable_line(given)} is no program that can be run. Give the path of a Chromium or Chrome, "
+                    "or its name in PATH."
+                )
+            return Path(found)
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return Path(found)
+    raise FedsimError(f"report --pdf: no browser in PATH to print with; looked for {', '.join(BROWSERS)}. {_HOW}")
+
+
+def write(folder: Path, program: Path, seconds: float = SECONDS) -> Path:
+    """Print report.html of a run folder into report.pdf beside it, whole or not at all; returns its path.
+
+    Args:
+        folder: a run folder with a report.
+        program: the browser.
+        seconds: how long it may take.
+
+    Raises:
+        FedsimError: the browser cannot be started, takes too long, or prints nothing.
+        RunFolderError: report.pdf would have to be written through a link.
+    """
+    target = folder / "report.pdf"
+    RunFolder(folder).write(target, printed(folder / "report.html", program, seconds))
+    return target
+
+
+def printed(page: Path, program: Path, seconds: float = SECONDS) -> bytes:
+    """Return a page as PDF; see `write`."""
+    with tempfile.TemporaryDirectory(prefix="fedsim-pdf-", ignore_cleanup_errors=True) as scratch:
+        out, said = Path(scratch) / "report.pdf", Path(scratch) / "stderr"
+        # Chromium refuses to run as root with its sandbox; the page runs its own script alone, and loads nothing.
+        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        places = [f"--user-data-dir={scratch}/profile", f"--print-to-pdf={out}", page.resolve().as_uri()]
+        with said.open("wb") as errors:
+            try:
+                process = subprocess.Popen(
+                    [program, *_FLAGS, *sandbox, *places],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise FedsimError(f"{program}: cannot be started: {error.strerror}. {_HOW}") from None
+            started = leader(process.pid)
+            try:
+                code = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                raise FedsimError(
+                    f"{program}: has not printed {page} after {seconds:g} s, and was ended. {_HOW}"
+                ) from None
+            finally:
+                end_session(started)
+                process.wait()
+        content = out.read_bytes() if out.is_file() else b""
+        if not content.startswith(b"%PDF"):
+            lines = said.read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((f", {printable(line.strip(), 300)}" for line in reversed(lines) if line.strip()), "")
+            raise FedsimError(f"{program}: printed no PDF of {page} (exit code {code}{last}). {_HOW}")
+        return content
