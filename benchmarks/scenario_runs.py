@@ -93,6 +93,7 @@ RUNS = {
                 "dp_sgd",
                 "quantized_updates",
                 "update_defenses",
+                "flower_privacy",
                 "soft_labels",
                 "label_rules",
                 "vit_base_224",
@@ -103,6 +104,11 @@ RUNS = {
                 "head_only",
                 "lora",
             )
+        ),
+        Run(
+            "flower_privacy_plain",
+            "flower_privacy",
+            ("federation.strategy=FedAvg", "federation.strategy_params={}", "defenses=[]"),
         ),
         *(
             Run(f"secure_aggregation_{clients}", "secure_aggregation", (f"federation.clients={clients}",))

@@ -1,9 +1,9 @@
 """Flower mod: a client's update passes Flower's own `LocalDpMod` or `fixedclipping_mod`, code and parameters as deployed.
 
-Source: flwr.clientapp.mod. https://flower.ai/docs/framework/how-to-use-differential-privacy.html
-Papers: McMahan, Ramage, Talwar, Zhang. "Learning Differentially Private Recurrent Language Models". 2017.
+Paper: McMahan, Ramage, Talwar, Zhang. "Learning Differentially Private Recurrent Language Models". 2017.
 https://arxiv.org/abs/1710.06963 (clipping); Dwork, Roth. "The Algorithmic Foundations of Differential Privacy". 2014.
-https://doi.org/10.1561/0400000042 (appendix A, the noise).
+https://doi.org/10.1561/0400000042 (appendix A, the noise). The code is flwr.clientapp.mod,
+https://flower.ai/docs/framework/how-to-use-differential-privacy.html
 
 Idea: both clip the difference of new and global weights, all arrays as one vector, to `clipping_norm` C. `LocalDpMod` then
 adds noise of one standard deviation sigma = `sensitivity` sqrt(2 ln(1.25 / `delta`)) / `epsilon` to every entry. Two clipped
@@ -16,8 +16,9 @@ parameter without an axis (a single number) is neither clipped nor noised, so su
 ends in a division by zero, which the server sees as a failed client; the noise comes from NumPy's global generator, which is
 not made for secrets.
 
-Differs from a deployment: the mod gets the update as the difference from weights of zero, so that it works on gradients too and
-later defenses may follow. The same draws and factors result, rounded with the update and not with the weights. NumPy's global
+Differs from the paper: as Flower's code does, each client adds noise to its own update before it sends it. Differs from a
+deployment: the mod gets the update as the difference from weights of zero, so that it works on gradients too and later
+defenses may follow. The same draws and factors result, rounded with the update and not with the weights. NumPy's global
 generator is set from the scenario's seed for the call, and put back. An update of zeros gets the noise alone.
 
 Needs: a model whose buffers do not travel (no BatchNorm), of which Flower would clip and noise the statistics. Covers the

@@ -44,8 +44,8 @@ def caution(strategy: str, sees_sums: bool = False) -> str:
     )
     seen = "their sum without that noise" if sees_sums else f"each {what}"
     return (
-        f"{strategy} adds noise after the server has received the updates: it sees {seen}. No protection from the server "
-        "itself, and no epsilon against it."
+        f"{strategy} adds noise after the server has received the updates: it sees {seen}. That noise is no "
+        "protection from the server itself, and gives no epsilon against it."
     )
 
 

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -205,3 +206,14 @@ def test_what_would_promise_nothing_or_something_else_is_refused(params, text):
 @pytest.mark.parametrize("params", [LOCAL, {**LOCAL, "sensitivity": 0.5, "epsilon": 4.0}, {}])
 def test_the_contract_of_defenses_is_kept(params):
     check_defense(FlowerMod, **params)
+
+
+def test_the_documented_epsilons_are_those_of_the_budget():
+    document = (Path(__file__).parents[2] / "defenses" / "README.md").read_text()
+    table = document.split("| `epsilon` stated | `sensitivity` stated |")[1].split("\n\n")[0]
+    rows = [[float(cell) for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
+    assert len(rows) == 5
+    for epsilon, sensitivity, *stated_epsilons in rows:
+        defense = FlowerMod(**{**LOCAL, "epsilon": epsilon, "sensitivity": sensitivity})
+        found = [defense.budget(client_context(participation=rounds)).epsilon for rounds in (1, 20)]
+        assert stated_epsilons == pytest.approx(found, rel=5e-3)

@@ -71,7 +71,7 @@ def test_a_run_states_what_the_global_models_promise_and_claims_nothing_for_clie
             "delta": 1e-5,
             "neighbors": "replace of one client's updates",
         }
-    (told,) = [text for text in limits(read(folder.path), ()) if "No protection from the server" in text]
+    (told,) = [text for text in limits(read(folder.path), ()) if "no protection from the server" in text]
     assert f"the epsilon of these is {lines[-1]['global_model_epsilon']['epsilon']:.3g}" in told
 
 
@@ -85,14 +85,14 @@ def test_a_run_states_what_the_global_models_promise_and_claims_nothing_for_clie
 def test_where_no_epsilon_of_the_global_models_holds_the_report_says_why(first_round, name, params, text):
     folder, _ = first_round(name, params)
     assert not any("global_model_epsilon" in line for line in folder.rounds.read())
-    (told,) = [line for line in limits(read(folder.path), ()) if "No protection from the server" in line]
+    (told,) = [line for line in limits(read(folder.path), ()) if "no protection from the server" in line]
     assert "None is stated" in told and text in told
 
 
 def test_every_record_carries_that_the_server_sees_updates_without_the_noise(tiny_plan):
     plan = tiny_plan(federation={"strategy": "DifferentialPrivacyServerSideFixedClipping", "strategy_params": FIXED})
-    assert all(any("No protection from the server" in text for text in plan.cautions_of(c)) for c in CLIENTS)
-    assert not any("No protection" in text for text in tiny_plan().cautions_of(0))
+    assert all(any("no protection from the server" in text for text in plan.cautions_of(c)) for c in CLIENTS)
+    assert not any("no protection" in text for text in tiny_plan().cautions_of(0))
 
 
 def test_flowers_adaptive_norm_shrinks_while_all_are_clipped_and_scales_the_noise_after_it(tiny_scenario):

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from opacus.accountants.analysis.gdp import eps_from_mu
 
 from fedsim import gaussian_dp
+from fedsim.scenario import load
 from fedsim.strategies.building import STRATEGIES
 from fedsim.strategies.central_privacy import DELTA, caution, global_models_budget, is_central, unaccounted
 
@@ -20,7 +22,7 @@ def test_the_wrappers_of_flower_are_told_from_its_other_strategies():
 
 @pytest.mark.parametrize("name", FIXED + ADAPTIVE)
 def test_every_wrapper_is_said_to_protect_nothing_from_the_server(name):
-    assert "No protection from the server itself, and no epsilon against it" in caution(name)
+    assert "no protection from the server itself, and gives no epsilon against it" in caution(name)
     assert ("clipped and without that noise" in caution(name)) == ("ClientSide" in name)
     assert "it sees their sum without that noise" in caution(name, True)
 
@@ -62,3 +64,20 @@ def test_a_replaced_update_moves_flowers_average_by_no_more_than_is_accounted():
     mu = np.linalg.norm(average - other) / (multiplier * norm / 3)
     found = global_models_budget(multiplier, 3, [counts]).epsilon
     assert found == pytest.approx(gaussian_dp.gaussian_epsilon(float(mu), DELTA))
+
+
+def test_the_epsilons_in_the_gallery_are_those_of_its_scenario():
+    root = Path(__file__).parents[2]
+    scenario = load(root / "scenarios" / "flower_privacy.yaml")[0]
+    rounds, clients = scenario.federation.rounds, scenario.federation.clients
+    multiplier = scenario.federation.strategy_params["noise_multiplier"]
+    counts = dict.fromkeys(range(clients), 1)
+    expected = [global_models_budget(multiplier, clients, [counts] * rounds).epsilon]
+    for part in scenario.defenses:
+        given = part.params
+        sigma = given["sensitivity"] * math.sqrt(2 * math.log(1.25 / given["delta"])) / given["epsilon"]
+        mu = math.sqrt(rounds) * 2 * given["clipping_norm"] / sigma
+        expected.append(gaussian_dp.gaussian_epsilon(mu, given["delta"]))
+    table = (root / "scenarios" / "README.md").read_text().split("<!-- table: flower_privacy -->")[1]
+    headings = [line.split("|")[1] for line in table.split("<!-- end -->")[0].splitlines() if "epsilon" in line]
+    assert [float(heading.split()[-1]) for heading in headings] == pytest.approx(expected, rel=3e-2)
