@@ -254,6 +254,24 @@ TABLES = {
             Line("5, `LocalDpMod` with a smaller `sensitivity`, epsilon 1.4e6", Pick(clients=(5,))),
         ),
     ),
+    "precode": Table(
+        Pick(run="precode"),
+        "one image a gradient, mean of 4",
+        (
+            Line("without", Pick(run="precode_plain")),
+            Line("with the bottleneck"),
+        ),
+        (
+            Line("`patch_embedding`: PSNR, dB", Pick(attack="patch_embedding"), "{psnr.mean:.1f}"),
+            Line(
+                "`gradient_matching`, 150 steps: PSNR, dB",
+                Pick(attack="gradient_matching"),
+                "{psnr.mean:.1f}",
+            ),
+            Line("own mean color (control), dB", Pick(attack="patch_embedding"), "{own_mean.psnr.mean:.1f}"),
+            Line("`label_recovery`: recall", Pick(attack="label_recovery"), "{label_recall.mean:.2f}"),
+        ),
+    ),
     "head_only": _fewer_tensors("head_only"),
     "lora": _fewer_tensors("lora"),
     "soft_labels": Table(

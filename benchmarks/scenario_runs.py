@@ -94,6 +94,7 @@ RUNS = {
                 "quantized_updates",
                 "update_defenses",
                 "flower_privacy",
+                "precode",
                 "soft_labels",
                 "label_rules",
                 "vit_base_224",
@@ -105,6 +106,7 @@ RUNS = {
                 "lora",
             )
         ),
+        Run("precode_plain", "precode", ("model.precode=null",)),
         Run(
             "flower_privacy_plain",
             "flower_privacy",
