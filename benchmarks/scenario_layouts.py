@@ -237,6 +237,41 @@ TABLES = {
             Line("`layer_noise`, `probe: signs`", Pick(clients=(11,))),
         ),
     ),
+    "flower_privacy": Table(
+        Pick(run="flower_privacy", attack="patch_embedding"),
+        "clients",
+        (
+            Line("PSNR of `patch_embedding`, dB, mean of 4 images each", cell="{psnr.mean:.1f}"),
+            Line("own mean color (control)", cell="{own_mean.psnr.mean:.1f}"),
+            Line("verdict", cell="{verdict[images]}"),
+            Line("labels: recall of `label_recovery`", Pick(attack="label_recovery"), "{label_recall.mean:.2f}"),
+            Line("verdict", Pick(attack="label_recovery"), "{verdict[labels]}"),
+        ),
+        (
+            Line("0 to 3, no noise anywhere (`FedAvg`)", Pick(run="flower_privacy_plain", clients=(0, 1, 2, 3))),
+            Line("0 to 3, noise on the server, epsilon of the global models 4.4", Pick(clients=(0, 1, 2, 3))),
+            Line("4, `LocalDpMod`, epsilon 3.5", Pick(clients=(4,))),
+            Line("5, `LocalDpMod` with a smaller `sensitivity`, epsilon 1.4e6", Pick(clients=(5,))),
+        ),
+    ),
+    "precode": Table(
+        Pick(run="precode"),
+        "one image a gradient, mean of 4",
+        (
+            Line("without", Pick(run="precode_plain")),
+            Line("with the bottleneck"),
+        ),
+        (
+            Line("`patch_embedding`: PSNR, dB", Pick(attack="patch_embedding"), "{psnr.mean:.1f}"),
+            Line(
+                "`gradient_matching`, 150 steps: PSNR, dB",
+                Pick(attack="gradient_matching"),
+                "{psnr.mean:.1f}",
+            ),
+            Line("own mean color (control), dB", Pick(attack="patch_embedding"), "{own_mean.psnr.mean:.1f}"),
+            Line("`label_recovery`: recall", Pick(attack="label_recovery"), "{label_recall.mean:.2f}"),
+        ),
+    ),
     "head_only": _fewer_tensors("head_only"),
     "lora": _fewer_tensors("lora"),
     "soft_labels": Table(

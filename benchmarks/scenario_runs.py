@@ -93,6 +93,8 @@ RUNS = {
                 "dp_sgd",
                 "quantized_updates",
                 "update_defenses",
+                "flower_privacy",
+                "precode",
                 "soft_labels",
                 "label_rules",
                 "vit_base_224",
@@ -103,6 +105,12 @@ RUNS = {
                 "head_only",
                 "lora",
             )
+        ),
+        Run("precode_plain", "precode", ("model.precode=null",)),
+        Run(
+            "flower_privacy_plain",
+            "flower_privacy",
+            ("federation.strategy=FedAvg", "federation.strategy_params={}", "defenses=[]"),
         ),
         *(
             Run(f"secure_aggregation_{clients}", "secure_aggregation", (f"federation.clients={clients}",))

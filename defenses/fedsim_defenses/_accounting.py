@@ -8,7 +8,12 @@ import warnings
 from typing import Any, Literal
 
 from fedsim import gaussian_dp
+from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON, PrivacyBudget
 from fedsim.errors import FedsimError
+
+DRAWN_FROM_THE_SEED = (
+    "The noise is drawn from the scenario's seed; a deployment needs randomness that nobody can repeat."
+)
 
 # Above the errors of floats, so that no epsilon is stated below the exact one; far below three digits.
 _SLACK = 1e-12
@@ -39,6 +44,22 @@ def gaussian_epsilon(noise_ratio: float, releases: int, delta: float) -> float:
         raise ValueError(f"delta: expected a number between 0 and 1, both excluded, got {delta}.")
     exact = gaussian_dp.gaussian_epsilon(math.sqrt(releases) / noise_ratio, delta * (1 - _SLACK))
     return exact * (1 + _SLACK) + _SLACK if exact else 0.0
+
+
+def weaknesses(budget: PrivacyBudget) -> list[str]:
+    """Return why a guarantee after one round is not worth the name, one sentence each; empty where it is."""
+    found = []
+    if budget.epsilon > MEANINGFUL_EPSILON:
+        found.append(
+            f"Epsilon is {budget.epsilon:.3g} after one round (delta {budget.delta:g}, {budget.neighbors}): no meaningful "
+            "guarantee, whatever the attacks tried here achieve."
+        )
+    if budget.delta > MEANINGFUL_DELTA:
+        found.append(
+            f"Delta is {budget.delta:g}: with this probability the guarantee fails altogether, so that no epsilon makes it "
+            f"one. Set it to {MEANINGFUL_DELTA:g} or below."
+        )
+    return found
 
 
 Accountant = Literal["rdp", "prv"]

@@ -55,7 +55,7 @@ def per_image(model: nn.Module, images: Images, labels: Labels) -> PerImage:
     parameters = {name: parameter.detach() for name, parameter in models.trained(model).items()}
 
     def loss(parameters: _Gradients, image: Tensor, label: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(functional_call(model, parameters, (image[None],)), label[None])
+        return models.training_loss(model, functional_call(model, parameters, (image[None],)), label[None])
 
     each = vmap(grad_and_value(loss), in_dims=(None, 0, 0), randomness="different")
     with models.unfused_attention(model):  # fused kernels have no rule for vmap

@@ -27,9 +27,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON, ClientContext, Defense, PrivacyBudget
+from fedsim.defense import ClientContext, Defense, PrivacyBudget
 from fedsim.exchange import Update, UpdateEffects
-from fedsim_defenses._accounting import gaussian_epsilon
+from fedsim_defenses._accounting import DRAWN_FROM_THE_SEED, gaussian_epsilon, weaknesses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +82,7 @@ class DPNoise(Defense):
         budget = self._budget(1)
         if budget is None:
             return ("Clipping without noise scales the update and hides nothing: no guarantee.",)
-        found = ["The noise is drawn from the scenario's seed; a deployment needs randomness that nobody can repeat."]
-        if budget.epsilon > MEANINGFUL_EPSILON:
-            found.append(
-                f"Epsilon is {budget.epsilon:.3g} after one round (delta {self.delta:g}, {self.neighbors}): no "
-                "meaningful guarantee, whatever the attacks tried here achieve."
-            )
-        if budget.delta > MEANINGFUL_DELTA:
-            found.append(
-                f"Delta is {self.delta:g}: with this probability the guarantee fails altogether, so that no epsilon makes it "
-                f"one. Set it to {MEANINGFUL_DELTA:g} or below."
-            )
-        return tuple(found)
+        return (DRAWN_FROM_THE_SEED, *weaknesses(budget))
 
     def protect_update(self, update: Update, context: ClientContext, generator: torch.Generator) -> Update:
         """Return the update clipped and noised: the same names, order, shapes and types.

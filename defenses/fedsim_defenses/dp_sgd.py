@@ -46,7 +46,7 @@ from fedsim.defense import (
     acts_in_training,
 )
 from fedsim.errors import ScenarioError
-from fedsim_defenses._accounting import Accountant, History, subsampled_epsilon
+from fedsim_defenses._accounting import DRAWN_FROM_THE_SEED, Accountant, History, subsampled_epsilon
 from fedsim_defenses._per_image import clipped_sum
 
 NEIGHBORS = "add_remove of one image"
@@ -176,7 +176,7 @@ class DPSGD(Defense):
         if not self.noise_multiplier:
             return ("Clipping without noise bounds the weight of an image and hides nothing: no guarantee.",)
         found = [
-            "The noise is drawn from the scenario's seed; a deployment needs randomness that nobody can repeat.",
+            DRAWN_FROM_THE_SEED,
             "The guarantee is one for each single image, not for what many images of a client have in common. It covers the "
             "update, not the number of images and the training loss that the client reports too.",
         ]

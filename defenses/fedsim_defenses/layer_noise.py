@@ -140,7 +140,7 @@ def sensitivities(
     """
     inputs, parameters = images.detach().clone().requires_grad_(), list(models.trained(model).values())
     with evaluated(model), models.unfused_attention(model), torch.enable_grad():
-        loss = nn.functional.cross_entropy(model(inputs), labels)
+        loss = models.training_loss(model, model(inputs), labels)
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         found = []
         for gradient in gradients:

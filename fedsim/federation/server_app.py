@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedsim import wire
+from fedsim.defense import PrivacyBudget
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation import training
 from fedsim.federation.aggregation import CheckedStrategy, Warnings
@@ -34,6 +36,8 @@ from fedsim.recording.records import SCHEMA
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import load
 from fedsim.seeds import seeded
+from fedsim.strategies import central_privacy
+from fedsim.strategies.building import all_parameters
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +123,7 @@ class _RoundLog:
         self._recorder: Recorder | None = None
         self._replayer: Replayer | None = None
         self._known: dict[int, RoundLine] = {}
+        self._released: dict[int, dict[int, int]] = {}
         self._started = time.monotonic()
 
     def recorded(self, grid: Grid, folder: RunFolder, client_of: Mapping[int, int], check: ReplyCheck) -> Grid:
@@ -179,12 +184,35 @@ class _RoundLog:
         seconds, self._started = now - self._started, now
         participants = list(folder.captured(round))
         sides = {client: folder.read_side(round, client) for client in participants}
-        return {
+        exchanged: RoundLine = {
             "participants": participants,
             "failed": {str(client): text for client, text in sorted(folder.failures(round).items())},
             "epsilon": {str(c): side[wire.PRIVACY] for c, side in sides.items() if wire.PRIVACY in side},
-            "seconds": float(f"{seconds:.4g}"),
         }
+        released = self._global_models_budget(folder, round)
+        if released is not None:
+            finite = released.epsilon if math.isfinite(released.epsilon) else None
+            exchanged["global_model_epsilon"] = {**asdict(released), "epsilon": finite}
+        return {**exchanged, "seconds": float(f"{seconds:.4g}")}
+
+    def _global_models_budget(self, folder: RunFolder, round: int) -> PrivacyBudget | None:
+        """Return what the strategy's noise promises against observers of the global models alone; None where nothing."""
+        part = self._plan.scenario.federation
+        if not central_privacy.is_central(part.strategy) or round == 0:
+            return None
+        # Flower clips no parameter that is a single number.
+        has_bare = any(tensor.ndim == 0 for tensor in self._plan.initial_weights().values())
+        if has_bare or central_privacy.unaccounted(part.strategy, part.strategy_params) is not None:
+            return None
+        for one in range(1, round + 1):
+            if one not in self._released:
+                # A wrapper releases no average of a round in which a client failed.
+                clients = () if folder.failures(one) else folder.captured(one)
+                self._released[one] = {c: folder.reported_examples(folder.read_header(one, c)) for c in clients}
+        params = all_parameters(part)
+        sampled, multiplier = int(params["num_sampled_clients"]), float(params["noise_multiplier"])
+        rounds = (self._released[one] for one in range(1, round + 1))
+        return central_privacy.global_models_budget(multiplier, sampled, rounds)
 
 
 def _compare(folder: RunFolder, known: RoundLine, made: RoundLine) -> None:

@@ -18,7 +18,7 @@ from fedsim.data.batches import Inputs
 from fedsim.defense import MEANINGFUL_DELTA, ClientContext, Defense, LocalStep, PrivacyBudget
 from fedsim.exchange import Update
 from fedsim.federation.validity import examples_fault, tensors_fault
-from fedsim.models import matches, shared_state, trained
+from fedsim.models import matches, shared_state, trained, training_loss
 from fedsim.planning.context import decay_exempt
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedDefense
@@ -402,8 +402,8 @@ def _batch_fault(images: Any, labels: Any, given: Tensor) -> str | None:
 
 
 def plain_step(step: LocalStep) -> Tensor:
-    """Forward, mean cross-entropy, backward: the innermost step of every client."""
-    loss = nn.functional.cross_entropy(step.model(step.images), step.labels)
+    """Forward, mean cross-entropy and what the model adds to it, backward: the innermost step of every client."""
+    loss = training_loss(step.model, step.model(step.images), step.labels)
     torch.autograd.backward(loss)
     return loss.detach()
 

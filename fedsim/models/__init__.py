@@ -21,11 +21,13 @@ from fedsim.models.interface import (
     unfused_attention,
 )
 from fedsim.models.lora import LoRALinear, merged
+from fedsim.models.precode import BottleneckedLinear, training_loss
 from fedsim.models.trainable import freeze_others, matches
 from fedsim.models.trial import draws_in_training
 from fedsim.models.vit import KWARGS, is_vit
 
 __all__ = [
+    "BottleneckedLinear",
     "KWARGS",
     "Built",
     "Features",
@@ -52,5 +54,6 @@ __all__ = [
     "shared_buffers",
     "shared_state",
     "trained",
+    "training_loss",
     "unfused_attention",
 ]

@@ -11,7 +11,9 @@ from torch import nn
 
 from fedsim.errors import ScenarioError, nearest
 from fedsim.models import custom, hub_weights, trial, vit, weights
+from fedsim.models.interface import ModelInterfaceError, head_names
 from fedsim.models.lora import add_lora
+from fedsim.models.precode import add_precode
 from fedsim.models.weights import in_one_line
 from fedsim.presets import PRESETS
 from fedsim.scenario import ModelPart, NormalizationPart
@@ -83,8 +85,24 @@ def build_with_notes(
     if part.lora is not None:
         with seeded(seed, "lora"):
             add_lora(model, part.lora)
+    if part.precode is not None:
+        _add_precode(model, part, seed)
     _set_normalization(model, part.name, part.normalization, channels)
     return Built(model.eval(), (*notes, *trial.run(model, part, num_classes, (channels, *size), seed)))
+
+
+def _add_precode(model: nn.Module, part: ModelPart, seed: int) -> None:
+    assert part.precode is not None
+    if part.lora is not None:
+        raise ScenarioError(
+            "model.precode", "model.lora freezes all but its own changes and the classifier. Leave one of both out."
+        )
+    try:
+        heads = [names.weight.rpartition(".")[0] for names in head_names(model)]
+    except ModelInterfaceError as error:
+        raise ScenarioError("model.precode", f"{error} The bottleneck is before one. Leave it out.") from None
+    with seeded(seed, "precode"):
+        add_precode(model, part.precode, heads)
 
 
 def _no_weights(name: str) -> ScenarioError:

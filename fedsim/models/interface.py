@@ -19,6 +19,7 @@ from fedsim.applicability import ModelFact
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Normalization
 from fedsim.models.first_block import AprilBlock
+from fedsim.models.precode import BottleneckedLinear, training_loss
 
 Features = Float[Tensor, "batch embed"]
 Patches = Tensor  # (batch, patch, values): values in the order channel, row, column of the projection's kernel
@@ -163,6 +164,8 @@ def prefix_rows(model: nn.Module) -> int:
 def head_inputs(model: nn.Module, images: Images) -> tuple[Features, ...]:
     """Return what reaches each linear classifier, one row an image, in the order of `head_names`.
 
+    Behind a bottleneck (`model.precode`) that is what the bottleneck gives.
+
     Args:
         model: in the mode it is in; left as it is.
         images: normalized model input.
@@ -171,7 +174,12 @@ def head_inputs(model: nn.Module, images: Images) -> tuple[Features, ...]:
     caught: list[list[Tensor]] = [[] for _ in modules]
     with contextlib.ExitStack() as hooks:
         for module, rows in zip(modules, caught, strict=True):
-            handle = module.register_forward_pre_hook(lambda _, inputs, rows=rows: rows.append(inputs[0]))
+            if isinstance(module, BottleneckedLinear):
+                handle = module.bottleneck.register_forward_hook(
+                    lambda _, inputs, output, rows=rows: rows.append(output)
+                )
+            else:
+                handle = module.register_forward_pre_hook(lambda _, inputs, rows=rows: rows.append(inputs[0]))
             hooks.callback(handle.remove)
         for part in torch.split(images, _CHUNK):
             model(part)
@@ -193,12 +201,12 @@ def unfused_attention(model: nn.Module) -> Iterator[None]:
 
 
 def gradient_of(model: nn.Module, images: Images, labels: Tensor) -> dict[str, Tensor]:
-    """Return the gradient of the mean cross-entropy by trained parameter's name; the model's own `.grad` stays untouched.
+    """Return the gradient of what a local step minimizes by trained parameter's name; the model's own `.grad` stays untouched.
 
     Parameters that the loss does not reach have a zero gradient.
     """
     names, parameters = zip(*trained(model).items(), strict=True)
-    loss = nn.functional.cross_entropy(model(images), labels)
+    loss = training_loss(model, model(images), labels)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, gradients, strict=True)}
 

@@ -140,6 +140,16 @@ def check_accumulation(
             )
 
 
+def check_bottleneck(scenario: Scenario) -> None:
+    """Refuse a bottleneck that would draw nothing."""
+    if scenario.model.precode is not None and scenario.training.mode == "eval":
+        raise ScenarioError(
+            "training.mode",
+            "got eval, in which the bottleneck of model.precode draws nothing and hides nothing. Set it to train, or leave "
+            "model.precode out.",
+        )
+
+
 def check_sums(scenario: Scenario, attacks: tuple[PlannedAttack, ...]) -> None:
     """Refuse what is about single clients where the server sees the sums of rounds alone."""
     if scenario.threat.sees != "aggregate":

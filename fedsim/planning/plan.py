@@ -24,6 +24,7 @@ from fedsim.planning.context import client_context
 from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, cautions, client_cautions
 from fedsim.recording.observed import Captured
 from fedsim.scenario import Scenario
+from fedsim.strategies.central_privacy import caution, is_central
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +206,8 @@ class Plan:
             for planned in self.defenses_of(client)
             for text in client_cautions(planned, self.context_of(client))
         ]
+        if is_central(self.scenario.federation.strategy):
+            stated.append(caution(self.scenario.federation.strategy, self.sees_sums))
         asked, held = self.scenario.training.batch_size, len(self.data.partition[client])
         if asked > held:
             stated.append(

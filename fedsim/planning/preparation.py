@@ -23,6 +23,7 @@ from fedsim.exchange import SCOPES
 from fedsim.models.correspondence import Correspondence, ForeignArraysError, correspond
 from fedsim.planning.checks import (
     check_accumulation,
+    check_bottleneck,
     check_coverage,
     check_inputs,
     check_memory_limit,
@@ -64,6 +65,7 @@ def make(scenario: Scenario) -> Plan:
     check_schedule(scenario)
     data = load_data(scenario.data, clients, scenario.seed)
     check_inputs(scenario, data)
+    check_bottleneck(scenario)
     skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
     check_promises(scenario, data, skeleton, defenses)
     check_order(scenario, data, skeleton, defenses)

@@ -363,6 +363,7 @@ class Round(Line):
     participants: Many[Count] = ()
     failed: dict[Number, str] = {}
     epsilon: dict[Number, Budget] = {}
+    global_model_epsilon: Budget | None = None
     seconds: Value | None = None
     warnings: Many[str] = ()
 

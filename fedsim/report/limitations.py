@@ -12,6 +12,7 @@ from fedsim.recording.run_data import RunData
 from fedsim.report.naming import Naming
 from fedsim.report.overview import clients_named, enumerated
 from fedsim.report.summaries import Summary
+from fedsim.strategies.central_privacy import caution, is_central, unaccounted
 from fedsim.verdicts.separation import of_run
 
 _FEW = 10
@@ -100,6 +101,7 @@ def limits(run: RunData, summaries: Sequence[Summary]) -> list[str]:
         *_unaudited(run),
         *_sums(run),
         *_untold(run),
+        *_central(run),
         *_unavailable(summaries),
         *_few_examples(summaries),
         *_warned(run),
@@ -158,6 +160,27 @@ def _sums(run: RunData) -> list[str]:
         "Attacks saw sums over clients, as under an ideal secure aggregation: real protocols may reveal more. What leaks of a "
         f"sum need not be of a known client.{apart}"
     ]
+
+
+def _central(run: RunData) -> list[str]:
+    """Return from whom noise on the server protects: from observers of the global models, never from the server."""
+    federation = run.part("federation")
+    strategy = str(federation.get("strategy") or "")
+    if run.is_observed or not is_central(strategy):
+        return []
+    stated = [line.global_model_epsilon for line in run.rounds if line.global_model_epsilon is not None]
+    if stated:
+        last = stated[-1]
+        epsilon = "none that is finite" if last.epsilon is None else f"{last.epsilon:.3g}"
+        released = (
+            f"Against observers who get the global models and nothing else, the epsilon of these is {epsilon} (delta "
+            f"{last.delta:g}, {last.neighbors}, sampling not counted)."
+        )
+    else:
+        params = federation.get("strategy_params")
+        reason = unaccounted(strategy, params if isinstance(params, dict) else {})
+        released = f"None is stated against observers of the global models either{f': {reason}' if reason else ''}."
+    return [f"{caution(strategy, run.sees_sums)} {released}"]
 
 
 def _unavailable(summaries: Sequence[Summary]) -> list[str]:

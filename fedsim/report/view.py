@@ -205,6 +205,7 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         ("Clients share", run.part("training").get("shares")),
         ("Trained and sent", _patterns(run.part("training").get("trainable"))),
         ("LoRA", _lora(run.part("model").get("lora"))),
+        ("PRECODE", _precode(run.part("model").get("precode"))),
         ("Position embedding", _fixed(run.part("model").get("position_embedding"))),
         ("Batch size", run.part("training").get("batch_size")),
         ("Schedule", _schedule(run.part("training").get("schedule") or {})),
@@ -229,6 +230,12 @@ def _lora(part: Any) -> str | None:
         return None
     head = "with the head" if part.get("train_head") else "without the head"
     return f"rank {part.get('rank')} of {_patterns(part.get('targets'))}, {head}; the rest is frozen"
+
+
+def _precode(part: Any) -> str | None:
+    if not isinstance(part, Mapping):
+        return None
+    return f"a bottleneck of {part.get('size')} before the classifier, beta {part.get('beta')}; no formal guarantee"
 
 
 def _fixed(kind: Any) -> str | None:

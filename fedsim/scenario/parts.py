@@ -157,6 +157,19 @@ class LoRAPart(_Part):
     """Whether the classifier is trained and sent too."""
 
 
+class PrecodePart(_Part):
+    """PRECODE (Scheliga et al. 2022): a variational bottleneck before the classifier, of which training draws.
+
+    The loss of a local step gains `beta` times the KL divergence of what is drawn from a standard normal one. It needs
+    `training.mode: train`, since evaluation draws nothing. No formal guarantee.
+    """
+
+    size: Annotated[int, Field(ge=1, le=MOST_RANK), _NO_BOOLEAN] = 256
+    """Numbers that are drawn for an image; 256 in the paper."""
+    beta: Annotated[float, Field(ge=0, allow_inf_nan=False), _NO_BOOLEAN] = 0.001
+    """Weight of the KL divergence in the loss; 0.001 in the paper."""
+
+
 class ModelPart(_Part):
     """A model of timm, one of fedsim's presets, or a "module:factory" of one's own that returns a torch module.
 
@@ -181,6 +194,8 @@ class ModelPart(_Part):
     """`sincos` gives a Vision Transformer a fixed table of sines and cosines, which is neither trained nor sent."""
     lora: LoRAPart | None = None
     """Trains low-rank changes of some layers and freezes the rest."""
+    precode: PrecodePart | None = None
+    """Puts a variational bottleneck before the classifier."""
 
 
 class FederationPart(_Part):

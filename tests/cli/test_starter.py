@@ -18,6 +18,7 @@ NO_DEFAULT = {
     "mixup": 1.0,
     "trainable": ["head.*"],
     "lora": {"rank": 4},
+    "precode": {"size": 256, "beta": 0.001},
     "attack_memory": 4096,
 }
 DATA = {"name": "folder", "path": "images"}

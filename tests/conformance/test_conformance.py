@@ -32,6 +32,7 @@ FOLDERS = {"attacks": ROOT / "attacks", "defenses": ROOT / "defenses"}
 # Parameters with which a defense does something, where its defaults do nothing or little.
 STRONG: dict[str, dict[str, Any]] = {
     "dp_noise": {"clip_norm": 1.0, "noise_multiplier": 0.1},
+    "flower_mod": {"mod": "LocalDpMod", "sensitivity": 2.0, "epsilon": 8.0, "delta": 1e-5},
     "mjp": {"gamma": 0.5, "p_apply": 0.5, "warmup": 0.5},
     "partial_sharing": {"hidden": ("pos_embed", "*.bias"), "keeps": "local"},
 }

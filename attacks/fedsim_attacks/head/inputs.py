@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedsim import models
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Labels, Observation
 from fedsim_attacks.head.features import recover_features
@@ -39,4 +40,5 @@ def head_input(model: nn.Module, images: Images) -> Float[Tensor, "batch embed"]
     """Return what reaches the classifier of a timm ViT, differentiable."""
     tokens = model.forward_features(images)  # type: ignore[operator]
     found: Tensor = model.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
-    return found
+    head = getattr(model, "head", None)
+    return head.bottleneck(found) if isinstance(head, models.BottleneckedLinear) else found

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedsim import models
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Observation
 from fedsim_attacks.head.classifier import read_classifier
@@ -164,6 +165,8 @@ def _bias_gradient(gradients: list[ClassVector | None]) -> ClassVector | None:
 
 def _feature_norm(model: nn.Module, heads: int) -> FeatureNorm | None:
     """Return timm's last layer norm where its output reaches the classifier as it is: no pooling in between."""
+    if isinstance(getattr(model, "head", None), models.BottleneckedLinear):
+        return None
     last = getattr(model, "fc_norm", None)
     if not isinstance(last, nn.LayerNorm):
         last = model.norm if getattr(model, "global_pool", None) == "token" else None

@@ -29,6 +29,7 @@ from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from fedsim import models
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Labels
 from fedsim.labels import distributions
@@ -126,6 +127,8 @@ class _Parts(NamedTuple):
         beside = (attention.q_norm, attention.k_norm, attention.norm, mlp.norm, model.fc_norm)
         if attention.gate is not None or not all(isinstance(module, nn.Identity) for module in beside):
             raise AttackRefusedError("the last block or the classifier has a norm or a gate beside the usual ones.")
+        if isinstance(model.head, models.BottleneckedLinear):
+            raise AttackRefusedError("the classifier is behind a bottleneck (model.precode).")
         norms = tuple(cast(nn.LayerNorm, norm) for norm in (block.norm1, block.norm2, model.norm))
         if not all(isinstance(norm, nn.LayerNorm) and norm.elementwise_affine for norm in norms):
             raise AttackRefusedError("the last block's norms are no layer norms with weights.")

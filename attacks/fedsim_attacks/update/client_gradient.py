@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fedsim import models
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Images, Labels, Observation, TrainingKnowledge
 from fedsim.labels import distributions, smooth
@@ -90,7 +91,7 @@ class ClientGradient(ABC):
         return len(list(self.model.named_parameters())) < len(list(self.model.named_parameters(remove_duplicate=False)))
 
     def loss(self, weights: Parameters, images: Images, variables: Mapping[str, Tensor], rows: slice) -> Scalar:
-        """Return the mean cross-entropy of some of the images at given weights.
+        """Return what a client's step minimizes, the mean over some of the images, at given weights.
 
         Args:
             weights: of the names; all others are the global ones.
@@ -102,7 +103,7 @@ class ClientGradient(ABC):
         labels = self.labels if guessed is None else guessed.softmax(-1)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bfloat16):
             logits = self._logits(weights, images[rows])
-        return nn.functional.cross_entropy(logits.to(images.dtype), labels[rows])
+        return models.training_loss(self.model, logits.to(images.dtype), labels[rows])
 
     def _logits(self, weights: Parameters, images: Images) -> Tensor:
         used = self.used(weights)
