@@ -150,7 +150,8 @@ def localization_loss(
     """Dense absolute localization: mean absolute error of (row, column) read off the position table.
 
     `pca` has no parameters: coordinates are the projections on the two principal axes of the rows that count. The axes are
-    constants in the gradient, and each points where the error is smaller, since a principal axis has no sign.
+    constants in the gradient, and each points where the error is smaller, since a principal axis has no sign. On a square grid
+    rows and columns have equal variances, so that the axes may turn from step to step.
 
     Args:
         model: a ViT after `add_puzzle`.

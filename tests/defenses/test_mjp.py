@@ -252,17 +252,6 @@ def test_localization_by_pca_has_no_parameters_and_agrees_with_an_eigendecomposi
     torch.testing.assert_close(gradient[0, 1:][kept].double(), slope, atol=1e-5, rtol=1e-3)
 
 
-def test_localization_by_pca_makes_the_axes_those_of_rows_and_columns():
-    model = prepared_model(MJP(dal="pca"), embed_dim=16)
-    optimizer = torch.optim.SGD([model.pos_embed], lr=20.0)
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss = localization_loss(model, "pca", torch.ones(64, dtype=torch.bool))
-        loss.backward()
-        optimizer.step()
-    assert float(loss.detach()) < 0.5, "the mean place is wrong by two rows and two columns"
-
-
 @pytest.mark.parametrize(
     ("warmup", "progress", "share"),
     [(0.2, 0.0, 0.0), (0.2, 0.1, 0.5), (0.2, 0.2, 1.0), (0.2, 0.6, 0.75), (0.0, 0.0, 1.0), (0.0, 0.5, 0.75)],
