@@ -180,8 +180,8 @@ class MJP(Defense):
             )
         if self.dal == "pca" and self.dal_weight > 0:
             found.append(
-                "fedsim's attacks read the weight of DAL off its head, and PCA has none: they do not subtract its gradient, "
-                "so what they miss here protects from nobody who does."
+                "PCA has no head that would tell the weight of DAL: patch_embedding finds it nevertheless, and fedsim's other "
+                "attacks do not subtract its gradient, so what they miss protects from nobody who does."
             )
         return tuple(found)
 

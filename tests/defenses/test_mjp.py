@@ -528,7 +528,7 @@ def test_closed_form_inversion_is_exact_without_mjp_and_weaker_the_more_is_maske
         (MJP(), "vit_mini", "Zero rows"),
         (MJP(), "vit_mini", "subtracts"),
         (MJP(warmup=0.5, rise="linear"), "vit_mini", "about 17% of the batches unmasked"),
-        (MJP(dal="pca"), "vit_mini", "they do not subtract its gradient"),
+        (MJP(dal="pca"), "vit_mini", "do not subtract its gradient"),
     ],
 )
 def test_cautions_name_what_stays_unprotected(defense, preset, phrase):
