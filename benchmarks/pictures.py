@@ -56,8 +56,8 @@ First `picture` became `image` in names and messages. Then attacks learned of dr
 clipped local steps, and another attack joined. What they find without these is the same to the last digit: `quickstart`,
 `mjp_gamma` and `dp_noise_sweep`, run again (`benchmarks/scenario_tables.py --run`), gave the same files but for digests and
 seconds. Then the localization loss of `mjp` was subtracted from batches that are not masked and where it has no head, of which
-no row is: round 1 of `mjp_gamma` stayed the same; later rounds move in the fourth digit, for the server averages the parameters
-of `mjp` over those who train them.
+no row is: `dp_noise_sweep` and round 1 of `mjp_gamma` stayed the same. Later rounds of that move in the fourth digit, for the
+server averages the parameters of `mjp` over those who train them.
 """
 
 
