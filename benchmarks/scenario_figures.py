@@ -2,7 +2,7 @@
 
 Text is a format string; its names are metrics (`{psnr.mean:.1f}`), controls (`{own_mean.psnr.mean:.1f}`), what a metric
 is beyond a control (`{beyond_own_mean.psnr.mean:+.1f}`), and `seconds`, `accuracy`, `verdict`, `defenses`. A figure is a
-`Statistic` of the picked records, one value each.
+`Statistic` of the picked records, one value each; `{evaluations[NAME]:.2f}` is a score of the run's evaluators.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ def figures(pick: Pick) -> dict[str, Any]:
     assert pick.run is not None
     content = stored(pick.run)
     records = [record for record in content["records"] if pick.takes(record)]
-    if not records:
+    evaluations = content.get("evaluations", {})
+    if not records and not evaluations:
         raise ValueError(f"no record of {pick}")
     names: dict[str, Any] = {
         metric: _statistic(records, partial(_score, metric=metric), metric)
@@ -140,10 +141,11 @@ def figures(pick: Pick) -> dict[str, Any]:
         names[f"beyond_{control}"] = _namespace(records, control, _beyond)
     names["seconds"] = _statistic(records, itemgetter("seconds"))
     names["accuracy"] = content["accuracy"]
+    names["evaluations"] = evaluations
     names["defenses"] = _joined(" + ".join(f"`{name}`" for name in record["defenses"]) or "none" for record in records)
     names["verdict"] = {
         kind: _joined(content["verdicts"][str(record["client"])][kind] for record in records)
-        for kind in content["verdicts"].get(str(records[0]["client"]), {})  # of sums there are none
+        for kind in content["verdicts"].get(str(records[0]["client"]) if records else "", {})  # of sums there are none
     }
     return names
 

@@ -129,6 +129,51 @@ TABLES = {
             Line("5", Pick(clients=(5,))),
         ),
     ),
+    "mjp": Table(
+        ANY,
+        "clients with `mjp`, gamma 0.5",
+        (
+            Line("none", Pick(run="mjp_plain")),
+            Line("two of four", Pick(run="mjp")),
+            Line("all", Pick(run="mjp_all")),
+            Line("all, `dal: none`", Pick(run="mjp_without_dal")),
+        ),
+        (
+            Line(
+                "accuracy",
+                cell="{evaluations[accuracy, not shuffled]:.2f} [{evaluations[accuracy, not shuffled, 95% from]:.2f}, "
+                "{evaluations[accuracy, not shuffled, 95% to]:.2f}]",
+            ),
+            *(
+                Line(
+                    f"accuracy, {ratio:.0%} of the patches shuffled",
+                    cell=f"{{evaluations[accuracy at {ratio}]:.2f}} [{{evaluations[accuracy at {ratio}, 95% from]:.2f}}, "
+                    f"{{evaluations[accuracy at {ratio}, 95% to]:.2f}}]",
+                )
+                for ratio in (0.5, 0.9)
+            ),
+            *(
+                Line(
+                    f"consistency, {ratio:.0%} shuffled",
+                    cell=f"{{evaluations[consistency at {ratio}]:.2f}} [{{evaluations[consistency at {ratio}, 95% from]:.2f}}, "
+                    f"{{evaluations[consistency at {ratio}, 95% to]:.2f}}]",
+                )
+                for ratio in (0.5, 0.9)
+            ),
+            Line("most frequent answer (control)", cell="{evaluations[most frequent answer (control)]:.2f}"),
+            Line("DiffNorm, 50% shuffled", cell="{evaluations[DiffNorm at 0.5]:.2f}"),
+            Line("distance of two images (control)", cell="{evaluations[distance of two images (control)]:.2f}"),
+            Line("probe: error of row and column, patches", cell="{evaluations[error of row and column]:.2f}"),
+            Line(
+                "the same of a table of noise (control)",
+                cell="{evaluations[error of row and column, table of noise (control)]:.2f}",
+            ),
+            Line(
+                "the same of the mean place (control)",
+                cell="{evaluations[error of row and column, mean place (control)]:.2f}",
+            ),
+        ),
+    ),
     "mjp_gamma": Table(
         Pick(run="mjp_gamma"),
         "gamma",

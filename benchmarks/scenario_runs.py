@@ -2,7 +2,7 @@
 
 A run is a scenario with the overrides that a reader types behind it; FOLDER stands for a folder of images. The JSON of
 a run holds the digest of the attacks' sources (`pictures.sources`), the version of torch, accuracy by round, the verdicts,
-and of every record the scores and controls.
+and of every record the scores and controls; where evaluators were asked, their scores after the last round.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ RUNS = {
             Run(name, name)
             for name in (
                 "quickstart",
+                "mjp",
                 "mjp_gamma",
                 "dp_noise_sweep",
                 "dp_sgd",
@@ -112,6 +113,9 @@ RUNS = {
             "flower_privacy",
             ("federation.strategy=FedAvg", "federation.strategy_params={}", "defenses=[]"),
         ),
+        Run("mjp_plain", "mjp", ("defenses=[]",)),
+        Run("mjp_all", "mjp", ("defenses=[{name: mjp, params: {gamma: 0.5}}]",)),
+        Run("mjp_without_dal", "mjp", ("defenses=[{name: mjp, params: {gamma: 0.5, dal: none}}]",)),
         *(
             Run(f"secure_aggregation_{clients}", "secure_aggregation", (f"federation.clients={clients}",))
             for clients in (1, 2, 4, 10)
@@ -204,6 +208,7 @@ def read(run: Run, folder: Path, pictures: Path | None) -> dict[str, Any]:
     environment = json.loads((folder / "environment.json").read_text())
     _check_sources(folder, environment["imported_from"]["fedsim_attacks"])
     summary = json.loads((folder / "summary.json").read_text())
+    asked = _evaluations(read_lines(folder / "evaluations.jsonl")) if scenario.evaluators else {}
     return {
         "scenario": run.scenario,
         "overrides": list(run.overrides),
@@ -211,6 +216,7 @@ def read(run: Run, folder: Path, pictures: Path | None) -> dict[str, Any]:
         "torch": environment["packages"]["torch"],
         "accuracy": [line["accuracy"] for line in read_lines(folder / "rounds.jsonl")],
         "verdicts": {client: found["kinds"] for client, found in summary["clients"].items()},
+        **({"evaluations": asked} if asked else {}),
         "records": list(_records(scenario, read_lines(folder / "records.jsonl"))),
     }
 
@@ -221,6 +227,11 @@ def _check_sources(folder: Path, of_run: str) -> None:
     started = (folder / "environment.json").stat().st_mtime
     if of_run != here or any(file.stat().st_mtime > started for file in Path(of_run).rglob("*.py")):
         raise StaleRunError(f"{folder}: run by {of_run}, which is not what is imported now or was edited since.")
+
+
+def _evaluations(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the scores of all evaluators by name, those of the last round that each was asked after."""
+    return {name: _rounded(value) for line in lines for name, value in line["scores"].items()}
 
 
 def _records(scenario: Scenario, lines: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

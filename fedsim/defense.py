@@ -153,8 +153,22 @@ class Defense(ABC):
 
         Called on the model of every client and of the server, also where the defense is off, so that all share the same
         parameter names; a model of a client without the defense must behave like the plain one. Extra parameters are
-        drawn from torch's global generator, which the caller has seeded.
+        drawn from torch's global generator, which the caller has seeded; `trains` tells which of them are trained when.
         """
+
+    def trains(self, name: str, round: int, rounds: int) -> bool:
+        """Return whether a client that carries this defense trains a parameter in a round; asked of those that it adds.
+
+        What a client does not train it does not send: where the strategy takes a plain mean, it is that of the clients that
+        do train the parameter. The round alone may decide, since the answer shows in the global model whatever noise a client
+        adds. A client without the defense trains none of its parameters.
+
+        Args:
+            name: of a parameter that `prepare_model` adds.
+            round: server round, from 1.
+            rounds: rounds of the scenario.
+        """
+        return True
 
     def begin_round(self, model: nn.Module, context: ClientContext) -> None:  # noqa: B027  (as above)
         """Change, in place, the weights that the client trains from: the round's global ones, before the first local step.

@@ -39,9 +39,13 @@ class PixelModel(nn.Module):
         super().__init__()
         self.model, self._normalization = model, normalization
 
+    def normalized(self, images: Images) -> Images:
+        """Return pixels as `model` takes them."""
+        return self._normalization.normalize(images)
+
     def forward(self, images: Images) -> Tensor:
         """Return the logits, one row an image."""
-        logits: Tensor = self.model(self._normalization.normalize(images))
+        logits: Tensor = self.model(self.normalized(images))
         return logits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -11,8 +12,35 @@ from torch import Tensor
 from fedsim.exchange import Images
 from fedsim.models import PatchGrid
 
+MaskKind = Literal["block", "random"]
+
 _TRIES = 10  # for one block, as in BEiT's code
 _ASPECT = 0.3  # narrowest block, BEiT algorithm 1: height over width between this and its inverse
+
+
+def draw_mask(
+    kind: MaskKind,
+    grid: PatchGrid,
+    target: int,
+    generator: torch.Generator,
+    smallest: int | None = None,
+    largest: int | None = None,
+) -> Bool[Tensor, " patch"]:
+    """Draw which patches a puzzle takes.
+
+    Args:
+        kind: `block`, rectangles as in the paper, which may fall short of the target; `random`, single patches.
+        grid: of the model.
+        target: patches to mask.
+        generator: of every draw.
+        smallest: see `block_mask`; None scales the paper's 8 of 196 to the grid.
+        largest: see `block_mask`; None scales the paper's 75 of 196 to the grid.
+    """
+    if kind == "random":
+        return random_mask(grid.count, target, generator)
+    least = smallest or max(1, round(8 * grid.count / 196))
+    most = largest or max(least, round(75 * grid.count / 196))
+    return block_mask(grid.rows, grid.columns, target, min(least, most), most, generator).flatten()
 
 
 def block_mask(

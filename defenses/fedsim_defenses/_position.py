@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from fedsim.errors import ScenarioError
 from fedsim.models import patch_grid
 
-Regressor = Literal["none", "linear", "nonlinear"]
-Mask = Bool[Tensor, " patch"]
+Regressor = Literal["none", "linear", "nonlinear", "pca"]
+Mask = Bool[Tensor, " patch"] | Bool[Tensor, "batch patch"]
+"""Which patches are occluded: alike in every image of a batch, or in each its own."""
 
 _UNKNOWN_STD = 0.02  # timm's own for position embeddings
 
@@ -41,7 +42,7 @@ class Puzzle(nn.Module):
         self.mask = None
 
     def add_regressor(self, kind: Regressor) -> None:
-        """Add the head of this kind, unless it is there."""
+        """Add the head of this kind, unless it is there; PCA has none."""
         width = self.unknown.shape[-1]
         if kind == "nonlinear" and kind not in self.regressors:
             self.regressors[kind] = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
@@ -59,10 +60,10 @@ class OccludableViT(VisionTransformer):
         if mask is None:
             return super()._pos_embed(x)
         assert table is not None
-        rows = nn.functional.pad(mask, (table.shape[1] - len(mask), 0))
+        rows = nn.functional.pad(mask, (table.shape[1] - mask.shape[-1], 0))
         # The stock method knows every variant (prefix tokens, resampling); it reads the table by this name.
         self._parameters["pos_embed"] = torch.where(  # type: ignore[assignment]
-            rows[:, None], self.mjp.unknown, table
+            rows[..., None], self.mjp.unknown, table
         )
         try:
             return super()._pos_embed(x)
@@ -138,13 +139,24 @@ def occluded(model: nn.Module, mask: Mask | None) -> Iterator[None]:
         puzzle.mask = None
 
 
-def localization_loss(model: nn.Module, kind: Literal["linear", "nonlinear"], kept: Mask) -> Float[Tensor, ""]:
+def has_unknown(model: nn.Module) -> bool:
+    """Return whether a model has an embedding of an unknown position: whether `add_puzzle` was called on it."""
+    return isinstance(model, OccludableViT)
+
+
+def localization_loss(
+    model: nn.Module, kind: Literal["linear", "nonlinear", "pca"], kept: Bool[Tensor, " patch"]
+) -> Float[Tensor, ""]:
     """Dense absolute localization: mean absolute error of (row, column) read off the position table.
+
+    `pca` has no parameters: coordinates are the projections on the two principal axes of the rows that count. The axes are
+    constants in the gradient, and each points where the error is smaller, since a principal axis has no sign. On a square grid
+    rows and columns have equal variances, so that the axes may turn from step to step.
 
     Args:
         model: a ViT after `add_puzzle`.
         kind: which regressor.
-        kept: patches whose positions count; at least one.
+        kept: patches whose positions count; at least one, and two for `pca`.
 
     Returns:
         The error in patches; it depends on weights alone.
@@ -152,5 +164,16 @@ def localization_loss(model: nn.Module, kind: Literal["linear", "nonlinear"], ke
     table: Tensor = model.pos_embed[0]  # type: ignore[index]
     grid = patch_grid(model)
     coordinates = torch.cartesian_prod(torch.arange(grid.rows), torch.arange(grid.columns)).to(table)
-    found: Tensor = _puzzle(model).regressors[kind](table[len(table) - grid.count :][kept])
-    return (found - coordinates[kept]).abs().mean()
+    rows, wanted = table[len(table) - grid.count :][kept], coordinates[kept]
+    if kind == "pca":
+        found = rows @ _principal_axes(rows.detach(), wanted)
+    else:
+        found = _puzzle(model).regressors[kind](rows)
+    return (found - wanted).abs().mean()
+
+
+def _principal_axes(rows: Float[Tensor, "patch embed"], wanted: Float[Tensor, "patch 2"]) -> Float[Tensor, "embed 2"]:
+    """Return the axes of the two largest variances, each with the sign that brings projections nearer to the coordinates."""
+    axes: Tensor = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[:2].T
+    errors = [(sign * rows @ axes - wanted).abs().sum(0) for sign in (1, -1)]
+    return axes * torch.where(errors[0] <= errors[1], 1.0, -1.0)

@@ -1,9 +1,10 @@
 """Wrappers around Flower's Grid, the one narrow place that every exchange passes.
 
-Strategies stay unchanged. From the strategy to the wire: `AppliedGradientsGrid` turns shared gradients into the weights
-that strategies expect, `OrderedGrid` puts nodes and replies into partition order, `ReplayingGrid` answers from an
-earlier, interrupted run, `ObservingGrid` shows every exchange to a callback as soon as it is complete, `CheckingGrid`
-turns a reply that is none of the model into a failure of its client.
+Strategies stay unchanged. From the strategy to the wire: `CompletingGrid` gives the reply of a client that does not train a
+parameter the mean of those that do, `AppliedGradientsGrid` turns shared gradients into the weights that strategies expect,
+`OrderedGrid` puts nodes and replies into partition order, `ReplayingGrid` answers from an earlier, interrupted run,
+`ObservingGrid` shows every exchange to a callback as soon as it is complete, `CheckingGrid` turns a reply that is none of the
+model into a failure of its client.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedsim import wire
 from fedsim.errors import FedsimError
@@ -353,6 +356,65 @@ class AppliedGradientsGrid(GridProxy):
             for name, weight in weights.items()
         }
         reply.content[wire.ARRAYS] = wire.to_arrays(stepped)
+
+
+class CompletingGrid(GridProxy):
+    """Averages a parameter over the clients that train it, for strategies that take the weighted mean of all replies.
+
+    What the other clients send of it is replaced by that mean, which leaves the mean of all as it is; where nobody trains it,
+    by the weights that were sent out. So a defense that adds parameters is not diluted by clients that do not carry it.
+    Captures, and so attacks, lie behind: they hold what was sent.
+
+    Args:
+        inner: the next grid; its replies hold weights.
+        untrained: node id and round -> names of parameters that the node's client leaves alone.
+    """
+
+    def __init__(self, inner: Grid, untrained: Callable[[int, int], Sequence[str]]) -> None:
+        super().__init__(inner)
+        self._untrained = untrained
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """See `Grid.send_and_receive`."""
+        requests = list(messages)
+        replies = list(self._inner.send_and_receive(requests, timeout=timeout))
+        if requests and requests[0].metadata.message_type == "train":
+            self._complete(requests[0], [reply for reply in replies if not reply.has_error()])
+        return replies
+
+    def _complete(self, request: Message, replies: Sequence[Message]) -> None:
+        config: Any = request.content[wire.CONFIG]
+        left = [set(self._untrained(reply.metadata.src_node_id, int(config[wire.ROUND]))) for reply in replies]
+        names = set[str]().union(*left)
+        if not names:
+            return
+        sent = wire.to_tensors(request.content[wire.ARRAYS])  # type: ignore[arg-type]
+        arrays = [wire.to_tensors(reply.content[wire.ARRAYS]) for reply in replies]  # type: ignore[arg-type]
+        counts = [_examples(reply) for reply in replies]
+        for name in names:
+            trained = [
+                (own[name], count)
+                for own, count, leaves in zip(arrays, counts, left, strict=True)
+                if name not in leaves
+            ]
+            mean = _mean(trained) if trained else sent[name]
+            for own, leaves in zip(arrays, left, strict=True):
+                if name in leaves:
+                    own[name] = mean
+        for reply, own, leaves in zip(replies, arrays, left, strict=True):
+            if leaves:
+                reply.content[wire.ARRAYS] = wire.to_arrays(own)
+
+
+def _mean(weighted: Sequence[tuple[Tensor, int]]) -> Tensor:
+    total = sum(count for _, count in weighted)
+    mean = torch.stack([tensor.double() * (count / total) for tensor, count in weighted]).sum(0)
+    return mean.to(weighted[0][0].dtype)
+
+
+def _examples(reply: Message) -> int:
+    metrics: Any = reply.content[wire.METRICS]
+    return int(metrics[wire.NUM_EXAMPLES])
 
 
 def _kind(reply: Message) -> str:

@@ -23,6 +23,7 @@ from fedsim.federation.capture import Recorder, Replayer, keep_refused
 from fedsim.federation.grid import (
     AppliedGradientsGrid,
     CheckingGrid,
+    CompletingGrid,
     Exchange,
     ObservingGrid,
     OrderedGrid,
@@ -38,6 +39,7 @@ from fedsim.scenario import load
 from fedsim.seeds import seeded
 from fedsim.strategies import central_privacy
 from fedsim.strategies.building import all_parameters
+from fedsim.strategies.constraints import MEAN_ALONE
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +88,8 @@ def server_app(
         grid = OrderedGrid(grid, client_of)
         if scenario.training.shares == "gradient":
             grid = AppliedGradientsGrid(grid, scenario.learning_rate)
+        if plan.added and scenario.federation.strategy in MEAN_ALONE:
+            grid = CompletingGrid(grid, lambda node, round: plan.untrained(client_of[node], round))
         # Strategies draw clients from `random` and noise from NumPy's global generator.
         try:
             with seeded(scenario.seed, "server"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool
@@ -46,6 +46,7 @@ class Plan:
         num_classes: outputs of the head.
         image_shape: channels, height, width of the model's input.
         evaluators: in the scenario's order.
+        added: parameter that a defense has added to the model -> the first defense that did.
     """
 
     scenario: Scenario
@@ -62,6 +63,7 @@ class Plan:
     captured: Captured | None = None
     matched: Correspondence | None = None
     evaluators: tuple[PlannedEvaluator, ...] = ()
+    added: Mapping[str, PlannedDefense] = field(default_factory=dict)
 
     @property
     def sees_sums(self) -> bool:
@@ -120,6 +122,20 @@ class Plan:
     def defenses_of(self, client: int) -> tuple[PlannedDefense, ...]:
         """Return the defenses that a client carries, in order of application."""
         return tuple(planned for planned in self.defenses if client in planned.clients)
+
+    def untrained(self, client: int, round: int) -> tuple[str, ...]:
+        """Return which trained parameters of the model a client leaves alone in a round: some of those that defenses added.
+
+        A client trains what is added by a kind of defense that it carries, if that says so (`Defense.trains`).
+        """
+        rounds, travelling = self.scenario.federation.rounds, self.sharing.parameters
+        carried = [planned.defense for planned in self.defenses_of(client)]
+
+        def is_trained(name: str) -> bool:
+            prepare = type(self.added[name].defense).prepare_model
+            return any(type(one).prepare_model is prepare and one.trains(name, round, rounds) for one in carried)
+
+        return tuple(name for name in self.added if name in travelling and not is_trained(name))
 
     def context_of(self, client: int, round: int = 1, participation: int = 1) -> ClientContext:
         """Return what the hooks of a client's defenses get in a round, with nothing kept from earlier ones."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from typing import Any, get_args
 
 from torch import nn
@@ -66,12 +67,12 @@ def make(scenario: Scenario) -> Plan:
     data = load_data(scenario.data, clients, scenario.seed)
     check_inputs(scenario, data)
     check_bottleneck(scenario)
-    skeleton, notes = _model(scenario, data, len(data.pools.class_names), defenses)
+    skeleton, notes, added = _model(scenario, data, len(data.pools.class_names), defenses)
     check_promises(scenario, data, skeleton, defenses)
     check_order(scenario, data, skeleton, defenses)
     check_accumulation(scenario, data, skeleton, defenses)
     normalization = models.normalization(skeleton)
-    return Plan(
+    plan = Plan(
         scenario,
         attacks,
         defenses,
@@ -84,6 +85,26 @@ def make(scenario: Scenario) -> Plan:
         data.image_shape,
         skeleton,
         evaluators=_evaluators(scenario, scenario.federation.rounds),
+        added=added,
+    )
+    return replace(plan, notes=(*notes, *_dilution(plan)))
+
+
+def _dilution(plan: Plan) -> tuple[str, ...]:
+    """Return a note where the strategy averages parameters of a defense over clients that do not train them, too."""
+    from fedsim.strategies.constraints import MEAN_ALONE
+
+    federation = plan.scenario.federation
+    if not plan.added or federation.strategy in MEAN_ALONE:
+        return ()
+    untrained = [plan.untrained(client, federation.rounds) for client in range(federation.clients)]
+    names = list(dict.fromkeys(name for names in untrained for name in names))
+    if not names:
+        return ()
+    count = sum(bool(names) for names in untrained)
+    return (
+        f"federation.strategy: {federation.strategy} takes what {count} clients send of {names[0]}, which they do not train, "
+        f"for updates of zero. Strategies that need the mean alone leave it out: {', '.join(sorted(MEAN_ALONE))}.",
     )
 
 
@@ -115,7 +136,7 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
     audit_clients = select_clients(scenario.audit.clients, clients, scenario.seed, "audit.clients")
     data = load_data(DataPart(**{**dict(scenario.data), "partition": PartitionPart()}), 1, scenario.seed)
     classes = len(data.pools.class_names)
-    skeleton, notes = _model(scenario, data, classes, defenses)
+    skeleton, notes, _ = _model(scenario, data, classes, defenses)
     outputs, matched = _matched(scenario, captured, skeleton)
     if outputs != classes:
         if "auxiliary_data" in scenario.threat.grants:
@@ -124,7 +145,7 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
                 f"auxiliary_data: {scenario.data.name} has {classes} classes, the head of the observed app {outputs}, so its "
                 "labels mean nothing there. Name data with the classes of the app under data, or leave the grant out.",
             )
-        skeleton, notes = _model(scenario, data, outputs, defenses)
+        skeleton, notes, _ = _model(scenario, data, outputs, defenses)
     normalization = models.normalization(skeleton)
     return Plan(
         scenario,
@@ -209,19 +230,24 @@ def _plugins(scenario: Scenario, clients: int) -> tuple[tuple[PlannedAttack, ...
 
 def _model(
     scenario: Scenario, data: FederatedData, classes: int, defenses: tuple[PlannedDefense, ...]
-) -> tuple[nn.Module, tuple[str, ...]]:
+) -> tuple[nn.Module, tuple[str, ...], dict[str, PlannedDefense]]:
+    """Return the model that all share, notes on it, and which defense first added each parameter that is not its own."""
     channels, *size = data.image_shape
     skeleton, notes = models.build_with_notes(scenario.model, classes, (size[0], size[1]), scenario.seed, channels)
+    own, added = {name for name, _ in skeleton.named_parameters()}, dict[str, PlannedDefense]()
     with seeded(scenario.seed, "defenses"):
         for planned in defenses:
             with blaming(planned, "prepare_model"):
                 planned.defense.prepare_model(skeleton)
+            for name, _ in skeleton.named_parameters():
+                if name not in own:
+                    added.setdefault(name, planned)
     if scenario.training.trainable is not None:
         models.freeze_others(skeleton, scenario.training.trainable)
     for planned in defenses:
         cautions(planned, skeleton)
         check_coverage(planned, skeleton, scenario, data)
-    return skeleton.eval(), notes
+    return skeleton.eval(), notes, added
 
 
 def _plan_attack(index: int, scenario: Scenario) -> PlannedAttack:

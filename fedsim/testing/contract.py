@@ -182,7 +182,8 @@ def _check_refusal(instance: Any, name: str, value: int | float) -> None:
 
 
 def _probes(annotation: Any) -> Iterator[float]:
-    kinds = {annotation, *typing.get_args(annotation)}
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = {annotation, *(typing.get_args(annotation) if is_union else ())}
     if float in kinds:
         yield from (math.nan, math.inf, -math.inf, -1.0, 0.0)
     if int in kinds:

@@ -96,6 +96,7 @@ def protected_local_step(
     if fresh:
         model.zero_grad(set_to_none=True)
     step = LocalStep(model, batch.images, batch.labels, progress)
+    context = client_context(round=1 + int(4 * progress), rounds=4)
     training, before = model.training, {name: weight.clone() for name, weight in weights(model).items()}
     calls = []
 
@@ -108,7 +109,7 @@ def protected_local_step(
         no_global_effect(who),
         no_change(who, {"the images": batch.images, "the labels": batch.labels}),
     ):
-        loss = defense.train_step(step, client_context(), torch_generator(0, "testing", "step"), proceed)
+        loss = defense.train_step(step, context, torch_generator(0, "testing", "step"), proceed)
     expect(
         bool(calls) != defense.replaces_gradient,
         f"{who} {'calls' if calls else 'never calls'} proceed, and replaces_gradient says that it computes the gradient "

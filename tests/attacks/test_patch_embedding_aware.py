@@ -39,13 +39,13 @@ def rounded(update, format, rounding="nearest"):
     )
 
 
-def jigsaw(defense, batch, seed=0, model_seed=0):
+def jigsaw(defense, batch, seed=0, model_seed=0, context=None):
     """Return a prepared model and the gradient of one masked batch on it."""
     model = build(seed=model_seed)
     with seeded(0, "test"):
         defense.prepare_model(model)
     step = LocalStep(model, normalization(model).normalize(batch.images), batch.labels, 0.0)
-    defense.train_step(step, client_context(), torch_generator(seed, "jigsaw"), plain_step)
+    defense.train_step(step, context or client_context(), torch_generator(seed, "jigsaw"), plain_step)
     tensors = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     return model, Update(1, 0, "gradient", tensors, len(batch))
 
@@ -196,7 +196,7 @@ def test_across_the_span_of_the_masked_patches_the_others_are_exact():
     assert float(across.square().mean(1).median()) < 1e-6 * float(error.square().mean(1).median())
 
 
-@pytest.mark.parametrize("dal", ["none", "linear", "nonlinear"])
+@pytest.mark.parametrize("dal", ["none", "linear", "nonlinear", "pca"])
 def test_the_localization_gradient_is_subtracted_and_masked_rows_get_their_mean(dal):
     batch = POOL.read([17])
     model, update = jigsaw(MJP(gamma=0.2, dal=dal, dal_weight=0.5), batch)
@@ -238,6 +238,26 @@ def test_a_client_without_the_jigsaw_on_a_prepared_model_is_inverted_as_ever():
     assert finding.trace["masked_patches"] == 0 and finding.cautions == ()
     noise = run(observe(model, noisy(gradient(model, batch), 1e-3)))
     assert not any("unknown position" in caution for caution in noise.cautions)
+
+
+@pytest.mark.parametrize(
+    ("defense", "round", "masked"),
+    [
+        (MJP(gamma=0.3, warmup=0.5), 2, False),
+        (MJP(gamma=0.3, warmup=0.5), 3, True),
+        (MJP(gamma=0.3, warmup=0.5, rise="linear"), 1, False),
+        (MJP(gamma=0.3, warmup=0.5, rise="linear"), 2, True),
+        (MJP(gamma=0.3, p_apply=0.0), 1, False),
+        (MJP(gamma=0.3, p_apply=0.0, dal="linear"), 3, False),
+        (MJP(gamma=0.3, p_apply=0.0, dal="pca"), 3, False),
+    ],
+)
+def test_what_is_told_of_a_schedule_spoils_no_update_that_goes_out_unmasked(defense, round, masked):
+    batch = POOL.read([17])
+    model, update = jigsaw(defense, batch, context=client_context(round=round, rounds=4))
+    finding = run(observe(model, update, defenses=(knowledge_of("mjp", defense),)))
+    assert (finding.trace["masked_patches"] > 0) == masked
+    assert (decibels(finding.images, batch) >= 60) != masked
 
 
 def test_a_shuffle_without_unknown_position_stays_and_is_named_where_defenses_are_granted():

@@ -19,16 +19,17 @@ from fedsim import installation, models, plugins
 from fedsim.attack import Attack, Need
 from fedsim.defense import Defense
 from fedsim.errors import ScenarioError
+from fedsim.evaluator import Evaluator
 from fedsim.exchange import Observation
 from fedsim.planning import preparation as planning
 from fedsim.scenario import ModelPart, parse
 from fedsim.source import Pool, Source
-from fedsim.testing import check_attack, check_defense
+from fedsim.testing import check_attack, check_defense, check_evaluator
 from fedsim.testing.fixtures import ALL_GRANTS, observation, random_images
 
 ROOT = Path(__file__).parents[2]
 OWN = "fedsim"
-FOLDERS = {"attacks": ROOT / "attacks", "defenses": ROOT / "defenses"}
+FOLDERS = {"attacks": ROOT / "attacks", "defenses": ROOT / "defenses", "evaluators": ROOT / "defenses"}
 # Parameters with which a defense does something, where its defaults do nothing or little.
 STRONG: dict[str, dict[str, Any]] = {
     "dp_noise": {"clip_norm": 1.0, "noise_multiplier": 0.1},
@@ -76,6 +77,7 @@ REGISTERED: dict[str, list[Any]] = {
 }
 
 attacks, defenses = plugins.installed("attacks"), plugins.installed("defenses")
+evaluators = plugins.installed("evaluators")
 own = [
     (kind, name)
     for kind in FOLDERS
@@ -92,6 +94,15 @@ def defense_class(name: str) -> type:
     return plugins.load(defenses[name], Defense, name)
 
 
+def evaluator_class(name: str) -> type:
+    return plugins.load(evaluators[name], Evaluator, name)
+
+
+CLASS_OF: dict[str, Callable[[str], type]] = {
+    "attacks": attack_class,
+    "defenses": defense_class,
+    "evaluators": evaluator_class,
+}
 ENGINE = [name for name in attacks if attack_class(name).run is attack_class("gradient_matching").run]
 # Observations for attacks that refuse stock models, and for those that take long on them.
 UNUSUAL: dict[str, Callable[[frozenset[Need]], list[Observation]]] = {
@@ -176,6 +187,17 @@ def test_an_installed_defense_keeps_the_contract_with_every_choice(name: str, pa
     check_defense(defense_class(name), model=tiny_model() if name in BY_PARTS else None, **params)
 
 
+@pytest.mark.parametrize("name", evaluators)
+def test_an_installed_evaluator_keeps_the_contract(name: str) -> None:
+    check_evaluator(evaluator_class(name))
+
+
+@pytest.mark.parametrize(("name", "params"), [case for case in cases(evaluator_class, evaluators, {})])
+def test_an_installed_evaluator_keeps_the_contract_with_every_choice(name: str, params: dict[str, Any]) -> None:
+    if not params.get("unknown"):  # refused of a model that has no unknown position, as the kit's
+        check_evaluator(evaluator_class(name), **params)
+
+
 def same_bytes(first: Pool, second: Pool) -> bool:
     numbers = range(min(len(first), 10))
     return torch.equal(first.labels, second.labels) and torch.equal(first.fetch(numbers), second.fetch(numbers))
@@ -210,7 +232,7 @@ def test_a_source_is_a_frozen_dataclass_with_a_line_that_says_what_it_is(name: s
 
 @pytest.mark.parametrize(("kind", "name"), own)
 def test_a_module_of_ours_opens_with_paper_idea_difference_and_needs(kind: str, name: str) -> None:
-    cls = {"attacks": attack_class, "defenses": defense_class}[kind](name)
+    cls = CLASS_OF[kind](name)
     text = inspect.getdoc(inspect.getmodule(cls))
     places = [text.find(f"\n\n{part}: ") for part in ("Paper", "Idea", "Differs from the paper", "Needs")]
     assert -1 not in places

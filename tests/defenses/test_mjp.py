@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from fedsim.defense import LocalStep
+from fedsim.defense import ClientContext, LocalStep
 from fedsim.errors import ScenarioError
 from fedsim.models import PatchGrid, build, gradient_of, patch_grid, unfused_attention
 from fedsim.plugins import configure
@@ -68,16 +68,20 @@ def train(
     seed: int = 0,
     progress: float = 0.0,
     proceed: Callable[[LocalStep], Tensor] = plain_step,
+    context: ClientContext | None = None,
 ) -> Tensor:
     step = LocalStep(model, images, labels, progress)
-    return defense.train_step(step, client_context(), torch_generator(seed, "train_step"), proceed)
+    context = context or client_context(round=1 + round(100 * progress), rounds=100)
+    return defense.train_step(step, context, torch_generator(seed, "train_step"), proceed)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def drawn(defense: MJP, model: nn.Module, seed: int = 0, progress: float = 0.0) -> tuple[Tensor, Tensor]:
+def drawn(
+    defense: MJP, model: nn.Module, seed: int = 0, progress: float = 0.0, context: ClientContext | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the mask and the shuffled image of one step, read off the step that the model is given."""
     grid = patch_grid(model)
     labels = torch.zeros(1, dtype=torch.int64)
@@ -88,7 +92,7 @@ def drawn(defense: MJP, model: nn.Module, seed: int = 0, progress: float = 0.0) 
         seen.extend([step.model.mjp.mask, grid.cut(step.images)[0, :, 0].long()])
         return plain_step(step)
 
-    train(defense, model, numbered, labels, seed, progress, record)
+    train(defense, model, numbered, labels, seed, progress, record, context)
     mask, order = seen
     assert order is not None
     return torch.zeros(grid.count, dtype=torch.bool) if mask is None else mask, order
@@ -144,7 +148,7 @@ def test_the_unknown_position_starts_on_the_scale_of_the_others():
     assert float(model.mjp.unknown.detach().std()) == pytest.approx(0.02, rel=0.2)
 
 
-@pytest.mark.parametrize("dal", ["none", "linear", "nonlinear"])
+@pytest.mark.parametrize("dal", ["none", "linear", "nonlinear", "pca"])
 def test_preparing_twice_changes_nothing(dal):
     defense = MJP(dal=dal)
     model = prepared_model(defense)
@@ -188,7 +192,7 @@ def test_a_step_equals_the_plain_model_on_an_edited_table_and_an_edited_image(va
     assert all(torch.equal(gradients(model)[name], others[name]) for name in others if name != "pos_embed")
 
 
-@pytest.mark.parametrize("dal", ["linear", "nonlinear"])
+@pytest.mark.parametrize("dal", ["linear", "nonlinear", "pca"])
 def test_masked_rows_have_no_gradient_with_localization_either(dal):
     defense = MJP(gamma=0.3, dal=dal, dal_weight=1.0)
     model = prepared_model(defense)
@@ -226,6 +230,26 @@ def test_localization_loss_agrees_with_a_loop_over_the_grid():
         row, column = head(table[n]).tolist()
         errors += [abs(row - n // 8), abs(column - n % 8)]
     assert localization_loss(model, "linear", kept).item() == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+
+
+def test_localization_by_pca_has_no_parameters_and_agrees_with_an_eigendecomposition():
+    model = prepared_model(MJP(dal="pca"))
+    assert not model.mjp.regressors
+    kept = random_mask(64, 40, torch_generator(0))
+    loss = localization_loss(model, "pca", kept)
+    (gradient,) = torch.autograd.grad(loss, model.pos_embed)
+    rows = model.pos_embed[0, 1:][kept].detach().double()
+    axes = torch.linalg.eigh(torch.cov(rows.T)).eigenvectors[:, [-1, -2]]
+    wanted = torch.cartesian_prod(torch.arange(8), torch.arange(8)).double()[kept]
+    projected = rows @ axes
+    error, slope = 0.0, torch.zeros_like(rows)
+    for coordinate in range(2):
+        candidates = [(sign * projected[:, coordinate] - wanted[:, coordinate], sign) for sign in (1, -1)]
+        difference, sign = min(candidates, key=lambda candidate: float(candidate[0].abs().sum()))
+        error += float(difference.abs().sum()) / 80
+        slope += torch.outer(difference.sign() * sign, axes[:, coordinate]) / 80
+    assert loss.item() == pytest.approx(error, rel=1e-5)
+    torch.testing.assert_close(gradient[0, 1:][kept].double(), slope, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -331,6 +355,28 @@ def test_every_patch_may_be_masked():
     assert mask.all()
 
 
+@settings(max_examples=50)
+@given(rounds=st.integers(1, 30), steps=st.integers(1, 4), warmup=st.floats(0, 0.9), data=st.data())
+def test_the_schedule_is_of_the_round_alone_and_the_same_for_clients_with_other_steps(rounds, steps, warmup, data):
+    rise = data.draw(st.sampled_from(["step", "linear"] if warmup else ["step"]))
+    defense = MJP(gamma=0.5, warmup=warmup, rise=rise, mask="random", dal="none")
+    number = data.draw(st.integers(1, rounds))
+    sizes = set()
+    for step in range(steps):
+        progress = (number - 1 + step / steps) / rounds
+        sizes.add(int(drawn(defense, SHARED, step, progress, client_context(round=number, rounds=rounds))[0].sum()))
+    done = (number - 1) / rounds
+    share = 1.0 if done >= warmup else done / warmup if rise == "linear" else 0.0
+    target = int(64 * 0.5 * share)
+    assert sizes == {target if target >= 2 else 0}
+
+
+def test_gamma_rises_linearly_from_round_to_round():
+    defense = MJP(gamma=0.5, warmup=0.5, rise="linear", mask="random")
+    masked = [int(drawn(defense, SHARED, progress=n / 10)[0].sum()) for n in range(8)]
+    assert masked == [0, 6, 12, 19, 25, 32, 32, 32]
+
+
 def test_no_batch_is_masked_in_the_warm_up_and_the_share_of_p_apply_afterwards():
     defense, model = MJP(gamma=0.3, p_apply=0.5, warmup=0.25, mask="random"), prepared_model()
     assert not any(drawn(defense, model, seed, 0.2)[0].any() for seed in range(20))
@@ -415,6 +461,18 @@ def test_weights_load_from_a_state_dict():
     assert same(dict(source.state_dict()), dict(target.state_dict()))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_masks_of_their_own_are_those_of_one_image_at_a_time(variant):
+    model = prepared_model(variant=variant)
+    images, _ = batch(3)
+    masks = torch.stack([random_mask(64, count, torch_generator(count)) for count in (0, 7, 64)])
+    with torch.no_grad(), occluded(model, masks):
+        together = model(images)
+    for number in range(3):
+        with torch.no_grad(), occluded(model, masks[number]):
+            torch.testing.assert_close(together[number], model(images[number : number + 1])[0], atol=1e-5, rtol=1e-4)
+
+
 def test_per_sample_gradients_under_a_mask_equal_those_of_one_image_at_a_time():
     model = prepared_model()
     images, labels = batch(3)
@@ -464,12 +522,13 @@ def test_closed_form_inversion_is_exact_without_mjp_and_weaker_the_more_is_maske
         (MJP(gamma=0.0), "vit_mini", "no batch is masked"),
         (MJP(gamma=0.1), "vit_nano", "no batch is masked"),
         (MJP(gamma=0.27, min_patches=8), "vit_nano", "leave 1"),
-        (MJP(p_apply=0.5, warmup=0.1), "vit_mini", "55% of the batches unmasked"),
+        (MJP(p_apply=0.5, warmup=0.1), "vit_mini", "about 55% of the batches unmasked"),
         (MJP(unknown=False), "vit_mini", "exact but shuffled"),
         (MJP(shuffle=False), "vit_mini", "in place"),
         (MJP(), "vit_mini", "Zero rows"),
         (MJP(), "vit_mini", "subtracts"),
-        (MJP(), "vit_mini", "dilutes"),
+        (MJP(warmup=0.5, rise="linear"), "vit_mini", "about 17% of the batches unmasked"),
+        (MJP(dal="pca"), "vit_mini", "do not subtract its gradient"),
     ],
 )
 def test_cautions_name_what_stays_unprotected(defense, preset, phrase):
@@ -484,6 +543,48 @@ def test_cautions_name_what_stays_unprotected(defense, preset, phrase):
 def test_the_default_blocks_fit_the_small_grids(preset):
     model = build(ModelPart(name=preset), 10, 32, 0)
     assert not any("blocks mask" in c for gamma in (0.1, 0.27, 0.5) for c in MJP(gamma=gamma).cautions(model))
+
+
+def test_rounds_of_the_warm_up_are_named():
+    context = client_context(rounds=10)
+    assert MJP().client_cautions(context) == MJP(gamma=0.0, warmup=0.5).client_cautions(context) == ()
+    assert "in round 1 of 10" in MJP(warmup=0.1).client_cautions(context)[0]
+    assert "in rounds 1 to 3 of 10" in MJP(warmup=0.25).client_cautions(context)[0]
+    assert "in round 1 of 10" in MJP(warmup=0.25, rise="linear").client_cautions(context)[0]
+
+
+@pytest.mark.parametrize("params", [{"gamma": 0.0}, {"p_apply": 0.0}, {"shuffle": False}, {}])
+def test_effects_claim_an_unseen_shuffle_only_where_there_is_one(params):
+    assert MJP(unknown=False).effects.shuffles_unseen
+    if "shuffle" not in params:
+        assert MJP(unknown=False, **params).effects.shuffles_unseen == (not params)
+    assert not MJP(**params).effects.shuffles_unseen
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        MJP(gamma=0.3),
+        MJP(gamma=0.3, unknown=False),
+        MJP(gamma=0.3, dal="none"),
+        MJP(gamma=0.3, dal="linear", p_apply=0.0),
+        MJP(gamma=0.3, dal="pca", dal_weight=0.0),
+        MJP(gamma=0.0),
+        MJP(gamma=0.3, warmup=0.5),
+        MJP(gamma=0.3, warmup=0.5, rise="linear", mask="random"),
+    ],
+    ids=repr,
+)
+def test_what_it_says_that_it_trains_is_what_gets_a_gradient(defense):
+    model = prepared_model(defense)
+    MJP(dal="linear").prepare_model(model)
+    added = [name for name, _ in model.named_parameters() if name.startswith("mjp.")]
+    for number in range(1, 6):
+        model.zero_grad(set_to_none=True)
+        context = client_context(round=number, rounds=5)
+        train(defense, model, *batch(), context=context)
+        reached = {name for name in added if name in gradients(model)}
+        assert reached == {name for name in added if defense.trains(name, number, 5)}
 
 
 def test_a_model_without_position_table_is_refused():
@@ -519,7 +620,9 @@ def test_a_hybrid_or_foreign_model_is_refused_and_left_alone():
         ({"min_patches": 5, "max_patches": 4}, "max_patches"),
         ({"mask": "random", "min_patches": 4}, "min_patches"),
         ({"mask": "blocks"}, "mask"),
-        ({"dal": "pca"}, "dal"),
+        ({"dal": "mlp"}, "dal"),
+        ({"rise": "linear"}, "rise"),
+        ({"rise": "cosine", "warmup": 0.1}, "rise"),
         ({"unknown": False, "shuffle": False}, "shuffle"),
     ],
 )

@@ -7,12 +7,15 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedMedian
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedsim import wire
 from fedsim.errors import FedsimError
 from fedsim.federation.engine_inline import InlineGrid
 from fedsim.federation.grid import (
     AppliedGradientsGrid,
+    CompletingGrid,
     EndableGrid,
     GridProxy,
     ObservingGrid,
@@ -260,6 +263,68 @@ def test_an_applied_gradient_is_one_step_of_sgd_with_the_learning_rate_of_the_ro
         assert list(stepped) == ["a", "b"]
         for name, parameter in parameters.items():
             torch.testing.assert_close(stepped[name], parameter.detach())
+
+
+def drawing_app(counts, fails=()):
+    """A ClientApp that sends arrays of its own, weighted by `counts`."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        client = context.node_config["partition-id"]
+        if client in fails:
+            raise RuntimeError("out of battery")
+        draws = torch.Generator().manual_seed(int(client))
+        arrays = {name: torch.randn(3, generator=draws) for name in message.content["arrays"]}
+        metrics = MetricRecord({"num-examples": counts[client]})
+        content = RecordDict({"arrays": wire.to_arrays(arrays), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+@given(
+    counts=st.lists(st.integers(1, 1000), min_size=1, max_size=5),
+    left=st.lists(st.sets(st.sampled_from(["a", "b", "c"])), min_size=5, max_size=5),
+    failed=st.sets(st.integers(0, 4), max_size=2),
+)
+def test_a_parameter_is_averaged_over_the_clients_that_train_it(counts, left, failed):
+    inner = InlineGrid(drawing_app(counts, failed), len(counts))
+    number = {node: index for index, node in enumerate(inner.get_node_ids())}
+    sent = {name: torch.full((3,), 7.0) for name in ("a", "b", "c")}
+    asked = []
+
+    def untrained(node, round):
+        asked.append(round)
+        return tuple(left[number[node]])
+
+    asks = requests(inner, round=4, arrays=wire.to_arrays(sent))
+    replies = [reply for reply in inner.send_and_receive(asks) if not reply.has_error()]
+    raw = {number[reply.metadata.src_node_id]: wire.to_tensors(reply.content["arrays"]) for reply in replies}
+    completed = list(CompletingGrid(inner, untrained).send_and_receive(asks))
+    assert [reply.has_error() for reply in completed] == [client in failed for client in range(len(counts))]
+    found = {
+        number[reply.metadata.src_node_id]: wire.to_tensors(reply.content["arrays"])
+        for reply in completed
+        if not reply.has_error()
+    }
+    assert found.keys() == raw.keys() and set(asked) <= {4}
+    total = sum(counts[client] for client in found)
+    for name in sent:
+        who = [client for client in raw if name not in left[client]]
+        own = sum(counts[client] for client in who)
+        expected = sum(counts[client] / own * raw[client][name] for client in who) if who else sent[name]
+        if found:
+            mean = sum(counts[client] / total * found[client][name] for client in found)
+            torch.testing.assert_close(mean, expected, atol=1e-5, rtol=1e-5)
+        assert all(torch.equal(found[client][name], raw[client][name]) for client in who)
+        assert all(list(arrays) == list(sent) for arrays in found.values())
+
+
+def test_messages_of_other_kinds_are_not_completed():
+    grid = CompletingGrid(InlineGrid(adding_app(), 2), lambda node, round: pytest.fail("asked"))
+    assert partitions(grid, grid.get_node_ids(), 60.0) == {1000: 0, 1001: 1}
+    assert list(grid.send_and_receive([])) == []
 
 
 @pytest.mark.parametrize("kind", ["delta", "unheard of"])

@@ -126,6 +126,32 @@ def test_a_defense_that_adds_parameters_adds_them_to_every_clients_model(tiny_pl
     assert plan.cautions_of(1)
 
 
+def test_a_client_trains_what_is_added_by_a_kind_of_defense_that_it_carries_and_uses(tiny_plan):
+    def puzzle(clients, **params):
+        return {"name": "mjp", "clients": clients, "params": {"gamma": 0.5, **params}}
+
+    plan = tiny_plan(
+        defenses=[puzzle([0], dal="none", warmup=0.5), puzzle([1]), puzzle([2], gamma=0.0)],
+        federation={"clients": 4, "rounds": 2},
+    )
+    added = {name for name in plan.initial_weights() if name.startswith("mjp.")}
+    assert set(plan.added) == added and len(added) == 5
+    head = added - {"mjp.unknown"}
+    assert {client: set(plan.untrained(client, 1)) for client in range(4)} == {0: added, 1: set(), 2: added, 3: added}
+    assert set(plan.untrained(0, 2)) == head
+    frozen = tiny_plan(defenses=[puzzle([1])], training={"trainable": ["!mjp.*"]})
+    assert frozen.untrained(0, 1) == ()
+
+
+def test_a_strategy_that_needs_more_than_the_mean_is_said_to_take_zeros_for_updates(tiny_plan):
+    puzzle = {"name": "mjp", "clients": [1], "params": {"gamma": 0.5}}
+    assert tiny_plan(defenses=[puzzle]).notes == ()
+    (note,) = tiny_plan(defenses=[puzzle], federation={"strategy": "FedMedian"}).notes
+    assert note.startswith("federation.strategy: FedMedian takes what 2 clients send of mjp.unknown")
+    all_carry = {**puzzle, "clients": "all"}
+    assert tiny_plan(defenses=[all_carry], federation={"strategy": "FedMedian"}).notes == ()
+
+
 def test_a_plan_without_attacks_and_defenses_is_a_plan(tiny_plan):
     plan = tiny_plan(attacks=[])
     assert (plan.attacks, plan.defenses) == ((), ())
