@@ -54,6 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+def pytest_runtest_setup() -> None:
+    """Check types anew in each test."""
+    type_checks.begin_test()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what attacks train for themselves out of the user's cache."""

@@ -1,4 +1,4 @@
-"""The tests run with types checked: of every call, and of shapes where a signature has tensors."""
+"""The tests run with types checked: of calls, and of shapes where a signature has tensors."""
 
 import beartype
 import pytest
@@ -49,6 +49,17 @@ def test_shapes_are_compared_between_parameters_and_with_the_result():
         wrapped(add)(torch.zeros(2), torch.zeros(3))
     with pytest.raises(TypeCheckError):
         wrapped(broken)(torch.zeros(2))
+
+
+def test_the_first_calls_in_each_test_are_checked():
+    function = wrapped(add)
+    for _ in range(type_checks.CALLS):
+        with pytest.raises(TypeCheckError):
+            function(torch.zeros(2), torch.zeros(1))
+    assert len(function(torch.zeros(2), torch.zeros(1))) == 2
+    type_checks.begin_test()
+    with pytest.raises(TypeCheckError):
+        function(torch.zeros(2), torch.zeros(1))
 
 
 def test_parameters_and_results_without_tensors_are_checked():

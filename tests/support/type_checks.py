@@ -1,13 +1,15 @@
-"""Type checks of every call, at a price that tests can pay.
+"""Type checks of calls, at a price that tests can pay.
 
 jaxtyping's import hook wraps each function of the packages, to compare the shapes of its tensors with one another. That takes
 longer than most functions do. Those without a tensor in their signature have no shapes to compare: beartype alone checks them.
-A function inside of another one is made, and would be wrapped, anew with each call of that: some are enough.
+A function inside of another one is made, and would be wrapped, anew with each call of that: some are enough. Of a function with
+tensors the first calls in each test are checked; an attack that iterates makes thousands of the same kind.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import typing
 from collections import Counter
@@ -19,7 +21,9 @@ import jaxtyping
 
 by_shape = jaxtyping.jaxtyped
 ENOUGH = 3
+CALLS = 20
 made: Counter[CodeType] = Counter()
+tests_begun = 0
 
 
 def checked(target: Any, typechecker: Callable[[Any], Any]) -> Any:
@@ -37,8 +41,31 @@ def checked(target: Any, typechecker: Callable[[Any], Any]) -> Any:
             return target
         made[target.__code__] += 1
     if has_shapes(target):
-        return by_shape(target, typechecker=typechecker)
+        return first_calls(target, by_shape(target, typechecker=typechecker))
     return typechecker(target)
+
+
+def first_calls(target: Callable[..., Any], checking: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose first calls in each test are checked."""
+    test, left = -1, 0
+
+    @functools.wraps(target)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal test, left
+        if test != tests_begun:
+            test, left = tests_begun, CALLS
+        if not left:
+            return target(*args, **kwargs)
+        left -= 1
+        return checking(*args, **kwargs)
+
+    return call
+
+
+def begin_test() -> None:
+    """Check the first calls of each function once more."""
+    global tests_begun
+    tests_begun += 1
 
 
 def has_shapes(function: Callable[..., Any]) -> bool:
