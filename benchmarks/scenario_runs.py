@@ -95,6 +95,7 @@ RUNS = {
                 "quantized_updates",
                 "update_defenses",
                 "flower_privacy",
+                "half_protected",
                 "precode",
                 "soft_labels",
                 "label_rules",
@@ -107,6 +108,8 @@ RUNS = {
                 "lora",
             )
         ),
+        Run("half_protected_none", "half_protected", ("defenses=[]",)),
+        Run("half_protected_all", "half_protected", ("defenses.0.clients=all",)),
         Run("precode_plain", "precode", ("model.precode=null",)),
         Run(
             "flower_privacy_plain",
