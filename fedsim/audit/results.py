@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fedsim.applicability import Workload
@@ -104,29 +104,37 @@ class Results:
         Returns:
             The evaluations that are to be made again.
         """
-        single = [
-            (planned, View.of_update(round, client))
-            for round in self._folder.captured_rounds()
-            for client in self._folder.captured(round)
-            for planned in self._plan.attacks
-            if self._plan.scope_of(planned.attack) == "update"
-        ]
-        captured = {round: self._folder.captured(round) for round in self._folder.captured_rounds()}
-        known = [(self._plan.attacks[task.attack], task.view) for task in self.records if task.view.client is None]
-        wide = [
-            *known,
-            *(
-                (planned, view)
-                for planned in self._plan.attacks
-                if (scope := self._plan.scope_of(planned.attack)) != "update"
-                for view in views(scope, captured, self._plan.audit_clients, self._plan.sees_sums)
-            ),
-        ]
         failed = {
             Task(view, planned.index)
-            for planned, view in (*single, *wide)
+            for planned, view in self._attempts()
             if attempt.forget_failure(self._folder, view, planned)
         }
+        self._forget_records(failed)
+        self._forget_calibrations()
+        return self._forget_evaluations()
+
+    def _attempts(self) -> Iterator[tuple[PlannedAttack, View]]:
+        """Yield each attack with each view that there may be a finding of: those of captures, and of records."""
+        captured = {round: self._folder.captured(round) for round in self._folder.captured_rounds()}
+        for planned in self._plan.attacks:
+            scope = self._plan.scope_of(planned.attack)
+            if scope == "update":
+                yield from (
+                    (planned, View.of_update(round, client))
+                    for round, clients in captured.items()
+                    for client in clients
+                )
+            else:
+                seen = views(scope, captured, self._plan.audit_clients, self._plan.sees_sums)
+                yield from ((planned, view) for view in seen)
+        yield from ((self._plan.attacks[task.attack], task.view) for task in self.records if task.view.client is None)
+
+    def _forget_records(self, failed: Collection[Task]) -> None:
+        """Forget the records that are to be made again.
+
+        Args:
+            failed: attempts of which the finding is forgotten.
+        """
         # The partner of a plain variant may have been attacked by the aware one.
         both = [planned.proven_by for planned in self._plan.attacks]
         places = {(task.view.round, both[task.attack]) for task in failed}
@@ -149,6 +157,8 @@ class Results:
             del self.records[task]
         if stale:
             self._folder.records.rewrite(_as_json(self._in_order()))
+
+    def _forget_calibrations(self) -> None:
         unsound = [
             place
             for place, line in self._calibrations.items()
@@ -159,6 +169,8 @@ class Results:
         for place in unsound:
             del self._calibrations[place]
         self._settle(self._folder.calibrations, self._calibrations_in_order())
+
+    def _forget_evaluations(self) -> set[Question]:
         unanswered = [question for question, line in self.evaluations.items() if line.status == "failed"]
         for question in unanswered:
             del self.evaluations[question]

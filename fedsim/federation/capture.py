@@ -16,8 +16,9 @@ from fedsim import wire
 from fedsim.errors import RunFolderError
 from fedsim.exchange import UpdateKind
 from fedsim.federation.grid import Exchange
+from fedsim.recording.captures import Capture
 from fedsim.recording.client_state import ClientState
-from fedsim.recording.run_folder import Capture, RunFolder
+from fedsim.recording.run_folder import RunFolder
 
 
 class Recorder:

@@ -1,30 +1,22 @@
 """The YAML of a run as data: its parts, how it is read and changed, which clients and rounds it names."""
 
+from fedsim.scenario.audit import METRICS, AuditPart, Variant
+from fedsim.scenario.data import DataPart, PartitionPart
 from fedsim.scenario.identity import identifying
+from fedsim.scenario.model import LoRAPart, ModelPart, NormalizationPart, PrecodePart
 from fedsim.scenario.overrides import Assignment
 from fedsim.scenario.parts import (
-    METRICS,
     AttackPart,
-    AuditPart,
-    DataPart,
     DefensePart,
     EvaluatorPart,
     FederationPart,
     Grant,
-    LoRAPart,
-    ModelPart,
-    NormalizationPart,
-    PartitionPart,
-    PrecodePart,
-    Sampling,
     Scenario,
-    SchedulePart,
     ThreatPart,
-    TrainingPart,
-    Variant,
 )
 from fedsim.scenario.reading import load, parse, parse_attack
 from fedsim.scenario.selection import select_clients, select_rounds
+from fedsim.scenario.training import Sampling, SchedulePart, TrainingPart
 
 __all__ = [
     "METRICS",

@@ -12,8 +12,9 @@ import pydantic
 from fedsim import validation
 from fedsim.errors import ScenarioError, printable
 from fedsim.scenario import overrides, yaml_loader
+from fedsim.scenario.fields import named
 from fedsim.scenario.overrides import Assignment
-from fedsim.scenario.parts import AttackPart, Scenario, named
+from fedsim.scenario.parts import AttackPart, Scenario
 from fedsim.validation import shown
 
 _MOST_FAULTS = 20  # told at once

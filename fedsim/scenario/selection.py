@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from fedsim.errors import ScenarioError
-from fedsim.scenario.parts import FractionOfClients, Selector
+from fedsim.scenario.fields import FractionOfClients, Selector
 from fedsim.validation import shown
 
 _LONGEST_SELECTOR = 10_000  # characters of a text that names clients

@@ -21,8 +21,9 @@ from fedsim.exchange import Finding, View
 from fedsim.federation.engine import train
 from fedsim.metrics import scoring
 from fedsim.planning import preparation as planning
+from fedsim.recording.captures import Capture
 from fedsim.recording.records import SCHEMA
-from fedsim.recording.run_folder import Capture, RunFolder
+from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import yaml_loader
 from fedsim.simulation import Progress
 

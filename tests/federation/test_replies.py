@@ -15,7 +15,8 @@ from fedsim.federation.engine_inline import InlineGrid
 from fedsim.federation.grid import CheckingGrid, Exchange, GridProxy
 from fedsim.federation.replies import ReplyCheck
 from fedsim.federation.server_app import server_app
-from fedsim.recording.run_folder import Capture, RunFolder
+from fedsim.recording.captures import Capture
+from fedsim.recording.run_folder import RunFolder
 
 NAME = "cls_token"
 

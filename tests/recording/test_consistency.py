@@ -14,7 +14,8 @@ import torch
 from fedsim.errors import RunFolderError
 from fedsim.planning import inputs
 from fedsim.planning import preparation as planning
-from fedsim.recording.run_folder import Capture, RunFolder
+from fedsim.recording.captures import Capture
+from fedsim.recording.run_folder import RunFolder
 from fedsim.report import reading
 from fedsim.scenario import parse
 from fedsim.simulation import Progress

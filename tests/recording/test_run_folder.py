@@ -7,8 +7,9 @@ import torch
 
 from fedsim.errors import RunFolderError
 from fedsim.exchange import View
+from fedsim.recording.captures import Capture
 from fedsim.recording.files import write_atomically
-from fedsim.recording.run_folder import Capture, RunFolder
+from fedsim.recording.run_folder import RunFolder
 
 WEIGHTS = {"b": torch.arange(3.0), "a": torch.ones(2, 2)}
 
