@@ -33,8 +33,16 @@ def main() -> None:
     for attack, metric in attacks(runs):
         print(findings(runs, attack, metric))
     hours = sum(cell.seconds or 0 for cell in manifest.cells) / 3600
-    lost = [f"{cell.setting}, seed {cell.seed}: {cell.reason or cell.status}" for cell in manifest.cells if cell.status != "finished"]
-    print(f"{len(manifest.cells) - len(lost)} of {len(manifest.cells)} cells, {hours:.1f} hours of their processes.", *lost, sep="\n")
+    lost = [
+        f"{cell.setting}, seed {cell.seed}: {cell.reason or cell.status}"
+        for cell in manifest.cells
+        if cell.status != "finished"
+    ]
+    print(
+        f"{len(manifest.cells) - len(lost)} of {len(manifest.cells)} cells, {hours:.1f} hours of their processes.",
+        *lost,
+        sep="\n",
+    )
 
 
 def finished(folder: Path, manifest: Manifest) -> dict[str, dict[int, Run]]:
@@ -81,7 +89,9 @@ def findings(runs: dict[str, dict[int, Run]], attack: str, metric: str) -> str:
         line = [setting]
         for variant in ("aware", "plain"):
             for place in (0, -1):
-                values = [value for run in by_seed.values() for value, _ in _scores(run, attack, variant, metric, place)]
+                values = [
+                    value for run in by_seed.values() for value, _ in _scores(run, attack, variant, metric, place)
+                ]
                 line.append(spread(values, written))
         controls = [control for run in by_seed.values() for _, control in _scores(run, attack, "aware", metric, -1)]
         lines.append([*line, spread(controls, written)])
@@ -99,7 +109,9 @@ def _scores(run: Run, attack: str, variant: str, metric: str, place: int) -> lis
     rows = rows[rows["round"] == rounds[place]]
     is_plain = rows["variant"] == "plain"
     chosen = rows[is_plain] if variant == "plain" and is_plain.any() else rows[~is_plain]
-    return [(float(row.value), float(row.control_value)) for row in chosen.itertuples() if row.control_value is not None]
+    return [
+        (float(row.value), float(row.control_value)) for row in chosen.itertuples() if row.control_value is not None
+    ]
 
 
 def _base(attack: str) -> str:

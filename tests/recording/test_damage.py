@@ -55,7 +55,7 @@ def whole(tmp_path_factory):
 def without_drawing(monkeypatch):
     """Curves take longer than all the rest."""
     for name in ("leakage", "trajectory", "utility"):
-        monkeypatch.setattr(f"fedsim.report.plots.{name}", lambda *_: b"")
+        monkeypatch.setattr(f"fedsim.report.plots.{name}", lambda *_: b"<svg/>")
 
 
 @pytest.fixture
