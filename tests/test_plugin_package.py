@@ -38,7 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(site: Path, *arguments: str, cwd: Path | None = None) -> str:
     """Run this Python with `site` on its path, and return what it printed."""
     # On one thread, as the tests beside it: threads that wait for a core keep it from the others.
-    own = {"PYTHONPATH": str(site), "COLUMNS": "1000", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": str(site), "COLUMNS": "1000", "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **own}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=cwd or site, env=environment, text=True, capture_output=True, timeout=900
