@@ -23,7 +23,6 @@ evaluation mode.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -145,10 +144,6 @@ def _smallest(ratios: Float[Tensor, " embed"], share: float) -> Bool[Tensor, " e
 
 def _representations(model: nn.Module, images: Images) -> list[Tensor]:
     """Return what reaches each classifier, differentiable in the images."""
-    caught: list[Tensor] = []
-    with contextlib.ExitStack() as hooks:
-        for names in models.head_names(model):
-            module = model.get_submodule(names.weight.rpartition(".")[0])
-            hooks.callback(module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0])).remove)
+    with models.catching_head_inputs(model) as caught:
         model(images)
-    return caught
+    return [rows[0] for rows in caught]

@@ -240,7 +240,7 @@ def _against_truth(
     truth = plan.truth(folder.captures_of(view))
     wrong = None
     if partner is not None:
-        other = attempt.read(plan, folder, partner, plan.attacks[plan.run_in_place_of(planned.index, partner)])
+        other = attempt.read(plan, folder, partner, planned)
         wrong = other.finding if other.status == "found" else None
     cautions: list[str] = []
     if wrong is None:

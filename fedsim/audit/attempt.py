@@ -64,7 +64,7 @@ def identity(planned: PlannedAttack) -> dict[str, Any]:
     return {
         "name": planned.info.name,
         "params": planned.params,
-        **({} if planned.aware is None else {"is_plain": True}),
+        **({} if not planned.is_plain else {"is_plain": True}),
         "version": planned.info.version,
         "distribution": installation.recorded(planned.info.distribution),
     }
@@ -142,7 +142,7 @@ def store_failure(
 
 def _seed(plan: Plan, planned: PlannedAttack, view: View) -> int:
     params = json.dumps(planned.params, sort_keys=True, default=str)
-    path = ["attack", planned.info.name, params, *([] if planned.aware is None else ["plain"])]
+    path = ["attack", planned.info.name, params, *([] if not planned.is_plain else ["plain"])]
     if view.client is not None:
         return derive(plan.scenario.seed, *path, view.round, view.client)
     return derive(plan.scenario.seed, *path, view.scope, *view.rounds, "clients", *view.clients)

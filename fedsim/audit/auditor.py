@@ -242,11 +242,9 @@ class Auditor:
                     self._partners[task] = partners[client]
                     self._add(task)
                 if tasks:
-                    # What proves an attack proves its plain variant, on whose verdict a calibration may hang as well.
-                    unrecorded = self._unrecorded.setdefault(_Place(round, planned.proven_by), set())
-                    unrecorded.update(task for task in tasks.values() if task not in self._results.records)
-            for place in [place for place in self._unrecorded if place.round == round]:
-                self._calibrate_if_complete(place)
+                    place = _Place(round, planned.index)
+                    self._unrecorded[place] = {task for task in tasks.values() if task not in self._results.records}
+                    self._calibrate_if_complete(place)
         self._audited.update(rounds)
         if self._on_total:
             self._on_total(self._total)
@@ -282,7 +280,7 @@ class Auditor:
 
     def _needed(self, task: Task) -> list[Task]:
         partner = self._partners[task]
-        return [task] if partner is None else [task, Task(partner, self._plan.run_in_place_of(task.attack, partner))]
+        return [task] if partner is None else [task, Task(partner, task.attack)]
 
     def _calibrate_if_complete(self, place: _Place) -> None:
         """Calibrate an attack in a round once all its records of the round are there, where a verdict may rest on it."""
@@ -328,7 +326,7 @@ class Auditor:
             if self._on_record:
                 self._on_record(result)
             if event.task.view.client is not None:
-                place = _Place(event.task.view.round, self._plan.attacks[event.task.attack].proven_by)
+                place = _Place(event.task.view.round, event.task.attack)
                 self._unrecorded[place].discard(event.task)
                 self._calibrate_if_complete(place)
         elif event.kind == "calibrate":

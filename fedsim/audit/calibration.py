@@ -87,10 +87,16 @@ def _hangs(record: Record, judge: Judge | None = None) -> bool:
     return False
 
 
-def is_current(plan: Plan, line: Calibration) -> bool:
-    """Return whether a line was made as this version does, with the grants of the plan; another one is made again."""
+def is_current(plan: Plan, line: Calibration, attack: int) -> bool:
+    """Return whether a line was made as this version does, with the grants of the plan; another one is made again.
+
+    Args:
+        plan: the run's plan.
+        line: the calibration.
+        attack: position of its attack in the plan.
+    """
     is_whole = line.workload is not None and "trials" in line.model_fields_set
-    return is_whole and line.grants == tuple(plan.scenario.threat.grants)
+    return is_whole and line.grants == attempt.grants_of(plan, plan.attacks[attack])
 
 
 def calibrate(
@@ -181,7 +187,9 @@ def attack(plan: Plan, folder: RunFolder, round: int, client: int, planned: Plan
 
 def _seed(plan: Plan, round: int, client: int, planned: PlannedAttack) -> int:
     params = json.dumps(planned.params, sort_keys=True, default=str)
-    return derive(plan.scenario.seed, "calibration", planned.info.name, params, round, *plan.workload_of(client))
+    variant = [] if not planned.is_plain else ["plain"]
+    path = ["calibration", planned.info.name, params, *variant]
+    return derive(plan.scenario.seed, *path, round, *plan.workload_of(client))
 
 
 def failure(plan: Plan, run: str | None, round: int, client: int, planned: PlannedAttack, message: str) -> Calibration:
@@ -212,7 +220,7 @@ def _head(plan: Plan, run: str | None, round: int, client: int, planned: Planned
         "run": run or run_id(plan.scenario),
         "round": round,
         "attack": assessment.attack_use(planned),
-        "grants": tuple(plan.scenario.threat.grants),
+        "grants": attempt.grants_of(plan, planned),
         "workload": RecordedWorkload(**plan.workload_of(client)._asdict()),
     }
 

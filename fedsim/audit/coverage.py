@@ -37,7 +37,7 @@ class Gap:
 
 def gaps(plan: Plan) -> list[Gap]:
     """Return what a scenario's audit will not be able to tell, in the order of its attacks."""
-    stated = [planned for planned in plan.attacks if not planned.attack.is_control and planned.aware is None]
+    stated = [planned for planned in plan.attacks if not planned.attack.is_control and not planned.is_plain]
     found = [gap for planned in stated for gap in _of_attack(plan, planned)]
     return [*found, *_under_noise(plan)]
 

@@ -45,9 +45,15 @@ class Results:
 
     def __init__(self, plan: Plan, folder: RunFolder) -> None:
         self._plan, self._folder = plan, folder
-        self.records = {_task_of(plan, record): record for record in folder.read_records()}
+        # Plain variants that are not asked for any more, or are listed as attacks of their own, are dropped.
+        variants = {planned.info.name for planned in plan.attacks if planned.is_plain}
+        kept = [one for one in folder.read_records() if not one.attack.is_plain or one.attack.name in variants]
+        self.records = {_task_of(plan, record): record for record in kept}
         # What an earlier version made, or an audit with other grants, is made again.
-        current = [line for line in folder.read_calibrations() if calibration.is_current(plan, line)]
+        lines = [one for one in folder.read_calibrations() if not one.attack.is_plain or one.attack.name in variants]
+        current = [
+            line for line in lines if calibration.is_current(plan, line, _attack_of(plan, line, "calibrations.jsonl"))
+        ]
         self._calibrations = {_calibrated_by(plan, line): line for line in current}
         self.evaluations = {
             question: line
@@ -75,12 +81,11 @@ class Results:
         return self._calibrated(task) in self._calibrations
 
     def of_round(self, round: int, attack: int) -> list[Record]:
-        """Return the records of an attack on single updates of a round, its plain variant's among them."""
+        """Return the records of an attack on single updates of a round."""
         return [
             record
             for task, record in self.records.items()
-            if isinstance(record, Record)
-            and (task.view.round, self._plan.attacks[task.attack].proven_by) == (round, attack)
+            if (task.view.round, task.attack) == (round, attack) and isinstance(record, Record)
         ]
 
     def keep_views(self, wanted: Collection[Task], scopes: Sequence[Scope]) -> None:
@@ -135,15 +140,12 @@ class Results:
         Args:
             failed: attempts of which the finding is forgotten.
         """
-        # The partner of a plain variant may have been attacked by the aware one.
-        both = [planned.proven_by for planned in self._plan.attacks]
-        places = {(task.view.round, both[task.attack]) for task in failed}
+        places = {(task.view.round, task.attack) for task in failed}
         # A view's partner may be of another round.
-        wide_failed = {both[task.attack] for task in failed if task.view.client is None}
+        wide_failed = {task.attack for task in failed if task.view.client is None}
 
         def may_lack(task: Task) -> bool:
-            own = both[task.attack]
-            return (task.view.round, own) in places or (task.view.client is None and own in wide_failed)
+            return (task.view.round, task.attack) in places or (task.view.client is None and task.attack in wide_failed)
 
         stale = [
             task
@@ -224,7 +226,7 @@ def _calibrated_by(plan: Plan, line: Calibration) -> _Calibrated:
 
 def _attack_of(plan: Plan, record: AnyRecord | Calibration, file: str) -> int:
     named = [
-        (planned.info.name, json.loads(json.dumps(planned.params, default=str)), planned.variant == "plain")
+        (planned.info.name, json.loads(json.dumps(planned.params, default=str)), planned.is_plain)
         for planned in plan.attacks
     ]
     try:

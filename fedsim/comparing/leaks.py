@@ -7,14 +7,13 @@ inconclusive and never protection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from fedsim.metrics.ratings import plain, scale
 from fedsim.metrics.skill import skill
 from fedsim.metrics.table import METRICS
-from fedsim.recording.records import PLAIN
 from fedsim.report.analysis import Analysis
 from fedsim.report.naming import NO_DEFENSE
 from fedsim.report.overview import Entry, entries
@@ -34,11 +33,6 @@ class Attacker(NamedTuple):
     def title(self) -> str:
         """What tables call it."""
         return self.attack if self.kind == "nothing" else f"{self.attack}: {self.kind}"
-
-    @property
-    def aware(self) -> Attacker | None:
-        """The attacker that this is the plain variant of."""
-        return self._replace(attack=self.attack.removesuffix(PLAIN)) if self.attack.endswith(PLAIN) else None
 
 
 @dataclass(frozen=True)
@@ -83,27 +77,6 @@ def leaks(analysis: Analysis) -> dict[Attacker, list[Leak]]:
         if not view.is_control:
             found.setdefault(Attacker(view.attack, view.kind), []).append(_of_view(view))
     return found
-
-
-def with_plain(
-    found: Mapping[Attacker, Sequence[Leak]], attackers: Sequence[Attacker]
-) -> dict[Attacker, Sequence[Leak]]:
-    """Return what a run shows, where plain variants show of clients without a defense what the aware ones do, being the same.
-
-    Args:
-        found: attacker -> what it shows of each group.
-        attackers: of all runs that are compared.
-    """
-    shown = dict(found)
-    for attacker in attackers:
-        known = {leak.group for leak in found.get(attacker, ())}
-        alike = (
-            [] if attacker.aware is None else [one for one in found.get(attacker.aware, ()) if one.group == NO_DEFENSE]
-        )
-        missing = [leak for leak in alike if leak.group not in known]
-        if missing:
-            shown[attacker] = [*missing, *found.get(attacker, ())]
-    return shown
 
 
 def _attacker(entry: Entry) -> Attacker:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from fedsim.comparing.leaks import Attacker, Leak, leaks, with_plain, worst_of
+from fedsim.comparing.leaks import Attacker, Leak, leaks, worst_of
 from fedsim.comparing.sources import Source
 from fedsim.comparing.spread import Spread
 from fedsim.errors import FedsimError, nearest
@@ -342,14 +342,7 @@ def _setting(name: str, sources: Sequence[Source], naming: Naming) -> Setting:
 
 def _family(settings: Sequence[Setting], baseline: str | None) -> Family:
     attackers = tuple(dict.fromkeys(a for setting in settings for one in setting.runs for a in one.leaks))
-    known = [
-        replace(
-            setting,
-            attackers=attackers,
-            runs=tuple(replace(one, leaks=with_plain(one.leaks, attackers)) for one in setting.runs),
-        )
-        for setting in settings
-    ]
+    known = [replace(setting, attackers=attackers) for setting in settings]
     paired = [_with_baseline(setting, known, baseline) for setting in known]
     return Family(tuple(paired), attackers, _title(settings))
 

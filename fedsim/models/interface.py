@@ -170,6 +170,15 @@ def head_inputs(model: nn.Module, images: Images) -> tuple[Features, ...]:
         model: in the mode it is in; left as it is.
         images: normalized model input.
     """
+    with catching_head_inputs(model) as caught:
+        for part in torch.split(images, _CHUNK):
+            model(part)
+    return tuple(torch.cat(rows) for rows in caught)
+
+
+@contextlib.contextmanager
+def catching_head_inputs(model: nn.Module) -> Iterator[list[list[Tensor]]]:
+    """Give a list for each linear classifier, to which each pass of the model appends what reaches it; see `head_inputs`."""
     modules = [model.get_submodule(names.weight.rpartition(".")[0]) for names in head_names(model)]
     caught: list[list[Tensor]] = [[] for _ in modules]
     with contextlib.ExitStack() as hooks:
@@ -181,9 +190,7 @@ def head_inputs(model: nn.Module, images: Images) -> tuple[Features, ...]:
             else:
                 handle = module.register_forward_pre_hook(lambda _, inputs, rows=rows: rows.append(inputs[0]))
             hooks.callback(handle.remove)
-        for part in torch.split(images, _CHUNK):
-            model(part)
-    return tuple(torch.cat(rows) for rows in caught)
+        yield caught
 
 
 @contextlib.contextmanager

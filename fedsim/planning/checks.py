@@ -13,6 +13,7 @@ from fedsim.defense import Defense, acts_in_training
 from fedsim.errors import ScenarioError
 from fedsim.planning.context import client_context
 from fedsim.planning.planned import PlannedAttack, PlannedDefense, blaming
+from fedsim.recording.records import PLAIN
 from fedsim.scenario import Scenario
 
 
@@ -179,6 +180,11 @@ def refuse_equal(attacks: tuple[PlannedAttack, ...]) -> None:
             raise ScenarioError(
                 f"attacks.{planned.index}",
                 f"{planned.info.name} is listed before, as attacks.{first}, with equal parameters. Leave one out.",
+            )
+        if planned.label and planned.label.endswith(PLAIN):
+            raise ScenarioError(
+                f"{planned.where}.label",
+                f"{planned.label!r} is what a plain variant would be called. Choose a label that does not end in{PLAIN}.",
             )
         if planned.label and labels.setdefault(planned.label, planned.index) != planned.index:
             raise ScenarioError(

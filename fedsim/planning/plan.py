@@ -76,15 +76,7 @@ class Plan:
 
     def is_run(self, planned: PlannedAttack, view: View) -> bool:
         """Return whether an attack is run on a view: a plain variant is where a client carries a defense."""
-        return planned.aware is None or any(self.defenses_of(client) for client in view.clients)
-
-    def run_in_place_of(self, attack: int, view: View) -> int:
-        """Return the position of the attack that is run on a view in the place of one: the aware one of a plain variant.
-
-        Without a defense they are the same.
-        """
-        planned = self.attacks[attack]
-        return attack if self.is_run(planned, view) else planned.proven_by
+        return not planned.is_plain or any(self.defenses_of(client) for client in view.clients)
 
     @property
     def buffers(self) -> tuple[str, ...]:

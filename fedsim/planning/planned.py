@@ -17,8 +17,8 @@ from fedsim.errors import FedsimError, PluginError, told
 from fedsim.evaluator import Evaluator
 from fedsim.exchange import DefenseKnowledge
 from fedsim.plugins import PluginInfo
-from fedsim.recording.records import PLAIN
-from fedsim.scenario import Grant, Variant
+from fedsim.recording.records import PLAIN, RecordedVariant
+from fedsim.scenario import Grant
 from fedsim.validation import shown
 
 
@@ -37,8 +37,8 @@ class PlannedAttack:
         attack: the configured instance, as the scenario states it.
         label: what reports call it; None for its name.
         position: position in the scenario; the one in the plan where it is not given.
-        aware: position in the plan of the attack that this is the plain variant of; None where it is none.
-        has_plain: whether it has a plain variant in the plan.
+        variant: `plain`, which is not told of defenses, `aware` where there is a plain one beside it, or `only` where others
+            have one and this has none; None where none is asked for.
     """
 
     index: int
@@ -46,21 +46,18 @@ class PlannedAttack:
     attack: Attack
     label: str | None = None
     position: int | None = None
-    aware: int | None = None
-    has_plain: bool = False
+    variant: RecordedVariant | None = None
 
     @property
-    def variant(self) -> Variant | None:
-        """Which of two variants it is; None where there is one alone."""
-        if self.aware is not None:
-            return "plain"
-        return "aware" if self.has_plain else None
+    def is_plain(self) -> bool:
+        """Whether it is the plain variant of the attack."""
+        return self.variant == "plain"
 
     @property
     def title(self) -> str:
         """What people read: the label, else the name."""
         name = self.label or self.info.name
-        return name if self.aware is None else f"{name}{PLAIN}"
+        return f"{name}{PLAIN}" if self.is_plain else name
 
     @property
     def where(self) -> str:
@@ -72,22 +69,17 @@ class PlannedAttack:
         """File name of its artifacts: position and name, so that one attack may run twice with other parameters."""
         position = self.index if self.position is None else self.position
         name = f"{position:02d}-{self.info.name.replace(':', '.')}"
-        return name if self.aware is None else f"{name}-plain"
+        return f"{name}-plain" if self.is_plain else name
 
     @property
     def runs(self) -> Attack:
         """What is run: the plain variant takes every update for one without a defense."""
-        return self.attack if self.aware is None else self.attack.plain() or self.attack
+        return self.attack.plain() or self.attack if self.is_plain else self.attack
 
     @property
     def withheld(self) -> frozenset[Grant]:
         """Grants of the scenario that it does not get."""
-        return frozenset() if self.aware is None else frozenset({"defenses"})
-
-    @property
-    def proven_by(self) -> int:
-        """Position in the plan of the attack that calibrations and undefended clients are attacked with in its place."""
-        return self.index if self.aware is None else self.aware
+        return frozenset({"defenses"}) if self.is_plain else frozenset()
 
     @property
     def params(self) -> dict[str, Any]:

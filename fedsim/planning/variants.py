@@ -27,11 +27,12 @@ def with_variants(scenario: Scenario, attacks: Sequence[PlannedAttack]) -> tuple
         return tuple(attacks)
     found: list[PlannedAttack] = []
     for planned in attacks:
-        has_plain = _has_plain(planned, attacks)
-        aware = dataclasses.replace(planned, index=len(found), position=planned.index, has_plain=has_plain)
-        found.append(aware)
-        if has_plain:
-            found.append(dataclasses.replace(aware, index=len(found), aware=aware.index, has_plain=False))
+        stated = dataclasses.replace(planned, index=len(found), position=planned.index, variant="only")
+        if not _has_plain(planned, attacks):
+            found.append(stated)
+            continue
+        found.append(dataclasses.replace(stated, variant="aware"))
+        found.append(dataclasses.replace(stated, index=len(found), variant="plain"))
     return tuple(found)
 
 

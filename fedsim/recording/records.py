@@ -61,6 +61,7 @@ class Line(pydantic.BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
+RecordedVariant = Literal["aware", "plain", "only"]
 PLAIN = " (plain)"
 """What stands behind the name of the plain variant of an attack."""
 
@@ -68,12 +69,13 @@ PLAIN = " (plain)"
 class PluginUse(Line):
     """An attack, a defense or an evaluator as a line names it.
 
-    `variant` is of an attack that is run twice on clients with a defense: `plain` is not told of it.
+    `variant` is of an attack where attacks are run twice on clients with a defense: `plain` is not told of it, `aware` is, and
+    of `only` there is no plain one.
     """
 
     name: str
     params: dict[str, Any] = {}
-    variant: Literal["aware", "plain"] | None = None
+    variant: RecordedVariant | None = None
     version: str | None = None
     distribution: str | None = None
     citation: str | None = None
@@ -86,7 +88,7 @@ class PluginUse(Line):
     @functools.cached_property
     def key(self) -> tuple[str, str]:
         """What tells this plug-in from others: its name, and the parameters as text, with `plain` behind them if it is."""
-        name, params = self.proven_by
+        name, params = self.aware_key
         return name, f"{params}, plain" if self.is_plain else params
 
     @property
@@ -95,8 +97,8 @@ class PluginUse(Line):
         return self.variant == "plain"
 
     @functools.cached_property
-    def proven_by(self) -> tuple[str, str]:
-        """The key of the attack that undefended updates are attacked with: of a plain variant the aware one, see `key`."""
+    def aware_key(self) -> tuple[str, str]:
+        """The key of the aware attack, of a plain variant as well."""
         return self.name, json.dumps(self.params, sort_keys=True, default=str)
 
     @property

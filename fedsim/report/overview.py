@@ -113,7 +113,7 @@ def client_verdicts(
         for record in view.leaking if view.scope == "client" else ():
             found.setdefault(record.view.clients[0], {})
     for client, kinds in found.items():
-        by_kind = {kind: _farthest(members) for kind, members in kinds.items()}
+        by_kind = {kind: _farthest(_with_variants(members)) for kind, members in kinds.items()}
         for view in together:
             if any(client in record.view.clients for record in view.leaking):
                 known = by_kind.get(view.kind)
@@ -125,6 +125,19 @@ def client_verdicts(
         unknown: tuple[Verdict, ...] = ("inconclusive",) if is_lacking else ()
         verdicts[client] = ClientVerdict(worst([*by_kind.values(), *unknown]), by_kind)
     return verdicts
+
+
+def _with_variants(lines: Sequence[Entry]) -> list[Entry]:
+    """Return the lines of one kind, without plain variants that resisted what the aware attack cannot tell.
+
+    That an attack which is not told of a defense finds nothing does not make up for one that is told and cannot tell.
+    """
+    unknown = {one.summary.aware_key for one in lines if not one.summary.is_plain and one.verdict == "inconclusive"}
+    return [
+        one
+        for one in lines
+        if not (one.summary.is_plain and one.verdict == "resisted" and one.summary.aware_key in unknown)
+    ]
 
 
 def _farthest(lines: Sequence[Entry]) -> Verdict:

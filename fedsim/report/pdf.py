@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from fedsim.errors import FedsimError, printable, printable_line
@@ -90,7 +95,7 @@ def write(folder: Path, program: Path, seconds: float = SECONDS) -> Path:
 
 def printed(page: Path, program: Path, seconds: float = SECONDS) -> bytes:
     """Return a page as PDF; see `write`."""
-    with tempfile.TemporaryDirectory(prefix="fedsim-pdf-", ignore_cleanup_errors=True) as scratch:
+    with _ending_on_sigterm(), tempfile.TemporaryDirectory("", "fedsim-pdf-", ignore_cleanup_errors=True) as scratch:
         out, said = Path(scratch) / "report.pdf", Path(scratch) / "stderr"
         # Chromium refuses to run as root with its sandbox; the page runs its own script alone, and loads nothing.
         sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
@@ -122,3 +127,16 @@ def printed(page: Path, program: Path, seconds: float = SECONDS) -> bytes:
             last = next((f", {printable(line.strip(), 300)}" for line in reversed(lines) if line.strip()), "")
             raise FedsimError(f"{program}: printed no PDF of {page} (exit code {code}{last}). {_HOW}")
         return content
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process by an exception meanwhile, so that the browser and its files end with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -44,6 +44,8 @@ class Summary:
         clients: clients in the group, ascending.
         defenses: what they carry.
         attack: name of the attack.
+        aware_key: of the attack, see `PluginUse`; a plain variant has that of the aware one.
+        is_plain: whether it is the plain variant.
         metric: name of the metric; None when no attempt was scored.
         worse: the direction that means more leakage; None without a metric.
         attempts: number of records.
@@ -70,6 +72,8 @@ class Summary:
     clients: tuple[int, ...]
     defenses: str
     attack: str
+    aware_key: tuple[str, str]
+    is_plain: bool
     metric: str | None
     worse: Direction | None
     attempts: int
@@ -133,8 +137,8 @@ def _places(records: Sequence[Record], naming: Naming) -> dict[str, tuple[int, b
     """Return the order of the attacks' names: as they first occur, a plain variant right behind the aware one."""
     first: dict[tuple[str, str], int] = {}
     for record in records:
-        first.setdefault(record.attack.proven_by, len(first))
-    return {naming.attack(record): (first[record.attack.proven_by], record.attack.is_plain) for record in records}
+        first.setdefault(record.attack.aware_key, len(first))
+    return {naming.attack(record): (first[record.attack.aware_key], record.attack.is_plain) for record in records}
 
 
 def _summary(
@@ -144,6 +148,8 @@ def _summary(
         "clients": tuple(sorted({record.client for record in members})),
         "defenses": naming.defenses(members[0]),
         "attack": group[-1],
+        "aware_key": members[0].attack.aware_key,
+        "is_plain": members[0].attack.is_plain,
         "metric": metric,
         "attempts": len(members),
         "failed": sum(record.status == "failed" for record in members),

@@ -29,7 +29,7 @@ def record_rows(records: Sequence[Attempted], naming: Naming) -> list[Row]:
             "defenses": naming.defenses(record),
             "attack": naming.attack(record),
             "version": record.attack.version,
-            "params": record.attack.proven_by[1],
+            "params": record.attack.aware_key[1],
             "variant": record.attack.variant,
             "status": record.status,
             **_score_columns(record, metric),

@@ -65,10 +65,10 @@ class Place(NamedTuple):
     """Where a proof holds: one attack on updates of one kind.
 
     Args:
-        attack: its name and parameters; those of the aware attack for a plain variant, as without a defense they are the same.
+        attack: its name, parameters and variant.
         round: whose weights the clients got.
         workload: how much was trained on; None where the record does not say.
-        grants: what the attack was told, in alphabetical order, but for defenses: without one there is nothing to be told.
+        grants: what the attack was told, in alphabetical order.
     """
 
     attack: _AttackKey
@@ -79,8 +79,7 @@ class Place(NamedTuple):
 
 def place_of(line: Record | Calibration) -> Place:
     """Return the place that an attempt or a calibration belongs to."""
-    grants = tuple(sorted(grant for grant in line.grants if grant != "defenses"))
-    return Place(line.attack.proven_by, line.round, line.workload, grants)
+    return Place(line.attack.key, line.round, line.workload, tuple(sorted(line.grants)))
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

@@ -121,20 +121,26 @@ def _missing(
             for name, times in asked.items():
                 lost = times - found[round, client, name]
                 missing.setdefault((client, name), []).extend([round] * max(0, lost))
-    for record in _lack_plain(run.records):
+    for record in _lack_plain(scenario, run.records):
         missing.setdefault((record.client, record.attack.name), []).append(record.round)
     return {place: tuple(sorted(lost)) for place, lost in sorted(missing.items()) if lost}
 
 
-def _lack_plain(records: Sequence[_SomeRecord]) -> list[_SomeRecord]:
-    """Return the records of views with a defense that lack one of the plain variant of their attack."""
-    plain = {(record.attack.proven_by, _place(record)) for record in records if record.attack.is_plain}
+def _lack_plain(scenario: Scenario, records: Sequence[_SomeRecord]) -> list[_SomeRecord]:
+    """Return the records of views with a defense that lack one of the plain variant of their attack.
+
+    A record that does not say whether there is a plain variant was made before anybody asked for one.
+    """
+    if "plain" not in scenario.audit.variants or "defenses" not in scenario.threat.grants:
+        return []
+    plain = {(record.attack.aware_key, _place(record)) for record in records if record.attack.is_plain}
     return [
         record
         for record in records
-        if record.attack.variant == "aware"
+        if record.attack.variant in ("aware", None)
+        and not record.attack.is_control
         and any(not use.is_strategy for use in record.defenses)
-        and (record.attack.proven_by, _place(record)) not in plain
+        and (record.attack.aware_key, _place(record)) not in plain
     ]
 
 
@@ -163,7 +169,7 @@ def _missing_views(run: RunData, scenario: Scenario, took_part: Mapping[int, tup
     found = {(record.attack.key, record.view.as_view()) for record in run.views}
     is_sum = scenario.threat.sees == "aggregate"
     asked = Counter(part.name for part in scenario.attacks) - Counter(name for name, _, _ in _wide(run))
-    lost = (asked.total() * len(captured) if is_sum else 0) + len(_lack_plain(run.views))
+    lost = (asked.total() * len(captured) if is_sum else 0) + len(_lack_plain(scenario, run.views))
     return lost + sum(
         ((name, params), view) not in found
         for name, params, scope in _wide(run)

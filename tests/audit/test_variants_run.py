@@ -1,11 +1,9 @@
 """Attacks on clients with a defense, told of it and not: who is told what, what the records say, and what verdicts rest on."""
 
-import json
-
 import audits
 import pytest
 
-from fedsim.errors import PluginError
+from fedsim.errors import PluginError, ScenarioError
 from fedsim.recording.records import check_records
 from fedsim.report import reading, summary
 from fedsim.report.analysis import Analysis
@@ -61,19 +59,19 @@ def test_a_client_with_a_defense_is_attacked_by_one_that_is_told_of_it_and_by_on
 
 def test_no_plain_variant_is_run_where_it_could_be_no_other_attack(simulate, tiny_plan):
     assert {r["attack"].get("variant") for r in simulate(threat={"grants": ["batch_size"]})[2]} == {None}
+    for parts in ({"defenses": []}, {"audit": {"variants": ["aware"]}}):
+        assert [planned.variant for planned in tiny_plan(**{**TOLD, **parts}).attacks] == [None]
     for number, parts in enumerate(
         (
-            {"defenses": []},
-            {"audit": {"variants": ["aware"]}},
             {"attacks": [{"name": "stubs:Told", "params": {"aware": False}}]},
             {"attacks": [{"name": "stubs:NeedsDefenses"}]},
             {"attacks": ["blind_guess"], "threat": {"grants": ["batch_size", "defenses", "auxiliary_data"]}},
         )
     ):
         plan = tiny_plan(**{**TOLD, **parts})
-        assert [planned.variant for planned in plan.attacks] == [None], number
+        assert [planned.variant for planned in plan.attacks] == ["only"], number
     both = [{"name": "stubs:Told"}, {"name": "stubs:Told", "params": {"aware": False}}]
-    assert [planned.variant for planned in tiny_plan(**{**TOLD, "attacks": both}).attacks] == [None, None]
+    assert [planned.variant for planned in tiny_plan(**{**TOLD, "attacks": both}).attacks] == ["only", "only"]
 
 
 @pytest.mark.parametrize(
@@ -145,30 +143,83 @@ def test_a_plain_variant_that_fails_alone_leaves_the_client_inconclusive(simulat
     assert "it failed" in lines[1, "stubs:Told (plain)"]["reason"]
 
 
-def test_what_proves_an_attack_proves_its_plain_variant_and_the_stronger_one_decides(simulate):
-    _, folder, _ = simulate(
-        attacks=["patch_embedding"], defenses=[{"name": "stubs:Turned", "clients": [1]}], audit={"calibrate": "auto"}
-    )
+TURNED = {
+    "attacks": ["patch_embedding"],
+    "defenses": [{"name": "stubs:Turned", "clients": [1]}],
+    "audit": {"calibrate": "auto"},
+}
+
+
+def test_each_variant_is_proven_by_calibrations_of_its_own_and_the_stronger_one_decides(simulate):
+    _, folder, _ = simulate(**TURNED)
     result = summary.of(Analysis(reading.read(folder.path)))
     lines = {(one["client"], one["attack"]): one for one in result["attacks"] if one["kind"] == "images"}
     assert [key for key in lines if key[0] == 1] == [(1, "patch_embedding"), (1, "patch_embedding (plain)")]
     for attack in ("patch_embedding", "patch_embedding (plain)"):
         assert lines[1, attack]["verdict"] == "resisted"
         assert " that the auditor made itself" in lines[1, attack]["reason"]
-    assert [line["attack"]["name"] for line in folder.calibrations.read()] == ["patch_embedding"]
-    assert all(
-        "variant" not in line["attack"] or line["attack"]["variant"] == "aware" for line in folder.calibrations.read()
-    )
+    calibrations = folder.calibrations.read()
+    assert [(one["attack"]["variant"], "defenses" in one["grants"]) for one in calibrations] == [
+        ("aware", True),
+        ("plain", False),
+    ]
+    folder.calibrations.rewrite(calibrations[:1])
+    result = summary.of(Analysis(reading.read(folder.path)))
+    verdicts = {
+        one["attack"]: one["verdict"] for one in result["attacks"] if (one["client"], one["kind"]) == (1, "images")
+    }
+    assert verdicts == {"patch_embedding": "resisted", "patch_embedding (plain)": "inconclusive"}
     # Were the plain one to find what the aware one does not, the client would leak.
     changed = folder.records.read()
     good = next(one for one in changed if one["client"] == 0)
     for one in changed:
         if one["client"] == 1 and one["attack"]["variant"] == "plain":
-            one["scores"], one["controls"] = good["scores"], good["controls"]
-            one["best_example"] = good["best_example"]
-    folder.records.rewrite(json.loads(json.dumps(changed)))
+            one.update({name: good[name] for name in ("scores", "controls", "best_example")})
+    folder.records.rewrite(changed)
+    assert summary.of(Analysis(reading.read(folder.path)))["clients"]["1"]["verdict"] == "leaks"
+
+
+def test_a_plain_variant_that_resists_does_not_make_up_for_an_aware_one_that_cannot_tell(simulate):
+    _, folder, _ = simulate(**{**TURNED, "attacks": [{"name": "stubs:RefusesTold"}]})
     result = summary.of(Analysis(reading.read(folder.path)))
-    assert result["clients"]["1"]["verdict"] == "leaks"
+    verdicts = {
+        one["attack"]: one["verdict"] for one in result["attacks"] if (one["client"], one["kind"]) == (1, "images")
+    }
+    assert verdicts == {"stubs:RefusesTold": "inconclusive", "stubs:RefusesTold (plain)": "resisted"}
+    assert result["clients"]["1"]["verdict"] == "inconclusive"
+
+
+def test_variants_that_are_asked_for_later_are_missing_until_they_are_made(simulate, tiny_plan):
+    _, folder, _ = simulate(audit={"variants": ["aware"]})
+    both = tiny_plan(**TOLD)
+    folder.write_scenario(both.scenario)
+    assert Scope.of(reading.read(folder.path)).missing == {(1, "stubs:Told"): (1,), (2, "stubs:Told"): (1,)}
+    audits.audit(both, folder, Progress())
+    assert Scope.of(reading.read(folder.path)).is_whole
+
+
+def test_plain_variants_that_are_not_asked_for_any_more_are_dropped(simulate, tiny_plan):
+    _, folder, records = simulate()
+    for number, parts in enumerate(
+        (
+            {"audit": {"variants": ["aware"]}},
+            {"attacks": [{"name": "stubs:Told"}, {"name": "stubs:Told", "params": {"aware": False}}]},
+        )
+    ):
+        plan = tiny_plan(**{**TOLD, **parts})
+        folder.write_scenario(plan.scenario)
+        audits.audit(plan, folder, Progress())
+        found = folder.records.read()
+        assert not any(one["attack"].get("variant") == "plain" for one in found), number
+        assert len(found) == 4 * len(plan.attacks)
+    assert len(records) == 6
+
+
+def test_a_label_that_would_be_taken_for_a_plain_variant_is_refused(tiny_plan):
+    with pytest.raises(
+        ScenarioError, match=r"attacks\.0\.label: 'x \(plain\)' is what a plain variant would be called"
+    ):
+        tiny_plan(**{**TOLD, "attacks": [{"name": "stubs:Told", "label": "x (plain)"}]})
 
 
 def test_without_the_grant_the_report_says_that_attacks_were_not_told(simulate):

@@ -115,23 +115,6 @@ def test_clients_with_the_same_defenses_are_a_group_with_its_own_numbers(runs):
     assert setting.epsilon.written == "3 (delta 1e-05; replace), not of all clients" and setting.epsilon.value is None
 
 
-def test_without_a_defense_a_plain_variant_shows_what_the_aware_one_does(runs):
-    attack = {"name": "inversion", "params": {}, "recovers": ["images"]}
-    both = [
-        record(client, round, ["clips"], psnr=psnr, attack={**attack, "variant": variant})
-        for round in (1, 2)
-        for client in (0, 1)
-        for variant, psnr in (("aware", 20.0), ("plain", 15.0))
-    ]
-    folders = [*runs("none", {0: {"psnr": 60.0}}), *runs("clips", {0: {"records": both}}, defenses=["clips"])]
-    ((family,), _) = compared(*folders)
-    plain = IMAGES._replace(attack="inversion (plain)")
-    assert family.attackers == (IMAGES, plain) and plain.aware == IMAGES and IMAGES.aware is None
-    values = {name: [one.rows[who].value.mean for who in (IMAGES, plain)] for name, one in by_name(family).items()}
-    assert values == {"none": [60.0, 60.0], "clips": [20.0, 15.0]}
-    assert by_name(family)["clips"].difference(plain).mean == -45.0
-
-
 def test_the_epsilon_of_a_setting_is_the_largest_of_its_clients_and_seeds(runs):
     ((family,), _) = compared(*runs("noise", {0: {"epsilon": 2.0}, 1: {"epsilon": 4.0}}, defenses=["noise"]))
     found = family.settings[0].epsilon

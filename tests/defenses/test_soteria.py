@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from fedsim_defenses._evaluation import evaluated
 from fedsim_defenses.soteria import Soteria, leakage
 from torch import nn
 
@@ -74,6 +75,19 @@ def test_the_ratio_of_a_linear_representation_has_a_closed_form(dense):
 def test_the_ratios_are_those_of_a_loop_over_the_entries():
     model, images = tiny(), torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(leakage(model, images)[0], by_loop(model, model.head, images), rtol=1e-3, atol=1e-4)
+
+
+def test_behind_a_bottleneck_the_ratios_are_of_what_the_bottleneck_gives():
+    part = ModelPart(name="vit_nano", kwargs={"img_size": 16, "depth": 1}, precode={"size": 8})
+    model, images = models.build(part, 10, 16, 0), torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    inputs, caught = images.clone().requires_grad_(), []
+    with evaluated(model), torch.enable_grad(), models.unfused_attention(model):
+        handle = model.head.bottleneck.register_forward_hook(lambda *given: caught.append(given[2]))
+        model(inputs)
+        handle.remove()
+        (slope,) = torch.autograd.grad(caught[0][:, 3].sum(), inputs)
+    expected = (slope.flatten(1).norm(dim=1) / caught[0][:, 3].abs()).sum()
+    torch.testing.assert_close(leakage(model, images)[0][3], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_every_classifier_of_a_distilled_vit_has_ratios_of_its_own():

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -99,6 +100,18 @@ def test_a_browser_that_hangs_is_ended_with_what_it_started(folder: Path, tmp_pa
     assert time.monotonic() - start < 20
     child = Path("/proc") / (tmp_path / "child").read_text().strip()
     # What was killed ends a little later, and may wait for its new parent to notice.
+    while is_running(child) and time.monotonic() - start < 20:
+        time.sleep(0.02)
+    assert not is_running(child)
+
+
+def test_a_browser_ends_with_a_process_that_is_told_to_end(folder: Path, tmp_path: Path) -> None:
+    hanging = program(tmp_path / "browser", f"sleep 60 & echo $! > {tmp_path}/child; kill -TERM {os.getpid()}; wait")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        pdf.write(folder, hanging, 30.0)
+    assert ended.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+    child, start = Path("/proc") / (tmp_path / "child").read_text().strip(), time.monotonic()
     while is_running(child) and time.monotonic() - start < 20:
         time.sleep(0.02)
     assert not is_running(child)

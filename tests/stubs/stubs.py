@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from fedsim_attacks.patch_embedding import PatchEmbedding
 from torch import Tensor
 
 from fedsim import progress
@@ -627,6 +628,16 @@ class Told(Attack):
         told = None if observation.defenses is None else [known.name for known in observation.defenses]
         labels = torch.randint(observation.num_classes, (1,), generator=generator)
         return Finding(labels=labels, trace={"told": told, "aware": self.aware})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusesTold(PatchEmbedding):
+    """Finds images, and refuses once it is told of a defense."""
+
+    def run(self, observation: Observation, generator: torch.Generator) -> Finding:
+        if observation.defenses:
+            raise AttackRefusedError("told of a defense")
+        return super().run(observation, generator)
 
 
 @dataclass(frozen=True, kw_only=True)

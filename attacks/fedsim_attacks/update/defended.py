@@ -31,7 +31,7 @@ from fedsim_attacks.update.gradient import mean_gradient
 from fedsim_attacks.update.jigsaw import puzzle_names, restore
 from fedsim_attacks.update.rounding import recognize
 from fedsim_attacks.update.target import Target
-from fedsim_attacks.update.tensors import POSITIONS, Gradients
+from fedsim_attacks.update.tensors import POSITIONS, Gradients, TokenGradient
 from fedsim_attacks.update.told import told_cautions, told_effects
 
 _UNKNOWN, _PUZZLE = "mjp.unknown", "mjp."
@@ -183,16 +183,24 @@ def _without_jigsaw(
     kept = [n for n in target.names if not n.startswith(_PUZZLE) or (n == _UNKNOWN and hidden is not None)]
     target = _only(target, kept)
     if occlusion is None:
-        return target, None, [], []
+        # Of a batch that is not masked the localization loss alone is subtracted.
+        return _with_tokens(target, first, tokens), None, [], []
     if hidden is None:
         return target, None, [], ["Several steps masked different patches; the images are matched as if none were."]
-    restored = [gradient.clone() for gradient in target.gradients]
-    place = target.place(POSITIONS)
-    if place is not None:
-        restored[place][0, first:] = tokens.masked_fill(hidden[:, None], 0).to(restored[place])
-    target = target._replace(gradients=restored)
+    target = _with_tokens(target, first, tokens.masked_fill(hidden[:, None], 0))
     doubt = f"{int(hidden.sum())} of {len(hidden)} patches share the unknown position: they are in the order that fits best."
-    return target, hidden.to(restored[0].device), ["jigsaw"], [doubt]
+    return target, hidden.to(target.gradients[0].device), ["jigsaw"], [doubt]
+
+
+def _with_tokens(target: Target, first: int, tokens: TokenGradient) -> Target:
+    """Return the target with other gradients of the position rows behind the prefix tokens."""
+    place = target.place(POSITIONS)
+    if place is None:
+        return target
+    gradients = list(target.gradients)
+    gradients[place] = gradients[place].clone()
+    gradients[place][0, first:] = tokens.to(gradients[place])
+    return target._replace(gradients=gradients)
 
 
 def _silences(observation: Observation, target: Target, dropped: bool) -> tuple[list[Tensor | None], list[str]]:

@@ -334,6 +334,22 @@ def test_what_is_known_of_the_jigsaw_reproduces_the_update() -> None:
         torch.testing.assert_close(found[name].detach(), tensor, rtol=1e-3, atol=2e-5 * float(tensor.abs().max()))
 
 
+@pytest.mark.parametrize("kind", ["linear", "nonlinear"])
+def test_of_a_batch_that_is_not_masked_the_localization_loss_alone_is_subtracted(kind: str) -> None:
+    defense = MJP(gamma=0.5, p_apply=0.0, dal=kind, dal_weight=100.0)
+    (model, update, batch), (_, bare, _) = (
+        jigsaw(defense, ONE),
+        jigsaw(dataclasses.replace(defense, dal_weight=0.0), ONE),
+    )
+    sent, expected = (one.tensors["pos_embed"][0, prefix_rows(model) :] for one in (update, bare))
+    assert float((sent - expected).norm()) > 0.1 * float(expected.norm()), "the loss moves the position embedding"
+    defended = defended_of(observed(model, batch, update))
+    place = defended.target.place("pos_embed")
+    assert defended.hidden is None and place is not None
+    matched = defended.target.gradients[place][0, prefix_rows(model) :]
+    torch.testing.assert_close(matched, expected, rtol=0, atol=1e-4 * float(sent.abs().max()))
+
+
 def test_masked_patches_have_a_caution_and_a_client_without_jigsaw_has_none() -> None:
     model, update, shuffled = jigsaw(JIGSAW, ONE)
     for aware in (True, False):
