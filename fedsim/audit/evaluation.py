@@ -68,11 +68,13 @@ def evaluate(plan: Plan, folder: RunFolder, question: Question) -> EvaluationRec
                 model, pools.test, pools.class_names, torch.Generator().manual_seed(seed)
             )
         scores, cautions = _checked(found)
+        is_inconclusive = found.is_inconclusive
     except EvaluationRefusedError as error:
         return _line(plan, folder, question, "refused", shown(message_of(error)), {}, (), time.perf_counter() - started)
     except BaseException as error:  # noqa: BLE001  (boundary: a failed evaluation is a line, the audit goes on)
         return _line(plan, folder, question, "failed", shown(told(error)), {}, (), time.perf_counter() - started)
-    return _line(plan, folder, question, "found", None, scores, cautions, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return _line(plan, folder, question, "found", None, scores, cautions, seconds, is_inconclusive)
 
 
 def failure(plan: Plan, folder: RunFolder, question: Question, message: str, seconds: float = 0.0) -> EvaluationRecord:
@@ -89,6 +91,7 @@ def _line(
     scores: Mapping[str, float],
     cautions: tuple[str, ...],
     seconds: float,
+    is_inconclusive: bool = False,
 ) -> EvaluationRecord:
     planned = plan.evaluators[question.evaluator]
     return EvaluationRecord.model_validate(
@@ -108,6 +111,7 @@ def _line(
             "message": message,
             "scores": dict(scores),
             "cautions": list(cautions),
+            "is_inconclusive": is_inconclusive,
             "seconds": float(f"{seconds:.4g}"),
             "seed": _seed(plan, planned, question.round),
         }
@@ -136,4 +140,8 @@ def _checked(found: Any) -> tuple[dict[str, float], tuple[str, ...]]:
         raise TypeError(f"the evaluator returned cautions that are no tuple of at most {_MOST_CAUTIONS} sentences")
     if not all(isinstance(caution, str) for caution in found.cautions):
         raise TypeError("the evaluator returned a caution that is no text")
+    if not isinstance(found.is_inconclusive, bool):
+        raise TypeError(
+            f"the evaluator returned is_inconclusive: {found.is_inconclusive!r:.80}, neither True nor False"
+        )
     return scores, tuple(map(shown, found.cautions))

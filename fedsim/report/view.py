@@ -128,6 +128,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "control_titles": CONTROL_TITLES,
         "calibrations": run.calibrations,
         "evaluations": evaluations.tables(run.evaluations),
+        "evaluation_plots": evaluations.figures(run.evaluations),
         "claims": mechanisms.claims(run.mechanisms),
         "calibrated": _calibrated,
         "NO_DEFENSE": NO_DEFENSE,

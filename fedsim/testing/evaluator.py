@@ -45,6 +45,10 @@ def check_evaluator(plugin: type[Any] | Evaluator, /, **params: Any) -> None:
                 )
             check_cautions(who, first.cautions)
             expect(
+                isinstance(first.is_inconclusive, bool),
+                f"{who}: is_inconclusive is {first.is_inconclusive!r}, neither True nor False.",
+            )
+            expect(
                 dict(first.scores) == dict(again.scores),
                 f"{who}: same model, same generator state, but other scores. Draw from the generator alone.",
             )

@@ -68,6 +68,7 @@ def test_rounds_are_chosen_for_each_evaluator(run):
         ("infinite", "not a finite number"),
         ("nothing", "no scores by name"),
         ("untyped", "returned dict, not an Evaluation"),
+        ("unsure", "is_inconclusive: 'maybe', neither True nor False"),
     ],
 )
 def test_an_evaluator_that_fails_is_a_line_and_the_others_go_on(run, how, said, isolated):
@@ -83,6 +84,25 @@ def test_the_report_shows_scores_and_failures(run):
     page = report.render(folder.path).read_text()
     assert "Evaluations of the global model" in page and "failed: RuntimeError: no answer" in page
     assert "stubs:Asks" in (folder.path / "tables" / "evaluations.csv").read_text()
+
+
+def test_what_an_evaluator_doubts_of_itself_is_in_its_line_and_beside_the_numbers_of_the_report(run):
+    _, folder = run({"name": "stubs:Asks", "params": {"how": "doubts"}}, ASKS, federation={"rounds": 1})
+    doubted, other = folder.read_evaluations()
+    assert doubted.is_inconclusive and not other.is_inconclusive
+    page = report.render(folder.path).read_text()
+    assert "after round 1, inconclusive" in page and "0.5 (0.4 to 0.6)" in page and "it may be" in page
+    assert "after round 1: inconclusive, its own checks" in (folder.path / "report.md").read_text()
+
+
+def test_a_line_of_an_earlier_version_is_read_and_taken_for_undoubted(run):
+    _, folder = run(ASKS, federation={"rounds": 1})
+    file = folder.path / "evaluations.jsonl"
+    line = json.loads(file.read_text())
+    del line["is_inconclusive"]
+    file.write_text(json.dumps(line) + "\n")
+    (read,) = RunFolder.open(folder.path).read_evaluations()
+    assert not read.is_inconclusive and read.scores["norm"] > 0
 
 
 def test_a_resumed_run_asks_what_is_missing_alone(run):
