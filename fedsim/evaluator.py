@@ -27,11 +27,14 @@ class Evaluation:
         cautions: reasons to doubt them, each one sentence.
         is_inconclusive: whether a check of the evaluator's own says that the scores may mean something else than they seem
             to; the cautions say which. The report shows it beside them.
+        images: title -> images, shape (batch, 1 or 3 channels, height, width), pixels in [0, 1], made of test images; the
+            report shows the first eight side by side, a row for each title.
     """
 
     scores: Mapping[str, float]
     cautions: tuple[str, ...] = field(default=())
     is_inconclusive: bool = False
+    images: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.is_inconclusive and not self.cautions:

@@ -534,6 +534,10 @@ class RunFolder:
         stated = json.dumps([view.rounds, view.clients, view.is_sum]).encode()
         return place / f"{view.scope}-{hashlib.sha256(stated).hexdigest()[:12]}" / name
 
+    def evaluation_artifact(self, round: int, name: str) -> Path:
+        """Return the path of an artifact of an evaluation after a round."""
+        return self.path / "artifacts" / f"round-{round:04d}" / "evaluations" / name
+
     def captures_of(self, view: View) -> list[tuple[int, int]]:
         """Return round and client of each captured update that a view shows, in this order."""
         return [(round, client) for round in view.rounds for client in self.captured(round) if client in view.clients]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedsim.recording.records import EvaluationRecord
 from fedsim.report import plots
 from fedsim.report.embedding import Plot, plot
+from fedsim.report.gallery import Strip, strip_of
 from fedsim.report.plots import Interval, IntervalLine
 from fedsim.strips import spread
 
@@ -53,6 +55,33 @@ class Table:
     troubles: tuple[tuple[int, str], ...]
     inconclusive: tuple[int, ...]
     cautions: tuple[str, ...]
+
+
+class Examples(NamedTuple):
+    """Images that an evaluator shows, a strip for each title."""
+
+    title: str
+    round: int
+    strips: tuple[Strip, ...]
+
+
+def examples(folder: Path, lines: Sequence[EvaluationRecord], notes: list[str]) -> list[Examples]:
+    """Return the images of each evaluator after its last round that has some.
+
+    Args:
+        folder: the run folder.
+        lines: of its evaluations.
+        notes: is told of files that cannot be shown.
+    """
+    found = []
+    for own in _by_evaluator(lines):
+        with_images = [line for line in own if line.artifacts]
+        if with_images:
+            last = max(with_images, key=lambda line: line.round)
+            made = [strip_of(folder, path, title, ("", ""), notes) for title, path in last.artifacts.items()]
+            if strips := tuple(strip for strip in made if strip is not None):
+                found.append(Examples(_titled(last), last.round, strips))
+    return found
 
 
 def tables(lines: Sequence[EvaluationRecord]) -> list[Table]:

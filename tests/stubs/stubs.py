@@ -257,9 +257,11 @@ class Asks(Evaluator):
         "untyped",
         "doubts",
         "unsure",
+        "shows",
+        "hides",
     ] = "well"
 
-    def run(
+    def run(  # noqa: C901  (one way to misbehave after another)
         self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator
     ) -> Evaluation:
         """Return two scores."""
@@ -285,6 +287,9 @@ class Asks(Evaluator):
             unsure = Evaluation({"norm": 1.0})
             object.__setattr__(unsure, "is_inconclusive", "maybe")
             return unsure
+        if self.how in ("shows", "hides"):
+            images = torch.rand(3, 3, 8, 8, generator=generator)
+            return Evaluation({"norm": 1.0}, images={"some": images, "others": images / (self.how == "shows")})
         norm = math.inf if self.how == "infinite" else float(model.model.head.weight.detach().norm())
         draw = float(torch.rand((), generator=generator))
         return Evaluation({} if self.how == "nothing" else {"norm": norm, "draw": draw}, ("a stub",))

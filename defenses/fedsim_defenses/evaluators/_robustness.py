@@ -49,6 +49,8 @@ LARGE = 0.5  # epsilon that can make any image grey
 EPSILONS = (2 / 255, 4 / 255, 8 / 255, 16 / 255)
 CAUTION = "Accuracy under an attack is an upper bound: a stronger attack may find more."
 
+_ORIGINAL = "original"
+_SHOWN = 8  # images that the report shows
 _STEPS = 20  # of the checks of an evaluator that follows no gradient
 _STEP = 0.25  # of epsilon, in each of them
 _QUERIES = 200  # of the black-box search of the checks
@@ -165,14 +167,16 @@ class RobustnessTest(Evaluator):
         clean = right(model, known.images, labels)
         scores = share("accuracy at epsilon 0", clean)
         held: dict[float, Right] = {}
+        images = dict[str, Tensor]()
         with frozen(model):
             for epsilon in sorted(self.epsilons):
-                held[epsilon] = self._held(model, known, clean, epsilon, generator, len(held))
+                held[epsilon], fooled = self._held(model, known, clean, epsilon, generator, len(held))
                 scores |= share(at(epsilon), held[epsilon])
+                # Of the smallest epsilon that fools it on as many as are shown, else of the one with the most.
+                images = max(images, fooled, key=lambda shown: len(shown.get(_ORIGINAL, ())))
             doubt = self._check(model, known, clean, held, generator)
-        return Evaluation(
-            scores | doubt.scores, (*doubt.reasons, *doubt.remarks, *self._cautions()), bool(doubt.reasons)
-        )
+        cautions = (*doubt.reasons, *doubt.remarks, *self._cautions())
+        return Evaluation(scores | doubt.scores, cautions, bool(doubt.reasons), images)
 
     def _held(
         self,
@@ -182,16 +186,28 @@ class RobustnessTest(Evaluator):
         epsilon: float,
         generator: torch.Generator,
         done: int,
-    ) -> Right:
-        """Return which images are still right under the attack."""
+    ) -> tuple[Right, dict[str, Tensor]]:
+        """Return which images are still right under the attack, and the first ones that are not, by title."""
         survivors, held = clean.nonzero().flatten(), clean.clone()
+        before, after = list[Tensor](), list[Tensor]()
         for part in parts(len(survivors)):
             chosen = survivors[part]
             labels = known.labels.long()[chosen]
             moved = self._attack(model, known.images[chosen], labels, epsilon, generator)
             held[chosen] = right(model, moved, labels)
+            fooled = (~held[chosen]).nonzero().flatten()[: _SHOWN - len(before)]
+            before += known.images[chosen[fooled]]
+            after += moved[fooled]
             advance(done * len(survivors) + part.stop, (len(self.epsilons) + 1) * len(survivors))
-        return held
+        if not before or before[0].shape[0] not in (1, 3):
+            return held, {}
+        originals, adversarial = torch.stack(before), torch.stack(after)
+        change = (adversarial - originals) / (2 * epsilon) + 0.5
+        return held, {
+            _ORIGINAL: originals,
+            f"adversarial at epsilon {title(epsilon)}": adversarial,
+            f"difference, {title(epsilon)} as white and -{title(epsilon)} as black": change.clamp(0, 1),
+        }
 
     def _check(
         self,

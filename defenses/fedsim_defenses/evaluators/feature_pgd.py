@@ -6,7 +6,8 @@ https://arxiv.org/abs/2312.04960 (the adaptive attack PGD-feature)
 Idea: PGD on ||f(x') - f(x)||_2, f being the tokens after the last block. An attack on the classifier's loss may fail where the
 classifier hides its gradient; this one does not look at it.
 
-Differs from the paper: 100 steps there, 20 here by default; a step is a share of epsilon.
+Differs from the paper: 100 steps there, 20 here by default; a step is a share of epsilon. The checks of the evaluation climb
+the cross-entropy, for its gradient passes the same features and the label makes it stronger.
 
 Needs: a model of timm. Cost: that of `pgd`.
 """
@@ -41,7 +42,7 @@ class FeaturePGD(Ascent):
     def _ready(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
         Features(model)
 
-    def _surface(self, model: PixelModel, images: Images) -> Surface:
+    def _goal(self, model: PixelModel, images: Images) -> Surface:
         features = Features(model)
         with torch.no_grad():
             clean = features(images)
@@ -51,3 +52,8 @@ class FeaturePGD(Ascent):
             return far
 
         return features, distance
+
+    def _cautions(self) -> tuple[str, ...]:
+        return (
+            "It follows no label, and finds less than an attack that does: an upper bound. Ask pgd or cw_linf as well.",
+        )

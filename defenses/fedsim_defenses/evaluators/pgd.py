@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedsim.evaluator import PixelModel
 from fedsim.exchange import Images
-from fedsim_defenses.evaluators._robustness import RobustnessTest, climb, restarted
+from fedsim_defenses.evaluators._robustness import RobustnessTest, Surface, climb, restarted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,10 @@ class Ascent(RobustnessTest):
     def _climb(self) -> tuple[int, float]:
         return self.steps, self.step
 
+    def _goal(self, model: PixelModel, images: Images) -> Surface:
+        """Return what the attack climbs, from these images; the checks climb the same unless it is overridden."""
+        return self._surface(model, images)
+
     def _attack(
         self,
         model: PixelModel,
@@ -61,7 +65,7 @@ class Ascent(RobustnessTest):
         generator: torch.Generator,
     ) -> Images:
         def attack(images: Images, labels: Int[Tensor, " batch"]) -> Images:
-            return climb(self._surface(model, images), images, labels, epsilon, self.steps, self.step, generator)
+            return climb(self._goal(model, images), images, labels, epsilon, self.steps, self.step, generator)
 
         return restarted(model, images, labels, self.restarts, attack)
 

@@ -252,6 +252,18 @@ def test_accuracy_falls_with_epsilon_and_with_restarts_and_the_loop_says_the_sam
     assert ask(PGD(epsilons=(0.03,), images=60), honest).scores[at(0.03)] == pytest.approx(hits / 60, abs=0.05)
 
 
+def test_what_is_shown_are_images_that_it_gets_right_before_and_wrong_after(honest):
+    found = ask(PGD(epsilons=(0.06, 0.03), images=60, steps=5), honest)
+    original, adversarial, difference = found.images.values()
+    assert "adversarial at epsilon 0.03" in found.images and len(original) == 8
+    with torch.no_grad():
+        before, after = honest(original).argmax(1), honest(adversarial).argmax(1)
+    numbers = [int((POOL.read(range(60)).images == image).flatten(1).all(1).nonzero()[0]) for image in original]
+    assert torch.equal(before, LABELS[numbers]) and (after != before).all()
+    assert torch.allclose(difference, ((adversarial - original) / 0.06 + 0.5).clamp(0, 1))
+    assert ask(PGD(epsilons=(1e-4,), images=20), honest).images == {}
+
+
 def test_the_model_is_left_as_it_was(honest):
     before = {name: value.clone() for name, value in honest.state_dict().items()}
     ask(PGD(**CHEAP), honest)
@@ -276,7 +288,7 @@ def test_features_move_further_from_the_image_than_by_chance():
     model = small_model()
     pixels = PixelModel(model, models.normalization(model)).eval()
     images = random_images(torch_generator(0), 4).images
-    surface, distance = FeaturePGD()._surface(pixels, images)
+    surface, distance = FeaturePGD()._goal(pixels, images)
     labels = torch.zeros(4, dtype=torch.long)
     start, end = (
         _robustness.climb((surface, distance), images, labels, 0.03, steps, 0.25, torch_generator(1))

@@ -18,7 +18,7 @@ from fedsim.source import Pool
 from fedsim.testing import check_evaluator, random_images, small_model
 
 MODEL = small_model()
-KNOWN = random_images(torch_generator(0, "pool"), 24)
+KNOWN = random_images(torch_generator(0, "pool"), 12)
 with torch.no_grad():
     SAID = MODEL(models.normalization(MODEL).normalize(KNOWN.images)).argmax(1)
 STORED = (KNOWN.images * 255).to(torch.uint8)
@@ -42,13 +42,13 @@ def weights(tmp_path):
 
 
 def test_with_its_own_weights_as_the_source_it_is_pgd(weights):
-    transfer = Transfer(weights=weights(0), epsilons=(0.5,), steps=5)
-    own = ask(PGD(epsilons=(0.5,), steps=5))
+    transfer = Transfer(weights=weights(0), epsilons=(0.5,), steps=3)
+    own = ask(PGD(epsilons=(0.5,), steps=3))
     assert ask(transfer).scores[at(0.5)] == own.scores[at(0.5)]
 
 
 def test_another_source_fools_the_model_no_more_than_its_own_gradient(weights):
-    own, other = (ask(Transfer(weights=weights(seed), epsilons=(0.5,), steps=5)).scores[at(0.5)] for seed in (0, 7))
+    own, other = (ask(Transfer(weights=weights(seed), epsilons=(0.5,), steps=3)).scores[at(0.5)] for seed in (0, 7))
     assert own <= other
 
 
