@@ -137,7 +137,7 @@ def _written(score: Interval | None) -> str:
         return ""
     if score.low is None or score.high is None:
         return f"{score.value:.4g}"
-    return f"{score.value:.4g} ({score.low:.4g} to {score.high:.4g})"
+    return f"{score.value:.4g} ({score.low:.3g} to {score.high:.3g})"
 
 
 def _titled(line: EvaluationRecord) -> str:

@@ -20,8 +20,9 @@ def share(name: str, right: Bool[Tensor, " batch"]) -> dict[str, float]:
     spread = math.sqrt(rate * (1 - rate) / count + _NORMAL**2 / (4 * count**2)) / (1 + _NORMAL**2 / count)
     return {
         name: rate,
-        f"{name}, 95% from": max(0.0, center - _NORMAL * spread),
-        f"{name}, 95% to": min(1.0, center + _NORMAL * spread),
+        # Exactly 0 and 1 at the ends, where rounding leaves a trace.
+        f"{name}, 95% from": max(0.0, center - _NORMAL * spread) if rate > 0 else 0.0,
+        f"{name}, 95% to": min(1.0, center + _NORMAL * spread) if rate < 1 else 1.0,
     }
 
 

@@ -225,8 +225,8 @@ class RobustnessTest(Evaluator):
         images, labels = known.images[chosen], known.labels.long()[chosen]
         if not torch.equal(_said(model, images), _said(model, images)):
             reasons.append(
-                "The model draws at random: it says other things of the same images a second time. No attack here takes the "
-                "expectation over its draws."
+                "The model draws at random: it says other things of the same images a second time. Checks, and most attacks, "
+                "take no expectation over its draws."
             )
         # Where about half of the images hold, an attack that fails has the most to hide.
         rates = {epsilon: float(right_ones[chosen].double().mean()) for epsilon, right_ones in held.items()}

@@ -38,7 +38,8 @@ class AutoAttack(RobustnessTest):
     """Accuracy after AutoAttack.
 
     Args:
-        version: `standard`, or `rand` for models that draw at random, which takes the expectation over 20 draws.
+        version: `standard`, or `rand` for models that draw at random, which takes the expectation over 20 draws. The checks
+            do not, so such a model stays inconclusive.
     """
 
     citation: ClassVar[str] = (

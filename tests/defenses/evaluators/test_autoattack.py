@@ -15,6 +15,7 @@ from fedsim.evaluator import PixelModel
 from fedsim.exchange import Normalization
 from fedsim.seeds import seeded, torch_generator
 from fedsim.source import Pool
+from fedsim.testing import check_evaluator
 
 NAMES = tuple(map(str, range(5)))
 EPSILON = 0.03
@@ -44,18 +45,40 @@ def test_fewer_classes_than_its_losses_need_are_refused(monkeypatch):
         ask(AutoAttack(), NAMES[:3])
 
 
-def test_it_leaves_no_more_than_pgd_and_our_square_is_within_the_interval_of_its_own():
+def test_it_leaves_no_more_than_pgd_and_our_square_and_pgd_are_within_the_intervals_of_its_own():
     package = pytest.importorskip("pyautoattack")
     found = ask(AutoAttack(epsilons=(EPSILON,)))
     assert found.scores[at(EPSILON)] <= ask(PGD(epsilons=(EPSILON,))).scores[at(EPSILON)]
     assert found.scores == ask(AutoAttack(epsilons=(EPSILON,))).scores
 
-    class Theirs(AutoAttack):
-        def _attack(self, model, images, labels, epsilon, generator):
-            attack = package.square.SquareAttack(model, p_init=0.8, n_queries=500, eps=epsilon, norm="Linf", seed=0)
-            with seeded(0, "theirs"):
-                return attack.perturb(images, labels)
+    def theirs(attack):
+        class Asks(AutoAttack):
+            def _attack(self, model, images, labels, epsilon, generator):
+                with seeded(0, "theirs"):
+                    return attack(model, epsilon).perturb(images, labels)
 
-    theirs, ours = ask(Theirs(epsilons=(EPSILON,))).scores, ask(Square(epsilons=(EPSILON,), queries=500)).scores
+        found = ask(Asks(epsilons=(EPSILON,))).scores
+        return found[f"{name}, 95% from"], found[f"{name}, 95% to"]
+
     name = at(EPSILON)
-    assert theirs[f"{name}, 95% from"] <= ours[name] <= theirs[f"{name}, 95% to"]
+    for ours, attack in (
+        (
+            Square(epsilons=(EPSILON,), queries=500),
+            lambda model, epsilon: package.square.SquareAttack(
+                model, p_init=0.8, n_queries=500, eps=epsilon, norm="Linf", seed=0
+            ),
+        ),
+        (
+            PGD(epsilons=(EPSILON,)),
+            lambda model, epsilon: package.autopgd_base.APGDAttack(
+                model, n_iter=100, n_restarts=1, eps=epsilon, norm="Linf", seed=0, device="cpu"
+            ),
+        ),
+    ):
+        low, high = theirs(attack)
+        assert low <= ask(ours).scores[name] <= high
+
+
+def test_it_keeps_the_contract_of_evaluators():
+    pytest.importorskip("pyautoattack")
+    check_evaluator(AutoAttack)

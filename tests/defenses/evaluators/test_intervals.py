@@ -15,6 +15,7 @@ def test_intervals_of_shares_are_those_of_wilson_and_of_means_normal(right, wron
     expected = stats.binomtest(right, right + wrong).proportion_ci(0.95, method="wilson")
     assert found["share, 95% from"] == pytest.approx(expected.low, abs=1e-6)
     assert found["share, 95% to"] == pytest.approx(expected.high, abs=1e-6)
+    assert (found["share, 95% from"] == 0.0) == (right == 0) and found["share, 95% to"] < 1
     if 0 < right:
         numbers = values.double()
         low, high = stats.norm.interval(0.95, float(numbers.mean()), stats.sem(numbers.numpy()))
