@@ -5,6 +5,7 @@ import io
 import re
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,8 @@ from fedsim.evaluator import Evaluation
 from fedsim.recording.records import EvaluationRecord
 from fedsim.report import evaluations, tables
 from fedsim.report.plots import Interval
+from fedsim.seeds import torch_generator
+from fedsim.strips import png_strip
 
 
 def line(round=1, scores=None, name="pgd", **fields):
@@ -98,3 +101,16 @@ def test_whatever_the_names_are_each_score_is_shown_once(scores, rounds):
 def test_who_calls_an_evaluation_inconclusive_says_why():
     with pytest.raises(ValueError, match="cautions: expected why"):
         Evaluation({"accuracy": 0.5}, (), True)
+
+
+def test_images_that_are_gone_or_elsewhere_are_a_note_and_those_there_are_strips(tmp_path):
+    (tmp_path / "run").mkdir()
+    strip = torch.rand(3, 3, 8, 8, generator=torch_generator(0))
+    for place in ("run/here.png", "outside.png"):
+        (tmp_path / place).write_bytes(png_strip(strip))
+    notes = []
+    artifacts = {"here": "here.png", "gone": "gone.png", "elsewhere": "../outside.png"}
+    found = evaluations.examples(tmp_path / "run", [line(1), line(2, artifacts=artifacts), line(3)], notes)
+    assert [(shown.title, shown.round) for shown in found] == [("pgd", 2)]
+    assert [(strip.title, strip.count) for strip in found[0].strips] == [("here", 3)]
+    assert len(notes) == 2 and notes[0].startswith("gone.png: no such file") and "outside.png" in notes[1]
