@@ -36,6 +36,7 @@ class Square(RobustnessTest):
         share: of the pixels that the first squares cover.
     """
 
+    _follows_gradients: ClassVar[bool] = False
     citation: ClassVar[str] = (
         "Andriushchenko, Croce, Flammarion, Hein. Square Attack: A Query-Efficient Black-Box Adversarial Attack via Random "
         "Search. ECCV 2020. https://arxiv.org/abs/1912.00049"

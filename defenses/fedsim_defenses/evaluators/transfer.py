@@ -42,6 +42,7 @@ class Transfer(RobustnessTest):
         step: size of one, as a share of epsilon.
     """
 
+    _follows_gradients: ClassVar[bool] = False
     citation: ClassVar[str] = (
         "Papernot, McDaniel, Goodfellow. Transferability in Machine Learning: from Phenomena to Black-Box Attacks using "
         "Adversarial Samples. 2016. https://arxiv.org/abs/1605.07277"

@@ -168,6 +168,12 @@ def test_a_rounded_input_is_called_inconclusive(honest, evaluator):
     assert found.scores["check, share without an input gradient"] == 1.0
 
 
+def test_square_says_where_it_finds_what_gradient_steps_do_not(honest):
+    found = ask(Square(**CHEAP, queries=200), Rounded(honest))
+    assert any(caution.startswith("This attack, which does not follow") for caution in found.cautions)
+    assert not any(caution.startswith("This attack") for caution in ask(PGD(**CHEAP), Rounded(honest)).cautions)
+
+
 def test_a_search_without_gradients_gives_a_gradient_that_points_elsewhere_away(honest):
     # Its gradient is neither zero nor small, so only the comparison with other attacks shows it.
     found = ask(PGD(**CHEAP), Wavy(honest))
