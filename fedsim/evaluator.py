@@ -18,13 +18,27 @@ from fedsim.source import Pool
 class Evaluation:
     """What an evaluator found.
 
+    Three names are more than text. `NAME, 95% from` and `NAME, 95% to` are the interval of the score `NAME`, and the report
+    shows the three as one. `NAME at WHAT VALUE`, such as `accuracy at epsilon 8/255`, is a point of the curve of `NAME`
+    against `WHAT`, which the report draws.
+
     Args:
         scores: name -> number, such as `accuracy`, or `accuracy of class 3`; the report shows them in this order.
         cautions: reasons to doubt them, each one sentence.
+        is_inconclusive: whether a check of the evaluator's own says that the scores may mean something else than they seem
+            to; the cautions say which. The report shows it beside them.
+        images: title -> images, shape (batch, 1 or 3 channels, height, width), pixels in [0, 1], made of test images; the
+            report shows the first eight side by side, a row for each title.
     """
 
     scores: Mapping[str, float]
     cautions: tuple[str, ...] = field(default=())
+    is_inconclusive: bool = False
+    images: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.is_inconclusive and not self.cautions:
+            raise ValueError("cautions: expected why the scores are inconclusive, got none.")
 
 
 class PixelModel(nn.Module):

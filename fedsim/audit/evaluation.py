@@ -7,10 +7,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
+from fedsim import strips
 from fedsim.audit.text import plain, shown
 from fedsim.errors import EvaluationRefusedError, message_of, told
 from fedsim.evaluator import Evaluation, PixelModel
@@ -19,9 +21,11 @@ from fedsim.planning.planned import PlannedEvaluator
 from fedsim.recording.records import SCHEMA, EvaluationRecord
 from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import derive, seeded
+from fedsim.source import LARGEST_IMAGE
 
 _MOST_SCORES = 10_000
 _MOST_CAUTIONS = 100
+_MOST_STRIPS = 12
 
 
 @dataclass(frozen=True, order=True)
@@ -50,8 +54,15 @@ def of_line(plan: Plan, line: EvaluationRecord) -> Question | None:
     return None
 
 
-def evaluate(plan: Plan, folder: RunFolder, question: Question) -> EvaluationRecord:
-    """Return the line of one evaluation; whatever the evaluator raises, SystemExit too, is a failed one.
+class Asked(NamedTuple):
+    """The line of an evaluation, and its strips of images as PNG, by title."""
+
+    line: EvaluationRecord
+    strips: Mapping[str, bytes]
+
+
+def evaluate(plan: Plan, folder: RunFolder, question: Question) -> Asked:
+    """Return the outcome of one evaluation; whatever the evaluator raises, SystemExit too, is a failed one.
 
     Raises:
         RunFolderError: the weights are missing or corrupted.
@@ -68,11 +79,26 @@ def evaluate(plan: Plan, folder: RunFolder, question: Question) -> EvaluationRec
                 model, pools.test, pools.class_names, torch.Generator().manual_seed(seed)
             )
         scores, cautions = _checked(found)
+        is_inconclusive, shown_images = found.is_inconclusive, _strips(found)
     except EvaluationRefusedError as error:
-        return _line(plan, folder, question, "refused", shown(message_of(error)), {}, (), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Asked(_line(plan, folder, question, "refused", shown(message_of(error)), {}, (), seconds), {})
     except BaseException as error:  # noqa: BLE001  (boundary: a failed evaluation is a line, the audit goes on)
-        return _line(plan, folder, question, "failed", shown(told(error)), {}, (), time.perf_counter() - started)
-    return _line(plan, folder, question, "found", None, scores, cautions, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Asked(_line(plan, folder, question, "failed", shown(told(error)), {}, (), seconds), {})
+    seconds = time.perf_counter() - started
+    return Asked(_line(plan, folder, question, "found", None, scores, cautions, seconds, is_inconclusive), shown_images)
+
+
+def stored(folder: RunFolder, asked: Asked) -> EvaluationRecord:
+    """Write the strips of an evaluation, and return its line, which names them."""
+    artifacts = {}
+    for place, (title, strip) in enumerate(asked.strips.items()):
+        # The seed is that of the evaluator with its parameters in this round, and of no other.
+        path = folder.evaluation_artifact(asked.line.round, f"{asked.line.seed:016x}-{place}.png")
+        folder.write(path, strip)
+        artifacts[title] = folder.relative(path)
+    return asked.line.model_copy(update={"artifacts": artifacts}) if artifacts else asked.line
 
 
 def failure(plan: Plan, folder: RunFolder, question: Question, message: str, seconds: float = 0.0) -> EvaluationRecord:
@@ -89,6 +115,7 @@ def _line(
     scores: Mapping[str, float],
     cautions: tuple[str, ...],
     seconds: float,
+    is_inconclusive: bool = False,
 ) -> EvaluationRecord:
     planned = plan.evaluators[question.evaluator]
     return EvaluationRecord.model_validate(
@@ -108,6 +135,7 @@ def _line(
             "message": message,
             "scores": dict(scores),
             "cautions": list(cautions),
+            "is_inconclusive": is_inconclusive,
             "seconds": float(f"{seconds:.4g}"),
             "seed": _seed(plan, planned, question.round),
         }
@@ -136,4 +164,26 @@ def _checked(found: Any) -> tuple[dict[str, float], tuple[str, ...]]:
         raise TypeError(f"the evaluator returned cautions that are no tuple of at most {_MOST_CAUTIONS} sentences")
     if not all(isinstance(caution, str) for caution in found.cautions):
         raise TypeError("the evaluator returned a caution that is no text")
+    if not isinstance(found.is_inconclusive, bool):
+        raise TypeError(
+            f"the evaluator returned is_inconclusive: {found.is_inconclusive!r:.80}, neither True nor False"
+        )
     return scores, tuple(map(shown, found.cautions))
+
+
+def _strips(found: Evaluation) -> dict[str, bytes]:
+    """Check the images of a plug-in, and return them as strips by title."""
+    if not isinstance(found.images, Mapping) or len(found.images) > _MOST_STRIPS:
+        raise TypeError(f"the evaluator returned images that are no mapping of at most {_MOST_STRIPS} titles")
+    made = {}
+    for title, images in found.images.items():
+        is_shown = isinstance(images, Tensor) and images.ndim == 4 and len(images) and images.shape[1] in (1, 3)
+        if not isinstance(title, str) or not is_shown or not images.is_floating_point():
+            raise TypeError(f"the evaluator returned {title!r:.80} that are no images of 1 or 3 channels")
+        if not images.isfinite().all() or max(images.shape[2:]) > LARGEST_IMAGE:
+            raise ValueError(
+                f"the evaluator returned images {title!r:.80} with values that are not finite, or a side of more than "
+                f"{LARGEST_IMAGE} pixels"
+            )
+        made[shown(title)] = strips.png_strip(images.detach().float())
+    return made

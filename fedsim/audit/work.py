@@ -122,8 +122,8 @@ class Work:
             made = self._attacks.call(_evaluated, question, is_own=is_own)
         except AttackLimitError as error:
             return evaluation.failure(self._plan, self._folder, question, str(error), error.seconds)
-        line: EvaluationRecord = pickle.loads(made.content)
-        return line
+        asked: evaluation.Asked = pickle.loads(made.content)
+        return evaluation.stored(self._folder, asked)
 
 
 # In the process for attacks
@@ -139,5 +139,5 @@ def _tried(plan: Plan, folder: RunFolder, task: Task, index: int) -> Made:
 
 
 def _evaluated(plan: Plan, folder: RunFolder, question: Question) -> Made:
-    line = evaluation.evaluate(plan, folder, question)
-    return Made(line.status, pickle.dumps(line))
+    asked = evaluation.evaluate(plan, folder, question)
+    return Made(asked.line.status, pickle.dumps(asked))

@@ -39,8 +39,8 @@ class Entry:
 
     @property
     def listed(self) -> str:
-        """The parameters with their defaults in one line."""
-        return ", ".join(p.name if p.required else f"{p.name}={p.default!r}" for p in self.parameters) or "none"
+        """The parameters with their defaults in one line, numbers to four digits."""
+        return ", ".join(p.name if p.required else f"{p.name}={_short(p.default)}" for p in self.parameters) or "none"
 
     def as_data(self) -> dict[str, Any]:
         """Return the entry as JSON holds it; the documentation is left to the page."""
@@ -49,6 +49,12 @@ class Entry:
             for p in self.parameters
         ]
         return {"name": self.name, "summary": self.summary, "parameters": parameters, **self.facts}
+
+
+def _short(default: Any) -> str:
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(_short, default))}]"
+    return min(f"{default:.4g}", repr(default), key=len) if isinstance(default, float) else repr(default)
 
 
 class Section(NamedTuple):

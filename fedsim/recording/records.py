@@ -305,6 +305,8 @@ class EvaluationRecord(Line):
     """One line of evaluations.jsonl: what an evaluator found of the global model after a round, 0 for the initial one.
 
     `status` is `refused` where the evaluator cannot be asked of the model; `message` says why it was refused or failed.
+    `is_inconclusive` says that the evaluator's own checks doubt its scores; `cautions` say which. `artifacts` are strips of
+    images: title -> path in the run folder. Lines of earlier versions have neither.
     """
 
     schema_version: Literal[1] = pydantic.Field(SCHEMA, alias="schema")
@@ -315,6 +317,8 @@ class EvaluationRecord(Line):
     message: str | None = None
     scores: dict[str, Value]
     cautions: Many[str] = ()
+    is_inconclusive: bool = False
+    artifacts: dict[str, str] = {}
     seconds: float
     seed: int
 

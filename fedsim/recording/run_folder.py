@@ -203,6 +203,10 @@ class RunFolder(Captures):
         stated = json.dumps([view.rounds, view.clients, view.is_sum]).encode()
         return place / f"{view.scope}-{hashlib.sha256(stated).hexdigest()[:12]}" / name
 
+    def evaluation_artifact(self, round: int, name: str) -> Path:
+        """Return the path of an artifact of an evaluation after a round."""
+        return self.path / "artifacts" / f"round-{round:04d}" / "evaluations" / name
+
     def relative(self, path: Path) -> str:
         """Return a path inside the folder as records and reports name it."""
         return path.relative_to(self.path).as_posix()

@@ -183,12 +183,12 @@ def gallery(
 
 def _panel(folder: Path, naming: Naming, records: Sequence[Record], notes: list[str]) -> Panel:
     originals = records[0].artifacts.get("originals")
-    strips = [] if originals is None else [_strip(folder, originals, ORIGINAL, ("", ""), notes)]
+    strips = [] if originals is None else [strip_of(folder, originals, ORIGINAL, ("", ""), notes)]
     trajectories = []
     for record in records:
         title = naming.attack(record)
         if "reconstructions" in record.artifacts:
-            strips.append(_strip(folder, record.artifacts["reconstructions"], title, _score(record), notes))
+            strips.append(strip_of(folder, record.artifacts["reconstructions"], title, _score(record), notes))
         if record.trajectory is not None and "film" in record.artifacts:
             trajectories.append(_trajectory(folder, record.artifacts["film"], title, record.trajectory, notes))
     return Panel(
@@ -209,7 +209,16 @@ def _score(record: Record) -> tuple[str, str]:
     return "", ""
 
 
-def _strip(folder: Path, relative: str, title: str, score: tuple[str, str], notes: list[str]) -> Strip | None:
+def strip_of(folder: Path, relative: str, title: str, score: tuple[str, str], notes: list[str]) -> Strip | None:
+    """Return a file of a run folder as a strip; None where it cannot be shown, and then a note says why.
+
+    Args:
+        folder: the run folder.
+        relative: path in it.
+        title: of the strip.
+        score: of it and its skill, in words.
+        notes: is added to.
+    """
     picture = _opened(folder, relative, notes)
     if picture is None:
         return None

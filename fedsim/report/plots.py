@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -248,3 +248,63 @@ def utility(rounds: Sequence[Round]) -> bytes:
         return told
 
     return svg(draw, 6.4, 2.6)
+
+
+class Interval(NamedTuple):
+    """A value, and the ends of its interval where it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class IntervalLine(NamedTuple):
+    """A line of a plot: its name in the legend, and place -> value."""
+
+    label: str
+    points: Mapping[float, Interval]
+
+
+def with_intervals(lines: Sequence[IntervalLine], across: str, up: str) -> bytes:
+    """Return values with their intervals as bars, a line each.
+
+    Args:
+        lines: in the order of the legend.
+        across: what the horizontal axis is; `Round` makes it one of rounds.
+        up: what the vertical axis is.
+    """
+
+    def draw(figure: Figure) -> Told:
+        axes, told = figure.add_subplot(), {}
+        for position, line in enumerate(lines):
+            places = sorted(line.points)
+            scores = [line.points[place] for place in places]
+            style: dict[str, Any] = {"color": COLORS[position % len(COLORS)]}
+            for place, score in zip(places, scores, strict=True):
+                if score.low is not None and score.high is not None:
+                    axes.plot([place, place], [score.low, score.high], linewidth=1, **style)
+            axes.plot(
+                places,
+                [score.value for score in scores],
+                linestyle=LINES[position % len(LINES)],
+                marker=MARKERS[position % len(MARKERS)],
+                label=line.label,
+                gid=f"told-{position}",
+                **style,
+            )
+            told[f"told-{position}"] = [
+                f"{line.label}, {across} {place:.3g}: {score.value:.3f}"
+                + (f", 95% from {score.low:.3f} to {score.high:.3f}" if score.low is not None else "")
+                for place, score in zip(places, scores, strict=True)
+            ]
+        if all(0 <= score.value <= 1 for line in lines for score in line.points.values()):
+            axes.set_ylim(-0.02, 1.02)
+        if across == "Round":
+            rounds_axis(axes)
+        else:
+            axes.set_xlabel(f"{across[:1].upper()}{across[1:]}")
+        axes.set_ylabel(f"{up[:1].upper()}{up[1:]}")
+        figure.legend(loc="outside lower center", ncols=1, fontsize=8.5)
+        return told
+
+    return svg(draw, 5.4, 3.9)

@@ -74,6 +74,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
     verdicts = analysis.client_verdicts
     displays, left_out, missing = gallery(run, naming, _deciding_rounds(lines), _ranked(verdicts))
     trajectories = _trajectories(run, naming)
+    evaluated = evaluations.examples(run.folder, run.evaluations, missing)
     shown, view_attempts = run.records[:_SHOWN_ATTEMPTS], _view_attempts(run, naming)
     return {
         "run": run,
@@ -128,6 +129,8 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "control_titles": CONTROL_TITLES,
         "calibrations": run.calibrations,
         "evaluations": evaluations.tables(run.evaluations),
+        "evaluation_plots": evaluations.figures(run.evaluations),
+        "evaluation_examples": evaluated,
         "claims": mechanisms.claims(run.mechanisms),
         "calibrated": _calibrated,
         "NO_DEFENSE": NO_DEFENSE,

@@ -45,6 +45,16 @@ def check_evaluator(plugin: type[Any] | Evaluator, /, **params: Any) -> None:
                 )
             check_cautions(who, first.cautions)
             expect(
+                isinstance(first.is_inconclusive, bool),
+                f"{who}: is_inconclusive is {first.is_inconclusive!r}, neither True nor False.",
+            )
+            for title, shown in first.images.items():
+                is_shown = isinstance(shown, torch.Tensor) and shown.ndim == 4 and shown.shape[1] in (1, 3)
+                expect(
+                    is_shown and len(shown) > 0 and bool(((shown >= 0) & (shown <= 1)).all()),
+                    f"{who}: the images {title!r} are no images of 1 or 3 channels with pixels in [0, 1].",
+                )
+            expect(
                 dict(first.scores) == dict(again.scores),
                 f"{who}: same model, same generator state, but other scores. Draw from the generator alone.",
             )

@@ -1,9 +1,11 @@
 """Evaluators: asked of the global model after chosen rounds, each failure a line, through kill and resume."""
 
+import io
 import json
 
 import audits
 import pytest
+from PIL import Image
 
 from fedsim import report
 from fedsim.errors import RunFolderError, ScenarioError
@@ -68,6 +70,8 @@ def test_rounds_are_chosen_for_each_evaluator(run):
         ("infinite", "not a finite number"),
         ("nothing", "no scores by name"),
         ("untyped", "returned dict, not an Evaluation"),
+        ("hides", "returned images 'others' with values that are not finite"),
+        ("unsure", "is_inconclusive: 'maybe', neither True nor False"),
     ],
 )
 def test_an_evaluator_that_fails_is_a_line_and_the_others_go_on(run, how, said, isolated):
@@ -83,6 +87,44 @@ def test_the_report_shows_scores_and_failures(run):
     page = report.render(folder.path).read_text()
     assert "Evaluations of the global model" in page and "failed: RuntimeError: no answer" in page
     assert "stubs:Asks" in (folder.path / "tables" / "evaluations.csv").read_text()
+
+
+def test_what_an_evaluator_doubts_of_itself_is_in_its_line_and_beside_the_numbers_of_the_report(run):
+    _, folder = run({"name": "stubs:Asks", "params": {"how": "doubts"}}, ASKS, federation={"rounds": 1})
+    doubted, other = folder.read_evaluations()
+    assert doubted.is_inconclusive and not other.is_inconclusive
+    page = report.render(folder.path).read_text()
+    assert "after round 1, inconclusive" in page and "0.5 (0.4 to 0.6)" in page and "it may be" in page
+    assert "after round 1: inconclusive, its own checks" in (folder.path / "report.md").read_text()
+
+
+def test_images_are_strips_in_the_folder_and_the_report_and_the_same_after_a_resume(run):
+    plan, folder = run({"name": "stubs:Asks", "rounds": "all", "params": {"how": "shows"}}, federation={"rounds": 2})
+    lines = folder.read_evaluations()
+    assert [list(line.artifacts) for line in lines] == [["some", "others"]] * 2
+    paths = [folder.path / path for line in lines for path in line.artifacts.values()]
+    strips = [path.read_bytes() for path in paths]
+    assert len({*strips}) == 2 and Image.open(io.BytesIO(strips[0])).size == (24, 8)
+    page = report.render(folder.path).read_text()
+    assert "others, stubs:Asks, round 2" in page and "stubs:Asks, round 1" not in page
+    file = folder.path / "evaluations.jsonl"
+    file.write_text(file.read_text().splitlines(keepends=True)[0])
+    for path in paths:
+        path.unlink()
+    audits.simulate(plan, RunFolder.open(folder.path), Progress())
+    assert timeless(RunFolder.open(folder.path)) == [line.model_dump(exclude={"seconds"}) for line in lines]
+    assert [path.read_bytes() for path in paths[2:]] == strips[2:]
+
+
+def test_a_line_of_an_earlier_version_is_read_and_taken_for_undoubted(run):
+    _, folder = run(ASKS, federation={"rounds": 1})
+    file = folder.path / "evaluations.jsonl"
+    line = json.loads(file.read_text())
+    del line["is_inconclusive"]
+    assert "artifacts" not in line
+    file.write_text(json.dumps(line) + "\n")
+    (read,) = RunFolder.open(folder.path).read_evaluations()
+    assert not read.is_inconclusive and read.scores["norm"] > 0
 
 
 def test_a_resumed_run_asks_what_is_missing_alone(run):

@@ -246,10 +246,23 @@ class Asks(Evaluator):
     citation: ClassVar[str] = "none"
 
     how: Literal[
-        "well", "raises", "leaves", "refuses", "exits", "waits", "hoards", "infinite", "nothing", "untyped"
+        "well",
+        "raises",
+        "leaves",
+        "refuses",
+        "exits",
+        "waits",
+        "hoards",
+        "infinite",
+        "nothing",
+        "untyped",
+        "doubts",
+        "unsure",
+        "shows",
+        "hides",
     ] = "well"
 
-    def run(
+    def run(  # noqa: C901  (one way to misbehave after another)
         self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator
     ) -> Evaluation:
         """Return two scores."""
@@ -267,6 +280,17 @@ class Asks(Evaluator):
             _hoard()
         if self.how == "untyped":
             return {"norm": 1.0}  # type: ignore[return-value]
+        if self.how == "doubts":
+            return Evaluation(
+                {"accuracy": 0.5, "accuracy, 95% from": 0.4, "accuracy, 95% to": 0.6}, ("it may be",), True
+            )
+        if self.how == "unsure":
+            unsure = Evaluation({"norm": 1.0})
+            object.__setattr__(unsure, "is_inconclusive", "maybe")
+            return unsure
+        if self.how in ("shows", "hides"):
+            images = torch.rand(3, 3, 8, 8, generator=generator)
+            return Evaluation({"norm": 1.0}, images={"some": images, "others": images / (self.how == "shows")})
         norm = math.inf if self.how == "infinite" else float(model.model.head.weight.detach().norm())
         draw = float(torch.rand((), generator=generator))
         return Evaluation({} if self.how == "nothing" else {"norm": norm, "draw": draw}, ("a stub",))

@@ -5,7 +5,6 @@ Each image has a mask and a permutation of its own, so that images are independe
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from fedsim_defenses._jigsaw import MaskKind, draw_mask
 from fedsim_defenses._position import has_unknown, occluded
 
 _PART = 100  # images in one forward pass
-_NORMAL = 1.959964  # 97.5% quantile of the standard normal distribution
 _LEAST = 2  # patches; a single one cannot be shuffled
 
 
@@ -168,27 +166,3 @@ def grid_of(model: PixelModel) -> PatchGrid:
         return patch_grid(model.model)
     except ModelInterfaceError as error:
         raise EvaluationRefusedError(f"it asks a Vision Transformer: {error}") from None
-
-
-def share(name: str, right: Bool[Tensor, " batch"]) -> dict[str, float]:
-    """Return a share with its 95% Wilson interval, as scores.
-
-    Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927.
-    """
-    count, rate = len(right), float(right.double().mean())
-    center = (rate + _NORMAL**2 / (2 * count)) / (1 + _NORMAL**2 / count)
-    spread = math.sqrt(rate * (1 - rate) / count + _NORMAL**2 / (4 * count**2)) / (1 + _NORMAL**2 / count)
-    return {
-        name: rate,
-        f"{name}, 95% from": max(0.0, center - _NORMAL * spread),
-        f"{name}, 95% to": min(1.0, center + _NORMAL * spread),
-    }
-
-
-def mean(name: str, values: Float[Tensor, " batch"]) -> dict[str, float]:
-    """Return a mean with its 95% interval, by the normal approximation, as scores; without one for a single value."""
-    found, count = float(values.double().mean()), len(values)
-    if count < 2:
-        return {name: found}
-    half = _NORMAL * float(values.double().std()) / math.sqrt(count)
-    return {name: found, f"{name}, 95% from": found - half, f"{name}, 95% to": found + half}

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from fedsim.errors import EvaluationRefusedError
 from fedsim.exchange import Images
-from fedsim_defenses.evaluators._shuffled import Answers, ShuffleTest, at, mean
+from fedsim_defenses.evaluators._intervals import mean
+from fedsim_defenses.evaluators._shuffled import Answers, ShuffleTest, at
 from fedsim_defenses.mjp import MJP
 
 

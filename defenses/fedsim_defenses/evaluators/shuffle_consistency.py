@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsim.exchange import Images
-from fedsim_defenses.evaluators._shuffled import Answers, ShuffleTest, at, share
+from fedsim_defenses.evaluators._intervals import share
+from fedsim_defenses.evaluators._shuffled import Answers, ShuffleTest, at
 from fedsim_defenses.mjp import MJP
 
 

@@ -1,16 +1,15 @@
-"""Shuffled test images: puzzles are bijections, scores are those of a loop, intervals those of SciPy."""
+"""Shuffled test images: puzzles are bijections, scores are those of a loop."""
 
 import pytest
 import torch
 from fedsim_defenses._position import occluded
-from fedsim_defenses.evaluators._shuffled import draw_puzzles, mean, share
+from fedsim_defenses.evaluators._shuffled import draw_puzzles
 from fedsim_defenses.evaluators.diff_norm import DiffNorm
 from fedsim_defenses.evaluators.shuffle_accuracy import ShuffleAccuracy
 from fedsim_defenses.evaluators.shuffle_consistency import ShuffleConsistency
 from fedsim_defenses.mjp import MJP
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
 from torch import nn
 
 from fedsim import models
@@ -211,18 +210,3 @@ def test_a_bad_parameter_is_refused_by_its_name(cls, params, field):
     with pytest.raises(ScenarioError) as refused:
         configure(cls, params, "evaluators.0.params")
     assert refused.value.where.startswith(f"evaluators.0.params.{field}")
-
-
-@given(right=st.integers(0, 40), wrong=st.integers(0, 40).filter(bool))
-def test_intervals_of_shares_are_those_of_wilson_and_of_means_normal(right, wrong):
-    values = torch.tensor([True] * right + [False] * wrong)
-    found = share("share", values)
-    expected = stats.binomtest(right, right + wrong).proportion_ci(0.95, method="wilson")
-    assert found["share, 95% from"] == pytest.approx(expected.low, abs=1e-6)
-    assert found["share, 95% to"] == pytest.approx(expected.high, abs=1e-6)
-    if 0 < right:
-        numbers = values.double()
-        low, high = stats.norm.interval(0.95, float(numbers.mean()), stats.sem(numbers.numpy()))
-        assert mean("mean", numbers)["mean, 95% from"] == pytest.approx(low)
-        assert mean("mean", numbers)["mean, 95% to"] == pytest.approx(high)
-    assert set(mean("mean", torch.ones(1))) == {"mean"}
