@@ -19,6 +19,7 @@ epsilon is in pixels. What holds of every attack here:
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -50,6 +51,39 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in needing:
             parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def patches_as_rows(model: nn.Module) -> Iterator[None]:
+    """Let convolutions whose kernels do not overlap be a product with patches as rows, as the embedding of a ViT is.
+
+    Values and gradients are the same but for rounding. torch's backward pass of such a convolution to an image takes five times
+    as long, a fifth of an attack on a small ViT.
+    """
+    kernels = [module for module in model.modules() if type(module) is nn.Conv2d and _is_of_patches(module)]
+    for kernel in kernels:
+        kernel.forward = functools.partial(_of_rows, kernel)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for kernel in kernels:
+            del kernel.forward  # the instance's own, which shadows that of the class
+
+
+def _is_of_patches(kernel: nn.Conv2d) -> bool:
+    covers = kernel.kernel_size == kernel.stride and min(kernel.kernel_size) > 1
+    plain = kernel.groups == 1 and kernel.padding == (0, 0) and kernel.dilation == (1, 1)
+    return covers and plain and "forward" not in vars(kernel)
+
+
+def _of_rows(kernel: nn.Conv2d, images: Tensor) -> Tensor:
+    (count, channels, height, width), (tall, wide) = images.shape, kernel.kernel_size
+    if height % tall or width % wide:
+        return nn.Conv2d.forward(kernel, images)
+    rows, columns = height // tall, width // wide
+    cut = images.reshape(count, channels, rows, tall, columns, wide).permute(0, 2, 4, 1, 3, 5)
+    found = nn.functional.linear(cut.reshape(count, rows, columns, -1), kernel.weight.flatten(1), kernel.bias)
+    return found.permute(0, 3, 1, 2)
 
 
 @contextlib.contextmanager
@@ -166,7 +200,7 @@ def pgd(
             moved = torch.clamp(moved + ascent, lowest, highest)
         return moved
 
-    with frozen(model):
+    with frozen(model), patches_as_rows(model):
         raised = objective(loss, model, clean)
         best = attack()
         for _ in range(restarts - 1):
