@@ -6,7 +6,9 @@ NeurIPS 2022. https://arxiv.org/abs/2210.07540
 Idea: early in training a ViT that is attacked through its attention learns badly. So in the attack's backward pass the
 gradient through the attention of each block is kept with probability p(t) = keep min(1, t / rise) alone, drawn for each
 block and step, the same for all images: dL/dx = dL/dy + b J^T dL/dy. Forward values and the update of the weights are
-untouched. At the start all attention is dropped, after `rise` none, and training is that of Madry et al.
+untouched. At the start all attention is dropped, after `rise` none, and training is that of Madry et al. In a ViT that
+classifies by its class token nothing but attention carries the loss to the patches: where all of it is dropped, the random
+start is all of the perturbation.
 
 Differs from the paper: gates sit on the attention of timm's blocks instead of their drop-path, which the MLP passes too;
 time is the share of the whole training, the same on all clients, whatever their steps. `steps` is 10 and `rise` a quarter as

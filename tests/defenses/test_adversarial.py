@@ -143,12 +143,23 @@ def test_ard_without_attention_attacks_a_model_with_detached_attention() -> None
         def forward(self, x: Tensor, **given: object) -> Tensor:
             return self.attention(x, **given).detach()
 
-    model, detached = tiny(), tiny()
+    pooled: dict[str, object] = {"class_token": False, "global_pool": "avg"}
+    model, detached = tiny(**pooled), tiny(**pooled)
     for block in detached.blocks:
         block.attn = Detached(block.attn)
-    moved = take(ARD(rise=0.0, keep=0.0, steps=1), batch(model))[1][0].images
-    # One step draws no number between start and gradient, so that the generators agree.
-    assert torch.equal(moved, take(AdversarialTraining(steps=1), batch(detached))[1][0].images)
+    moved = take(ARD(rise=0.0, keep=0.0), batch(model))[1][0].images
+    # Gates draw after the start, so that both begin at the same one.
+    assert torch.equal(moved, take(AdversarialTraining(steps=10), batch(detached))[1][0].images)
+    assert not torch.equal(moved, take(AdversarialTraining(steps=10), batch(model))[1][0].images)
+
+
+def test_a_class_token_without_attention_leaves_the_random_start() -> None:
+    model = tiny()
+    step, own = batch(model), normalization(model)
+    moved = take(ARD(rise=0.0, keep=0.0), step)[1][0].images
+    pixels, draws = own.denormalize(step.images), torch_generator(0, "step")
+    start = pixels + (2 * torch.rand(pixels.shape, generator=draws) - 1) * 8 / 255
+    torch.testing.assert_close(own.denormalize(moved), start.clamp(0, 1), atol=1e-5, rtol=0)
 
 
 def test_prm_that_masks_everything_is_one_step_from_the_image_and_with_the_final_mask_the_image() -> None:
