@@ -108,8 +108,9 @@ class AdversarialRecipe(Defense):
     def cautions(self, model: nn.Module) -> tuple[str, ...]:
         """Return what adversarial training is not."""
         return (
-            f"{type(self).__name__} is no privacy defense: the gradient is that of images within {self.epsilon:.3g} of the "
-            f"client's own, and who finds those has the own ones with at least {floor_of(self.epsilon):.1f} dB.",
+            "Adversarial training is no privacy defense: the gradient is that of images within "
+            f"{self.epsilon:.3g} of the client's own, so that an exact reconstruction has at least "
+            f"{floor_of(self.epsilon):.1f} dB against these.",
             "It gives no guarantee of robustness either: only attacks on the global model show what it withstands.",
         )
 
