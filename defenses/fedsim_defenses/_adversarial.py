@@ -110,7 +110,7 @@ class AdversarialRecipe(Defense):
         return (
             "Adversarial training is no privacy defense: the gradient is that of images within "
             f"{self.epsilon:.3g} of the client's own, so that an exact reconstruction has at least "
-            f"{floor_of(self.epsilon):.1f} dB against these.",
+            f"{floor_of(self.epsilon):.1f} dB against the own ones.",
             "It gives no guarantee of robustness either: only attacks on the global model show what it withstands.",
         )
 

@@ -28,7 +28,7 @@ from fedsim.federation.training import plain_step
 from fedsim.models import build, normalization
 from fedsim.planning import preparation as planning
 from fedsim.scenario import ModelPart, parse
-from fedsim.seeds import torch_generator
+from fedsim.seeds import seeded, torch_generator
 from fedsim.testing import client_context
 from fedsim.testing.fixtures import random_images
 
@@ -247,6 +247,42 @@ def test_the_attack_is_in_evaluation_mode_and_the_update_in_the_clients() -> Non
     assert modes == [False, False, False, True]
 
 
+def test_the_attack_leaves_running_statistics_to_the_update() -> None:
+    def normalized() -> nn.Module:
+        with seeded(0, "test"):
+            model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+        model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+        return model.train()
+
+    model, plain = normalized(), normalized()
+    pictures = random_images(torch_generator(0, "batch"), 4, image_shape=(3, 8, 8))
+    _, (passed,), _ = take(AdversarialTraining(), LocalStep(model, 2 * pictures.images - 1, pictures.labels, 0.0))
+    plain_step(LocalStep(plain, passed.images, passed.labels, 0.0))
+    assert all(torch.equal(own, other) for own, other in zip(model.buffers(), plain.buffers(), strict=True))
+    assert bool(model[1].running_mean.any())
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        ModelPart(name="convnet"),
+        ModelPart(name="vit_nano", lora={"rank": 2}),
+        ModelPart(name="vit_nano", precode={"size": 8}),
+        ModelPart(name="deit_tiny_distilled_patch16_224", kwargs={"patch_size": 8, "depth": 1, "embed_dim": 48}),
+    ],
+    ids=["convnet", "lora", "precode", "distilled"],
+)
+def test_recipes_train_what_each_kind_of_model_trains(part: ModelPart) -> None:
+    model = build(part, 10, 32, 0)
+    step = batch(model, 2, side=32)
+    plain_step(step)
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    for recipe in (AdversarialTraining(**SHORT), TRADES(**SHORT), MART(**SHORT)):
+        _, _, gradients = take(recipe, step)
+        assert set(gradients) == trained
+        assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
+
+
 def test_frozen_parameters_stay_frozen_and_get_no_gradient() -> None:
     model = tiny()
     model.pos_embed.requires_grad_(False)
@@ -327,13 +363,14 @@ def test_an_image_is_perturbed_alone_whatever_else_is_in_the_batch(recipe: Itera
 def test_dp_sgd_behind_a_recipe_clips_gradients_of_perturbed_images() -> None:
     model, seen = tiny(), []
     step, context = batch(model, 3), client_context(training=POISSON, batch_size=3)
-    private = DPSGD(noise_multiplier=0.0, clip_norm=1e-3)
+    private = DPSGD(noise_multiplier=0.0, clip_norm=1e-3)  # without noise calibration is allowed
 
     def proceed(passed: LocalStep) -> Tensor:
         seen.append(passed.images)
         return private.train_step(passed, context, torch_generator(0, "dp"), plain_step)
 
-    AdversarialTraining(**SHORT).train_step(step, context, torch_generator(0, "step"), proceed)
+    recipe = AdversarialTraining(**SHORT, calibration=1.0)
+    recipe.train_step(step, context, torch_generator(0, "step"), proceed)
     assert not torch.equal(seen[0], step.images)
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     assert 0 < float(norm) <= 1e-3 * (1 + 1e-4)
