@@ -38,7 +38,8 @@ def dropped_attention(model: nn.Module, keep: float, generator: torch.Generator)
     def gate(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return output
-        return output if float(torch.rand((), generator=generator)) < keep else output.detach()
+        drawn = torch.rand((), generator=generator, device=generator.device)
+        return output if float(drawn) < keep else output.detach()
 
     with contextlib.ExitStack() as hooks:
         for attention in attention_branches(model):
