@@ -56,7 +56,8 @@ def test_what_is_neither_is_answered_with_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_audit.yaml").write_text("")
     assert refusal("quikstart").startswith(
-        "quikstart: no such file, and no scenario that ships with fedsim. Did you mean 'quickstart'? Known: april, "
+        "quikstart: no such file, and no scenario that ships with fedsim. Did you mean 'quickstart'? Known: "
+        "adversarial_training, "
     )
     assert refusal("my_audti.yaml") == "my_audti.yaml: no such file. Did you mean 'my_audit.yaml'?"
     assert refusal("scenarios/quickstart.yaml") == (
