@@ -22,6 +22,7 @@ from fedsim import scenario as scenarios
 from fedsim.recording.environment import imported_from
 from fedsim.recording.files import write_atomically
 from fedsim.recording.json_lines import read_lines
+from fedsim.recording.records import PLAIN
 from fedsim.scenario import Scenario
 
 ROOT = Path(__file__).parent.parent
@@ -242,12 +243,14 @@ def _records(scenario: Scenario, lines: Sequence[dict[str, Any]]) -> Iterator[di
     places: dict[tuple[int, int], int] = {}
     for line in lines:
         place = (line["round"], line["client"])
-        index = places[place] = places.get(place, -1) + 1
+        # A plain variant stands behind its attack.
+        is_plain = line["attack"].get("variant") == "plain"
+        index = places[place] = places.get(place, -1) + (not is_plain)
         scores = {metric: score for metric, score in line["scores"].items() if score["value"] is not None}
         yield {
             "round": line["round"],
             "client": line["client"],
-            "attack": labels[index],
+            "attack": f"{labels[index]}{PLAIN}" if is_plain else labels[index],
             "defenses": [defense["name"] for defense in line["defenses"]],
             "status": line["status"],
             "scores": {metric: _rounded(score["value"]) for metric, score in scores.items()},
