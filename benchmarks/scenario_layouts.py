@@ -303,17 +303,17 @@ TABLES = {
         Pick(attack="patch_embedding"),
         "protected clients",
         (
-            Line("accuracy of the common model (a guess: 0.25)", cell="{accuracy[40]:.2f}"),
-            Line("clients 0 to 3: PSNR of `patch_embedding`, dB", Pick(clients=(0, 1, 2, 3)), "{psnr.mean:.1f}"),
-            Line("verdict", Pick(clients=(0, 1, 2, 3)), "{verdict[images]}"),
-            Line("clients 4 to 7: PSNR, dB", Pick(clients=(4, 5, 6, 7)), "{psnr.mean:.1f}"),
-            Line("verdict", Pick(clients=(4, 5, 6, 7)), "{verdict[images]}"),
-            Line("own mean color (control), dB", cell="{own_mean.psnr.mean:.1f}"),
-        ),
-        (
             Line("none", Pick(run="half_protected_none")),
             Line("4 to 7", Pick(run="half_protected")),
             Line("all", Pick(run="half_protected_all")),
+        ),
+        (
+            Line("accuracy of the common model (a guess: 0.25)", cell="{accuracy[40]:.2f}"),
+            Line("clients 0 to 3: PSNR of `patch_embedding`, dB", Pick(clients=(0, 1, 2, 3)), "{psnr.mean:.1f}"),
+            Line("clients 0 to 3: verdict on images", Pick(clients=(0, 1, 2, 3)), "{verdict[images]}"),
+            Line("clients 4 to 7: PSNR, dB", Pick(clients=(4, 5, 6, 7)), "{psnr.mean:.1f}"),
+            Line("clients 4 to 7: verdict on images", Pick(clients=(4, 5, 6, 7)), "{verdict[images]}"),
+            Line("own mean color (control), dB", cell="{own_mean.psnr.mean:.1f}"),
         ),
     ),
     "precode": Table(
