@@ -301,7 +301,8 @@ TABLES = {
     ),
     "half_protected": Table(
         Pick(attack="patch_embedding"),
-        "protected clients",
+        # The epsilon is of the accountant alone (fedsim_defenses.dp_noise), whatever the images.
+        "clients with `dp_noise`, epsilon 7.5",
         (
             Line("none", Pick(run="half_protected_none")),
             Line("4 to 7", Pick(run="half_protected")),

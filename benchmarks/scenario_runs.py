@@ -244,7 +244,7 @@ def _records(scenario: Scenario, lines: Sequence[dict[str, Any]]) -> Iterator[di
     for line in lines:
         place = (line["round"], line["client"])
         # A plain variant stands behind its attack.
-        is_plain = line["attack"].get("variant") == "plain"
+        is_plain = line.get("attack", {}).get("variant") == "plain"
         index = places[place] = places.get(place, -1) + (not is_plain)
         scores = {metric: score for metric, score in line["scores"].items() if score["value"] is not None}
         yield {

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedsim.errors import FedsimError, printable, printable_line
@@ -33,6 +34,8 @@ BROWSERS = (
 
 SECONDS = 180.0
 """How long a browser may take; the page of 20,000 records takes a tenth of it."""
+
+_LOOK = 0.2  # seconds between two looks whether this process was asked to end
 
 _HOW = (
     f"Install Chromium or Chrome, or name one with --browser or in {VARIABLE}; or print report.html from any browser."
@@ -95,7 +98,10 @@ def write(folder: Path, program: Path, seconds: float = SECONDS) -> Path:
 
 def printed(page: Path, program: Path, seconds: float = SECONDS) -> bytes:
     """Return a page as PDF; see `write`."""
-    with _ending_on_sigterm(), tempfile.TemporaryDirectory("", "fedsim-pdf-", ignore_cleanup_errors=True) as scratch:
+    with (
+        _sigterm_later() as asked,
+        tempfile.TemporaryDirectory("", "fedsim-pdf-", ignore_cleanup_errors=True) as scratch,
+    ):
         out, said = Path(scratch) / "report.pdf", Path(scratch) / "stderr"
         # Chromium refuses to run as root with its sandbox; the page runs its own script alone, and loads nothing.
         sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
@@ -113,7 +119,7 @@ def printed(page: Path, program: Path, seconds: float = SECONDS) -> bytes:
                 raise FedsimError(f"{program}: cannot be started: {error.strerror}. {_HOW}") from None
             started = leader(process.pid)
             try:
-                code = process.wait(seconds)
+                code = _waited(process, seconds, asked)
             except subprocess.TimeoutExpired:
                 raise FedsimError(
                     f"{program}: has not printed {page} after {seconds:g} s, and was ended. {_HOW}"
@@ -129,14 +135,34 @@ def printed(page: Path, program: Path, seconds: float = SECONDS) -> bytes:
         return content
 
 
+def _waited(process: subprocess.Popen[bytes], seconds: float, asked: Sequence[int]) -> int:
+    """Return the exit code of a process; ends this one where it was asked to end meanwhile.
+
+    Raises:
+        subprocess.TimeoutExpired: it has not ended in time.
+    """
+    end = time.monotonic() + seconds
+    while not asked:
+        left = end - time.monotonic()
+        try:
+            return process.wait(max(0.0, min(_LOOK, left)))
+        except subprocess.TimeoutExpired:
+            if left <= _LOOK:
+                raise
+    sys.exit(128 + asked[0])
+
+
 @contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process by an exception meanwhile, so that the browser and its files end with it."""
+def _sigterm_later() -> Iterator[Sequence[int]]:
+    """Let SIGTERM end this process once the block has ended, with what it started; gives the signals so far."""
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield asked
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     try:
-        yield
+        yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+    if asked:
+        sys.exit(128 + asked[0])

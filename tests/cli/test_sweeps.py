@@ -48,7 +48,7 @@ class Written:
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     monkeypatch.setitem(launchers.LAUNCHERS, "local", lambda jobs: Written())
-    monkeypatch.setattr("fedsim.comparing.plots.svg", lambda draw, width, height: b"<svg/>")
+    monkeypatch.setattr("fedsim.comparing.plots.svg", lambda draw, width, height: b'<svg viewBox="0 0 1 1"/>')
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))

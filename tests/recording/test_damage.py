@@ -55,7 +55,7 @@ def whole(tmp_path_factory):
 def without_drawing(monkeypatch):
     """Curves take longer than all the rest."""
     for name in ("leakage", "trajectory", "utility"):
-        monkeypatch.setattr(f"fedsim.report.plots.{name}", lambda *_: b"<svg/>")
+        monkeypatch.setattr(f"fedsim.report.plots.{name}", lambda *_: b'<svg viewBox="0 0 1 1"/>')
 
 
 @pytest.fixture

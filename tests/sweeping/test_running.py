@@ -114,7 +114,7 @@ def table(folder):
 
 def test_a_sweep_that_dies_at_any_moment_comes_to_the_same_table(sweep, monkeypatch):
     # The plots have tests of their own.
-    monkeypatch.setattr("fedsim.comparing.plots.svg", lambda draw, width, height: b"<svg/>")
+    monkeypatch.setattr("fedsim.comparing.plots.svg", lambda draw, width, height: b'<svg viewBox="0 0 1 1"/>')
     whole = sweep(OVER, keep="results", name="whole")
     manifest = running.run(whole, Here(), 2)
     assert [entry.status for entry in manifest.cells] == ["finished", "finished"]
