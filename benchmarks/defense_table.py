@@ -3,7 +3,8 @@
     fedsim sweep defenses_cifar10 --set data.path=FOLDER --keep results
     python benchmarks/defense_table.py sweeps/FOLDER_OF_THE_SWEEP
 
-Means over clients and seeds; the blind control is the best of each attempt. Time is that of a round, beside the setting without
+Means over clients and seeds; the blind control is the best of each attempt. A variant that was not run has no value, since
+without a defense none is plain; one that failed or refused says so. Time is that of a round, beside the setting without
 defenses, seed by seed.
 """
 
@@ -73,12 +74,22 @@ def costs(runs: dict[str, dict[int, Run]]) -> str:
             for seed, run in by_seed.items()
             if NONE in runs and seed in runs[NONE]
         ]
-        epsilons = [float(run.budgets["epsilon"].max()) for run in by_seed.values() if len(run.budgets)]
-        epsilon = f"{max(epsilons):.3g}" if epsilons and all(value == value for value in epsilons) else ""
         accuracies = [float(run.rounds["accuracy"].iloc[-1]) for run in by_seed.values()]
         verdicts = ", ".join(dict.fromkeys(run.verdict for run in by_seed.values()))
-        lines.append([setting, spread(accuracies, ".3f"), epsilon, spread(ratios, ".2f"), verdicts])
+        lines.append(
+            [setting, spread(accuracies, ".3f"), largest_epsilon(by_seed.values()), spread(ratios, ".2f"), verdicts]
+        )
     return table(["setting", "accuracy", "epsilon", "time of a round", "verdict of the run"], lines)
+
+
+def largest_epsilon(runs: Iterable[Run]) -> str:
+    """Return the largest epsilon of any client; empty where none claims one, and `none` where one client has no finite one."""
+    claimed = [run.budgets["epsilon"] for run in runs if len(run.budgets)]
+    if not claimed:
+        return ""
+    return (
+        "none" if any(column.isna().any() for column in claimed) else f"{max(column.max() for column in claimed):.3g}"
+    )
 
 
 def findings(runs: dict[str, dict[int, Run]], attack: str, metric: str) -> str:
@@ -89,29 +100,26 @@ def findings(runs: dict[str, dict[int, Run]], attack: str, metric: str) -> str:
         line = [setting]
         for variant in ("aware", "plain"):
             for place in (0, -1):
-                values = [
-                    value for run in by_seed.values() for value, _ in _scores(run, attack, variant, metric, place)
-                ]
-                line.append(spread(values, written))
-        controls = [control for run in by_seed.values() for _, control in _scores(run, attack, "aware", metric, -1)]
+                shown = [_shown(run, attack, variant, metric, place) for run in by_seed.values()]
+                values = [value for own, _ in shown for value, _ in own]
+                statuses = dict.fromkeys(status for _, own in shown for status in own)
+                line.append(", ".join([spread(values, written), *statuses] if values else statuses))
+        last = [_shown(run, attack, "aware", metric, -1)[0] for run in by_seed.values()]
+        controls = [control for own in last for _, control in own]
         lines.append([*line, spread(controls, written)])
     heads = ["aware, first", "aware, last", "plain, first", "plain, last", "blind control, last"]
     return table([f"`{attack}`: {title}", *heads], lines)
 
 
-def _scores(run: Run, attack: str, variant: str, metric: str, place: int) -> list[tuple[float, float]]:
-    """Return value and best control of each attempt of a round; without a defense the plain variant is the aware one."""
+def _shown(run: Run, attack: str, variant: str, metric: str, place: int) -> tuple[list[tuple[float, float]], list[str]]:
+    """Return value and best control of each scored attempt of a round, and the statuses of attempts that failed or refused."""
     rows = run.records
-    rows = rows[(rows["metric"] == metric) & (rows["attack"].map(_base) == attack) & rows["value"].notna()]
     rounds = sorted(set(rows["round"]))
-    if not rounds:
-        return []
-    rows = rows[rows["round"] == rounds[place]]
-    is_plain = rows["variant"] == "plain"
-    chosen = rows[is_plain] if variant == "plain" and is_plain.any() else rows[~is_plain]
-    return [
-        (float(row.value), float(row.control_value)) for row in chosen.itertuples() if row.control_value is not None
-    ]
+    rows = rows[(rows["attack"].map(_base) == attack) & (rows["round"] == rounds[place])]
+    rows = rows[(rows["variant"] == "plain") == (variant == "plain")]
+    scored = rows[(rows["metric"] == metric) & rows["value"].notna() & rows["control_value"].notna()]
+    values = list(zip(scored["value"].astype(float), scored["control_value"].astype(float), strict=True))
+    return values, [status for status in rows["status"] if status != "found"]
 
 
 def _base(attack: str) -> str:
