@@ -234,6 +234,30 @@ class IteratedRecipe(AdversarialRecipe):
         return torch.where(masks(), moved, step.images) if masks is not None and self.final_mask else moved
 
 
+@dataclass(frozen=True, kw_only=True)
+class DivergenceRecipe(IteratedRecipe):
+    """A recipe with a weighted divergence between what the model says of images as they are and of perturbed ones.
+
+    Args:
+        steps: iterations of the attack.
+        beta: weight of the divergence.
+        ard: whether the attack's backward pass drops attention at random; see `ard`.
+        prm: whether the attack masks its perturbation at random; see `prm`.
+    """
+
+    start: ClassVar[Start] = "normal"
+
+    steps: int = 10
+    beta: float = 6.0
+    ard: bool = False
+    prm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta: expected a number of at least 0, got {self.beta}.")
+
+
 def attacked(
     step: LocalStep,
     epsilon: float,

@@ -18,7 +18,6 @@ of one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,38 +28,22 @@ from torch import Tensor, nn
 
 from fedsim.defense import LocalStep
 from fedsim.exchange import Labels
-from fedsim_defenses._adversarial import IteratedRecipe
-from fedsim_defenses._evasion import Logits, Start, divergence
+from fedsim_defenses._adversarial import DivergenceRecipe
+from fedsim_defenses._evasion import Logits, divergence
 
 _ABOVE_ONE = 1.0001  # of the published code, so that the logarithm of 1 - p is a number where p is 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class MART(IteratedRecipe):
-    """Train on perturbed images, more on those that the model gets wrong anyway: for robustness, not for privacy.
-
-    Args:
-        steps: iterations of the attack.
-        beta: weight of the divergence.
-        ard: whether the attack's backward pass drops attention at random; see `ard`.
-        prm: whether the attack masks its perturbation at random; see `prm`.
-    """
+class MART(DivergenceRecipe):
+    """Train on perturbed images, more on those that the model gets wrong anyway: for robustness, not for privacy."""
 
     citation: ClassVar[str] = (
         "Wang et al. Improving Adversarial Robustness Requires Revisiting Misclassified Examples. ICLR 2020. "
         "https://openreview.net/forum?id=rklOg6EFwS"
     )
-    start: ClassVar[Start] = "normal"
 
-    steps: int = 10
     beta: float = 5.0
-    ard: bool = False
-    prm: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta: expected a number of at least 0, got {self.beta}.")
 
     def _learn(self, step: LocalStep, adversarial: LocalStep, proceed: Callable[[LocalStep], Tensor]) -> Tensor:
         loss = proceed(adversarial)

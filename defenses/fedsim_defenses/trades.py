@@ -16,7 +16,6 @@ of one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,37 +24,19 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.defense import LocalStep
-from fedsim_defenses._adversarial import IteratedRecipe, floor_of
-from fedsim_defenses._evasion import LossName, Start, divergence
+from fedsim_defenses._adversarial import DivergenceRecipe, floor_of
+from fedsim_defenses._evasion import LossName, divergence
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES(IteratedRecipe):
-    """Train on the client's images, and let the model say the same of perturbed ones: for robustness, not for privacy.
-
-    Args:
-        steps: iterations of the attack.
-        beta: weight of the divergence.
-        ard: whether the attack's backward pass drops attention at random; see `ard`.
-        prm: whether the attack masks its perturbation at random; see `prm`.
-    """
+class TRADES(DivergenceRecipe):
+    """Train on the client's images, and let the model say the same of perturbed ones: for robustness, not for privacy."""
 
     citation: ClassVar[str] = (
         "Zhang et al. Theoretically Principled Trade-off between Robustness and Accuracy. ICML 2019. "
         "https://arxiv.org/abs/1901.08573"
     )
     loss: ClassVar[LossName] = "kl"
-    start: ClassVar[Start] = "normal"
-
-    steps: int = 10
-    beta: float = 6.0
-    ard: bool = False
-    prm: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta: expected a number of at least 0, got {self.beta}.")
 
     def cautions(self, model: nn.Module) -> tuple[str, ...]:
         """Return what adversarial training is not, and with what an attack's images are not compared."""
