@@ -140,7 +140,7 @@ def _untold(run: RunData) -> list[str]:
         return []
     return [
         "Attacks were not told of the clients' defenses, and an attacker who knows them may find more. With the grant "
-        "`defenses` each attack is run told of them and not."
+        "defenses each attack is run both ways."
     ]
 
 
