@@ -50,6 +50,7 @@ class Setting:
         frozen: what the model has, but does not train, so that nothing of it is sent.
         has_own_weights: whether the client may have trained at other weights than the global ones, which nobody else knows.
         carries_over: whether the update also holds what the client held back in earlier rounds, of other images than these.
+        has_own_loss: whether the client trains on a loss of its own instead of the cross-entropy of the labels.
     """
 
     pictures: int | None
@@ -62,6 +63,7 @@ class Setting:
     frozen: frozenset[ModelFact] = frozenset()
     has_own_weights: bool = False
     carries_over: bool = False
+    has_own_loss: bool = False
 
 
 def together(settings: Sequence[Setting]) -> Setting:
@@ -82,6 +84,7 @@ def together(settings: Sequence[Setting]) -> Setting:
         frozen=first.frozen,
         has_own_weights=any(setting.has_own_weights for setting in settings),
         carries_over=any(setting.carries_over for setting in settings),
+        has_own_loss=any(setting.has_own_loss for setting in settings),
     )
 
 
@@ -141,6 +144,8 @@ def strange(setting: Setting) -> tuple[str, ...]:
         found.append(
             "the update also holds what the client held back in earlier rounds, whose images it is not scored against"
         )
+    if setting.has_own_loss:
+        found.append("it is made for the loss of a classifier, and the client trains on one of its own, without labels")
     return tuple(found)
 
 

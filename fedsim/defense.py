@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,18 @@ State = MutableMapping[str, Any]
 """What a defense keeps on one client from round to round: tensors, and values that JSON holds."""
 
 
+class Logged(NamedTuple):
+    """A number that was logged so often: the sum of weight times value, and of the weights."""
+
+    total: float
+    weight: float
+
+    @property
+    def mean(self) -> float:
+        """The weighted mean."""
+        return self.total / self.weight
+
+
 @dataclass(frozen=True, eq=False)
 class ClientContext:
     """Who trains, in which round, and on what; every hook that runs on a client gets it.
@@ -59,6 +72,7 @@ class ClientContext:
         participation: in how many rounds the client has taken part, this one included.
         state: what this defense keeps on this client. What a round that succeeds leaves in it is there in the client's next
             round, also after the run was killed and resumed. The server and attacks never see it.
+        logged: what this defense has logged in this round; see `log`.
     """
 
     round: int
@@ -71,6 +85,28 @@ class ClientContext:
     class_counts: tuple[int, ...]
     participation: int = 1
     state: State = field(default_factory=dict)
+    logged: dict[str, Logged] = field(default_factory=dict)
+
+    def log(self, name: str, value: float, weight: float | int = 1) -> None:
+        """Note a number of the training, of which rounds.jsonl and the report give the weighted mean over the round.
+
+        It is for the books of the simulation alone, as `state` is: no part of the update, and no attack sees it. A client that
+        sent it for real would tell its server more than is audited.
+
+        Args:
+            name: under which it is noted, beside the defense's own name.
+            value: a finite number; one that is not is a fault of the defense.
+            weight: in the mean, above 0, as the number of images behind the value.
+
+        Raises:
+            ValueError: value or weight is none.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"log: {name} is {value}, expected a finite number.")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"log: the weight of {name} is {weight}, expected a finite number above 0.")
+        known = self.logged.get(name, Logged(0.0, 0.0))
+        self.logged[name] = Logged(known.total + weight * value, known.weight + weight)
 
     @property
     def sampling_rate(self) -> float:

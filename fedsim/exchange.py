@@ -178,6 +178,8 @@ class UpdateEffects:
             alone.
         local: patterns, as in a shell, of the names of parameters of which the client trains a copy of its own from round to
             round, which it never sends: its other gradients are not those at the global weights.
+        own_loss: whether the gradient is that of a loss of the defense's own, which knows no labels, and not of the
+            cross-entropy of the classifier.
     """
 
     clip_norm: float | None = None
@@ -191,6 +193,7 @@ class UpdateEffects:
     partial_noise: float = 0.0
     carries_over: bool = False
     local: tuple[str, ...] = ()
+    own_loss: bool = False
 
 
 @dataclass(frozen=True)

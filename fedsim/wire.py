@@ -2,7 +2,7 @@
 
 A train reply holds what Flower's strategies expect (`arrays`, `metrics` with `num-examples`) and config records, which
 strategies ignore: `update` says whether `arrays` is a gradient, `privacy` states the client's budget, and `fedsim-state` is
-what its defenses keep, for the run folder alone.
+what its defenses keep and `fedsim-logged` what they logged, both for the run folder alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from fedsim.errors import printable
 
 ARRAYS, METRICS, CONFIG = "arrays", "metrics", "config"
-UPDATE, PRIVACY, NODE, STATE = "update", "privacy", "node", "fedsim-state"
+UPDATE, PRIVACY, NODE, STATE, LOGGED = "update", "privacy", "node", "fedsim-state", "fedsim-logged"
 ROUND, NUM_EXAMPLES, LOSS = "server-round", "num-examples", "train_loss"
 PARTITION, PARTICIPATIONS = "partition-id", "participations"
 CLIENT_RAISED = 2  # flwr's ErrorCode.CLIENT_APP_RAISED_EXCEPTION

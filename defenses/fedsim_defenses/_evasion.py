@@ -187,9 +187,7 @@ def pgd(
     if not len(images):
         return images.detach()
     clean = images.detach()
-    # Pixels beyond [0, 1], by rounding or because somebody made them so, stay allowed: epsilon holds all the same.
-    lowest = torch.maximum(clean - epsilon, clean.clamp(max=0))
-    highest = torch.minimum(clean + epsilon, clean.clamp(min=1))
+    lowest, highest = limits(clean, epsilon)
 
     def attack() -> Images:
         moved = torch.clamp(clean + _start(clean, epsilon, start, generator), lowest, highest)
@@ -206,6 +204,14 @@ def pgd(
         for _ in range(restarts - 1):
             best = _better(model, best, attack(), labels, raised)
     return best
+
+
+def limits(images: Images, epsilon: float) -> tuple[Images, Images]:
+    """Return the lowest and the highest image within epsilon of images and within [0, 1].
+
+    Pixels beyond [0, 1], by rounding or because somebody made them so, stay allowed: epsilon holds all the same.
+    """
+    return torch.maximum(images - epsilon, images.clamp(max=0)), torch.minimum(images + epsilon, images.clamp(min=1))
 
 
 def _start(images: Images, epsilon: float, start: Start, generator: torch.Generator | None) -> Images:

@@ -20,6 +20,8 @@ from fedsim.recording.captures import Capture
 from fedsim.recording.client_state import ClientState
 from fedsim.recording.run_folder import RunFolder
 
+_STATED = (wire.PRIVACY, wire.LOGGED)
+
 
 class Recorder:
     """The observer's callback: copies what crossed the wire, and writes it to disk while the next client computes.
@@ -95,7 +97,7 @@ class Recorder:
         (sent,), (got,) = request.content.array_records.values(), reply.content.array_records.values()
         self._store_global(round, client, sent)
         stated: Any = reply.content.get(wire.UPDATE, {})
-        side = {name: dict(record) for name, record in reply.content.config_records.items() if name == wire.PRIVACY}
+        side = {name: dict(record) for name, record in reply.content.config_records.items() if name in _STATED}
         metrics: dict[str, Any] = {}
         for record in reply.content.metric_records.values():
             metrics.update({key: value for key, value in record.items() if not isinstance(value, list)})

@@ -65,6 +65,8 @@ class Client:
         )
         if result.budget is not None:
             content[wire.PRIVACY] = ConfigRecord(asdict(result.budget))
+        if result.logged:
+            content[wire.LOGGED] = ConfigRecord(dict(result.logged))
         context.state["privacy"] = ConfigRecord({"participations": past.participations + 1})
         context.state.pop(wire.STATE, None)
         if result.state:

@@ -51,6 +51,7 @@ class ReplyCheck:
             or self._kind_fault(content)
             or _privacy_fault(content)
             or _state_fault(content)
+            or _logged_fault(content)
             or self._arrays_fault(exchange.request.content, content)
         )
 
@@ -111,6 +112,14 @@ def _privacy_fault(content: RecordDict) -> str | None:
     fits = all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
     if not fits or not isinstance(stated.get("neighbors"), str):
         return f"it states the privacy budget {shown(dict(stated))}, expected epsilon, delta and neighbors"
+    return None
+
+
+def _logged_fault(content: RecordDict) -> str | None:
+    logged: Mapping[str, Any] = content.config_records.get(wire.LOGGED, {})
+    for name, value in logged.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"it logs {shown(value)} as {shown(name)}, expected a finite number"
     return None
 
 

@@ -193,6 +193,8 @@ class _RoundLog:
             "failed": {str(client): text for client, text in sorted(folder.failures(round).items())},
             "epsilon": {str(c): side[wire.PRIVACY] for c, side in sides.items() if wire.PRIVACY in side},
         }
+        logged = {str(c): side[wire.LOGGED] for c, side in sides.items() if wire.LOGGED in side}
+        exchanged.update({"logged": logged} if logged else {})
         released = self._global_models_budget(folder, round)
         if released is not None:
             finite = released.epsilon if math.isfinite(released.epsilon) else None

@@ -57,12 +57,14 @@ class LocalResult:
         loss: mean training loss over its samples; 0 where Poisson sampling drew none.
         budget: the privacy guarantee over all of its rounds so far; None where none is accounted.
         state: what its defenses keep for its next round.
+        logged: what they logged, means over the round; for the books alone.
     """
 
     update: Update
     loss: float
     budget: PrivacyBudget | None
     state: ClientState
+    logged: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +162,7 @@ def carry_out(run: LocalRun, proximal_mu: float = 0.0) -> LocalResult:
     for planned in run.defenses:
         update = protected(run, planned, update)
     budget = privacy_budget((planned, run.context(planned)) for planned in run.defenses)
-    return LocalResult(update, loss, budget, _kept(run))
+    return LocalResult(update, loss, budget, _kept(run), _logged(run))
 
 
 def unprotected(run: LocalRun, proximal_mu: float = 0.0) -> tuple[Update, float]:
@@ -233,7 +235,7 @@ def _contexts(plan: Plan, client: int, round: int, past: Past) -> dict[int, Clie
     if not carried:
         return {}
     shared = plan.context_of(client, round, past.participations + 1)
-    return {planned.index: replace(shared, state=past.state.of(planned.slug)) for planned in carried}
+    return {planned.index: replace(shared, state=past.state.of(planned.slug), logged={}) for planned in carried}
 
 
 def _kept(run: LocalRun) -> ClientState:
@@ -244,6 +246,16 @@ def _kept(run: LocalRun) -> ClientState:
         except ValueError as error:
             raise DefenseFaultError(planned, "what it keeps", str(error)) from None
     return client_state.gathered((planned.slug, run.context(planned).state) for planned in run.defenses)
+
+
+def _logged(run: LocalRun) -> dict[str, float]:
+    """Return what the client's defenses logged, by the defense's name, and its position where the client has it twice."""
+    names = [planned.info.name for planned in run.defenses]
+    return {
+        f"{planned.info.name if names.count(planned.info.name) == 1 else planned.slug}.{name}": found.mean
+        for planned in run.defenses
+        for name, found in run.context(planned).logged.items()
+    }
 
 
 def most_examples(plan: Plan) -> int:

@@ -160,12 +160,13 @@ class Plan:
         steps = self.data.client_inputs(client, round, self.scenario.training)
         pictures = len({one for step in steps for one in step})
         setting = self._setting(pictures, max(map(len, steps)), len(steps))
+        effects = [planned.defense.effects for planned in self.defenses_of(client)]
         # In its first round a client has kept nothing yet.
-        effects = [planned.defense.effects for planned in self.defenses_of(client)] if round > 1 else []
         return replace(
             setting,
-            has_own_weights=any(one.local for one in effects),
-            carries_over=any(one.carries_over for one in effects),
+            has_own_weights=round > 1 and any(one.local for one in effects),
+            carries_over=round > 1 and any(one.carries_over for one in effects),
+            has_own_loss=any(one.own_loss for one in effects),
         )
 
     def workload_of(self, client: int) -> Workload:

@@ -361,7 +361,10 @@ class MechanismRecord(Line):
 
 
 class Round(Line):
-    """One line of rounds.jsonl: the global model after a round; round 0 is before the training."""
+    """One line of rounds.jsonl: the global model after a round; round 0 is before the training.
+
+    `logged` is what the defenses of each client noted of its training (`ClientContext.log`), which no attack sees.
+    """
 
     round: Count
     accuracy: Value | None = None
@@ -370,6 +373,7 @@ class Round(Line):
     failed: dict[Number, str] = {}
     epsilon: dict[Number, Budget] = {}
     global_model_epsilon: Budget | None = None
+    logged: dict[Number, dict[str, Value]] = {}
     seconds: Value | None = None
     warnings: Many[str] = ()
 

@@ -116,6 +116,16 @@ def budget_rows(rounds: Iterable[Round]) -> list[Row]:
     ]
 
 
+def logged_rows(rounds: Iterable[Round]) -> list[Row]:
+    """Return one row per round, client and number that a defense logged of the client's training."""
+    return [
+        {"round": line.round, "client": client, "name": name, "value": value}
+        for line in rounds
+        for client, logged in sorted(line.logged.items())
+        for name, value in logged.items()
+    ]
+
+
 def trajectory_rows(records: Sequence[Record], naming: Naming) -> list[Row]:
     """Return one row per frame that an attack saved on its way."""
     return [
@@ -164,6 +174,7 @@ def csv_files(analysis: Analysis) -> dict[str, str]:
         "by_defense.csv": summary_rows(analysis.by_defense),
         "rounds.csv": round_rows(run.rounds),
         "privacy.csv": budget_rows(run.rounds),
+        "logged.csv": logged_rows(run.rounds),
         "films.csv": trajectory_rows(run.records, naming),
         "views.csv": view_rows(run.views),
         "evaluations.csv": evaluations.rows(run.evaluations),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -109,6 +110,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "budgets": _budgets(run),
         "budget_rounds": _shown_rounds(run),
         "costs": [] if run.is_observed else _costs(run, naming),
+        "logged": _logged(run),
         "by_client": [summary for summary in summaries if summary.mean is not None],
         "by_defense": [summary for summary in analysis.by_defense if summary.mean is not None],
         "shown_records": shown,
@@ -360,6 +362,26 @@ def _utility_plot(run: RunData) -> Plot | None:
         for line in known
     )
     return plot("Accuracy and loss of the global model on the test images.", f"{alt}.", plots.utility(known))
+
+
+class _Logged(NamedTuple):
+    """What defenses logged under one name in a round, over the clients that did."""
+
+    round: int
+    name: str
+    clients: int
+    mean: float
+    lowest: float
+    highest: float
+
+
+def _logged(run: RunData) -> list[_Logged]:
+    found: dict[tuple[int, str], list[float]] = {}
+    for line in run.rounds:
+        for logged in line.logged.values():
+            for name, value in logged.items():
+                found.setdefault((line.round, name), []).append(value)
+    return [_Logged(*key, len(all), fmean(all), min(all), max(all)) for key, all in sorted(found.items())]
 
 
 def _budget_rounds(run: RunData) -> list[int]:

@@ -24,14 +24,12 @@ from torch import Tensor
 
 from fedsim.evaluator import PixelModel
 from fedsim.exchange import Images
+from fedsim_defenses._dependence import dependence
 from fedsim_defenses._evasion import cross_entropy
-from fedsim_defenses.evaluators._features import Features, Rows, Stacked
+from fedsim_defenses.evaluators._features import Features, Stacked
 from fedsim_defenses.evaluators._robustness import Surface
 from fedsim_defenses.evaluators.feature_pgd import MIMIR
 from fedsim_defenses.evaluators.pgd import Ascent
-
-_SIGMA = 5.0  # of MIMIR's published code
-_RIDGE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +63,3 @@ class PGDMI(Ascent):
             return cross_entropy(logits, labels) + self.weight * dependence(features, inputs) / len(rows)
 
         return stacked, loss
-
-
-def dependence(first: Rows, second: Float[Tensor, "batch value2"]) -> Float[Tensor, ""]:
-    """Return HSIC_nCCA between two views of the same images."""
-    return (_normalized(first) * _normalized(second).T).sum()
-
-
-def _normalized(rows: Rows) -> Float[Tensor, "batch batch2"]:
-    count, values = rows.shape
-    squares = (rows * rows).sum(1)
-    # No square root, whose gradient at two equal images would be infinite.
-    distances = (squares[:, None] + squares[None, :] - 2 * rows @ rows.T).clamp(min=0)
-    kernel = torch.exp(-distances / (2 * _SIGMA**2 * values))
-    centered = kernel - kernel.mean(1, keepdim=True)
-    regular = centered + _RIDGE * count * torch.eye(count).to(centered)
-    solved: Tensor = torch.linalg.solve(regular.T, centered.T)
-    return solved.T

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from fedsim_defenses._dependence import dependence
 from fedsim_defenses._evasion import cross_entropy
 from fedsim_defenses.evaluators._robustness import climb
-from fedsim_defenses.evaluators.pgd_mi import PGDMI, dependence
+from fedsim_defenses.evaluators.pgd_mi import PGDMI
 from hypothesis import given
 from hypothesis import strategies as st
 
