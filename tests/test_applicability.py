@@ -61,6 +61,14 @@ def test_no_attack_is_made_for_weights_that_the_client_keeps_to_itself():
     assert not together([PLAIN, PLAIN]).has_own_weights
 
 
+def test_no_attack_is_made_for_a_loss_of_the_client_s_own(tiny_plan):
+    (obstacle,) = Applicability().obstacles(replace(PLAIN, has_own_loss=True))
+    assert "the client trains on one of its own, without labels" in obstacle
+    assert together([PLAIN, replace(PLAIN, has_own_loss=True)]).has_own_loss and not together([PLAIN]).has_own_loss
+    plan = tiny_plan(defenses=[{"name": "fedsim_defenses.mimir:MIMIR", "clients": [1]}])
+    assert [plan.setting_of(client, 1).has_own_loss for client in (0, 1)] == [False, True]
+
+
 def test_no_attack_is_made_for_what_earlier_rounds_held_back(tiny_plan):
     (obstacle,) = Applicability().obstacles(replace(PLAIN, carries_over=True))
     assert "held back in earlier rounds" in obstacle

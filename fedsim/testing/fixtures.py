@@ -61,7 +61,7 @@ def client_context(**changes: Any) -> ClientContext:
     usual = ClientContext(
         round=1, rounds=4, client=0, training=_RECIPE, batch_size=1, num_examples=10, steps=1, class_counts=(1,) * 10
     )
-    return replace(usual, **{"state": {}, **changes})
+    return replace(usual, **{"state": {}, "logged": {}, **changes})
 
 
 def random_images(

@@ -174,6 +174,19 @@ def test_no_client_resists_by_weights_that_it_keeps_to_itself(audited, stubs, ke
     assert ("parameters of its own that only it knows" in line["reason"]) == (keeps == "local")
 
 
+def test_no_client_resists_by_a_loss_of_its_own(audited, stubs):
+    _, _, result = audited(
+        "own-loss",
+        federation={"clients": 3, "rounds": 1},
+        defenses=[{"name": "stubs:Turned", "clients": [1]}, {"name": "mimir", "clients": [1]}],
+        attacks=["patch_embedding"],
+        audit={"processes": 0},
+    )
+    (line,) = (line for line in result["attacks"] if (line["client"], line["kind"]) == (1, "images"))
+    assert line["verdict"] == "inconclusive", "without it this defense resists the attack"
+    assert "the client trains on one of its own, without labels" in line["reason"]
+
+
 def test_with_that_defense_on_all_clients_the_run_has_resisted(audited, stubs):
     _, _, result = audited(
         "all-turned",

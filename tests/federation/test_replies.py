@@ -57,6 +57,7 @@ TAMPERED = {
     "two sets of arrays": (lambda c: c.__setitem__("more", c["arrays"]), "got ['arrays', 'more']"),
     "another kind": (lambda c: c.__setitem__("update", ConfigRecord({"kind": "delta"})), "states to hold 'delta'"),
     "no kind": (lambda c: c.pop("update"), "states to hold nothing, expected a gradient"),
+    "an odd log": (lambda c: c.__setitem__("fedsim-logged", ConfigRecord({"a": float("inf")})), "it logs inf as 'a'"),
     "an odd budget": (lambda c: c.__setitem__("privacy", ConfigRecord({"epsilon": -1.0})), "states the privacy budget"),
 }
 
