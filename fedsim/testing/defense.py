@@ -111,9 +111,12 @@ def _check_step(defense: Defense, plain: nn.Module, prepared: nn.Module, batch: 
         found.loss.ndim == 0 and not found.loss.requires_grad, f"{who} must return the mean loss, a detached scalar."
     )
     expect(bool(torch.isfinite(found.loss)), f"{who} returns the loss {float(found.loss)}.")
+    filled = any(gradient is not None for gradient in found.gradients.values())
+    expect(filled, f"{who} leaves every gradient empty.")
     for name, gradient in plain_local_step(plain, image_batch(plain, 1), plain.training).gradients.items():
-        if gradient is not None:
-            own = found.gradients[name]
+        own = found.gradients[name]
+        # A loss of its own need not pass every parameter.
+        if gradient is not None and not (own is None and defense.effects.own_loss):
             expect(own is not None, f"{who} leaves {name}.grad empty, which plain training fills.")
             assert own is not None
             finite = own.shape == gradient.shape and bool(torch.isfinite(own).all())

@@ -39,7 +39,7 @@ STRONG: dict[str, dict[str, Any]] = {
     "partial_sharing": {"hidden": ("pos_embed", "*.bias"), "keeps": "local"},
 }
 # Defenses that take many passes through the model, for each tensor or feature or step of an attack: a tiny one is enough.
-MANY_PASSES = ("adversarial_training", "ard", "fast", "layer_noise", "mart", "prm", "soteria", "trades")
+MANY_PASSES = ("adversarial_training", "ard", "fast", "free", "layer_noise", "mart", "prm", "soteria", "trades")
 # Sources that need nothing but themselves; the others have their files written in tests of their own.
 SELF_SUFFICIENT = {"photos": {"samples": 60, "test_samples": 20}, "shapes": {"samples": 60, "test_samples": 20}}
 
