@@ -10,8 +10,8 @@ train on m perturbations and waste none on the attack alone.
 Differs from the paper: there, each replay ends in a step of the optimizer, and the next batch starts from the delta of the last
 one, so that m replays cost what m plain steps do. Here a local step is one batch and one step of the optimizer; its images are
 what the client reports and the audit counts, and replays over m steps would train on one in m of them. So all m replays are in
-one local step, at the same weights, and the client sends the mean of their gradients. That trains on every iterate of an attack
-of m - 1 steps, and costs as much as training on the last one. The start of delta is uniform within epsilon. As in the paper, and
+one local step, at the same weights, and the client sends the mean of their gradients. This trains on all iterates of an attack
+of m - 1 steps, and costs as much as training on the last one. The start of delta is uniform within epsilon. As in the paper and
 unlike in the other recipes, the images are perturbed in the mode in which the client trains.
 
 Needs: a model whose input gradient exists, and no later defense that computes the gradient itself. Cost: m forward and backward

@@ -1,1 +1,1 @@
-"""Flower's strategies by name: which there are, what they accept, and how they are built."""
+"""Strategies by name, Flower's and fedsim's own: which there are, what they accept, and how they are built."""

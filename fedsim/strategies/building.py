@@ -1,4 +1,4 @@
-"""Flower's strategies by name, with their parameters checked before the run."""
+"""Strategies by name, with their parameters checked before the run."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ class Range(NamedTuple):
 _POSITIVE = Range(0, is_low_open=True)
 _NOT_NEGATIVE = Range(0)
 _COUNT = Range(1)
-_DECAY = Range(0, 1, is_high_open=True)  # 1 would never forget, and divides by zero where the bias is corrected
+_DECAY = Range(
+    0, 1, is_high_open=True
+)  # in moments, 1 would never forget, and divides by zero where the bias is corrected
 _SHARE = Range(0, 1)
 
 _ADAPTIVE = {
@@ -69,10 +71,12 @@ RANGES: Mapping[str, Mapping[str, Range | None]] = {
     "FedMedian": {},
     "FedProx": {"proximal_mu": _NOT_NEGATIVE},
     "FedTrimmedAvg": {"beta": Range(0, 0.5, is_high_open=True)},
+    "FedWAvg": {"sharpness": _NOT_NEGATIVE, "layer": None},
     "FedYogi": _WITH_MOMENTS,
     "Krum": {"num_malicious_nodes": _NOT_NEGATIVE},
     "MultiKrum": {"num_malicious_nodes": _NOT_NEGATIVE, "num_nodes_to_select": _COUNT},
     "QFedAvg": {"client_learning_rate": _POSITIVE, "q": _NOT_NEGATIVE},
+    "SFAT": {"alpha": _DECAY, "upweighted": _COUNT},
 }
 """Strategy -> parameter -> its range; None for one that may hold anything of its type."""
 
@@ -117,6 +121,16 @@ def _multi_krum(values: Mapping[str, Any], clients: int) -> Fault | None:
     return fault
 
 
+def _sfat(values: Mapping[str, Any], clients: int) -> Fault | None:
+    if values["upweighted"] < clients:
+        return None
+    return Fault(
+        "upweighted",
+        f"expected at most {clients - 1}, one less than the {clients} clients of a round, got {shown(values['upweighted'])}: "
+        "to prefer all of them is to prefer none. Use FedAvg, or more clients.",
+    )
+
+
 def _enough(strategy: str, malicious: int, factor: int, clients: int) -> Fault | None:
     """Check the bound under which the paper's guarantee holds: n >= factor * f + 3."""
     needed = factor * malicious + 3
@@ -146,6 +160,7 @@ _NEEDS: Mapping[str, Callable[[Mapping[str, Any], int], Fault | None]] = {
     "Bulyan": _bulyan,
     "Krum": _krum,
     "MultiKrum": _multi_krum,
+    "SFAT": _sfat,
     **{name: _wrapper for name in RANGES if name.startswith("DifferentialPrivacy")},
 }
 

@@ -5,6 +5,7 @@ from fedsim.errors import ScenarioError
 from fedsim.planning import preparation as planning
 from fedsim.scenario import FederationPart
 from fedsim.strategies.building import STRATEGIES, build_strategy, participants, strategy_parameters
+from fedsim.strategies.listing import OWN
 
 FIXED = {"noise_multiplier": 0.3, "clipping_norm": 0.7}
 ADAPTIVE = {
@@ -27,10 +28,12 @@ PARAMS = {
     "FedMedian": {},
     "FedProx": {"proximal_mu": 0.2},
     "FedTrimmedAvg": {"beta": 0.1},
+    "FedWAvg": {"sharpness": 2.0, "layer": "fc"},
     "FedYogi": {"eta": 0.2, "eta_l": 0.3, "beta_1": 0.8, "beta_2": 0.9, "tau": 0.01},
     "Krum": {"num_malicious_nodes": 1},
     "MultiKrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 2},
     "QFedAvg": {"client_learning_rate": 0.2, "q": 0.3},
+    "SFAT": {"alpha": 0.2, "upweighted": 2},
 }
 
 
@@ -38,8 +41,9 @@ def part(**values):
     return FederationPart(**{"clients": 8, **values})
 
 
-def test_every_strategy_of_flower_that_aggregates_tensors_is_known():
+def test_every_strategy_of_flower_that_aggregates_tensors_and_each_of_fedsim_is_known():
     assert set(PARAMS) == set(STRATEGIES)
+    assert not any(hasattr(flower, name) for name in OWN)
     assert {f"FedXgb{kind}" for kind in ("Bagging", "Cyclic")}.isdisjoint(STRATEGIES)
 
 
@@ -48,12 +52,12 @@ def test_every_strategy_builds_with_all_its_parameters(name):
     params = PARAMS[name]
     assert set(strategy_parameters(name)) == {*params, *(("strategy", "num_sampled_clients") if "Diff" in name else ())}
     built = build_strategy(part(strategy=name, strategy_params=params))
-    assert type(built) is getattr(flower, name)
+    assert type(built) is (OWN[name] if name in OWN else getattr(flower, name))
     held = vars(built)
     for key, value in params.items():
         # Flower's adaptive wrappers store the first under another name, and the second corrected for the noisy count.
         stored = {"initial_clipping_norm": "clipping_norm"}.get(key, key)
-        assert held[stored] == pytest.approx(value, rel=1e-3), key
+        assert held[stored] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3)), key
 
 
 def test_numbers_may_be_written_as_text_as_yaml_does():

@@ -47,6 +47,9 @@ def test_flowers_own_defaults_lie_inside_their_ranges():
         ("QFedAvg", {"client_learning_rate": 0}, "client_learning_rate"),
         ("QFedAvg", {"client_learning_rate": 0.1, "q": -1}, "q"),
         ("Krum", {"num_malicious_nodes": -1}, "num_malicious_nodes"),
+        ("SFAT", {"alpha": 1}, "alpha"),
+        ("SFAT", {"upweighted": 0}, "upweighted"),
+        ("FedWAvg", {"sharpness": -1}, "sharpness"),
         ("MultiKrum", {"num_nodes_to_select": 0}, "num_nodes_to_select"),
         (SERVER_SIDE, {**FIXED, "clipping_norm": 0}, "clipping_norm"),
         (ADAPTIVE, {"noise_multiplier": 0.01, "target_clipped_quantile": 1.1}, "target_clipped_quantile"),
@@ -78,6 +81,10 @@ def test_a_range_is_told_as_it_is_checked():
         ("MultiKrum", {"num_malicious_nodes": 1, "num_nodes_to_select": 4}, 5, False),
         ("MultiKrum", {"num_malicious_nodes": 1, "num_nodes_to_select": 5}, 5, True),
         ("MultiKrum", {"num_malicious_nodes": 1}, 4, True),
+        # one that is not preferred
+        ("SFAT", {}, 2, False),
+        ("SFAT", {}, 1, True),
+        ("SFAT", {"upweighted": 4}, 4, True),
         (SERVER_SIDE, {**FIXED, "num_sampled_clients": 4}, 4, False),
         (SERVER_SIDE, {**FIXED, "num_sampled_clients": 1000}, 4, True),
         (SERVER_SIDE, {**FIXED, "num_sampled_clients": 1}, 4, True),
@@ -87,7 +94,8 @@ def test_what_does_not_fit_the_clients_of_a_round_is_refused(strategy, params, c
     if is_refused:
         where, message = refused(strategy, params, clients=clients)
         assert (
-            where in ("num_malicious_nodes", "num_nodes_to_select", "num_sampled_clients") and str(clients) in message
+            where in ("num_malicious_nodes", "num_nodes_to_select", "num_sampled_clients", "upweighted")
+            and str(clients) in message
         )
     else:
         build_strategy(FederationPart(clients=clients, strategy=strategy, strategy_params=params))

@@ -1,0 +1,70 @@
+"""FedWAvg against its weights written out."""
+
+import math
+
+import audits
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rounds import Answer, aggregated
+
+from fedsim.errors import FedsimError
+from fedsim.seeds import torch_generator
+from fedsim.simulation import Progress
+from fedsim.strategies.fedwavg import similarity
+
+
+@given(
+    st.lists(st.integers(1, 20), min_size=2, max_size=4), st.sampled_from([0.0, 1.0, 10.0, 300.0]), st.integers(0, 99)
+)
+def test_clients_weigh_by_the_cosine_of_their_last_layer_with_the_one_that_was_sent(counts, sharpness, seed):
+    draws = torch_generator(seed)
+    sent = {
+        "body": torch.randn(4, generator=draws),
+        "head.weight": torch.randn(2, 3, generator=draws),
+        "head.bias": torch.zeros(2),
+    }
+    answers = [
+        Answer({key: tensor + torch.randn(tensor.shape, generator=draws) for key, tensor in sent.items()}, count)
+        for count in counts
+    ]
+
+    def last(arrays):
+        return np.concatenate([arrays["head.weight"].numpy().ravel(), arrays["head.bias"].numpy()]).astype(float)
+
+    reference, weights = last(sent), []
+    for answer in answers:
+        own = last(answer.arrays)
+        cosine = (own @ reference) / math.sqrt((own @ own) * (reference @ reference))
+        weights.append(answer.examples * math.exp(sharpness * (cosine - 1)))
+    found = aggregated("FedWAvg", {"sharpness": sharpness}, sent, answers)
+    for key in sent:
+        mean = sum(w * a.arrays[key].double() for w, a in zip(weights, answers, strict=True)) / sum(weights)
+        torch.testing.assert_close(found[key].double(), mean, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_zeros_are_alike_and_one_is_like_no_other():
+    zero, one = torch.zeros(3), torch.ones(3)
+    assert (similarity(zero, zero), similarity(zero, one), similarity(one, zero)) == (1, 0, 0)
+    assert similarity(one, 2 * one) == pytest.approx(1) and similarity(one, -one) == pytest.approx(-1)
+
+
+def test_a_layer_that_is_not_there_stops_the_run_before_any_client_trains(tiny_plan, run_folder):
+    federation = {"clients": 3, "rounds": 1, "strategy": "FedWAvg", "strategy_params": {"layer": "fc"}}
+    plan = tiny_plan(federation=federation, attacks=[])
+    folder = run_folder(plan)
+    with pytest.raises(FedsimError, match=r"FedWAvg could not begin round 1.*no array of the model is of layer 'fc'"):
+        audits.simulate(plan, folder, Progress())
+    assert not folder.captured(1)
+
+
+def test_a_resumed_run_ends_with_the_same_model(tiny_plan, run_folder):
+    federation = {"clients": 2, "rounds": 2, "strategy": "FedWAvg"}
+    plan = tiny_plan(federation=federation, training={"batch_size": 2, "shares": "delta"}, attacks=[])
+    folder = run_folder(plan)
+    audits.simulate(plan, folder, Progress())
+    first = folder.read_model()
+    audits.simulate(plan, folder, Progress())
+    assert all(torch.equal(tensor, first[name]) for name, tensor in folder.read_model().items())
