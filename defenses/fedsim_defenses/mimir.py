@@ -134,12 +134,18 @@ class MIMIR(Defense):
         add_decoder(model, self.width, self.depth, self.heads)
 
     def check(self, model: nn.Module, context: ClientContext, others: Sequence[Defense]) -> None:
-        """Refuse a mask that leaves nothing to see or nothing to predict, and a recipe that perturbs the images before it.
+        """Refuse what would train nothing, a useless mask, and a recipe that perturbs the images before it.
 
         Raises:
-            ScenarioError: another recipe is on the client.
-            ValueError: the mask is of no use.
+            ScenarioError: the classifier alone is trained, or another recipe is on the client.
+            ValueError: the mask leaves nothing to see or nothing to predict.
         """
+        if not models.trained(model).keys() - {name for head in models.head_names(model) for name in head}:
+            raise ScenarioError(
+                "training.trainable",
+                "mimir trains everything but the classifier, and here nothing else is trained. Train more of the model, "
+                "or leave mimir out.",
+            )
         grid = models.patch_grid(model)
         seen = visible_count(grid, self.mask_ratio)
         if not 0 < seen < grid.count:

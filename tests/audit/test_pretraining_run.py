@@ -1,5 +1,7 @@
 """A client that pre-trains without labels: what its update gives away, what is logged of it, and that nothing calls it safe."""
 
+import shutil
+
 import audits
 import pytest
 import torch
@@ -88,6 +90,17 @@ def test_what_it_logs_stands_in_the_round_and_in_the_report_and_in_no_update(run
         page = (folder.path / name).read_text(encoding="utf-8")
         assert "mimir.reconstruction" in page and f"{mean:.4g}" in page
     assert (folder.path / "tables" / "logged.csv").read_text(encoding="utf-8").count("mimir.dependence") == len(OWN)
+
+
+def test_a_lost_log_of_rounds_is_made_again_from_the_captures(run, tmp_path):
+    plan, folder, _ = run
+    other = RunFolder.create(tmp_path / "again", plan.scenario)
+    shutil.copytree(folder.path, other.path, dirs_exist_ok=True)
+    lines = other.rounds.read()
+    (other.path / "rounds.jsonl").unlink()
+    audits.simulate(plan, RunFolder(other.path), simulation.Progress())
+    again = RunFolder(other.path).rounds.read()
+    assert [line.get("logged") for line in again] == [line.get("logged") for line in lines] and lines[1]["logged"]
 
 
 def test_a_client_without_it_sends_what_it_sends_in_a_run_without_it(run, tmp_path):

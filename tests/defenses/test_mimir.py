@@ -10,6 +10,7 @@ from fedsim_defenses._dependence import dependence
 from fedsim_defenses._masking import Decoder, draw_visible, encode, standardized, visible_count
 from fedsim_defenses.adversarial_training import AdversarialTraining
 from fedsim_defenses.mimir import MIMIR, measured
+from fedsim_defenses.mjp import MJP
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -279,6 +280,28 @@ def test_a_useless_mask_and_a_second_recipe_are_refused() -> None:
     with pytest.raises(ScenarioError, match="Give a client one recipe"):
         MIMIR().check(model, client_context(), [AdversarialTraining()])
     MIMIR().check(model, client_context(), [])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("head."))
+    with pytest.raises(ScenarioError, match="mimir trains everything but the classifier"):
+        MIMIR().check(model, client_context(), [])
+
+
+def test_a_jigsaw_before_it_is_what_it_reconstructs() -> None:
+    model = small_model()
+    with seeded(0, "defenses"):
+        MJP().prepare_model(model)
+        MIMIR().prepare_model(model)
+    images, labels = batch(model)
+    shuffled: list[Tensor] = []
+
+    def proceed(step: LocalStep) -> Tensor:
+        shuffled.append(step.images)
+        return MIMIR().train_step(step, client_context(), torch_generator(1), plain_step)
+
+    step = LocalStep(model, images, labels, 0.0)
+    loss = MJP(gamma=0.5).train_step(step, client_context(), torch_generator(0), proceed)
+    assert loss.isfinite() and not torch.equal(shuffled[0], images)
+    assert model.mjp.unknown.grad is not None and model.mimir.mask_token.grad is not None
 
 
 def test_it_says_what_it_does_not_protect_from() -> None:
