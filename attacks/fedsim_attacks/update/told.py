@@ -11,7 +11,6 @@ COLUMNS = "The client hides columns of the classifier's weight gradient, which a
 SIGNS = "The client sends signs, which are taken for values here: magnitudes mean nothing."
 _SHUFFLED = "The client shuffles patches and gives them away by nothing: some patches may be in wrong places."
 _NOISE = "The client adds noise to parts of its update, and it is not known to which: that is not modeled."
-_OWN_LOSS = "The client trains on a loss of its own without labels: the update is taken for one of the cross-entropy."
 _CARRIED = "The client adds what it held back in earlier rounds: the update is not of this round's images alone."
 
 
@@ -52,6 +51,4 @@ def told_cautions(observation: Observation, shuffles: bool = True, entries: bool
         found.append(_NOISE)
     if any(effects.carries_over for effects in told):
         found.append(_CARRIED)
-    if any(effects.own_loss for effects in told):
-        found.append(_OWN_LOSS)
     return tuple(found)
