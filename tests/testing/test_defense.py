@@ -166,6 +166,7 @@ BROKEN = {
         "train_step switches between",
     ),
     "gradient missing": ("train_step", after("train_step", empty_head_gradient), r"leaves head\.bias\.grad empty"),
+    "no gradient at all": ("train_step", after("train_step", forget_gradients), "leaves every gradient empty"),
     "gradient infinite": ("train_step", after("train_step", spoil_head_gradient), r"head\.bias\.grad must be finite"),
     "gradient by mood": ("train_step", after("train_step", noise_gradient), "other gradients"),
     "gradient replaced": ("train_step", before("train_step", forget_gradients), "must add to .*grad, not replace it"),
@@ -251,6 +252,17 @@ def test_a_broken_defense_is_caught(hook: str, broken: Any, message: str, monkey
 def test_a_sound_defense_passes() -> None:
     check_defense(Sound)
     check_defense(Sound(scale=2.0), model=small_model(num_classes=10, seed=5))
+
+
+def test_a_loss_of_its_own_may_leave_out_the_classifier_and_no_gradient_may_be_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Sound, "effects", UpdateEffects(own_loss=True))
+    monkeypatch.setattr(Sound, "train_step", after("train_step", empty_head_gradient))
+    check_defense(Sound, model=TINY)
+    monkeypatch.setattr(Sound, "train_step", after("train_step", forget_gradients))
+    with pytest.raises(AssertionError, match="leaves every gradient empty"):
+        check_defense(Sound, model=TINY)
 
 
 def test_the_budget_of_an_honest_mechanism_passes() -> None:
