@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from fedsim import scenario as scenarios
 from fedsim import shipped
-from fedsim.cli.terminal import out
+from fedsim.cli.terminal import out, say
+from fedsim.progress import Step
 from fedsim.scenario import Scenario
+
+_PREPARING = "Preparing data and model"
+_QUIET = 60.0  # seconds at least between two lines on a plain stream
 
 
 def load(named: str, overrides: Sequence[str] | None, engine: str | None) -> tuple[Scenario, list[str]]:
@@ -17,11 +22,41 @@ def load(named: str, overrides: Sequence[str] | None, engine: str | None) -> tup
     return scenarios.load(shipped.find(named), settings)
 
 
-def prepared(scenario: Scenario, folder: Any = None) -> tuple[Any, Any]:
-    """Return the plan of a scenario, or of the audit of a folder, and its inputs, for which every image has been read."""
+def prepared(scenario: Scenario, folder: Any = None, trains: bool = True) -> tuple[Any, Any]:
+    """Return the plan of a scenario, or of the audit of a folder, and its inputs, for which every image has been read.
+
+    Args:
+        scenario: the scenario.
+        folder: of the run whose audit is planned.
+        trains: whether a model that is to be trained centrally first is trained now.
+    """
+    from fedsim import progress
     from fedsim.planning import inputs
     from fedsim.planning import preparation as planning
 
-    with out.status("Preparing data and model"):
-        plan = planning.of(scenario) if folder is None else planning.of_folder(folder, scenario)
+    with out.status(_PREPARING) as status, progress.listening(_Shown(status)):
+        if not trains:
+            plan = planning.make(scenario, trains=False)
+        else:
+            plan = planning.of(scenario) if folder is None else planning.of_folder(folder, scenario)
         return plan, inputs.of(plan)
+
+
+class _Shown:
+    """Tells how far central training has come: in the status line, or once a minute on a plain stream.
+
+    Args:
+        status: the line.
+    """
+
+    def __init__(self, status: Any) -> None:
+        self._status, self._spoke = status, time.monotonic()
+
+    def __call__(self, step: Step) -> None:
+        """Show one step."""
+        left = "" if step.seconds_left is None else f", {step.seconds_left:.0f} s left"
+        text = f"Training the start centrally: step {step.done} of {step.total}, loss {step.loss:.3g}{left}"
+        self._status.update(text)
+        if not out.is_terminal and time.monotonic() - self._spoke >= _QUIET:
+            self._spoke = time.monotonic()
+            say(text)

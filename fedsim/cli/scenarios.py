@@ -27,7 +27,7 @@ def check(scenario: ScenarioName, engine: Engine = None, settings: Overrides = N
     SCENARIO is a YAML file, or a name that "fedsim list scenarios" shows.
     """
     loaded, notes = load(scenario, settings, engine)
-    plan, seen = prepared(loaded)
+    plan, seen = prepared(loaded, trains=False)
     notes = [*notes, *seen.notes]
     if as_json:
         write_json({**_as_data(loaded, plan), "notes": notes})

@@ -103,13 +103,11 @@ class Plan:
     def frozen_digest(self) -> str | None:
         """Return a digest of the parameters that are not trained, which no capture holds; None where there are none."""
         frozen = {name: p for name, p in self._skeleton.named_parameters() if not p.requires_grad}
-        if not frozen:
-            return None
-        digest = hashlib.sha256()
-        for name, parameter in frozen.items():
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-            digest.update(parameter.detach().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return _digest_of(frozen) if frozen else None
+
+    def initial_digest(self) -> str:
+        """Return a digest of the weights that the server starts from."""
+        return _digest_of(self.initial_weights())
 
     def defenses_of(self, client: int) -> tuple[PlannedDefense, ...]:
         """Return the defenses that a client carries, in order of application."""
@@ -240,6 +238,14 @@ class Plan:
                 "and no other control of that data applies"
             )
         return stated
+
+
+def _digest_of(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def foreign(scenario: Scenario, what: str, error: ForeignArraysError) -> str:

@@ -22,6 +22,7 @@ from fedsim.errors import PluginError, RunFolderError, ScenarioError, told
 from fedsim.evaluator import Evaluator
 from fedsim.exchange import SCOPES
 from fedsim.models.correspondence import Correspondence, ForeignArraysError, correspond
+from fedsim.planning import starts
 from fedsim.planning.checks import (
     check_accumulation,
     check_bottleneck,
@@ -48,8 +49,12 @@ from fedsim.seeds import seeded
 from fedsim.validation import shown
 
 
-def make(scenario: Scenario) -> Plan:
+def make(scenario: Scenario, trains: bool = True) -> Plan:
     """Build and check the plan of a scenario.
+
+    Args:
+        scenario: the scenario.
+        trains: whether to train a model that is to be trained centrally first; its architecture alone is checked otherwise.
 
     Raises:
         ScenarioError: anything that the scenario names or combines does not work, with its YAML path.
@@ -67,7 +72,7 @@ def make(scenario: Scenario) -> Plan:
     data = load_data(scenario.data, clients, scenario.seed)
     check_inputs(scenario, data)
     check_bottleneck(scenario)
-    skeleton, notes, added = _model(scenario, data, len(data.pools.class_names), defenses)
+    skeleton, notes, added = _model(scenario, data, len(data.pools.class_names), defenses, trains)
     check_promises(scenario, data, skeleton, defenses)
     check_order(scenario, data, skeleton, defenses)
     check_accumulation(scenario, data, skeleton, defenses)
@@ -128,6 +133,11 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
         raise ScenarioError(
             "threat.grants",
             "candidates: what an observed app trained on is not known, so nobody can pair it. Leave the grant out.",
+        )
+    if scenario.model.start is not None and scenario.model.start.central is not None:
+        raise ScenarioError(
+            "model.pretrained.central",
+            "an observed app started from weights of its own, which the capture holds. Leave model.pretrained out.",
         )
     rounds, clients = captured.rounds[-1], captured.clients[-1] + 1
     check_observed_schedule(scenario, rounds)
@@ -229,11 +239,14 @@ def _plugins(scenario: Scenario, clients: int) -> tuple[tuple[PlannedAttack, ...
 
 
 def _model(
-    scenario: Scenario, data: FederatedData, classes: int, defenses: tuple[PlannedDefense, ...]
+    scenario: Scenario, data: FederatedData, classes: int, defenses: tuple[PlannedDefense, ...], trains: bool = True
 ) -> tuple[nn.Module, tuple[str, ...], dict[str, PlannedDefense]]:
     """Return the model that all share, notes on it, and which defense first added each parameter that is not its own."""
     channels, *size = data.image_shape
-    skeleton, notes = models.build_with_notes(scenario.model, classes, (size[0], size[1]), scenario.seed, channels)
+    start = starts.of(scenario, data.pools.auxiliary, trains, of)
+    skeleton, notes = models.build_with_notes(
+        scenario.model, classes, (size[0], size[1]), scenario.seed, channels, start
+    )
     own, added = {name for name, _ in skeleton.named_parameters()}, dict[str, PlannedDefense]()
     with seeded(scenario.seed, "defenses"):
         for planned in defenses:

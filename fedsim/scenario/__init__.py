@@ -3,7 +3,7 @@
 from fedsim.scenario.audit import METRICS, AuditPart, Variant
 from fedsim.scenario.data import DataPart, PartitionPart
 from fedsim.scenario.identity import identifying
-from fedsim.scenario.model import LoRAPart, ModelPart, NormalizationPart, PrecodePart
+from fedsim.scenario.model import CentralPart, LoRAPart, ModelPart, NormalizationPart, PrecodePart, StartPart
 from fedsim.scenario.overrides import Assignment
 from fedsim.scenario.parts import (
     AttackPart,
@@ -23,6 +23,7 @@ __all__ = [
     "Assignment",
     "AttackPart",
     "AuditPart",
+    "CentralPart",
     "DataPart",
     "DefensePart",
     "EvaluatorPart",
@@ -36,6 +37,7 @@ __all__ = [
     "Sampling",
     "Scenario",
     "SchedulePart",
+    "StartPart",
     "ThreatPart",
     "TrainingPart",
     "Variant",

@@ -12,7 +12,13 @@ from fedsim.scenario import yaml_loader
 from fedsim.validation import shown
 
 # The keys that name files; a source's parameter of another name is its own business.
-_PATHS = (("data", "path"), ("data", "test_path"), ("data", "root"), ("model", "pretrained"))
+_PATHS = (
+    ("data", "path"),
+    ("data", "test_path"),
+    ("data", "root"),
+    ("model", "pretrained"),
+    ("model", "pretrained", "file"),
+)
 
 # Parts of which a scenario may give the name alone; a setting that does leaves their other keys as they are.
 _NAMED = ("data", "model")
@@ -136,10 +142,12 @@ def resolve_paths(raw: Mapping[str, Any], folders: Sequence[Path]) -> None:
     Raises:
         ScenarioError: a path that no file system can have.
     """
-    for part, key in _PATHS:
-        node = raw.get(part)
+    for *parts, key in _PATHS:
+        node: Any = raw
+        for part in parts:
+            node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, dict) and isinstance(node.get(key), str):
-            node[key] = _absolute(node[key], folders, f"{part}.{key}")
+            node[key] = _absolute(node[key], folders, ".".join([*parts, key]))
 
 
 def _absolute(text: str, folders: Sequence[Path], where: str) -> str:

@@ -17,9 +17,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 
-def load(network: nn.Module, key: str) -> bool:
-    """Fill the network's weights from the cache, and return whether they were there, whole."""
-    file = _file(key)
+def load(network: nn.Module, kind: str, key: str) -> bool:
+    """Fill the network's weights from the cache, and return whether they were there, whole.
+
+    Args:
+        network: of the architecture that was stored.
+        kind: the folder inside the cache.
+        key: of all that the weights are a function of.
+    """
+    file = _file(kind, key)
     try:
         if file is None or not file.is_file():
             return False
@@ -36,9 +42,9 @@ def load(network: nn.Module, key: str) -> bool:
     return True
 
 
-def store(network: nn.Module, key: str) -> None:
-    """Write the network's weights, a whole file or nothing."""
-    weights, file = network.state_dict(), _file(key)
+def store(network: nn.Module, kind: str, key: str) -> None:
+    """Write the network's weights, a whole file or nothing; see `load`."""
+    weights, file = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}, _file(kind, key)
     if file is None:
         return
     with contextlib.suppress(OSError):
@@ -52,14 +58,14 @@ def store(network: nn.Module, key: str) -> None:
             Path(aside).unlink(missing_ok=True)
 
 
-def _file(key: str) -> Path | None:
+def _file(kind: str, key: str) -> Path | None:
     """Return the place of one network, or None for a user without a home."""
     own, shared = os.environ.get("FEDSIM_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
         folder = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "fedsim"
     except RuntimeError:
         return None
-    return folder / "prior_networks" / f"{key}.safetensors"
+    return folder / kind / f"{key}.safetensors"
 
 
 def _digest(weights: dict[str, Tensor]) -> str:
