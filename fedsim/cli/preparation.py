@@ -18,8 +18,12 @@ _QUIET = 60.0  # seconds at least between two lines on a plain stream
 
 def load(named: str, overrides: Sequence[str] | None, engine: str | None) -> tuple[Scenario, list[str]]:
     """Return the scenario of a file or of a shipped scenario's name with overrides, and notes on these."""
-    settings = [*(overrides or ()), *([f"engine={engine}"] if engine else ())]
-    return scenarios.load(shipped.find(named), settings)
+    return scenarios.load(shipped.find(named), settings_of(overrides, engine))
+
+
+def settings_of(overrides: Sequence[str] | None, engine: str | None) -> list[str]:
+    """Return what `--set` and `--engine` change."""
+    return [*(overrides or ()), *([f"engine={engine}"] if engine else ())]
 
 
 def prepared(scenario: Scenario, folder: Any = None, trains: bool = True) -> tuple[Any, Any]:

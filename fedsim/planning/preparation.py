@@ -49,12 +49,13 @@ from fedsim.seeds import seeded
 from fedsim.validation import shown
 
 
-def make(scenario: Scenario, trains: bool = True) -> Plan:
+def make(scenario: Scenario, trains: bool = True, before: Plan | None = None) -> Plan:
     """Build and check the plan of a scenario.
 
     Args:
         scenario: the scenario.
         trains: whether to train a model that is to be trained centrally first; its architecture alone is checked otherwise.
+        before: the plan of a run that this one is to start from and that has not been made yet, to check that its weights fit.
 
     Raises:
         ScenarioError: anything that the scenario names or combines does not work, with its YAML path.
@@ -72,7 +73,7 @@ def make(scenario: Scenario, trains: bool = True) -> Plan:
     data = load_data(scenario.data, clients, scenario.seed)
     check_inputs(scenario, data)
     check_bottleneck(scenario)
-    skeleton, notes, added = _model(scenario, data, len(data.pools.class_names), defenses, trains)
+    skeleton, notes, added = _model(scenario, data, len(data.pools.class_names), defenses, trains, before)
     check_promises(scenario, data, skeleton, defenses)
     check_order(scenario, data, skeleton, defenses)
     check_accumulation(scenario, data, skeleton, defenses)
@@ -239,11 +240,16 @@ def _plugins(scenario: Scenario, clients: int) -> tuple[tuple[PlannedAttack, ...
 
 
 def _model(
-    scenario: Scenario, data: FederatedData, classes: int, defenses: tuple[PlannedDefense, ...], trains: bool = True
+    scenario: Scenario,
+    data: FederatedData,
+    classes: int,
+    defenses: tuple[PlannedDefense, ...],
+    trains: bool = True,
+    before: Plan | None = None,
 ) -> tuple[nn.Module, tuple[str, ...], dict[str, PlannedDefense]]:
     """Return the model that all share, notes on it, and which defense first added each parameter that is not its own."""
     channels, *size = data.image_shape
-    start = starts.of(scenario, data.pools.auxiliary, trains, of)
+    start = starts.of(scenario, data.pools.auxiliary, trains, of) if before is None else starts.like(before)
     skeleton, notes = models.build_with_notes(
         scenario.model, classes, (size[0], size[1]), scenario.seed, channels, start
     )

@@ -66,6 +66,25 @@ def _identity(part: ModelPart) -> str:
     return json.dumps([part.name, part.kwargs, part.first_block, source], sort_keys=True)
 
 
+def like(before: Plan) -> Start:
+    """Return what gives a model the weights that a planned run begins with, to check that those it ends with will fit.
+
+    Raises:
+        ScenarioError: the run will hold no whole model.
+    """
+    named = f"the run {before.scenario.name}"
+    _check_whole(before.scenario, named)
+    return functools.partial(weights.take, content=dict(before.model().state_dict()), source=named)
+
+
+def _check_whole(scenario: Scenario, named: str) -> None:
+    if scenario.model.lora is not None:
+        raise ScenarioError(
+            _WHERE,
+            f"{named} trains changes of low rank (model.lora), which are no whole model. Start from another run.",
+        )
+
+
 def _of_run(path: Path, start: StartPart, plan_of: Callable[[Scenario], Plan]) -> Start:
     try:
         folder = RunFolder.open(path)
@@ -80,10 +99,7 @@ def _of_run(path: Path, start: StartPart, plan_of: Callable[[Scenario], Plan]) -
                 _WHERE,
                 f"{path} is not finished: {done} of {rounds} rounds. Complete it first: fedsim run --resume {path}.",
             )
-        if scenario.model.lora is not None:
-            raise ScenarioError(
-                _WHERE, f"{path} trained changes of low rank (model.lora), which are no whole model. Give another run."
-            )
+        _check_whole(scenario, str(path))
         content = _whole(folder, scenario, plan_of)
     except RunFolderError as error:
         raise ScenarioError(_WHERE, str(error)) from None

@@ -14,7 +14,7 @@ from fedsim.scenario.parts import (
     Scenario,
     ThreatPart,
 )
-from fedsim.scenario.reading import load, parse, parse_attack
+from fedsim.scenario.reading import load, load_phase, parse, parse_attack, stated_phases
 from fedsim.scenario.selection import select_clients, select_rounds
 from fedsim.scenario.training import Sampling, SchedulePart, TrainingPart
 
@@ -43,8 +43,10 @@ __all__ = [
     "Variant",
     "identifying",
     "load",
+    "load_phase",
     "parse",
     "parse_attack",
     "select_clients",
     "select_rounds",
+    "stated_phases",
 ]

@@ -72,6 +72,17 @@ def parsed(override: str) -> Assignment:
     return Assignment(key, value, f"--set {key}")
 
 
+def assignments(changes: Any, where: str) -> tuple[Assignment, ...]:
+    """Return what a mapping from keys to values assigns, as `set` of a sweep file or of a phase holds it.
+
+    Raises:
+        ScenarioError: it is no mapping.
+    """
+    if not isinstance(changes, dict):
+        raise ScenarioError(where, f"expected keys of the scenario with values, got {shown(changes)}.")
+    return tuple(Assignment(str(key), value, f"{where}: {printable(str(key), 80)}") for key, value in changes.items())
+
+
 def _check_depth(keys: Sequence[str], where: str) -> None:
     if len(keys) >= yaml_loader.SCENARIO.depth:
         raise ScenarioError(

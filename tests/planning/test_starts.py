@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.models import central
-from fedsim.planning import inputs
-from fedsim.planning import preparation
+from fedsim.planning import inputs, preparation
 from fedsim.recording import environment
 from fedsim.recording.run_folder import RunFolder
 from fedsim.simulation import Progress
@@ -121,7 +120,7 @@ def test_an_unfinished_run_and_what_is_no_run_are_refused_by_name(run, tiny_scen
 
 def test_a_run_of_low_rank_changes_is_no_start(run, tiny_scenario):
     path = run(model={**SMALL, "lora": {"rank": 2}})
-    assert "trained changes of low rank (model.lora), which are no whole model" in refusal(tiny_scenario, str(path))
+    assert "trains changes of low rank (model.lora), which are no whole model" in refusal(tiny_scenario, str(path))
 
 
 def test_a_run_is_resumed_from_its_own_start_alone(run, tiny_scenario, tmp_path):
