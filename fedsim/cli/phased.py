@@ -81,7 +81,7 @@ def run(path: Path, fail_on: Verdict | None) -> None:
         complain(f"interrupted; go on with fedsim run --resume {path}")
         raise typer.Exit(completion.INTERRUPTED) from None
     say(f"Phases: {path / 'index.html'}")
-    _each(folder, lambda opened: completion.exit_by(opened, fail_on))
+    _each(folder, lambda opened: completion.exit_by(opened, fail_on), is_told=False)
 
 
 def audit(path: Path, work: Callable[[RunFolder], None]) -> None:
@@ -116,7 +116,7 @@ def report(path: Path, work: Callable[[Path], None]) -> None:
     say(f"Phases: {rendering.render(folder)}")
 
 
-def _each(folder: PhasesFolder, work: Callable[[RunFolder], None]) -> None:
+def _each(folder: PhasesFolder, work: Callable[[RunFolder], None], is_told: bool = True) -> None:
     """Do something with each phase that has begun; ends with the gravest exit code, once all have had their turn.
 
     Raises:
@@ -127,12 +127,14 @@ def _each(folder: PhasesFolder, work: Callable[[RunFolder], None]) -> None:
     for index, entry in enumerate(manifest.phases):
         if not folder.has_begun(entry):
             continue
-        say(f"Phase {entry.name}:", "bold")
+        if is_told:
+            say(f"Phase {entry.folder.partition('-')[0]}: {entry.name}", "bold")
         try:
             work(folder.open(manifest, index))
         except typer.Exit as end:
             if end.exit_code == completion.INTERRUPTED:
                 raise
+            complain(f"phase {entry.name}: exit code {end.exit_code}")
             codes.append(end.exit_code)
     if max(codes):
         raise typer.Exit(max(codes))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from fedsim import models
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.models import Start, central, weights
 from fedsim.planning import inputs
@@ -67,22 +68,14 @@ def _identity(part: ModelPart) -> str:
 
 
 def like(before: Plan) -> Start:
-    """Return what gives a model the weights that a planned run begins with, to check that those it ends with will fit.
-
-    Raises:
-        ScenarioError: the run will hold no whole model.
-    """
-    named = f"the run {before.scenario.name}"
-    _check_whole(before.scenario, named)
-    return functools.partial(weights.take, content=dict(before.model().state_dict()), source=named)
+    """Return what gives a model the weights that a planned run begins with, to check that those it ends with will fit."""
+    content = dict(_plain(before.model(), before.scenario).state_dict())
+    return functools.partial(weights.take, content=content, source=f"the run {before.scenario.name}")
 
 
-def _check_whole(scenario: Scenario, named: str) -> None:
-    if scenario.model.lora is not None:
-        raise ScenarioError(
-            _WHERE,
-            f"{named} trains changes of low rank (model.lora), which are no whole model. Start from another run.",
-        )
+def _plain(model: nn.Module, scenario: Scenario) -> nn.Module:
+    """Return a model with its changes of low rank added to the weights."""
+    return model if scenario.model.lora is None else models.merged(model)
 
 
 def _of_run(path: Path, start: StartPart, plan_of: Callable[[Scenario], Plan]) -> Start:
@@ -99,7 +92,6 @@ def _of_run(path: Path, start: StartPart, plan_of: Callable[[Scenario], Plan]) -
                 _WHERE,
                 f"{path} is not finished: {done} of {rounds} rounds. Complete it first: fedsim run --resume {path}.",
             )
-        _check_whole(scenario, str(path))
         content = _whole(folder, scenario, plan_of)
     except RunFolderError as error:
         raise ScenarioError(_WHERE, str(error)) from None
@@ -113,7 +105,7 @@ def _of_run(path: Path, start: StartPart, plan_of: Callable[[Scenario], Plan]) -
 
 
 def _whole(folder: RunFolder, scenario: Scenario, plan_of: Callable[[Scenario], Plan]) -> dict[str, Tensor]:
-    """Return the final global model of a run, with the weights that it froze."""
+    """Return the final global model of a run, with the weights that it froze and without an adapter beside them."""
     content = folder.read_model()
     frozen = inputs.frozen_of(folder)
     if frozen is None:
@@ -124,4 +116,4 @@ def _whole(folder: RunFolder, scenario: Scenario, plan_of: Callable[[Scenario], 
             _WHERE,
             f"{folder.path}: the weights that this run froze cannot be made again as they were. Give another run.",
         )
-    return dict(plan.model().state_dict()) | content
+    return dict(_plain(plan.model(content), scenario).state_dict())

@@ -31,6 +31,12 @@ def parse(raw: Any, source: str) -> Scenario:
     """
     if not isinstance(raw, dict):
         raise ScenarioError(source, f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
+    if PHASES in raw:
+        raise ScenarioError(
+            PHASES,
+            f"{source} runs in phases, each a run of its own, and one run is wanted here. Give the file to fedsim run or "
+            "fedsim check, or leave phases out.",
+        )
     return _validated(Scenario, raw, ())
 
 
@@ -75,14 +81,7 @@ def load(
     Raises:
         ScenarioError: see `parse`; also a setting that is not of the form a.b=value, or a file with phases.
     """
-    raw = _read(path)
-    if PHASES in raw:
-        raise ScenarioError(
-            PHASES,
-            f"{path} runs in phases, each a run of its own, and one run is wanted here. Use fedsim run {path}, or leave "
-            "phases out.",
-        )
-    return _loaded(raw, path, settings, assignments)
+    return _loaded(_read(path), path, settings, assignments)
 
 
 def load_phase(path: Path, settings: Sequence[str], assignments: Sequence[Assignment]) -> tuple[Scenario, list[str]]:

@@ -118,9 +118,14 @@ def test_an_unfinished_run_and_what_is_no_run_are_refused_by_name(run, tiny_scen
     assert "was observed, and holds no final model" in refusal(tiny_scenario, str(path))
 
 
-def test_a_run_of_low_rank_changes_is_no_start(run, tiny_scenario):
-    path = run(model={**SMALL, "lora": {"rank": 2}})
-    assert "trains changes of low rank (model.lora), which are no whole model" in refusal(tiny_scenario, str(path))
+def test_a_run_of_low_rank_changes_is_a_start_with_these_added(run, tiny_scenario):
+    path = run(model={**SMALL, "lora": {"rank": 2}}, training={"learning_rate": 0.5})
+    plan = starting(tiny_scenario, str(path))
+    before = preparation.of_folder(RunFolder.open(path))
+    expected = before.model(RunFolder.open(path).read_model())
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(plan.model()(images), expected(images))
+    assert not torch.allclose(expected(images), before.model()(images), atol=1e-4)
 
 
 def test_a_run_is_resumed_from_its_own_start_alone(run, tiny_scenario, tmp_path):
