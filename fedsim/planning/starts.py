@@ -20,6 +20,7 @@ from fedsim.presets import PRESETS
 from fedsim.recording import environment
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import ModelPart, Scenario, StartPart
+from fedsim.seeds import seeded
 from fedsim.source import Pool
 
 _WHERE = "model.pretrained"
@@ -75,7 +76,10 @@ def like(before: Plan) -> Start:
 
 def _plain(model: nn.Module, scenario: Scenario) -> nn.Module:
     """Return a model with its changes of low rank added to the weights."""
-    return model if scenario.model.lora is None else models.merged(model)
+    if scenario.model.lora is None:
+        return model
+    with seeded(scenario.seed, "merged"):  # new layers draw weights, which they do not keep
+        return models.merged(model)
 
 
 def _of_run(path: Path, start: StartPart, plan_of: Callable[[Scenario], Plan]) -> Start:
