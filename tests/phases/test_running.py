@@ -1,6 +1,5 @@
 """Phases that are killed at any moment come to the same end as those that are not, and as their runs one by one."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import yaml
 
 from fedsim.errors import RunFolderError
-from fedsim.phases import rendering, running, stating
+from fedsim.phases import running, stating
 from fedsim.phases.folder import PhasesFolder
 from fedsim.planning import preparation as planning
 from fedsim.recording.folder_lock import FolderLock
@@ -39,10 +38,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def without_index(request, monkeypatch):
+def without_index(monkeypatch):
     """Write no index, whose page has tests of its own."""
-    if "index" not in request.keywords:
-        monkeypatch.setattr("fedsim.phases.rendering.render", lambda folder: folder.path / "index.html")
+    monkeypatch.setattr("fedsim.phases.rendering.render", lambda folder: folder.path / "index.html")
 
 
 @pytest.fixture
@@ -172,20 +170,3 @@ def test_a_manifest_that_is_damaged_or_leads_out_of_the_folder_is_refused(prepar
     (folder.path / "phases.json").unlink()
     with pytest.raises(RunFolderError, match=r"no folder of phases, it has no phases\.json"):
         folder.read()
-
-
-@pytest.mark.index
-def test_the_index_tells_of_each_phase_and_links_its_report(prepared, monkeypatch):
-    monkeypatch.undo()
-    folder = prepared()
-    page = rendering.render(folder).read_text()
-    assert page.count("not begun") == 2 and "<a href=" not in page.split("<main>")[1].split("Results")[0]
-    first = folder.open(folder.read(), 0)
-    (first.path / "rounds.jsonl").write_text(json.dumps({"schema": 1, "round": 1, "accuracy": 0.625}) + "\n")
-    (first.path / "environment.json").write_text(json.dumps({"origin": "simulated"}))
-    (first.path / "report.html").write_text("")
-    page = rendering.render(folder).read_text()
-    assert '<a href="1-first/report.html">first</a>' in page
-    assert "<td>1 of 1</td><td>0.625</td>" in page and page.count("not begun") == 1
-    assert "No attack has been recorded yet." in page
-    assert rendering.render(folder).read_text() == page
