@@ -84,7 +84,11 @@ def state(folder):
     lines = [*folder.rounds.read(), *folder.records.read()]
     return {
         "lines": [{key: value for key, value in line.items() if key != "seconds"} for line in lines],
-        **{str(one.relative_to(folder.path)): one.read_bytes() for one in sorted(folder.path.rglob("*.safetensors"))},
+        **{
+            str(one.relative_to(folder.path)): one.read_bytes()
+            for kind in ("captures/**/*.safetensors", "model.safetensors")
+            for one in sorted(folder.path.glob(kind))
+        },
     }
 
 
@@ -130,6 +134,7 @@ def test_phases_that_die_at_any_moment_come_to_the_same_end(prepared, monkeypatc
         assert one.keys() == other.keys()
         for line, expected in zip(one["lines"], other["lines"], strict=True):
             assert {**line, "run": None} == {**expected, "run": None}
+        assert one["model.safetensors"] == other["model.safetensors"]
     assert states(broken)[0] == states(whole)[0]
 
 
