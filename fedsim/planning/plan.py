@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool
@@ -16,7 +17,7 @@ from fedsim.applicability import Setting, Workload
 from fedsim.attack import Attack
 from fedsim.data.batches import FederatedData
 from fedsim.data.candidates import candidates
-from fedsim.defense import ClientContext
+from fedsim.defense import ClientContext, Defense
 from fedsim.exchange import Candidates, Normalization, Scope, Truth, Update, View
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
 from fedsim.models.trainable import Sharing
@@ -214,12 +215,26 @@ class Plan:
         ]
         if is_central(self.scenario.federation.strategy):
             stated.append(caution(self.scenario.federation.strategy, self.sees_sums))
+        stated += self._cautions_of_start(client)
         asked, held = self.scenario.training.batch_size, len(self.data.partition[client])
         if asked > held:
             stated.append(
                 f"training.batch_size is {asked}, but the client has {held} samples: its batches are as small"
             )
         return tuple(stated)
+
+    def _cautions_of_start(self, client: int) -> list[str]:
+        """Return that an epsilon leaves out what the client may have told in an earlier run."""
+        start = self.scenario.model.start
+        if start is None or start.file is None or not Path(start.file).is_dir():
+            return []
+        claims = [one for one in self.defenses_of(client) if type(one.defense).budget is not Defense.budget]
+        if not claims and not is_central(self.scenario.federation.strategy):
+            return []
+        return [
+            "the run starts from the model of another one: an epsilon that is stated counts the rounds of this run alone, and "
+            "what was sent or released in the other about the same images comes on top"
+        ]
 
     def _cautions_of_capture(self) -> list[str]:
         """Return what rests on a guess about an observed app: which array is which, and what the data set has to do with it."""

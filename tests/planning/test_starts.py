@@ -223,3 +223,13 @@ def test_a_start_that_is_none_is_refused_by_its_key(start, says, tiny_scenario):
     with pytest.raises(ScenarioError) as caught:
         tiny_scenario(model={"pretrained": start})
     assert str(caught.value).startswith(says)
+
+
+def test_an_epsilon_of_a_run_that_continues_another_is_called_partial(run, tiny_scenario):
+    noise = [{"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 1.0}}]
+    plan = starting(tiny_scenario, str(run()), defenses=noise)
+    whole = "counts the rounds of this run alone"
+    assert not any(whole in text for text in plan.cautions_of(0))
+    assert any(whole in text for text in plan.cautions_of(1))
+    fresh = preparation.make(tiny_scenario(**ONE, defenses=noise))
+    assert not any(whole in text for text in fresh.cautions_of(1))
