@@ -83,7 +83,7 @@ class StartPart(Part):
     def _is_one(self) -> StartPart:
         if not self.model_fields_set:
             raise ValueError("expected file, patches or central, got an empty mapping")
-        if self.central is not None and self.model_fields_set & {"file", "patches"}:
+        if self.central is not None and (self.file is not None or self.patches != "resampled"):
             raise ValueError("central trains the weights, and file and patches are about stored ones. Give one of both")
         return self
 

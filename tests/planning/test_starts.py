@@ -14,6 +14,7 @@ from fedsim.models import central
 from fedsim.planning import inputs, preparation
 from fedsim.recording import environment
 from fedsim.recording.run_folder import RunFolder
+from fedsim.scenario import parse
 from fedsim.simulation import Progress
 from fedsim.source import Pool
 
@@ -233,3 +234,10 @@ def test_an_epsilon_of_a_run_that_continues_another_is_called_partial(run, tiny_
     assert any(whole in text for text in plan.cautions_of(1))
     fresh = preparation.make(tiny_scenario(**ONE, defenses=noise))
     assert not any(whole in text for text in fresh.cautions_of(1))
+
+
+@pytest.mark.parametrize("start", [CENTRAL, {"patches": "summed"}, {"file": "/x", "patches": "summed"}, {"file": "/x"}])
+def test_a_start_is_stored_and_read_again_as_it_is(start, tiny_scenario):
+    scenario = tiny_scenario(model={**SMALL, "pretrained": start})
+    assert parse(scenario.resolved(), "stored") == scenario
+    assert parse(scenario.stated(), "stated") == scenario
