@@ -20,7 +20,7 @@ def _one(result: object) -> int:
 
 
 def per_plan(
-    most: int, size: Callable[[_Result], int] = _one
+    most: int, size: Callable[[Any], int] = _one
 ) -> Callable[[_OfPlan[_Args, _Result]], _OfPlan[_Args, _Result]]:
     """Return a decorator by which a function of a plan keeps its latest results, which must not refer to the plan.
 
