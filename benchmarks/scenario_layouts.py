@@ -406,9 +406,9 @@ TABLES = {
         Pick(run="defense_aware"),
         "PSNR of `token_matching`, dB",
         (
-            Line("aware", Pick(attack="aware"), "{psnr.mean:.1f}"),
-            Line("not aware", Pick(attack="not aware"), "{psnr.mean:.1f}"),
-            Line("own mean color (control)", Pick(attack="aware"), "{own_mean.psnr.mean:.1f}"),
+            Line("aware", Pick(attack="token_matching"), "{psnr.mean:.1f}"),
+            Line("plain", Pick(attack="token_matching (plain)"), "{psnr.mean:.1f}"),
+            Line("own mean color (control)", Pick(attack="token_matching"), "{own_mean.psnr.mean:.1f}"),
         ),
         _clients(
             "no defense",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -18,8 +19,8 @@ from fedsim.attack import Attack, Need, Recovers
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
 from fedsim.defense import Defense
-from fedsim.errors import PluginError, RunFolderError, ScenarioError, told
-from fedsim.evaluator import Evaluator
+from fedsim.errors import EvaluationRefusedError, PluginError, RunFolderError, ScenarioError, message_of, told
+from fedsim.evaluator import Evaluator, PixelModel
 from fedsim.exchange import SCOPES
 from fedsim.models.correspondence import Correspondence, ForeignArraysError, correspond
 from fedsim.planning import starts
@@ -93,7 +94,26 @@ def make(scenario: Scenario, trains: bool = True, before: Plan | None = None) ->
         evaluators=_evaluators(scenario, scenario.federation.rounds),
         added=added,
     )
-    return replace(plan, notes=(*notes, *_dilution(plan)))
+    return replace(plan, notes=(*notes, *_dilution(plan), *_refusals(plan)))
+
+
+def _refusals(plan: Plan) -> Iterator[str]:
+    """Yield a note on each evaluator that will refuse the model.
+
+    Raises:
+        PluginError: its check raises anything else.
+    """
+    for planned in plan.evaluators:
+        asked, name = PixelModel(plan.model(), plan.normalization).eval(), planned.info.name
+        try:
+            planned.evaluator.check(asked, plan.data.pools.class_names)
+        except EvaluationRefusedError as error:
+            yield f"evaluators.{planned.index}: {name} will be refused: {message_of(error)}."
+        except Exception as error:
+            raise PluginError(
+                f"evaluators.{planned.index}: check of {name} ({planned.info.target}) raised {told(error)}. Mend the plug-in, "
+                "or leave it out."
+            ) from error
 
 
 def _dilution(plan: Plan) -> tuple[str, ...]:
