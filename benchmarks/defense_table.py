@@ -4,8 +4,8 @@
     python benchmarks/defense_table.py sweeps/FOLDER_OF_THE_SWEEP
 
 Means over clients and seeds; the blind control is the best of each attempt. A variant that was not run has no value, since
-without a defense none is plain; one that failed or refused says so. Time is that of a round, beside the setting without
-defenses, seed by seed.
+without a defense none is plain; one that failed or refused says so. What a defense costs a client in time is measured anew, as
+client_time.py does.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from client_time import TURNS, plans, time_ratios, written
+
 import fedsim
 from fedsim.api import Run
 from fedsim.sweeping.manifest import Manifest, SweepFolder
 
-NONE = "none"
 METRICS = {"psnr": ("PSNR, dB", ".1f"), "label_recall": ("label recall", ".2f")}
 
 
@@ -27,10 +28,12 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, help="folder of the sweep")
-    folder = parser.parse_args().sweep
+    parser.add_argument("--turns", type=int, default=TURNS, help="turns that each setting takes where time is measured")
+    arguments = parser.parse_args()
+    folder = arguments.sweep
     manifest = SweepFolder(folder).read()
     runs = finished(folder, manifest)
-    print(costs(runs))
+    print(costs(runs, time_ratios(plans(folder), arguments.turns)))
     for attack, metric in attacks(runs):
         print(findings(runs, attack, metric))
     hours = sum(cell.seconds or 0 for cell in manifest.cells) / 3600
@@ -65,21 +68,22 @@ def attacks(runs: dict[str, dict[int, Run]]) -> list[tuple[str, str]]:
     return list(found)
 
 
-def costs(runs: dict[str, dict[int, Run]]) -> str:
+def costs(runs: dict[str, dict[int, Run]], times: dict[str, list[float]]) -> str:
     """Return accuracy, epsilon and time by setting."""
     lines = []
     for setting, by_seed in runs.items():
-        ratios = [
-            _seconds(run) / _seconds(runs[NONE][seed])
-            for seed, run in by_seed.items()
-            if NONE in runs and seed in runs[NONE]
-        ]
         accuracies = [float(run.rounds["accuracy"].iloc[-1]) for run in by_seed.values()]
         verdicts = ", ".join(dict.fromkeys(run.verdict for run in by_seed.values()))
         lines.append(
-            [setting, spread(accuracies, ".3f"), largest_epsilon(by_seed.values()), spread(ratios, ".2f"), verdicts]
+            [
+                setting,
+                spread(accuracies, ".3f"),
+                largest_epsilon(by_seed.values()),
+                written(times[setting]),
+                verdicts,
+            ]
         )
-    return table(["setting", "accuracy", "epsilon", "time of a round", "verdict of the run"], lines)
+    return table(["setting", "accuracy", "epsilon", "client's time", "verdict of the run"], lines)
 
 
 def largest_epsilon(runs: Iterable[Run]) -> str:
@@ -128,10 +132,6 @@ def _base(attack: str) -> str:
 
 def _all(runs: dict[str, dict[int, Run]]) -> Iterable[Run]:
     return (run for by_seed in runs.values() for run in by_seed.values())
-
-
-def _seconds(run: Run) -> float:
-    return float(run.rounds["seconds"][1:].mean())
 
 
 def spread(values: Sequence[float], written: str) -> str:

@@ -151,8 +151,8 @@ def figures(pick: Pick) -> dict[str, Any]:
 
 
 def filled(template: str, pick: Pick) -> str:
-    """Return the text with its figures."""
-    return _EXPONENT.sub(r"\1", template.format_map(figures(pick)))
+    """Return the text with its figures; an empty one needs none."""
+    return template and _EXPONENT.sub(r"\1", template.format_map(figures(pick)))
 
 
 def _joined(texts: Iterable[str]) -> str:

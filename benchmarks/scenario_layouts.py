@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scenario_figures import ANY, Pick
 
@@ -55,6 +55,12 @@ class Table:
 def _clients(*headings: str) -> tuple[Line, ...]:
     """Return a column for each client, in their order."""
     return tuple(Line(heading, Pick(clients=(number,))) for number, heading in enumerate(headings))
+
+
+def _with_blank(first: tuple[str, ...], *headings: str) -> tuple[Line, ...]:
+    """Return a row for each client, the first with cells of its own."""
+    one, *others = _clients(*headings)
+    return (replace(one, cell=first), *others)
 
 
 PSNR = Line("PSNR, dB", cell="{psnr.mean:.1f}")
@@ -406,11 +412,12 @@ TABLES = {
         Pick(run="defense_aware"),
         "PSNR of `token_matching`, dB",
         (
-            Line("aware", Pick(attack="aware"), "{psnr.mean:.1f}"),
-            Line("not aware", Pick(attack="not aware"), "{psnr.mean:.1f}"),
-            Line("own mean color (control)", Pick(attack="aware"), "{own_mean.psnr.mean:.1f}"),
+            Line("aware", Pick(attack="token_matching"), "{psnr.mean:.1f}"),
+            Line("plain", Pick(attack="token_matching (plain)"), "{psnr.mean:.1f}"),
+            Line("own mean color (control)", Pick(attack="token_matching"), "{own_mean.psnr.mean:.1f}"),
         ),
-        _clients(
+        _with_blank(
+            ("{psnr.mean:.1f}", "", "{own_mean.psnr.mean:.1f}"),
             "no defense",
             "`dp_noise`: clipping to 2.0, no noise",
             "`dp_noise`, multiplier 1e-5",

@@ -76,6 +76,17 @@ class Evaluator(ABC):
 
     citation: ClassVar[str]
 
+    def check(self, model: PixelModel, class_names: tuple[str, ...]) -> None:  # noqa: B027  (nothing to refuse by default)
+        """Refuse a model that this cannot be asked of: before anything is trained, which tells the user, and in `run`.
+
+        Args:
+            model: prepared, untrained, in evaluation mode.
+            class_names: by class.
+
+        Raises:
+            EvaluationRefusedError: says why, and what to do.
+        """
+
     @abstractmethod
     def run(
         self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator

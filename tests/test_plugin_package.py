@@ -1,13 +1,13 @@
 """The plug-in door, proven by a real distribution that is built, installed and used through its entry points."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import module
 
 PACKAGE = Path(__file__).parent / "plugin_package"
 SCENARIO = """
@@ -31,20 +31,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the distribution installed in it, from its own wheel, without a network."""
     target = tmp_path_factory.mktemp("site")
     options = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
-    call(target, "-m", "pip", "install", *options, "--target", str(target), str(PACKAGE))
-    return target
-
-
-def call(site: Path, *arguments: str, cwd: Path | None = None) -> str:
-    """Run this Python with `site` on its path, and return what it printed."""
-    # On one thread, as the tests beside it: threads that wait for a core keep it from the others.
-    own = {"PYTHONPATH": str(site), "COLUMNS": "1000", "OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **own}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd or site, env=environment, text=True, capture_output=True, timeout=900
-    )
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(target), str(PACKAGE)]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return target
 
 
 def test_its_wheel_holds_the_package_alone(site: Path) -> None:
@@ -52,8 +42,11 @@ def test_its_wheel_holds_the_package_alone(site: Path) -> None:
     assert installed == {"fedsim_example_plugins", "fedsim_example_plugins-1.2.3.dist-info"}
 
 
-def test_it_is_listed_with_its_first_line_its_grant_and_its_parameters(site: Path) -> None:
-    listed = call(site, "-m", "fedsim", "list", "attacks")
+def test_it_is_listed_with_its_first_line_its_grant_and_its_parameters(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    listed = module("fedsim", "list", "attacks", path=site, cwd=site)
     assert "Sign of the bias gradient: the label of a single image. Needs batch_size." in listed
     assert "parameter='head.bias'" in listed
 
@@ -61,7 +54,7 @@ def test_it_is_listed_with_its_first_line_its_grant_and_its_parameters(site: Pat
 @pytest.mark.slow
 def test_a_scenario_names_it_and_its_records_say_where_it_came_from(site: Path, tmp_path: Path) -> None:
     (tmp_path / "scenario.yaml").write_text(SCENARIO)
-    call(site, "-m", "fedsim", "run", "scenario.yaml", "--out", "out", cwd=tmp_path)
+    module("fedsim", "run", "scenario.yaml", "--out", "out", path=site, cwd=tmp_path)
     records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     first, second = (record for record in records if record["attack"]["name"] == "sign_of_bias")
     (of_round,) = (record for record in records if record["attack"]["name"] == "round_labels")
@@ -98,7 +91,8 @@ def test_its_readme_prints_the_files_as_they_are() -> None:
 def test_its_own_tests_and_the_one_in_its_readme_pass_where_it_is_installed(site: Path, tmp_path: Path) -> None:
     (tmp_path / "test_readme.py").write_text(readme_blocks()["python"][1])
     options = ["-q", "-p", "no:cacheprovider", "-c", str(PACKAGE / "pyproject.toml")]
-    printed = call(site, "-m", "pytest", *options, str(PACKAGE / "tests"), str(tmp_path))
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what is imported already
+    printed = module("pytest", *options, PACKAGE / "tests", tmp_path, path=site, cwd=site)
     assert re.search(r"^\d+ passed in", printed, re.MULTILINE)
 
 

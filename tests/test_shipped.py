@@ -76,9 +76,13 @@ def test_a_shipped_scenario_is_checked_by_its_name_and_runs_under_it(fedsim, tmp
 
 def test_sweep_files_go_by_name_and_every_cell_of_them_is_a_scenario(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert shipped.sweeps() == ["defenses", "defenses_cifar10", "dp_sgd_cifar10", "jigsaw"] and not {
-        *shipped.sweeps()
-    } & {*shipped.names()}
+    assert shipped.sweeps() == [
+        "defenses",
+        "defenses_cifar10",
+        "dp_sgd_cifar10",
+        "jigsaw",
+        "robustness_cifar10",
+    ] and not {*shipped.sweeps()} & {*shipped.names()}
     for name in shipped.sweeps():
         stated = grid.sweep_file(shipped.find_for_sweep(name))
         cells, _ = grid.cells(stated.scenario, (), stated.common, stated.axes, stated.seeds)

@@ -45,7 +45,7 @@ class Results:
 
     def __init__(self, plan: Plan, folder: RunFolder) -> None:
         self._plan, self._folder = plan, folder
-        # Plain variants that are not asked for any more, or are listed as attacks of their own, are dropped.
+        # Plain variants that are not asked for any more are dropped.
         variants = {planned.info.name for planned in plan.attacks if planned.is_plain}
         kept = [one for one in folder.read_records() if not one.attack.is_plain or one.attack.name in variants]
         self.records = {_task_of(plan, record): record for record in kept}

@@ -90,6 +90,7 @@ def joined(parts: Sequence[Scores]) -> Scores:
     )
 
 
+@per_plan(most=1)
 def _patch_grid(plan: Plan) -> models.PatchGrid | None:
     """Return how the model cuts images; None for one that does not."""
     try:
@@ -118,7 +119,12 @@ def _trained_together(plan: Plan, folder: RunFolder, view: View) -> replay.Train
     )
 
 
-@per_plan(most=8)
+def _bytes(trained: replay.TrainedOn | str | None) -> int:
+    return trained.truth.images.nbytes if isinstance(trained, replay.TrainedOn) else 0
+
+
+# Attacks are scored one after another, each on all clients: what the clients trained on is kept from one to the next.
+@per_plan(most=256 * 2**20, size=_bytes)
 def _trained_on(plan: Plan, folder: RunFolder, client: int, round: int) -> replay.TrainedOn | str | None:
     """Return what a client trained on, or why that is not known; None where no defense has a say in it."""
     own = plan.data.truth(client, round, plan.scenario.training)
@@ -203,7 +209,7 @@ def _head_inputs(plan: Plan, folder: RunFolder, view: View, images: Images) -> F
     return first
 
 
-@per_plan(most=8)
+@per_plan(most=256)
 def _mean_input(plan: Plan, folder: RunFolder, round: int, client: int) -> Tensor:
     """Return the mean head input of auxiliary images at the round's global weights."""
     pool = plan.data.pools.auxiliary

@@ -12,17 +12,16 @@ import typer
 from rich.table import Table
 
 from fedsim import scenario as scenarios
-from fedsim.cli import terminal
+from fedsim.cli import completion, phased, terminal
 from fedsim.cli.arguments import AsJson, Engine, FailOn, Folder, Overrides, Verdict, shipped_names
 from fedsim.cli.preparation import load, prepared
-from fedsim.cli.terminal import complain, note, say, write_json
+from fedsim.cli.terminal import note, say, write_json
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError, printable_line
 from fedsim.scenario import Scenario, yaml_loader
 
 if TYPE_CHECKING:
-    from fedsim.recording.records import AnyRecord, EvaluationRecord, MechanismRecord  # imports torch
+    pass  # imports torch
 
-_TOO_BAD = 3  # a verdict that --fail-on names, or a claimed privacy budget that is refuted
 _COLUMNS = {
     "round": "round",
     "client": "client",
@@ -33,7 +32,6 @@ _COLUMNS = {
     "value": "value",
     "control": "control_value",
 }  # of the table of records: title -> column of tables/records.csv
-_INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 
 def run(
@@ -60,12 +58,18 @@ def run(
     if resume is not None:
         if out or settings or engine:
             raise FedsimError("run --resume: goes on exactly as the run began; leave --out, --engine and --set away.")
+        if phased.folder_of(resume) is not None:
+            phased.run(resume, fail_on)
+            return
         folder = RunFolder.open(resume)
         with folder.locked():
             folder.check()
             _carry_out(*_noted(folder.scenario()), folder, True, fail_on)
     else:
         assert scenario is not None
+        if phased.is_stated(scenario):
+            phased.run(phased.begin(scenario, settings, engine, out), fail_on)
+            return
         loaded, notes = load(scenario, settings, engine)
         note(notes)
         plan, seen = _noted(loaded)
@@ -87,73 +91,10 @@ def _noted(scenario: Scenario, folder: Any = None) -> tuple[Any, Any]:
 def _carry_out(
     plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict | None, draws: int | None = None
 ) -> None:
-    from fedsim import simulation
-    from fedsim.cli.display import Display, summary
-
-    say(f"Run folder: {folder.path}")
-    try:
-        with Display(terminal.out, plan.scenario.federation.rounds, training=train) as display:
-            if train:
-                records = simulation.simulate(plan, folder, display.progress, seen)
-            else:
-                records = simulation.audit(plan, folder, display.progress, seen, draws)
-    except KeyboardInterrupt:
-        command = "fedsim run --resume" if train else "fedsim audit"
-        checks = "" if draws is None else f" --mechanisms --draws {draws}"
-        complain(f"interrupted; go on with {command} {folder.path}{checks}")
-        raise typer.Exit(_INTERRUPTED) from None
-    terminal.out.print(summary(folder.path))
-    say(f"Report: {folder.path / 'report.html'}")
-    mechanisms = folder.read_mechanisms()
-    _exit_by_verdict(folder.path, fail_on, mechanisms)
-    _exit_by(records, folder.rounds.read(), folder.read_evaluations(), mechanisms)
-
-
-def _exit_by_verdict(folder: Path, fail_on: Verdict | None, mechanisms: Sequence[MechanismRecord]) -> None:
-    from fedsim.report import summary
-
-    for line in mechanisms:
-        if line.status == "refuted" and line.claimed is not None and line.claimed.epsilon is not None:
-            complain(
-                f"client {line.client}: {line.defense.title} claims epsilon {line.claimed.epsilon:.3g} for one round, and "
-                f"{line.draws:,} draws show at least {line.lower_bound:.3g} (delta {line.claimed.delta:g})."
-            )
-    if any(line.status == "refuted" for line in mechanisms):
-        complain(f"A claimed privacy budget is refuted; ends with exit code {_TOO_BAD}.")
-        raise typer.Exit(_TOO_BAD)
-    if fail_on is not None:
-        verdict = summary.verdict_of(folder)
-        if summary.is_failure(verdict, fail_on.value):
-            complain(f"verdict: {verdict}; --fail-on {fail_on.value} ends with exit code {_TOO_BAD}.")
-            raise typer.Exit(_TOO_BAD)
-
-
-def _exit_by(
-    records: Sequence[AnyRecord],
-    lines: Sequence[dict[str, Any]],
-    evaluations: Sequence[EvaluationRecord],
-    mechanisms: Sequence[MechanismRecord],
-) -> None:
-    failed = [record for record in records if record.status == "failed"]
-    clients = {client for line in lines for client in line["failed"]}
-    if failed:
-        terminal.out.print(f"{len(failed)} of {len(records)} attempts failed; records.jsonl says why.", style="red")
-    if clients:
-        terminal.out.print(
-            f"Clients failed in some rounds: {', '.join(sorted(clients, key=int))}; see rounds.jsonl.", style="red"
-        )
-    unanswered = [line for line in evaluations if line.status == "failed"]
-    if unanswered:
-        terminal.out.print(
-            f"{len(unanswered)} of {len(evaluations)} evaluations failed; evaluations.jsonl says why.", style="red"
-        )
-    unchecked = [line for line in mechanisms if line.status == "failed"]
-    if unchecked:
-        terminal.out.print(
-            f"{len(unchecked)} of {len(mechanisms)} checks of a claim failed; mechanisms.jsonl says why.", style="red"
-        )
-    if failed or clients or unanswered or unchecked:
-        raise typer.Exit(1)
+    checks = "" if draws is None else f" --mechanisms --draws {draws}"
+    command = "fedsim run --resume" if train else "fedsim audit"
+    completion.complete(plan, seen, folder, train, f"{command} {folder.path}{checks}", draws)
+    completion.exit_by(folder, fail_on)
 
 
 def audit(
@@ -192,13 +133,26 @@ def audit(
 
     if draws is not None and not mechanisms:
         raise FedsimError("audit --draws: belongs to --mechanisms, which was not given. Add it, or leave --draws out.")
-    opened = RunFolder.open(folder)
+    if phased.folder_of(folder) is not None:
+        if scenario is not None:
+            raise ScenarioError(
+                "--scenario", f"{folder} holds phases with scenarios of their own. Leave --scenario out."
+            )
+        count = (draws or DRAWS) if mechanisms else None
+        phased.audit(folder, lambda opened: _audit(opened, None, attack or [], fail_on, count))
+        return
+    _audit(RunFolder.open(folder), scenario, attack or [], fail_on, (draws or DRAWS) if mechanisms else None)
+
+
+def _audit(
+    opened: Any, scenario: str | None, attack: Sequence[str], fail_on: Verdict | None, draws: int | None
+) -> None:
     # Another process may be adding an attack: what the run has is read once this one holds it.
     with opened.locked():
         opened.check()
         chosen = opened.scenario() if scenario is None else _scenario_of_observed(opened, scenario)
-        planned = _noted(_with_attacks(chosen, attack or []), opened)
-        _carry_out(*planned, opened, False, fail_on, (draws or DRAWS) if mechanisms else None)
+        planned = _noted(_with_attacks(chosen, attack), opened)
+        _carry_out(*planned, opened, False, fail_on, draws)
 
 
 def _scenario_of_observed(folder: Any, named: str) -> Scenario:
@@ -246,15 +200,24 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Render report.html, report.md and tables/ from the FOLDER of a run."""
-    from fedsim import report as reports
-    from fedsim.planning import inputs
-    from fedsim.recording.run_folder import RunFolder
+    """Render report.html, report.md and tables/ from the FOLDER of a run; of phases, those of each, and index.html."""
     from fedsim.report import pdf as printing
 
     if browser is not None and not pdf:
         raise FedsimError("report --browser: belongs to --pdf, which was not given. Add it, or leave --browser out.")
     program = printing.browser(browser) if pdf else None
+    if phased.folder_of(folder) is not None:
+        phased.report(folder, lambda opened: _report(opened, program))
+    else:
+        _report(folder, program)
+
+
+def _report(folder: Path, program: Path | None) -> None:
+    from fedsim import report as reports
+    from fedsim.planning import inputs
+    from fedsim.recording.run_folder import RunFolder
+    from fedsim.report import pdf as printing
+
     opened = RunFolder.open(folder)
     scenario = None
     # A scenario that cannot be read is told by the report.

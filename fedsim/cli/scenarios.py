@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.cli import starter
+from fedsim.cli import phased, starter
 from fedsim.cli.arguments import AsJson, Engine, Overrides, ScenarioName
 from fedsim.cli.preparation import load, prepared
 from fedsim.cli.terminal import note, out, say, write_json
@@ -26,8 +26,11 @@ def check(scenario: ScenarioName, engine: Engine = None, settings: Overrides = N
 
     SCENARIO is a YAML file, or a name that "fedsim list scenarios" shows.
     """
+    if phased.is_stated(scenario):
+        _check_phases(scenario, engine, settings, as_json)
+        return
     loaded, notes = load(scenario, settings, engine)
-    plan, seen = prepared(loaded)
+    plan, seen = prepared(loaded, trains=False)
     notes = [*notes, *seen.notes]
     if as_json:
         write_json({**_as_data(loaded, plan), "notes": notes})
@@ -35,6 +38,28 @@ def check(scenario: ScenarioName, engine: Engine = None, settings: Overrides = N
     note(notes)
     out.print(_table(loaded, plan))
     say(f"{scenario}: fine", "green")
+
+
+def _check_phases(named: str, engine: str | None, settings: Sequence[str] | None, as_json: bool) -> None:
+    phases, found = phased.checked(named, settings, engine)
+    if as_json:
+        told = [
+            {
+                "phase": phase.name,
+                "continues": phase.continues,
+                **_as_data(phase.scenario, plan),
+                "notes": list(seen.notes),
+            }
+            for phase, (plan, seen) in zip(phases, found, strict=True)
+        ]
+        write_json({"phases": told})
+        return
+    for phase, (plan, seen) in zip(phases, found, strict=True):
+        start = " (starts from the global model of the phase before)" if phase.continues else ""
+        say(f"Phase {phase.name}{start}", "bold")
+        note(seen.notes)
+        out.print(_table(phase.scenario, plan))
+    say(f"{named}: fine, {len(phases)} phases", "green")
 
 
 def _splits(plan: Any) -> dict[str, int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim import wire
 from fedsim.defense import PrivacyBudget
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
-from fedsim.federation import training
+from fedsim.federation.accuracy import evaluate
 from fedsim.federation.aggregation import CheckedStrategy, Warnings
 from fedsim.federation.capture import Recorder, Replayer, keep_refused
 from fedsim.federation.grid import (
@@ -146,7 +146,7 @@ class _RoundLog:
         line, warnings = self._known.get(round), self._warnings.take()
         is_trained_again = self._replayer is not None and round in self._replayer.asked
         if line is None or is_trained_again:
-            accuracy, loss = training.evaluate(self._plan, wire.to_tensors(arrays))
+            accuracy, loss = evaluate(self._plan, wire.to_tensors(arrays))
             if not math.isfinite(loss):
                 self._refuse_loss(round, loss)
             made: RoundLine = {"schema": SCHEMA, "round": round, "accuracy": accuracy, "loss": loss}

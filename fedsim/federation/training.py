@@ -446,16 +446,3 @@ def privacy_budget(carried: Iterable[tuple[PlannedDefense, ClientContext]]) -> P
     budgets = [planned.defense.budget(context) for planned, context in carried]
     finite = [budget for budget in budgets if budget is not None and math.isfinite(budget.epsilon)]
     return min(finite, key=lambda budget: (budget.delta > MEANINGFUL_DELTA, budget.epsilon), default=None)
-
-
-def evaluate(plan: Plan, weights: Weights, batch_size: int = 256) -> tuple[float, float]:
-    """Return accuracy and mean cross-entropy of global weights on the test pool, never shuffled or masked."""
-    model, pool = plan.model(weights), plan.data.pools.test
-    correct, total = 0, 0.0
-    with torch.inference_mode():
-        for start in range(0, len(pool), batch_size):
-            batch = pool.read(range(start, min(start + batch_size, len(pool))))
-            logits = model(plan.normalization.normalize(batch.images))
-            total += float(nn.functional.cross_entropy(logits, batch.labels, reduction="sum"))
-            correct += int((logits.argmax(1) == batch.labels).sum())
-    return correct / len(pool), total / len(pool)

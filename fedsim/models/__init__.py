@@ -1,6 +1,6 @@
 """Models by name, any torch module among them, and what attacks, defenses and the simulator ask of one."""
 
-from fedsim.models.build import Built, build, build_with_notes
+from fedsim.models.build import Built, Start, build, build_with_notes
 from fedsim.models.interface import (
     Features,
     HeadNames,
@@ -37,6 +37,7 @@ __all__ = [
     "ModelInterfaceError",
     "PatchGrid",
     "Patches",
+    "Start",
     "build",
     "build_with_notes",
     "catching_head_inputs",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +36,17 @@ def build(
     return build_with_notes(part, num_classes, image_size, seed, channels).model
 
 
+Start = Callable[[nn.Module], tuple[str, ...]]
+"""Gives a model that was just built its weights, in place, and returns what its user should know, one sentence each."""
+
+
 def build_with_notes(
-    part: ModelPart, num_classes: int, image_size: int | tuple[int, int], seed: int, channels: int = 3
+    part: ModelPart,
+    num_classes: int,
+    image_size: int | tuple[int, int],
+    seed: int,
+    channels: int = 3,
+    start: Start | None = None,
 ) -> Built:
     """Build the scenario's model with weights that depend on the seed alone, and try it out on random images.
 
@@ -46,42 +56,23 @@ def build_with_notes(
         image_size: side of the images, or their height and width.
         seed: of the weights.
         channels: of the images.
+        start: in the place of the weights that the part names; needed for those of a run, or that are trained first.
 
     Raises:
         ScenarioError: no such model, kwargs it does not take or cannot train with, sizes that do not fit, weights not to be
             had, a first block that cannot be altered.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    target, given = part.name, dict(part.kwargs)
-    if target in PRESETS:
-        target, given = PRESETS[target].target, {**PRESETS[target].kwargs, **given}
-        if part.pretrained is True:
-            raise _no_weights(part.name)
-    if ":" in target:
-        if part.pretrained is True:
-            raise _no_weights(part.name)
-        called, file = None, Path(part.pretrained) if isinstance(part.pretrained, str) else None
-        _check_first_block(part)
-        with seeded(seed, "model"):
-            model = custom.create(target, given, num_classes, channels, size)
-    else:
-        _check_known(target, part)
-        is_vit = vit.is_vit(target)
-        if is_vit:
-            given = vit.checked_kwargs(given, size)
-        else:
-            _check_first_block(part)
-        called = hub_weights.repository(target) if part.pretrained is True else None
-        given_file = Path(part.pretrained) if isinstance(part.pretrained, str) else None
-        file = hub_weights.fetch(called) if called else given_file
-        with seeded(seed, "model"):
-            if is_vit:
-                model = vit.create(part, target, given, num_classes, size)
-            else:
-                model = _create(part, given, num_classes, size)
-    notes = weights.load(model, file, called) if file is not None else ()
+    model, stored = _drawn(part, num_classes, size, seed, channels)
+    notes: tuple[str, ...] = ()
+    start = start or stored
+    if start is not None:
+        if part.position_embedding == "sincos":
+            vit.fix_positions(model, is_loaded=False)  # what is trained first is trained with it
+        _set_normalization(model, part.name, part.normalization, channels)
+        notes = start(model)
     if part.position_embedding == "sincos":
-        notes = (*notes, *vit.fix_positions(model, is_loaded=file is not None))
+        notes = (*notes, *vit.fix_positions(model, is_loaded=start is not None))
     if part.lora is not None:
         with seeded(seed, "lora"):
             add_lora(model, part.lora)
@@ -89,6 +80,48 @@ def build_with_notes(
         _add_precode(model, part, seed)
     _set_normalization(model, part.name, part.normalization, channels)
     return Built(model.eval(), (*notes, *trial.run(model, part, num_classes, (channels, *size), seed)))
+
+
+def _drawn(
+    part: ModelPart, num_classes: int, size: tuple[int, int], seed: int, channels: int
+) -> tuple[nn.Module, Start | None]:
+    """Return the model with weights that are drawn, and what gives it those of a file or of the hub, if the part names some."""
+    stored = None if part.start is None or part.start.central is not None else part.start
+    wants_published = stored is not None and stored.file is None
+    target, given = part.name, dict(part.kwargs)
+    if target in PRESETS:
+        target, given = PRESETS[target].target, {**PRESETS[target].kwargs, **given}
+    if wants_published and (":" in target or part.name in PRESETS):
+        raise _no_weights(part.name)
+    called, file = None, None
+    if stored is not None and stored.file is not None:
+        file = Path(stored.file)
+    if ":" in target:
+        _check_first_block(part)
+        with seeded(seed, "model"):
+            model = custom.create(target, given, num_classes, channels, size)
+    else:
+        _check_known(target, part)
+        called = hub_weights.repository(target) if wants_published else None
+        model, file = (
+            _of_timm(part, target, given, num_classes, size, seed),
+            hub_weights.fetch(called) if called else file,
+        )
+    if stored is None or file is None:
+        return model, None
+    return model, functools.partial(weights.load, path=file, called=called, patches=stored.patches)
+
+
+def _of_timm(
+    part: ModelPart, target: str, given: dict[str, Any], num_classes: int, size: tuple[int, int], seed: int
+) -> nn.Module:
+    if vit.is_vit(target):
+        given = vit.checked_kwargs(given, size)
+        with seeded(seed, "model"):
+            return vit.create(part, target, given, num_classes, size)
+    _check_first_block(part)
+    with seeded(seed, "model"):
+        return _create(part, given, num_classes, size)
 
 
 def _add_precode(model: nn.Module, part: ModelPart, seed: int) -> None:

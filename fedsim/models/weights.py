@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from timm.models import VisionTransformer, load_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from fedsim.errors import ScenarioError
 from fedsim.models.interface import head_names
 
 Tensors = Mapping[str, Tensor]
+Patching = Literal["resampled", "summed"]
 
 _WHERE = "model.pretrained"
 _KERNEL = "patch_embed.proj.weight"  # every model that fedsim builds has it
@@ -31,7 +34,7 @@ _ADVICE = "Set model.name and model.kwargs as for the model that it was saved fr
 _LISTED = 4
 
 
-def load(model: nn.Module, path: Path, called: str | None = None) -> tuple[str, ...]:
+def load(model: nn.Module, path: Path, called: str | None = None, patches: Patching = "resampled") -> tuple[str, ...]:
     """Load weights in the model's own naming, in place.
 
     Position tables and patches of a Vision Transformer of another size are resampled as timm does, and its weights may lie
@@ -43,6 +46,7 @@ def load(model: nn.Module, path: Path, called: str | None = None) -> tuple[str, 
         model: of the architecture that the weights belong to.
         path: a file of safetensors or torch.
         called: what notes and messages call the file, instead of its path.
+        patches: how a patch kernel of another size is adapted; see `_summed`.
 
     Returns:
         What was not taken over as it is, one sentence each.
@@ -51,19 +55,68 @@ def load(model: nn.Module, path: Path, called: str | None = None) -> tuple[str, 
         ScenarioError: missing, damaged, not finite, or the weights of another model.
     """
     if not path.is_file():
+        if path.is_dir():
+            raise ScenarioError(
+                _WHERE, f"{path} is a folder, and no run. Give a .safetensors or .pth file, or a run folder."
+            )
         raise ScenarioError(_WHERE, f"no weights file {path}. Give a .safetensors or .pth file.")
     source = called or str(path)
-    try:
+    with _blaming(source):
         content = dict(_flat(load_state_dict(str(path))))
-        if not isinstance(model, VisionTransformer):
-            return tuple(f"{_WHERE}: {called or path.name}: {note}." for note in _load_plain(model, content, source))
+    return take(model, content, source, called or path.name, patches)
+
+
+def take(
+    model: nn.Module, content: Tensors, source: str, called: str | None = None, patches: Patching = "resampled"
+) -> tuple[str, ...]:
+    """Load weights that are there already, in place; see `load`.
+
+    Args:
+        model: of the architecture that the weights belong to.
+        content: the tensors by name.
+        source: what messages call where they come from.
+        called: what notes call it; the same where it is left out.
+        patches: how a patch kernel of another size is adapted; see `_summed`.
+
+    Raises:
+        ScenarioError: not finite, or the weights of another model.
+    """
+    called = called or source
+    if not isinstance(model, VisionTransformer):
+        if patches == "summed":
+            raise ScenarioError(
+                f"{_WHERE}.patches", f"summed, and a {type(model).__name__} has no patches. Leave it out."
+            )
+        with _blaming(source):
+            return tuple(f"{_WHERE}: {called}: {note}." for note in _load_plain(model, content, source))
+    with _blaming(source):
         place = _place(content, model.embed_dim)
         found = {name.removeprefix(place): tensor for name, tensor in content.items() if name.startswith(place)}
+        sizes = _told_sizes(model, found, patches)
+        if patches == "summed":
+            found = _summed(model, found)
         # A copy: timm's converters take tensors out of what they are given.
         stored: Tensors = checkpoint_filter_fn(dict(found), model, adapt_layer_scale=True, **_resampling(model))
         own = model.state_dict()
         fresh = _misfits(own, stored)
         left_out = _take(model, {name: t for name, t in stored.items() if name not in own or _head(name) not in fresh})
+    _check_finite(model, source)
+    left_out += _converted_away(found, stored) + [name for name in content if not name.startswith(place)]
+    notes = [*_told_heads(fresh), *sizes, *_told_rest(place, left_out)]
+    return tuple(f"{_WHERE}: {called}: {note}." for note in notes)
+
+
+@contextlib.contextmanager
+def _blaming(source: str) -> Iterator[None]:
+    """Name where weights come from in what is wrong with them.
+
+    Raises:
+        ScenarioError: anything that other people's code raises on them.
+    """
+    try:
+        yield
+    except ScenarioError:
+        raise
     except (SafetensorError, UnpicklingError, OSError, EOFError) as error:
         raise ScenarioError(_WHERE, f"{source} is damaged or no weights file: {in_one_line(error)}.") from None
     except _ForeignError as error:
@@ -71,10 +124,43 @@ def load(model: nn.Module, path: Path, called: str | None = None) -> tuple[str, 
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         reason = f"{source} does not hold the weights of this model: {in_one_line(error)}."
         raise ScenarioError(_WHERE, reason) from None
-    _check_finite(model, source)
-    left_out += _converted_away(found, stored) + [name for name in content if not name.startswith(place)]
-    notes = [*_told_heads(fresh), *_told_sizes(model, found), *_told_rest(place, left_out)]
-    return tuple(f"{_WHERE}: {called or path.name}: {note}." for note in notes)
+
+
+def _summed(model: VisionTransformer, found: Tensors) -> dict[str, Tensor]:
+    """Return weights for larger patches as weights for the model's: what the large kernel sees of enlarged pixels.
+
+    With k large patches a side and p small ones, W'[i, j] is the sum of W over the block of k/p x k/p pixels at (i, j): on an
+    image of which each pixel is repeated k/p times along both sides the large kernel gives the tokens that the small one gives
+    on the image itself. The position table is resized bilinearly.
+
+    Raises:
+        _ForeignError: the model's patches do not divide those of the weights.
+
+    Source: Mo, Wu, Wang, Guo, Wang, "When Adversarial Training Meets Vision Transformers", NeurIPS 2022,
+    https://arxiv.org/abs/2210.07540, official code
+    """
+    kernel = found.get(_KERNEL)
+    if kernel is None or kernel.ndim != 4:
+        raise _ForeignError(f"patches: summed needs {_KERNEL} in timm's naming. Leave patches out.")
+    small, large = model.patch_embed.patch_size, kernel.shape[-2:]
+    if large[0] % small[0] or large[1] % small[1]:
+        raise _ForeignError(
+            f"its patches of {large[0]} x {large[1]} pixels are no multiple of the model's {small[0]} x {small[1]}, so no "
+            "blocks can be summed. Leave patches out, or set model.kwargs.patch_size."
+        )
+    blocks = kernel.float().reshape(*kernel.shape[:2], small[0], large[0] // small[0], small[1], large[1] // small[1])
+    changed = {**found, _KERNEL: blocks.sum((3, 5)).to(kernel.dtype)}
+    table, own = found.get("pos_embed"), model.state_dict().get("pos_embed")
+    if table is not None and own is not None and table.ndim == 3 and table.shape[1] != own.shape[1]:
+        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+        side = round((table.shape[1] - prefix) ** 0.5)
+        if prefix + side**2 != table.shape[1]:
+            raise _ForeignError(f"its pos_embed of {table.shape[1]} rows is that of no square grid. Leave patches out.")
+        rows = table[:, prefix:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        resized = interpolate(rows, size=list(model.patch_embed.grid_size), mode="bilinear")
+        grid = resized.flatten(2).transpose(1, 2).to(table.dtype)
+        changed["pos_embed"] = torch.cat([table[:, :prefix], grid], 1)
+    return changed
 
 
 def _check_finite(model: nn.Module, source: str) -> None:
@@ -219,14 +305,17 @@ def _told_heads(fresh: Mapping[str, str]) -> list[str]:
     return [f"the backbone is loaded, the head is fresh ({reasons})"]
 
 
-def _told_sizes(model: VisionTransformer, found: Tensors) -> list[str]:
+def _told_sizes(model: VisionTransformer, found: Tensors, patches: Patching) -> list[str]:
     own = model.state_dict()
     pairs = {
         name: (_size(found[name]), _size(own[name]))
         for name in ("pos_embed", _KERNEL)
         if name in found and name in own and found[name].shape != own[name].shape
     }
-    return [f"{name} is adapted from {before} to {after}" for name, (before, after) in pairs.items()]
+    ways = {_KERNEL: ", summed over blocks of pixels"} if patches == "summed" else {}
+    return [
+        f"{name} is adapted from {before} to {after}{ways.get(name, '')}" for name, (before, after) in pairs.items()
+    ]
 
 
 def _told_rest(place: str, left_out: Sequence[str]) -> list[str]:

@@ -165,7 +165,7 @@ _ANY_MODEL = "any model of timm"
 _MODEL_KEYS = {
     "kwargs": "a mapping",
     "first_block": "one of 'standard', 'april'",
-    "pretrained": "true, false or the path of a weights file",
+    "pretrained": "true, false, the path of a weights file or of a run, or a mapping (file, patches; central)",
     "normalization": "mean and std, a value a channel each",
 }
 

@@ -24,14 +24,16 @@ from fedsim.scenario import Scenario, identifying, parse
 
 _PARTS = ("seed", "data", "model", "federation", "training", "threat", "defenses")
 # Where files lie, not what is in them, which the digests tell.
-_LOCATIONS = {"data.path", "data.test_path", "data.root", "model.pretrained"}
+_LOCATIONS = {"data.path", "data.test_path", "data.root", "model.pretrained", "model.pretrained.file"}
 _FROZEN = "frozen weights"
+_START = "start"
 _MEANING = {
     "class names": "the class names differ",
     "partition": "the samples are dealt to the clients in another way",
     "train": "the images or labels of the clients differ",
     "test": "the images or labels of the test pool differ",
     "auxiliary": "the images or labels of the auxiliary pool differ",
+    _START: "the weights that the model starts from differ",
     _FROZEN: "the frozen weights of the model, which no capture holds, differ",
 }
 
@@ -80,6 +82,8 @@ def of(plan: Plan) -> Inputs:
     digests = dict(plan.data.verify(rounds, scenario.training))
     if frozen := plan.frozen_digest():
         digests[_FROZEN] = frozen
+    if plan.captured is None and scenario.model.start is not None:
+        digests[_START] = plan.initial_digest()
     notes = (*plan.notes, *plan.data.notes(rounds, scenario.training))
     return Inputs(_settings(scenario), digests, notes, run_id(scenario))
 
@@ -105,8 +109,8 @@ def bind(folder: RunFolder, inputs: Inputs) -> None:
     for part, meaning in _MEANING.items():
         if observed and part in _OF_CLIENTS:
             continue
-        if part == _FROZEN and not (part in stored.data and part in inputs.data):
-            continue  # a run of an earlier fedsim, or a model that trains all it has
+        if part in (_START, _FROZEN) and not (part in stored.data and part in inputs.data):
+            continue  # a run of an earlier fedsim, weights that are drawn, or a model that trains all it has
         if stored.data.get(part) != inputs.data[part]:
             raise RunFolderError(
                 f"{_path(folder)}: the data is not what this run was made with: {meaning}. "
@@ -120,6 +124,16 @@ def _recorded_run(folder: RunFolder) -> str | None:
     """Return what the records of an earlier fedsim call the run, whose inputs are not stored; None where they do not agree."""
     named = {line.get("run") for line in folder.records.read()}
     return named.pop() if len(named) == 1 else None
+
+
+def frozen_of(folder: RunFolder) -> str | None:
+    """Return the digest of the weights that a run froze; None where it trains all it has.
+
+    Raises:
+        RunFolderError: inputs.json is damaged.
+    """
+    stored = _read(folder)
+    return None if stored is None else stored.data.get(_FROZEN)
 
 
 def check_scenario(folder: RunFolder, scenario: Scenario) -> None:

@@ -15,11 +15,18 @@ _Result = TypeVar("_Result")
 _OfPlan = Callable[Concatenate[Plan, _Args], _Result]
 
 
-def per_plan(most: int) -> Callable[[_OfPlan[_Args, _Result]], _OfPlan[_Args, _Result]]:
+def _one(result: object) -> int:
+    return 1
+
+
+def per_plan(
+    most: int, size: Callable[[Any], int] = _one
+) -> Callable[[_OfPlan[_Args, _Result]], _OfPlan[_Args, _Result]]:
     """Return a decorator by which a function of a plan keeps its latest results, which must not refer to the plan.
 
     Args:
-        most: so many results are kept for each plan.
+        most: the results that are kept for each plan are this large together; the latest is kept however large it is.
+        size: of a result; 1 unless given, so that `most` is their number.
     """
 
     def decorate(work: _OfPlan[_Args, _Result]) -> _OfPlan[_Args, _Result]:
@@ -30,7 +37,7 @@ def per_plan(most: int) -> Callable[[_OfPlan[_Args, _Result]], _OfPlan[_Args, _R
             results, key = known.setdefault(plan, OrderedDict()), (args, tuple(kwargs.items()))
             if key not in results:
                 results[key] = work(plan, *args, **kwargs)
-                while len(results) > most:
+                while len(results) > 1 and sum(map(size, results.values())) > most:
                     results.popitem(last=False)
             results.move_to_end(key)
             return results[key]

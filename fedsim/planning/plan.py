@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool
@@ -16,7 +17,7 @@ from fedsim.applicability import Setting, Workload
 from fedsim.attack import Attack
 from fedsim.data.batches import FederatedData
 from fedsim.data.candidates import candidates
-from fedsim.defense import ClientContext
+from fedsim.defense import ClientContext, Defense
 from fedsim.exchange import Candidates, Normalization, Scope, Truth, Update, View
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
 from fedsim.models.trainable import Sharing
@@ -103,13 +104,11 @@ class Plan:
     def frozen_digest(self) -> str | None:
         """Return a digest of the parameters that are not trained, which no capture holds; None where there are none."""
         frozen = {name: p for name, p in self._skeleton.named_parameters() if not p.requires_grad}
-        if not frozen:
-            return None
-        digest = hashlib.sha256()
-        for name, parameter in frozen.items():
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-            digest.update(parameter.detach().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return _digest_of(frozen) if frozen else None
+
+    def initial_digest(self) -> str:
+        """Return a digest of the weights that the server starts from."""
+        return _digest_of(self.initial_weights())
 
     def defenses_of(self, client: int) -> tuple[PlannedDefense, ...]:
         """Return the defenses that a client carries, in order of application."""
@@ -217,12 +216,26 @@ class Plan:
         ]
         if is_central(self.scenario.federation.strategy):
             stated.append(caution(self.scenario.federation.strategy, self.sees_sums))
+        stated += self._cautions_of_start(client)
         asked, held = self.scenario.training.batch_size, len(self.data.partition[client])
         if asked > held:
             stated.append(
                 f"training.batch_size is {asked}, but the client has {held} samples: its batches are as small"
             )
         return tuple(stated)
+
+    def _cautions_of_start(self, client: int) -> list[str]:
+        """Return that an epsilon leaves out what the client may have told in an earlier run."""
+        start = self.scenario.model.start
+        if start is None or start.file is None or not Path(start.file).is_dir():
+            return []
+        claims = [one for one in self.defenses_of(client) if type(one.defense).budget is not Defense.budget]
+        if not claims and not is_central(self.scenario.federation.strategy):
+            return []
+        return [
+            "the run starts from the model of another one: an epsilon that is stated counts the rounds of this run alone, and "
+            "what was sent or released in the other about the same images comes on top"
+        ]
 
     def _cautions_of_capture(self) -> list[str]:
         """Return what rests on a guess about an observed app: which array is which, and what the data set has to do with it."""
@@ -241,6 +254,14 @@ class Plan:
                 "and no other control of that data applies"
             )
         return stated
+
+
+def _digest_of(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def foreign(scenario: Scenario, what: str, error: ForeignArraysError) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -18,10 +19,11 @@ from fedsim.attack import Attack, Need, Recovers
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
 from fedsim.defense import Defense
-from fedsim.errors import PluginError, RunFolderError, ScenarioError, told
-from fedsim.evaluator import Evaluator
+from fedsim.errors import EvaluationRefusedError, PluginError, RunFolderError, ScenarioError, message_of, told
+from fedsim.evaluator import Evaluator, PixelModel
 from fedsim.exchange import SCOPES
 from fedsim.models.correspondence import Correspondence, ForeignArraysError, correspond
+from fedsim.planning import starts
 from fedsim.planning.checks import (
     check_accumulation,
     check_bottleneck,
@@ -48,8 +50,13 @@ from fedsim.seeds import seeded
 from fedsim.validation import shown
 
 
-def make(scenario: Scenario) -> Plan:
+def make(scenario: Scenario, trains: bool = True, before: Plan | None = None) -> Plan:
     """Build and check the plan of a scenario.
+
+    Args:
+        scenario: the scenario.
+        trains: whether to train a model that is to be trained centrally first; its architecture alone is checked otherwise.
+        before: the plan of a run that this one is to start from and that has not been made yet, to check that its weights fit.
 
     Raises:
         ScenarioError: anything that the scenario names or combines does not work, with its YAML path.
@@ -67,7 +74,7 @@ def make(scenario: Scenario) -> Plan:
     data = load_data(scenario.data, clients, scenario.seed)
     check_inputs(scenario, data)
     check_bottleneck(scenario)
-    skeleton, notes, added = _model(scenario, data, len(data.pools.class_names), defenses)
+    skeleton, notes, added = _model(scenario, data, len(data.pools.class_names), defenses, trains, before)
     check_promises(scenario, data, skeleton, defenses)
     check_order(scenario, data, skeleton, defenses)
     check_accumulation(scenario, data, skeleton, defenses)
@@ -87,7 +94,26 @@ def make(scenario: Scenario) -> Plan:
         evaluators=_evaluators(scenario, scenario.federation.rounds),
         added=added,
     )
-    return replace(plan, notes=(*notes, *_dilution(plan)))
+    return replace(plan, notes=(*notes, *_dilution(plan), *_refusals(plan)))
+
+
+def _refusals(plan: Plan) -> Iterator[str]:
+    """Yield a note on each evaluator that will refuse the model.
+
+    Raises:
+        PluginError: its check raises anything else.
+    """
+    for planned in plan.evaluators:
+        asked, name = PixelModel(plan.model(), plan.normalization).eval(), planned.info.name
+        try:
+            planned.evaluator.check(asked, plan.data.pools.class_names)
+        except EvaluationRefusedError as error:
+            yield f"evaluators.{planned.index}: {name} will be refused: {message_of(error)}."
+        except Exception as error:
+            raise PluginError(
+                f"evaluators.{planned.index}: check of {name} ({planned.info.target}) raised {told(error)}. Mend the plug-in, "
+                "or leave it out."
+            ) from error
 
 
 def _dilution(plan: Plan) -> tuple[str, ...]:
@@ -128,6 +154,11 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
         raise ScenarioError(
             "threat.grants",
             "candidates: what an observed app trained on is not known, so nobody can pair it. Leave the grant out.",
+        )
+    if scenario.model.start is not None and scenario.model.start.central is not None:
+        raise ScenarioError(
+            "model.pretrained.central",
+            "an observed app started from weights of its own, which the capture holds. Leave model.pretrained out.",
         )
     rounds, clients = captured.rounds[-1], captured.clients[-1] + 1
     check_observed_schedule(scenario, rounds)
@@ -229,11 +260,19 @@ def _plugins(scenario: Scenario, clients: int) -> tuple[tuple[PlannedAttack, ...
 
 
 def _model(
-    scenario: Scenario, data: FederatedData, classes: int, defenses: tuple[PlannedDefense, ...]
+    scenario: Scenario,
+    data: FederatedData,
+    classes: int,
+    defenses: tuple[PlannedDefense, ...],
+    trains: bool = True,
+    before: Plan | None = None,
 ) -> tuple[nn.Module, tuple[str, ...], dict[str, PlannedDefense]]:
     """Return the model that all share, notes on it, and which defense first added each parameter that is not its own."""
     channels, *size = data.image_shape
-    skeleton, notes = models.build_with_notes(scenario.model, classes, (size[0], size[1]), scenario.seed, channels)
+    start = starts.of(scenario, data.pools.auxiliary, trains, of) if before is None else starts.like(before)
+    skeleton, notes = models.build_with_notes(
+        scenario.model, classes, (size[0], size[1]), scenario.seed, channels, start
+    )
     own, added = {name for name, _ in skeleton.named_parameters()}, dict[str, PlannedDefense]()
     with seeded(scenario.seed, "defenses"):
         for planned in defenses:

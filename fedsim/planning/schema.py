@@ -16,6 +16,28 @@ _CLASS = {
     "description": "A class, as module:Class.",
 }
 
+_PHASES = {
+    "type": "array",
+    "minItems": 1,
+    "description": "Runs one after the other, each from the global model of the one before.",
+    "items": {
+        "type": "object",
+        "required": ["name"],
+        "additionalProperties": False,
+        "properties": {
+            "name": {
+                "type": "string",
+                "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$",
+                "description": "Names the run and its folder.",
+            },
+            "set": {
+                "type": "object",
+                "description": "Keys of the scenario, with dots between them, and their values in this phase.",
+            },
+        },
+    },
+}
+
 _PART_OF: dict[Kind, str] = {
     "attacks": "AttackPart",
     "defenses": "DefensePart",
@@ -48,6 +70,7 @@ def of() -> dict[str, Any]:
     ):
         offered = parts[part]["properties"]["name"]["anyOf"]
         given["anyOf"] = [*offered, *(one for one in given["anyOf"] if one != {"type": "string"})]
+    top["phases"] = _PHASES
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

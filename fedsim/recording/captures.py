@@ -294,6 +294,10 @@ class Captures:
         weights: dict[str, Tensor] = load_file(self._index.file(headers.MODEL))
         return weights
 
+    def model_digest(self) -> str | None:
+        """Return the SHA-256 of the file of the final global weights; None where the training has not ended."""
+        return self._index.sha256(headers.MODEL)
+
     def has_model(self) -> bool:
         """Return whether the training came to its end.
 

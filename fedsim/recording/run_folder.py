@@ -35,6 +35,9 @@ from fedsim.recording.json_lines import JsonLines
 from fedsim.recording.records import AnyRecord, Calibration, EvaluationRecord, MechanismRecord, Round
 from fedsim.scenario import Scenario, parse, yaml_loader
 
+PHASES = "phases.json"
+"""The manifest of a folder that holds several runs, one after the other: see `fedsim.phases`."""
+
 
 class RunFolder(Captures):
     """Paths, atomic writes and checked reads of one run."""
@@ -58,6 +61,9 @@ class RunFolder(Captures):
         is_folder = path.is_dir()
         has_scenario = is_folder and files.is_file(path / "scenario.yaml", path)
         if not has_scenario and not (is_folder and environment.is_observed(path)):
+            if is_folder and files.is_file(path / PHASES, path):
+                found = [str(one.parent) for one in sorted(path.glob("*/scenario.yaml"))] or ["none has begun"]
+                raise RunFolderError(f"{path}: holds phases, each a run of its own. Name one: {', '.join(found)}.")
             began = is_folder and _is_empty(path)
             advice = " Start the run anew, with fedsim run SCENARIO --out and this folder." if began else ""
             raise RunFolderError(f"{path}: not a run folder, it has no scenario.yaml.{advice}")

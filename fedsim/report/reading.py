@@ -32,7 +32,7 @@ from fedsim.recording.records import (
     as_record,
 )
 from fedsim.recording.run_data import RunData
-from fedsim.recording.run_folder import RunFolder
+from fedsim.recording.run_folder import PHASES, RunFolder
 from fedsim.scenario import yaml_loader
 
 _AnyLine = TypeVar("_AnyLine", bound=BaseModel)
@@ -49,6 +49,8 @@ def read(folder: Path) -> RunData:
         raise RunFolderError(f"{folder}: no such folder. Give the folder of a run, as in runs/quickstart-1.")
     names = ("scenario.yaml", "environment.json", "rounds.jsonl", "records.jsonl")
     if not any((folder / name).exists() for name in names):
+        if (folder / PHASES).exists():
+            RunFolder.open(folder)  # says which folders it holds
         raise RunFolderError(f"{folder}: not a run folder; expected one of {', '.join(names)} in it.")
     reader = _Reader(folder)
     environment = reader.mapping("environment.json")

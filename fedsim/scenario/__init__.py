@@ -3,7 +3,7 @@
 from fedsim.scenario.audit import METRICS, AuditPart, Variant
 from fedsim.scenario.data import DataPart, PartitionPart
 from fedsim.scenario.identity import identifying
-from fedsim.scenario.model import LoRAPart, ModelPart, NormalizationPart, PrecodePart
+from fedsim.scenario.model import CentralPart, LoRAPart, ModelPart, NormalizationPart, PrecodePart, StartPart
 from fedsim.scenario.overrides import Assignment
 from fedsim.scenario.parts import (
     AttackPart,
@@ -14,7 +14,7 @@ from fedsim.scenario.parts import (
     Scenario,
     ThreatPart,
 )
-from fedsim.scenario.reading import load, parse, parse_attack
+from fedsim.scenario.reading import load, load_phase, parse, parse_attack, stated_phases
 from fedsim.scenario.selection import select_clients, select_rounds
 from fedsim.scenario.training import Sampling, SchedulePart, TrainingPart
 
@@ -23,6 +23,7 @@ __all__ = [
     "Assignment",
     "AttackPart",
     "AuditPart",
+    "CentralPart",
     "DataPart",
     "DefensePart",
     "EvaluatorPart",
@@ -36,13 +37,16 @@ __all__ = [
     "Sampling",
     "Scenario",
     "SchedulePart",
+    "StartPart",
     "ThreatPart",
     "TrainingPart",
     "Variant",
     "identifying",
     "load",
+    "load_phase",
     "parse",
     "parse_attack",
     "select_clients",
     "select_rounds",
+    "stated_phases",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+import pydantic
+from pydantic import Field, WrapValidator
 
-from fedsim.scenario.fields import MOST_RANK, NO_BOOLEAN, Part, Patterns, Switch
-from fedsim.validation import worded
+from fedsim.scenario.fields import MOST_EPOCHS, MOST_RANK, MOST_SAMPLES, NO_BOOLEAN, Part, Patterns, Switch
+from fedsim.validation import shown
 
 
 class NormalizationPart(Part):
@@ -49,6 +51,55 @@ class PrecodePart(Part):
     """Weight of the KL divergence in the loss; 0.001 in the paper."""
 
 
+class CentralPart(Part):
+    """Training of the model on the auxiliary images before the federation begins, with cross-entropy.
+
+    Each epoch takes the images in a new order, whole batches only. The learning rate falls to 0 along a cosine over all steps.
+    """
+
+    epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS), NO_BOOLEAN] = 10
+    """Passes over the auxiliary images."""
+    batch_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES), NO_BOOLEAN] = 64
+    """Images a step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` has a momentum of 0.9."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False), NO_BOOLEAN] = 0.001
+    """Of the first step."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False), NO_BOOLEAN] = 0.05
+    """Of all parameters."""
+
+
+class StartPart(Part):
+    """Weights to start from, where more is to be said than `true` or a path."""
+
+    file: str | None = None
+    """A weights file, or the folder of a finished run; published weights where it is left out."""
+    patches: Literal["resampled", "summed"] = "resampled"
+    """How a patch kernel of another size is adapted: `resampled` as timm does; `summed` over blocks of its pixels."""
+    central: CentralPart | None = None
+    """Trains the model on the auxiliary images first, in the place of stored weights."""
+
+    @pydantic.model_validator(mode="after")
+    def _is_one(self) -> StartPart:
+        if not self.model_fields_set:
+            raise ValueError("expected file, patches or central, got an empty mapping")
+        if self.central is not None and (self.file is not None or self.patches != "resampled"):
+            raise ValueError("central trains the weights, and file and patches are about stored ones. Give one of both")
+        return self
+
+
+def _start(value: Any, proceed: Callable[[Any], Any]) -> Any:
+    """Check a start: the faults of a mapping stand at their own keys."""
+    if isinstance(value, dict):
+        return StartPart.model_validate(value)
+    try:
+        return proceed(value)
+    except pydantic.ValidationError:
+        raise ValueError(
+            f"expected true, false or the path of a weights file or of a run, or a mapping, got {shown(value)}"
+        ) from None
+
+
 class ModelPart(Part):
     """A model of timm, one of fedsim's presets, or a "module:factory" of one's own that returns a torch module.
 
@@ -65,8 +116,9 @@ class ModelPart(Part):
     """Keyword arguments of the model."""
     first_block: Literal["standard", "april"] = "standard"
     """`april` alters the first block as in the APRIL paper."""
-    pretrained: Annotated[Switch | str, worded("true, false or the path of a weights file")] = False
-    """true for published weights, from the Hugging Face hub or its cache; or the path of a weights file."""
+    pretrained: Annotated[Switch | str | StartPart, WrapValidator(_start)] = False
+    """true for published weights, from the Hugging Face hub or its cache; the path of a weights file or of a finished run;
+    {file: PATH, patches: summed}; or {central: {epochs: 10}}, which trains on the auxiliary images first."""
     normalization: NormalizationPart | None = None
     """In the place of the model's own."""
     position_embedding: Literal["learned", "sincos"] = "learned"
@@ -75,3 +127,12 @@ class ModelPart(Part):
     """Trains low-rank changes of some layers and freezes the rest."""
     precode: PrecodePart | None = None
     """Puts a variational bottleneck before the classifier."""
+
+    @property
+    def start(self) -> StartPart | None:
+        """What the weights start from; None where they are drawn."""
+        if isinstance(self.pretrained, StartPart):
+            return self.pretrained
+        if self.pretrained is False:
+            return None
+        return StartPart(file=None if self.pretrained is True else self.pretrained)

@@ -12,7 +12,13 @@ from fedsim.scenario import yaml_loader
 from fedsim.validation import shown
 
 # The keys that name files; a source's parameter of another name is its own business.
-_PATHS = (("data", "path"), ("data", "test_path"), ("data", "root"), ("model", "pretrained"))
+_PATHS = (
+    ("data", "path"),
+    ("data", "test_path"),
+    ("data", "root"),
+    ("model", "pretrained"),
+    ("model", "pretrained", "file"),
+)
 
 # Parts of which a scenario may give the name alone; a setting that does leaves their other keys as they are.
 _NAMED = ("data", "model")
@@ -64,6 +70,17 @@ def parsed(override: str) -> Assignment:
     _check_depth(keys, f"--set {key}")
     value = yaml_loader.parse(text, f"--set {key}", limits._replace(depth=limits.depth - len(keys)))
     return Assignment(key, value, f"--set {key}")
+
+
+def assignments(changes: Any, where: str) -> tuple[Assignment, ...]:
+    """Return what a mapping from keys to values assigns, as `set` of a sweep file or of a phase holds it.
+
+    Raises:
+        ScenarioError: it is no mapping.
+    """
+    if not isinstance(changes, dict):
+        raise ScenarioError(where, f"expected keys of the scenario with values, got {shown(changes)}.")
+    return tuple(Assignment(str(key), value, f"{where}: {printable(str(key), 80)}") for key, value in changes.items())
 
 
 def _check_depth(keys: Sequence[str], where: str) -> None:
@@ -136,10 +153,12 @@ def resolve_paths(raw: Mapping[str, Any], folders: Sequence[Path]) -> None:
     Raises:
         ScenarioError: a path that no file system can have.
     """
-    for part, key in _PATHS:
-        node = raw.get(part)
+    for *parts, key in _PATHS:
+        node: Any = raw
+        for part in parts:
+            node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, dict) and isinstance(node.get(key), str):
-            node[key] = _absolute(node[key], folders, f"{part}.{key}")
+            node[key] = _absolute(node[key], folders, ".".join([*parts, key]))
 
 
 def _absolute(text: str, folders: Sequence[Path], where: str) -> str:

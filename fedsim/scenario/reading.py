@@ -17,6 +17,9 @@ from fedsim.scenario.overrides import Assignment
 from fedsim.scenario.parts import AttackPart, Scenario
 from fedsim.validation import shown
 
+PHASES = "phases"
+"""The key of a scenario file under which its phases stand."""
+
 _MOST_FAULTS = 20  # told at once
 
 
@@ -28,6 +31,12 @@ def parse(raw: Any, source: str) -> Scenario:
     """
     if not isinstance(raw, dict):
         raise ScenarioError(source, f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
+    if PHASES in raw:
+        raise ScenarioError(
+            PHASES,
+            f"{source} runs in phases, each a run of its own, and one run is wanted here. Give the file to fedsim run or "
+            "fedsim check, or leave phases out.",
+        )
     return _validated(Scenario, raw, ())
 
 
@@ -70,8 +79,38 @@ def load(
         The scenario, and notes on what a setting replaced beyond its own key.
 
     Raises:
-        ScenarioError: see `parse`; also a setting that is not of the form a.b=value.
+        ScenarioError: see `parse`; also a setting that is not of the form a.b=value, or a file with phases.
     """
+    return _loaded(_read(path), path, settings, assignments)
+
+
+def load_phase(path: Path, settings: Sequence[str], assignments: Sequence[Assignment]) -> tuple[Scenario, list[str]]:
+    """Read the scenario of one phase: that of the file without its phases, with settings, then the phase's own assignments.
+
+    Returns:
+        See `load`.
+
+    Raises:
+        ScenarioError: see `load`.
+    """
+    raw = _read(path)
+    raw.pop(PHASES, None)
+    return _loaded(raw, path, settings, assignments)
+
+
+def stated_phases(path: Path) -> Any:
+    """Return what a scenario file holds under `phases`, unchecked; None where it has none.
+
+    Raises:
+        ScenarioError: the file is no scenario.
+    """
+    raw = _read(path)
+    if PHASES not in raw:
+        return None
+    return [] if raw[PHASES] is None else raw[PHASES]
+
+
+def _read(path: Path) -> dict[str, Any]:
     if (path / "scenario.yaml").is_file():
         raise ScenarioError(
             str(path),
@@ -85,6 +124,12 @@ def load(
         raise ScenarioError(str(path), f"expected a mapping such as 'name: my-run', got {shown(raw)}.")
     if [*raw] == ["sweep"]:
         raise ScenarioError(str(path), f"a sweep file, no scenario. Run it with: fedsim sweep {path}.")
+    return raw
+
+
+def _loaded(
+    raw: dict[str, Any], path: Path, settings: Sequence[str], assignments: Sequence[Assignment]
+) -> tuple[Scenario, list[str]]:
     raw.setdefault("name", _name_of(path))
     # A setting may change what belongs to the name.
     raw |= {part: named(raw[part]) for part in ("data", "model") if part in raw}

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import shipped
-from fedsim.errors import ScenarioError, nearest, printable
+from fedsim.errors import ScenarioError, nearest
 from fedsim.scenario import Assignment, Scenario, identifying, load, yaml_loader
-from fedsim.scenario.overrides import parsed
+from fedsim.scenario.overrides import assignments, parsed
 from fedsim.validation import shown
 
 MOST_CELLS = 10_000
@@ -166,16 +166,10 @@ def named_settings(content: Any, where: str) -> Axis:
         text = " ".join(str(name).split())
         if not text or len(text) > _LONGEST_NAME or not text.isprintable():
             raise ScenarioError(where, f"expected a name of 1 to {_LONGEST_NAME} characters, got {shown(name)}.")
-        found.append(Setting(text, _assignments(changes, f"{where}: {text}")))
+        found.append(Setting(text, assignments(changes, f"{where}: {text}")))
     if len({setting.name for setting in found}) < len(found):
         raise ScenarioError(where, "two settings have the same name. Give each its own.")
     return tuple(found)
-
-
-def _assignments(changes: Any, where: str) -> tuple[Assignment, ...]:
-    if not isinstance(changes, dict):
-        raise ScenarioError(where, f"expected keys of the scenario with values, got {shown(changes)}.")
-    return tuple(Assignment(str(key), value, f"{where}: {printable(str(key), 80)}") for key, value in changes.items())
 
 
 def sweep_file(path: Path) -> SweepFile | None:
@@ -207,7 +201,7 @@ def sweep_file(path: Path) -> SweepFile | None:
     beside = path.resolve().parent / named
     return SweepFile(
         str(beside) if beside.is_file() else named,
-        _assignments(section.get("set", {}), f"{_SECTION}.set"),
+        assignments(section.get("set", {}), f"{_SECTION}.set"),
         tuple(_axes_of(section)),
         seeds,
     )

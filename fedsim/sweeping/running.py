@@ -46,7 +46,7 @@ def check(folder: SweepFolder, found: Sequence[Cell], on_checked: Callable[[], N
     for cell in found:
         if folder.folder_of(cell.digest) is None:
             try:
-                plan = planning.make(cell.scenario)
+                plan = planning.make(cell.scenario, trains=False)
                 # Other seeds of a setting draw from the same images.
                 if cell.setting.name not in read:
                     inputs.of(plan)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fedsim import report
-from fedsim.errors import RunFolderError, ScenarioError
+from fedsim.errors import PluginError, RunFolderError, ScenarioError
 from fedsim.planning import preparation as planning
 from fedsim.recording.run_folder import RunFolder
 from fedsim.simulation import Progress
@@ -173,6 +173,23 @@ def test_evaluators_leave_the_identity_of_a_run_and_its_scenario_alone(tiny_scen
 def test_what_cannot_be_asked_is_refused_before_the_run(tiny_scenario, evaluators, said):
     with pytest.raises(ScenarioError, match=said):
         planning.make(tiny_scenario(evaluators=evaluators))
+
+
+def test_a_model_that_an_evaluator_will_refuse_is_told_before_anything_is_trained(tiny_plan):
+    at_once = {**ASKS, "params": {"how": "refuses at once"}}
+    notes = tiny_plan(evaluators=[ASKS, at_once, "transfer"]).notes
+    assert "evaluators.1: stubs:Asks will be refused: not of a model of 10 classes." in notes
+    assert any(note.startswith("evaluators.2: transfer will be refused: it needs a source") for note in notes)
+    assert not any("evaluators.0" in note for note in notes)
+    on_a_cnn = tiny_plan(
+        model={"name": "convnet", "kwargs": {}}, evaluators=["position_probe", "shuffle_accuracy"]
+    ).notes
+    assert [note.partition(" will be refused")[0] for note in on_a_cnn if "will be refused" in note] == [
+        "evaluators.0: position_probe",
+        "evaluators.1: shuffle_accuracy",
+    ]
+    with pytest.raises(PluginError, match=r"evaluators\.0: check of stubs:Asks .* raised RuntimeError: no answer"):
+        tiny_plan(evaluators=[{**ASKS, "params": {"how": "breaks at once"}}])
 
 
 def test_a_damaged_line_is_named(run):

@@ -70,8 +70,16 @@ def test_no_plain_variant_is_run_where_it_could_be_no_other_attack(simulate, tin
     ):
         plan = tiny_plan(**{**TOLD, **parts})
         assert [planned.variant for planned in plan.attacks] == ["only"], number
-    both = [{"name": "stubs:Told"}, {"name": "stubs:Told", "params": {"aware": False}}]
-    assert [planned.variant for planned in tiny_plan(**{**TOLD, "attacks": both}).attacks] == ["only", "only"]
+
+
+@pytest.mark.parametrize("variants", [["aware", "plain"], ["aware"]])
+def test_a_plain_variant_that_is_listed_is_refused_since_it_would_pass_for_another_attack(tiny_plan, variants):
+    both = [{"name": "stubs:Told", "params": {"aware": False}}, {"name": "stubs:Told"}]
+    parts = {**TOLD, "attacks": both, "audit": {"variants": variants}}
+    with pytest.raises(ScenarioError, match=r"attacks\.0: stubs:Told .* is the plain variant of attacks\.1"):
+        tiny_plan(**parts)
+    for untold in ({"threat": {"grants": ["batch_size"]}}, {"defenses": []}):
+        assert len(tiny_plan(**{**parts, **untold}).attacks) == 2
 
 
 @pytest.mark.parametrize(
@@ -200,19 +208,12 @@ def test_variants_that_are_asked_for_later_are_missing_until_they_are_made(simul
 
 def test_plain_variants_that_are_not_asked_for_any_more_are_dropped(simulate, tiny_plan):
     _, folder, records = simulate()
-    for number, parts in enumerate(
-        (
-            {"audit": {"variants": ["aware"]}},
-            {"attacks": [{"name": "stubs:Told"}, {"name": "stubs:Told", "params": {"aware": False}}]},
-        )
-    ):
-        plan = tiny_plan(**{**TOLD, **parts})
-        folder.write_scenario(plan.scenario)
-        audits.audit(plan, folder, Progress())
-        found = folder.records.read()
-        assert not any(one["attack"].get("variant") == "plain" for one in found), number
-        assert len(found) == 4 * len(plan.attacks)
-    assert len(records) == 6
+    plan = tiny_plan(**{**TOLD, "audit": {"variants": ["aware"]}})
+    folder.write_scenario(plan.scenario)
+    audits.audit(plan, folder, Progress())
+    found = folder.records.read()
+    assert not any(one["attack"].get("variant") == "plain" for one in found)
+    assert (len(records), len(found)) == (6, 4)
 
 
 def test_a_label_that_would_be_taken_for_a_plain_variant_is_refused(tiny_plan):

@@ -13,7 +13,7 @@ from fedsim_attacks.matching.descent import Descent
 from fedsim_attacks.matching.distances import DISTANCES
 from fedsim_attacks.matching.optimizers import OPTIMIZERS
 from fedsim_attacks.matching.priors import PRIORS
-from torch import nn
+from vit_cases import tiny_model
 
 from fedsim import installation, models, plugins
 from fedsim.attack import Attack, Need
@@ -39,7 +39,18 @@ STRONG: dict[str, dict[str, Any]] = {
     "partial_sharing": {"hidden": ("pos_embed", "*.bias"), "keeps": "local"},
 }
 # Defenses that take many passes through the model, for each tensor or feature or step of an attack: a tiny one is enough.
-MANY_PASSES = ("adversarial_training", "ard", "fast", "free", "layer_noise", "mart", "prm", "soteria", "trades")
+MANY_PASSES = (
+    "adversarial_training",
+    "ard",
+    "fast",
+    "flower_mod",
+    "free",
+    "layer_noise",
+    "mart",
+    "prm",
+    "soteria",
+    "trades",
+)
 # Sources that need nothing but themselves; the others have their files written in tests of their own.
 SELF_SUFFICIENT = {"photos": {"samples": 60, "test_samples": 20}, "shapes": {"samples": 60, "test_samples": 20}}
 
@@ -50,11 +61,6 @@ def on_the_april_model(needs: frozenset[Need]) -> list[Observation]:
     pictures = random_images(torch.Generator().manual_seed(0))
     cases = (("gradient", needs), ("gradient", ALL_GRANTS), ("delta", needs))
     return [observation(pictures, kind, grants, model=model) for kind, grants in cases]
-
-
-def tiny_model() -> nn.Module:
-    kwargs = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "num_heads": 2, "depth": 1}
-    return models.build(ModelPart(name="vit_nano", kwargs=kwargs), 10, 8, 0)
 
 
 def on_a_tiny_model(needs: frozenset[Need]) -> list[Observation]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from opacus.accountants.analysis.gdp import eps_from_mu
 from scipy.stats import kstest, norm
 from torch import nn
+from vit_cases import tiny_model
 
 from fedsim import gaussian_dp
 from fedsim.errors import ScenarioError
@@ -205,7 +206,7 @@ def test_what_would_promise_nothing_or_something_else_is_refused(params, text):
 
 @pytest.mark.parametrize("params", [LOCAL, {**LOCAL, "sensitivity": 0.5, "epsilon": 4.0}, {}])
 def test_the_contract_of_defenses_is_kept(params):
-    check_defense(FlowerMod, **params)
+    check_defense(FlowerMod, model=tiny_model(), **params)
 
 
 def test_the_documented_epsilons_are_those_of_the_budget():

@@ -11,9 +11,10 @@ from processes import command, elsewhere
 
 from fedsim import cli
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
+from fedsim.federation.accuracy import evaluate
 from fedsim.federation.aggregation import ClientsFailedError
 from fedsim.federation.engine import train
-from fedsim.federation.training import evaluate, local_update
+from fedsim.federation.training import local_update
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import yaml_loader
 

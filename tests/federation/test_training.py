@@ -403,18 +403,6 @@ def test_batches_are_split_only_where_the_gradient_stays_the_same(tiny_plan):
     assert tiny_plan(training=PARTS, defenses=[{"name": "stubs:Recipe", "clients": []}])
 
 
-def test_evaluation_is_accuracy_and_mean_loss_over_the_test_pool(tiny_plan):
-    plan = tiny_plan()
-    weights, pool = moved(plan), plan.data.pools.test
-    samples = pool.read(range(len(pool)))
-    with torch.no_grad():
-        logits = plan.model(weights)(plan.normalization.normalize(samples.images))
-    expected = float(nn.functional.cross_entropy(logits, samples.labels))
-    accuracy, loss = training.evaluate(plan, weights, batch_size=3)
-    assert accuracy == float((logits.argmax(1) == samples.labels).float().mean())
-    assert loss == pytest.approx(expected, rel=1e-5)
-
-
 def planned(name, **params):
     defense = plugins.build("defenses", Defense, name, params, "defenses.0")
     return PlannedDefense(0, PluginInfo("defenses", name, name, None, "unknown"), defense, frozenset({0}))

@@ -12,7 +12,8 @@ from fedsim import models
 from fedsim.audit import replay
 from fedsim.audit.threat import ThreatModel
 from fedsim.errors import ScenarioError
-from fedsim.federation.training import evaluate, local_update
+from fedsim.federation.accuracy import evaluate
+from fedsim.federation.training import local_update
 from fedsim.models import ModelInterfaceError
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import ModelPart

@@ -262,8 +262,11 @@ def test_weights_that_are_not_finite_are_refused(stored, trained):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    for path in (tmp_path, tmp_path / "none.pth"):
-        assert refusal(path) == f"model.pretrained: no weights file {path}. Give a .safetensors or .pth file."
+    none = tmp_path / "none.pth"
+    assert refusal(none) == f"model.pretrained: no weights file {none}. Give a .safetensors or .pth file."
+    assert refusal(tmp_path) == (
+        f"model.pretrained: {tmp_path} is a folder, and no run. Give a .safetensors or .pth file, or a run folder."
+    )
 
 
 class Executes:
@@ -278,3 +281,64 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     torch.save({"head.weight": Executes(str(tmp_path / "executed"))}, tmp_path / "weights.pth")
     assert refusal(tmp_path / "weights.pth").startswith(f"model.pretrained: {tmp_path / 'weights.pth'} ")
     assert not (tmp_path / "executed").exists()
+
+
+def summed(path, **kwargs):
+    pretrained = {"file": str(path), "patches": "summed"}
+    return build(pretrained, name="vit_tiny_patch16_224", embed_dim=32, depth=1, num_heads=2, **kwargs)
+
+
+@pytest.fixture
+def large(tmp_path):
+    """The file of a model of patches of 16 pixels on images of 128, and the model."""
+    part = ModelPart(name="vit_tiny_patch16_224", kwargs={"embed_dim": 32, "depth": 1, "num_heads": 2})
+    model = models.build(part, 10, 128, 1)
+    save_file(model.state_dict(), tmp_path / "large.safetensors")
+    return tmp_path / "large.safetensors", model
+
+
+def test_a_summed_kernel_gives_the_tokens_of_the_large_one_on_enlarged_pixels(large):
+    path, model = large
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    enlarged = images.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    small = summed(path, patch_size=4)
+    torch.testing.assert_close(small.patch_embed(images), model.patch_embed(enlarged))
+    # Both have 8 x 8 patches, so the whole models agree.
+    torch.testing.assert_close(small(images), model(enlarged), atol=1e-5, rtol=1e-4)
+    resampled = build(str(path), name="vit_tiny_patch16_224", embed_dim=32, depth=1, num_heads=2, patch_size=4)
+    assert not torch.allclose(resampled.patch_embed.proj.weight, small.patch_embed.proj.weight, atol=1e-3)
+
+
+def test_a_summed_start_resizes_the_position_table_bilinearly(large):
+    path, model = large
+    small = summed(path, patch_size=8)
+    grid = model.pos_embed[:, 1:].reshape(8, 8, 32)
+    # Half of a grid of even sides: each row is the mean of a block of 2 x 2.
+    expected = grid.reshape(4, 2, 4, 2, 32).mean((1, 3)).reshape(16, 32)
+    torch.testing.assert_close(small.pos_embed[0, 1:], expected)
+    assert torch.equal(small.pos_embed[:, :1], model.pos_embed[:, :1])
+
+
+def test_patches_of_equal_size_leave_nothing_to_sum(large):
+    path, model = large
+    small = summed(path, patch_size=16, image_size=128)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in small.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"patch_size": 32, "image_size": 64}, "its patches of 16 x 16 pixels are no multiple of the model's 32 x 32"),
+        ({"patch_size": 6, "image_size": 36}, "its patches of 16 x 16 pixels are no multiple of the model's 6 x 6"),
+    ],
+)
+def test_patches_that_cannot_be_summed_are_refused(given, says, large):
+    with pytest.raises(ScenarioError, match=says):
+        summed(large[0], **given)
+
+
+def test_patches_are_summed_of_vision_transformers_alone(large):
+    with pytest.raises(ScenarioError, match=r"model\.pretrained\.patches: summed, and a .* has no patches"):
+        build({"file": str(large[0]), "patches": "summed"}, name="convnet")
+    with pytest.raises(ScenarioError, match="there are no published weights for vit_nano"):
+        build({"patches": "summed"})

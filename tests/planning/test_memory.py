@@ -36,6 +36,20 @@ def test_of_each_plan_the_latest_results_are_kept(tiny_plan, counted):
     assert [number for _, number, _ in calls] == [1, 2, 3, 2]
 
 
+def test_results_are_kept_up_to_their_size_and_the_latest_always(tiny_plan):
+    calls = []
+
+    @per_plan(most=5, size=len)
+    def work(plan, count):
+        calls.append(count)
+        return "x" * count
+
+    plan = tiny_plan()
+    for count in (2, 3, 2, 3, 1, 2, 9, 9, 3):
+        work(plan, count)
+    assert calls == [2, 3, 1, 2, 9, 3]
+
+
 def test_what_raises_is_tried_again(tiny_plan):
     answers = iter([ValueError("not yet"), 5])
 

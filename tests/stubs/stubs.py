@@ -250,6 +250,8 @@ class Asks(Evaluator):
         "raises",
         "leaves",
         "refuses",
+        "refuses at once",
+        "breaks at once",
         "exits",
         "waits",
         "hoards",
@@ -261,6 +263,12 @@ class Asks(Evaluator):
         "shows",
         "hides",
     ] = "well"
+
+    def check(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+        if self.how == "refuses at once":
+            raise EvaluationRefusedError(f"not of a model of {len(class_names)} classes")
+        if self.how == "breaks at once":
+            raise RuntimeError("no answer")
 
     def run(  # noqa: C901  (one way to misbehave after another)
         self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator

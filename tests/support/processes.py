@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import runpy
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +33,18 @@ def command(*arguments: str | Path, log: str | Path = os.devnull) -> BaseProcess
     process = ServedContext().Process(target=_command, args=(dict(os.environ), [*map(str, arguments)], log))
     process.start()
     return process
+
+
+def module(*arguments: str | Path, path: Path, cwd: Path) -> str:
+    """Run a module as `python -m` does, with a folder first on its path, and return what it printed; fails where that fails."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        given = dict(os.environ), [*map(str, arguments)], str(path), cwd, log.name
+        process = ServedContext().Process(target=_module, args=given)
+        process.start()
+        process.join()
+        printed = log.read()
+    assert process.exitcode == 0, printed
+    return printed
 
 
 def elsewhere(code: str, **given: object) -> object:
@@ -63,11 +77,24 @@ def start_worker(environment: Mapping[str, str], *arguments: Any) -> None:
 
 def _command(environment: Mapping[str, str], arguments: list[str], log: str | Path) -> None:
     _take(environment)
+    _print_to(log)
+    sys.argv = ["fedsim", *arguments]
+    main()
+
+
+def _module(environment: Mapping[str, str], arguments: list[str], path: str, cwd: Path, log: str) -> None:
+    _take(environment)
+    _print_to(log)
+    os.chdir(cwd)
+    sys.path.insert(0, path)
+    sys.argv = arguments
+    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
+def _print_to(log: str | Path) -> None:
     with open(log, "w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    sys.argv = ["fedsim", *arguments]
-    main()
 
 
 def _found(code: str, given: dict[str, object]) -> object:

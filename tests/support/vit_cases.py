@@ -24,6 +24,11 @@ def build(name: str = "vit_mini", size: int = 32, seed: int = 0, **kwargs: Any) 
     return models.build(ModelPart(name=name, kwargs=kwargs), CLASSES, size, seed)
 
 
+def tiny_model() -> torch.nn.Module:
+    """Return a ViT of one block for images of 8 px: enough where a test takes many passes, or pays for each tensor."""
+    return build("vit_nano", 8, img_size=8, patch_size=4, embed_dim=32, num_heads=2, depth=1)
+
+
 def build_april(seed: int = 0, **kwargs: Any) -> torch.nn.Module:
     """Return a model whose first attention sees tokens and positions alone; 32 px, patch values as many as the width."""
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 2, "num_heads": 12}

@@ -152,20 +152,13 @@ class RobustnessTest(Evaluator):
     def _cautions(self) -> tuple[str, ...]:
         return (CAUTION,)
 
-    def _ready(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
-        """Refuse a model that cannot be attacked.
-
-        Raises:
-            EvaluationRefusedError: says why.
-        """
-
     def run(
         self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator
     ) -> Evaluation:
         """Return accuracy by epsilon, and what the checks say of it."""
         if not len(pool):
             raise EvaluationRefusedError("there are no test images")
-        self._ready(model, class_names)
+        self.check(model, class_names)
         known = pool.read(range(min(self.images, len(pool))))
         labels = known.labels.long()
         clean = right(model, known.images, labels)

@@ -103,21 +103,30 @@ class ShuffleTest(Evaluator):
     def _scores(self, answers: Answers) -> dict[str, float]:
         """Return the scores of the answers."""
 
-    @torch.inference_mode()
-    def run(
-        self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator
-    ) -> Evaluation:
-        """Return the scores by ratio."""
-        answers = self._answers(model, pool, generator)
-        return Evaluation(self._scores(answers), answers.cautions)
+    def check(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+        """Refuse what does not cut images into patches, and one without the unknown position that is asked for.
 
-    def _answers(self, model: PixelModel, pool: Pool, generator: torch.Generator) -> Answers:
-        grid = grid_of(model)
+        Raises:
+            EvaluationRefusedError: says which.
+        """
+        grid_of(model)
         if self.unknown and not has_unknown(model.model):
             raise EvaluationRefusedError(
                 "unknown is true, and the model has no embedding of an unknown position: no client of the scenario carries "
                 "mjp. Set unknown to false"
             )
+
+    @torch.inference_mode()
+    def run(
+        self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator
+    ) -> Evaluation:
+        """Return the scores by ratio."""
+        self.check(model, class_names)
+        answers = self._answers(model, pool, generator)
+        return Evaluation(self._scores(answers), answers.cautions)
+
+    def _answers(self, model: PixelModel, pool: Pool, generator: torch.Generator) -> Answers:
+        grid = grid_of(model)
         known = pool.read(range(min(self.images, len(pool))))
         clean = self._answered(model, known.images, None)
         shuffled = {}

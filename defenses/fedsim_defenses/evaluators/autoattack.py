@@ -51,7 +51,8 @@ class AutoAttack(RobustnessTest):
     images: int = 100
     version: Literal["standard", "rand"] = "standard"
 
-    def _ready(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+    def check(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+        """Refuse where the package is missing, and fewer classes than its losses need."""
         _package()
         if len(class_names) < _LEAST_CLASSES:
             raise EvaluationRefusedError(

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedsim.errors import EvaluationRefusedError
+from fedsim.evaluator import PixelModel
 from fedsim.exchange import Images
 from fedsim_defenses.evaluators._intervals import mean
 from fedsim_defenses.evaluators._shuffled import Answers, ShuffleTest, at
@@ -33,10 +34,19 @@ class DiffNorm(ShuffleTest):
 
     citation: ClassVar[str] = MJP.citation
 
-    def _read(self, vit: nn.Module, images: Images) -> Float[Tensor, "batch value"]:
-        asked: Any = vit
+    def check(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+        """Refuse a model that tells no features, as well.
+
+        Raises:
+            EvaluationRefusedError: says so.
+        """
+        super().check(model, class_names)
+        vit = model.model
         if not callable(getattr(vit, "forward_features", None)) or not callable(getattr(vit, "forward_head", None)):
             raise EvaluationRefusedError(f"it asks a timm model for its features, and {type(vit).__name__} tells none")
+
+    def _read(self, vit: nn.Module, images: Images) -> Float[Tensor, "batch value"]:
+        asked: Any = vit
         features: Tensor = asked.forward_head(asked.forward_features(images), pre_logits=True)
         return features
 

@@ -39,7 +39,8 @@ class FeaturePGD(Ascent):
 
     citation: ClassVar[str] = MIMIR
 
-    def _ready(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+    def check(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+        """Refuse a model that tells no features."""
         Features(model)
 
     def _goal(self, model: PixelModel, images: Images) -> Surface:

@@ -49,7 +49,8 @@ class PGDMI(Ascent):
         if not self.weight >= 0:
             raise ValueError(f"weight: expected 0 or more, got {self.weight}.")
 
-    def _ready(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+    def check(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+        """Refuse a model that tells no features."""
         Features(model)
 
     def _surface(self, model: PixelModel, images: Images) -> Surface:

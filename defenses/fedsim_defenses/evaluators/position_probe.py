@@ -53,23 +53,21 @@ class PositionProbe(Evaluator):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}.")
 
+    def check(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+        """Refuse a model without a row of positions for each patch, and one with too few of them.
+
+        Raises:
+            EvaluationRefusedError: says which.
+        """
+        self._table(model)
+
     @torch.inference_mode()
     def run(
         self, model: PixelModel, pool: Pool, class_names: tuple[str, ...], generator: torch.Generator
     ) -> Evaluation:
         """Return the errors."""
-        grid = grid_of(model)
-        try:
-            prefix = prefix_rows(model.model)
-        except ModelInterfaceError as error:
-            raise EvaluationRefusedError(f"it reads a position table: {error}") from None
-        table: Rows = model.model.pos_embed[0, prefix:].double()  # type: ignore[index]
+        grid, table = grid_of(model), self._table(model)
         count = len(table)
-        if count != grid.count or count < 2 * self.folds:
-            raise EvaluationRefusedError(
-                f"{count} rows of positions for {grid.count} patches; it needs one a patch, and two in each of {self.folds} "
-                "folds"
-            )
         numbers = torch.arange(count)
         coordinates = torch.stack([numbers // grid.columns, numbers % grid.columns], 1).double()
         first, second = (torch.randperm(count, generator=generator) for _ in range(2))
@@ -93,6 +91,21 @@ class PositionProbe(Evaluator):
             scores[f"{name}, table of noise (control)"] = sum(blind) / len(blind)
             scores[f"{name}, mean place (control)"] = probe_error(torch.zeros_like(wanted), wanted, order, self.folds)
         return Evaluation(scores)
+
+    def _table(self, model: PixelModel) -> Rows:
+        grid = grid_of(model)
+        try:
+            prefix = prefix_rows(model.model)
+        except ModelInterfaceError as error:
+            raise EvaluationRefusedError(f"it reads a position table: {error}") from None
+        table: Rows = model.model.pos_embed[0, prefix:].double()  # type: ignore[index]
+        count = len(table)
+        if count != grid.count or count < 2 * self.folds:
+            raise EvaluationRefusedError(
+                f"{count} rows of positions for {grid.count} patches; it needs one a patch, and two in each of {self.folds} "
+                "folds"
+            )
+        return table
 
 
 def _noise(table: Rows, spread: float, generator: torch.Generator) -> Rows:

@@ -59,7 +59,8 @@ class Transfer(RobustnessTest):
         if not 0 < self.step <= 2:
             raise ValueError(f"step: expected a share of epsilon above 0 and up to 2, got {self.step}.")
 
-    def _ready(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+    def check(self, model: PixelModel, class_names: tuple[str, ...]) -> None:
+        """Refuse where the weights of the source are missing, damaged or of another architecture."""
         self._source(model)
 
     def _source(self, model: PixelModel) -> PixelModel:
