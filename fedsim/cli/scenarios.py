@@ -90,9 +90,12 @@ def _table(loaded: Scenario, plan: Any) -> Table:
     for planned in plan.attacks:
         called = f"{planned.label}: " if planned.label else ""
         table.add_row("attack", printable_line(f"{called}{planned.info.name}{_given(planned.changed)}"))
+    carriers: dict[str, list[int]] = {}
     for client in range(loaded.federation.clients):
         for text in plan.cautions_of(client):
-            table.add_row("caution", printable_line(f"client {client}: {text}"))
+            carriers.setdefault(text, []).append(client)
+    for text, carrying in carriers.items():
+        table.add_row("caution", printable_line(f"{_clients(carrying)}: {text}"))
     for gap in coverage.gaps(plan):
         table.add_row("inconclusive", printable_line(_in_words(gap)))
     return table
@@ -156,9 +159,20 @@ def _given(params: dict[str, Any]) -> str:
 
 def _in_words(gap: Any) -> str:
     """Return what an audit will not be able to tell, as one row of `fedsim check`."""
-    clients = f"client{'s' if len(gap.clients) != 1 else ''} {', '.join(map(str, gap.clients))}"
     instead = f" Add instead: {', '.join(gap.instead)}." if gap.instead else ""
-    return f"{gap.attack or 'every attack'} on {clients}, where it finds nothing: {gap.reason}.{instead}"
+    return f"{gap.attack or 'every attack'} on {_clients(gap.clients)}, where it finds nothing: {gap.reason}.{instead}"
+
+
+def _clients(numbers: Sequence[int]) -> str:
+    """Return clients in words, neighbors as a range: client 4; clients 0-3, 6."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][-1] == number - 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    told = [f"{one[0]}-{one[-1]}" if len(one) > 2 else ", ".join(map(str, one)) for one in ranges]
+    return f"client{'s' if len(numbers) != 1 else ''} {', '.join(told)}"
 
 
 def init(

@@ -332,6 +332,14 @@ def test_check_as_json_says_what_the_table_says(fedsim, file):
     assert found["notes"][0].startswith("data.name is now 'photos'")
 
 
+def test_a_caution_of_several_clients_is_told_once(fedsim):
+    recipe = "defenses=[{name: adversarial_training, clients: [0, 1, 2, 4]}]"
+    outcome = fedsim("check", "smoke", "--set", "federation.clients=6", "--set", recipe)
+    said = " ".join(outcome.output.split())
+    assert said.count("Adversarial training is no privacy defense") == 1
+    assert "clients 0-2, 4: adversarial_training: Adversarial training is no privacy defense" in said
+
+
 def test_records_are_printed_as_a_table_as_json_and_as_csv(fedsim, finished, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert json.loads(fedsim("records", finished, "--json").output) == records(finished)
@@ -597,5 +605,5 @@ def test_check_says_which_attack_will_be_inconclusive_and_what_to_add(fedsim, fi
     outcome = fedsim("check", file, "--set", setting, "--set", "attacks=[patch_embedding]")
     said = " ".join(outcome.output.split())
     assert outcome.code == 0
-    assert "patch_embedding on clients 0, 1, 2, where it finds nothing: it is made for 1 image in an update" in said
+    assert "patch_embedding on clients 0-2, where it finds nothing: it is made for 1 image in an update" in said
     assert "Add instead:" in said and "token_matching" in said
