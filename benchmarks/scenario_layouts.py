@@ -57,6 +57,13 @@ def _clients(*headings: str) -> tuple[Line, ...]:
     return tuple(Line(heading, Pick(clients=(number,))) for number, heading in enumerate(headings))
 
 
+def _evaluated(score: str) -> str:
+    """Return a cell with a score of an evaluator, and its interval."""
+    return (
+        f"{{evaluations[{score}]:.2f}} [{{evaluations[{score}, 95% from]:.2f}}, {{evaluations[{score}, 95% to]:.2f}}]"
+    )
+
+
 def _with_blank(first: tuple[str, ...], *headings: str) -> tuple[Line, ...]:
     """Return a row for each client, the first with cells of its own."""
     one, *others = _clients(*headings)
@@ -147,22 +154,19 @@ TABLES = {
         (
             Line(
                 "accuracy",
-                cell="{evaluations[accuracy, not shuffled]:.2f} [{evaluations[accuracy, not shuffled, 95% from]:.2f}, "
-                "{evaluations[accuracy, not shuffled, 95% to]:.2f}]",
+                cell=_evaluated("accuracy, not shuffled"),
             ),
             *(
                 Line(
                     f"accuracy, {ratio:.0%} of the patches shuffled",
-                    cell=f"{{evaluations[accuracy at {ratio}]:.2f}} [{{evaluations[accuracy at {ratio}, 95% from]:.2f}}, "
-                    f"{{evaluations[accuracy at {ratio}, 95% to]:.2f}}]",
+                    cell=_evaluated(f"accuracy at {ratio}"),
                 )
                 for ratio in (0.5, 0.9)
             ),
             *(
                 Line(
                     f"consistency, {ratio:.0%} shuffled",
-                    cell=f"{{evaluations[consistency at {ratio}]:.2f}} [{{evaluations[consistency at {ratio}, 95% from]:.2f}}, "
-                    f"{{evaluations[consistency at {ratio}, 95% to]:.2f}}]",
+                    cell=_evaluated(f"consistency at {ratio}"),
                 )
                 for ratio in (0.5, 0.9)
             ),
@@ -321,6 +325,53 @@ TABLES = {
             Line("clients 4 to 7: PSNR, dB", Pick(clients=(4, 5, 6, 7)), "{psnr.mean:.1f}"),
             Line("clients 4 to 7: verdict on images", Pick(clients=(4, 5, 6, 7)), "{verdict[images]}"),
             Line("own mean color (control), dB", cell="{own_mean.psnr.mean:.1f}"),
+        ),
+    ),
+    "robust_and_private": Table(
+        Pick(run="robust_and_private", attack="patch_embedding"),
+        "clients",
+        (
+            Line("images: `patch_embedding`", cell="{psnr.interval:.1f} dB"),
+            Line("own mean color", cell="{own_mean.psnr.mean:.1f} dB"),
+            Line("verdict", cell="{verdict[images]}"),
+            Line("labels: `label_recovery`", Pick(attack="label_recovery"), "recall {label_recall.mean:.2f}"),
+        ),
+        (
+            Line("0, 1: none", Pick(clients=(0, 1))),
+            Line("2, 3: `mjp`", Pick(clients=(2, 3))),
+            Line("4, 5: `dp_noise`", Pick(clients=(4, 5))),
+            Line("6, 7: `adversarial_training`", Pick(clients=(6, 7))),
+        ),
+    ),
+    "robust_and_private_model": Table(
+        ANY,
+        "the common model",
+        (
+            Line("no defense", Pick(run="robust_and_private_none")),
+            Line("a defense on each group", Pick(run="robust_and_private")),
+        ),
+        (
+            Line("accuracy (a guess: 0.25)", cell=_evaluated("accuracy")),
+            Line("PGD at 4/255", cell=_evaluated("accuracy at epsilon 4/255")),
+            Line("PGD at 8/255", cell=_evaluated("accuracy at epsilon 8/255")),
+            Line("PGD at 64/255", cell=_evaluated("accuracy at epsilon 64/255")),
+            Line("consistency, 90% of the patches shuffled", cell=_evaluated("consistency at 0.9")),
+        ),
+    ),
+    "ard_prm": Table(
+        ANY,
+        "accuracy after the last round",
+        (
+            Line("plain training", Pick(run="ard_prm_none")),
+            Line("`adversarial_training`", Pick(run="ard_prm_plain")),
+            Line("`ard` with `prm`", Pick(run="ard_prm")),
+        ),
+        (
+            Line("images as they are", cell=_evaluated("accuracy")),
+            Line("PGD at 4/255", cell=_evaluated("accuracy at epsilon 4/255")),
+            Line("PGD at 8/255", cell=_evaluated("accuracy at epsilon 8/255")),
+            Line("PGD at 16/255", cell=_evaluated("accuracy at epsilon 16/255")),
+            Line("PGD at 64/255", cell=_evaluated("accuracy at epsilon 64/255")),
         ),
     ),
     "precode": Table(

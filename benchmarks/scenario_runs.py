@@ -97,6 +97,8 @@ RUNS = {
                 "update_defenses",
                 "flower_privacy",
                 "half_protected",
+                "robust_and_private",
+                "ard_prm",
                 "precode",
                 "soft_labels",
                 "label_rules",
@@ -111,6 +113,9 @@ RUNS = {
         ),
         Run("half_protected_none", "half_protected", ("defenses=[]",)),
         Run("half_protected_all", "half_protected", ("defenses.0.clients=all",)),
+        Run("robust_and_private_none", "robust_and_private", ("defenses=[]",)),
+        Run("ard_prm_none", "ard_prm", ("defenses=[]",)),
+        Run("ard_prm_plain", "ard_prm", ("defenses=[{name: adversarial_training, params: {steps: 7}}]",)),
         Run("precode_plain", "precode", ("model.precode=null",)),
         Run(
             "flower_privacy_plain",

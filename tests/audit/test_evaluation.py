@@ -35,7 +35,7 @@ def timeless(folder):
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_the_model_after_a_round_is_what_the_next_one_sends_out(run, processes):
+def test_the_model_after_a_round_is_what_the_next_one_sends_out(run, quick_workers, processes):
     _, folder = run(ASKS, audit={"processes": processes})
     lines = folder.read_evaluations()
     assert [line.round for line in lines] == [1, 2, 3]

@@ -30,18 +30,19 @@ def lines(records: Sequence[AnyRecord]) -> list[dict[str, Any]]:
 
 def simulate(plan: Plan, folder: RunFolder, progress: simulation.Progress, *seen: Any) -> list[dict[str, Any]]:
     """Train and audit, as `fedsim.simulation.simulate`."""
-    with _briefly():
+    with briefly():
         return lines(simulation.simulate(plan, folder, progress, *seen))
 
 
 def audit(plan: Plan, folder: RunFolder, progress: simulation.Progress, *seen: Any) -> list[dict[str, Any]]:
     """Audit, as `fedsim.simulation.audit`."""
-    with _briefly():
+    with briefly():
         return lines(simulation.audit(plan, folder, progress, *seen))
 
 
 @contextlib.contextmanager
-def _briefly() -> Iterator[None]:
+def briefly() -> Iterator[None]:
+    """Let runs of the block make no report, and attack in this process unless the test is `isolated`."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch("fedsim.report.render", lambda path: path / "report.html"))
         if not is_isolated:
