@@ -49,6 +49,15 @@ def plans(folder: Path) -> dict[str, Plan]:
 
 def time_ratios(by_setting: Mapping[str, Plan], turns: int) -> dict[str, list[float]]:
     """Return setting -> a client's time in a round divided by that of the setting `none`, one number a turn."""
+    seconds = seconds_of(by_setting, turns)
+    return {
+        setting: [own / plain for own, plain in zip(taken, seconds[NONE], strict=True)]
+        for setting, taken in seconds.items()
+    }
+
+
+def seconds_of(by_setting: Mapping[str, Plan], turns: int) -> dict[str, list[float]]:
+    """Return setting -> processor time of a client in a round, one number a turn."""
     seconds: dict[str, list[float]] = {setting: [] for setting in by_setting}
     weights = {setting: dict(plan.model().state_dict()) for setting, plan in by_setting.items()}
     with torch_threads(1):
@@ -58,10 +67,7 @@ def time_ratios(by_setting: Mapping[str, Plan], turns: int) -> dict[str, list[fl
                 local_update(plan, CLIENT, ROUND, weights[setting])
                 if turn:
                     seconds[setting].append(time.process_time() - began)
-    return {
-        setting: [own / plain for own, plain in zip(taken, seconds[NONE], strict=True)]
-        for setting, taken in seconds.items()
-    }
+    return seconds
 
 
 def written(ratios: list[float]) -> str:

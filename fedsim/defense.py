@@ -21,6 +21,13 @@ MEANINGFUL_DELTA = 1e-3
 """The largest delta that is still a guarantee: with this probability it may fail altogether, whatever its epsilon."""
 
 
+EPSILON_OF_ONE_RUN = (
+    "an epsilon that is stated counts the rounds of this run alone, and what was sent or released in the other about the same "
+    "images comes on top"
+)
+"""What has to be said beside an epsilon where the run starts from the model of another one."""
+
+
 def is_meaningful(epsilon: float | None, delta: float) -> bool:
     """Return whether a guarantee is worth the name; an epsilon of None is none."""
     return epsilon is not None and epsilon <= MEANINGFUL_EPSILON and delta <= MEANINGFUL_DELTA

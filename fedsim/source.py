@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -70,7 +71,13 @@ class Source(ABC):
         test_samples: size of the test pool; where no test set is given it is held out of the training set,
             a quarter at most. None takes the whole test set, or a tenth.
         auxiliary_samples: size of the auxiliary pool, held out of the training set: an eighth of it at most.
+
+    Class facts:
+        is_drawn: whether each image is drawn anew from the seed and its pool, so that no other seed or size puts an image of
+            one pool into another.
     """
+
+    is_drawn: ClassVar[bool] = False
 
     image_size: int | None = 32
     samples: int | None = None

@@ -126,6 +126,7 @@ def _each(folder: PhasesFolder, work: Callable[[RunFolder], None], is_told: bool
     manifest = folder.read()
     for index, entry in enumerate(manifest.phases):
         if not folder.has_begun(entry):
+            say(f"Phase {entry.folder.partition('-')[0]}: {entry.name} has no run folder")
             continue
         if is_told:
             say(f"Phase {entry.folder.partition('-')[0]}: {entry.name}", "bold")

@@ -28,7 +28,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -73,6 +73,8 @@ class Photos(Source):
 
     Crops in which the luminance hardly varies are rejected. Up to 224 pixels, clients' images are never enlarged.
     """
+
+    is_drawn: ClassVar[bool] = True  # each pool from a region of the photographs of its own
 
     image_size: int = 32
     samples: int = 600

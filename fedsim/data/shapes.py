@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -88,6 +89,8 @@ class Shapes(Source):
     Args:
         classes: number of classes; up to twelve differ from each other in kind and in color.
     """
+
+    is_drawn: ClassVar[bool] = True
 
     image_size: int = 32
     samples: int = 2000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedsim import network_cache, progress
-from fedsim.errors import ScenarioError
+from fedsim.errors import ScenarioError, told
 from fedsim.models.interface import normalization
 from fedsim.scenario import CentralPart
 from fedsim.seeds import numpy_generator, seeded, torch_threads
@@ -24,6 +25,7 @@ _CACHE = "starts"
 _RECIPE = 1  # raised whenever the same images give other weights
 _MOMENTUM = 0.9
 _READ = 256  # images that are read at once
+_TRIED = 8  # images of the step that is tried
 
 
 def train(model: nn.Module, part: CentralPart, pool: Pool, seed: int, identity: str) -> tuple[str, ...]:
@@ -63,6 +65,34 @@ def train(model: nn.Module, part: CentralPart, pool: Pool, seed: int, identity: 
     )
 
 
+def check(model: nn.Module, part: CentralPart, pool: Pool, seed: int) -> None:
+    """Try one step on a copy of the model.
+
+    Raises:
+        ScenarioError: the model cannot be trained so, as one with BatchNorm on a single image.
+    """
+    _trial(model, part, pool, seed)
+
+
+def _trial(model: nn.Module, part: CentralPart, pool: Pool, seed: int) -> list[torch.Tensor]:
+    """Return logits and gradient of a copy of the model on some images, in training mode.
+
+    Raises:
+        ScenarioError: the model cannot be trained so.
+    """
+    tried, count = copy.deepcopy(model).train(), min(part.batch_size, len(pool), _TRIED)
+    read = pool.read(range(count))
+    try:
+        with seeded(seed, "central", "trial"), torch_threads(1), torch.enable_grad():
+            logits = tried(normalization(model).normalize(read.images))
+            torch.autograd.backward(cross_entropy(logits, read.labels))
+    except Exception as error:  # (boundary: the model may be anybody's)
+        raise ScenarioError(
+            _WHERE, f"a step on {count} images fails: {told(error)}. Raise batch_size and data.auxiliary_samples."
+        ) from error
+    return [logits.detach(), *(parameter.grad for parameter in tried.parameters() if parameter.grad is not None)]
+
+
 def _train(model: nn.Module, part: CentralPart, pool: Pool, seed: int) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer: torch.optim.Optimizer
@@ -95,6 +125,9 @@ def _key(model: nn.Module, part: CentralPart, pool: Pool, seed: int, identity: s
     """Return a digest of all that the weights are a function of."""
     versions = (_RECIPE, torch.__version__, timm.__version__, np.__version__)
     digest = hashlib.sha256(repr((versions, part.model_dump(), seed, identity, normalization(model))).encode())
+    # What the model computes: its factory may build on modules that have changed.
+    for tensor in _trial(model, part, pool, seed):
+        digest.update(tensor.contiguous().numpy().tobytes())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.contiguous().numpy().tobytes())

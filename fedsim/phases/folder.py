@@ -106,9 +106,10 @@ class PhasesFolder:
             raise RunFolderError(f"{self.path}: no folder of phases, it has no {PHASES}.")
         try:
             found = Manifest.model_validate(files.read_json(path, self.path))
-        except pydantic.ValidationError as error:
+        except (pydantic.ValidationError, RunFolderError) as error:
+            fault = records.fault(error) if isinstance(error, pydantic.ValidationError) else "it is not JSON"
             raise RunFolderError(
-                f"{path}: damaged, or not of this fedsim: {records.fault(error)}. Restore it; each phase is a run folder that "
+                f"{path}: damaged, or not of this fedsim: {fault}. Restore it; each phase is a run folder that "
                 "fedsim run --resume goes on with."
             ) from None
         for entry in found.phases:

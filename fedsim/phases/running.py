@@ -24,7 +24,8 @@ def run(folder: PhasesFolder, complete: Callable[[Entry, RunFolder], None]) -> N
     with FolderLock(folder.path).held():
         manifest = folder.read()
         for index, entry in enumerate(manifest.phases):
-            if entry.status == "finished":
+            # One whose run folder is gone is run again.
+            if entry.status == "finished" and folder.has_begun(entry):
                 continue
             complete(entry, folder.open(manifest, index))
             phases = list(manifest.phases)

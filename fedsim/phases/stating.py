@@ -62,7 +62,8 @@ def read(path: Path, settings: Sequence[str] = ()) -> tuple[list[Phase], list[st
     if not isinstance(stated, list) or not 1 <= len(stated) <= MOST:
         raise ScenarioError(
             "phases",
-            f"expected a list of 1 to {MOST} phases such as {{name: first, set: {{...}}}}, got {shown(stated)}.",
+            f"expected a list of 1 to {MOST} phases such as {{name: first, set: {{...}}}}, got "
+            f"{'nothing' if stated in (None, []) else shown(stated)}.",
         )
     base, notes = load_phase(path, settings, ())
     found: list[Phase] = []

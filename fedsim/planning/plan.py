@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool
@@ -17,7 +16,7 @@ from fedsim.applicability import Setting, Workload
 from fedsim.attack import Attack
 from fedsim.data.batches import FederatedData
 from fedsim.data.candidates import candidates
-from fedsim.defense import ClientContext, Defense
+from fedsim.defense import EPSILON_OF_ONE_RUN, ClientContext, Defense
 from fedsim.exchange import Candidates, Normalization, Scope, Truth, Update, View
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
 from fedsim.models.trainable import Sharing
@@ -226,16 +225,18 @@ class Plan:
 
     def _cautions_of_start(self, client: int) -> list[str]:
         """Return that an epsilon leaves out what the client may have told in an earlier run."""
-        start = self.scenario.model.start
-        if start is None or start.file is None or not Path(start.file).is_dir():
-            return []
-        claims = [one for one in self.defenses_of(client) if type(one.defense).budget is not Defense.budget]
-        if not claims and not is_central(self.scenario.federation.strategy):
-            return []
-        return [
-            "the run starts from the model of another one: an epsilon that is stated counts the rounds of this run alone, and "
-            "what was sent or released in the other about the same images comes on top"
-        ]
+        return (
+            [f"the run starts from the model of another one: {EPSILON_OF_ONE_RUN}"]
+            if self.claims_after_another_run(client)
+            else []
+        )
+
+    def claims_after_another_run(self, client: int) -> bool:
+        """Return whether an epsilon is stated of a client, and the model comes from another run."""
+        if self.scenario.model.start_run is None:
+            return False
+        claims = any(type(one.defense).budget is not Defense.budget for one in self.defenses_of(client))
+        return claims or is_central(self.scenario.federation.strategy)
 
     def _cautions_of_capture(self) -> list[str]:
         """Return what rests on a guess about an observed app: which array is which, and what the data set has to do with it."""

@@ -18,7 +18,7 @@ from fedsim import applicability, models, plugins
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
-from fedsim.defense import Defense
+from fedsim.defense import EPSILON_OF_ONE_RUN, Defense
 from fedsim.errors import EvaluationRefusedError, PluginError, RunFolderError, ScenarioError, message_of, told
 from fedsim.evaluator import Evaluator, PixelModel
 from fedsim.exchange import SCOPES
@@ -62,7 +62,7 @@ def make(scenario: Scenario, trains: bool = True, before: Plan | None = None) ->
         ScenarioError: anything that the scenario names or combines does not work, with its YAML path.
         PluginError: an installed plug-in breaks the contract.
     """
-    from fedsim.strategies.building import check_strategy
+    from fedsim.strategies.building import check_shared, check_strategy
 
     check_memory_limit(scenario)
     clients = scenario.federation.clients
@@ -94,7 +94,14 @@ def make(scenario: Scenario, trains: bool = True, before: Plan | None = None) ->
         evaluators=_evaluators(scenario, scenario.federation.rounds),
         added=added,
     )
-    return replace(plan, notes=(*notes, *_dilution(plan), *_refusals(plan)))
+    check_shared(scenario.federation, plan.initial_weights())
+    return replace(plan, notes=(*notes, *_dilution(plan), *_refusals(plan), *_of_one_run(plan)))
+
+
+def _of_one_run(plan: Plan) -> tuple[str, ...]:
+    """Return a note where an epsilon is stated and the model comes from another run."""
+    claims = any(plan.claims_after_another_run(client) for client in range(plan.scenario.federation.clients))
+    return (f"model.pretrained: {EPSILON_OF_ONE_RUN}.",) if claims else ()
 
 
 def _refusals(plan: Plan) -> Iterator[str]:
@@ -269,7 +276,7 @@ def _model(
 ) -> tuple[nn.Module, tuple[str, ...], dict[str, PlannedDefense]]:
     """Return the model that all share, notes on it, and which defense first added each parameter that is not its own."""
     channels, *size = data.image_shape
-    start = starts.of(scenario, data.pools.auxiliary, trains, of) if before is None else starts.like(before)
+    start = starts.of(scenario, data.pools.auxiliary, trains, of) if before is None else starts.like(before, scenario)
     skeleton, notes = models.build_with_notes(
         scenario.model, classes, (size[0], size[1]), scenario.seed, channels, start
     )

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from fedsim.defense import EPSILON_OF_ONE_RUN
 from fedsim.errors import ScenarioError
 from fedsim.metrics.ratings import scale
 from fedsim.metrics.skill import CONTROL_TITLES
@@ -109,6 +110,8 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "utility_plot": _utility_plot(run),
         "budgets": _budgets(run),
         "budget_rounds": _shown_rounds(run),
+        "is_start_of_run": any(EPSILON_OF_ONE_RUN in note for note in run.notes),
+        "epsilon_of_one_run": EPSILON_OF_ONE_RUN,
         "costs": [] if run.is_observed else _costs(run, naming),
         "logged": _logged(run),
         "by_client": [summary for summary in summaries if summary.mean is not None],

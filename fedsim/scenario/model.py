@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -83,6 +84,10 @@ class StartPart(Part):
     def _is_one(self) -> StartPart:
         if not self.model_fields_set:
             raise ValueError("expected file, patches or central, got an empty mapping")
+        if "central" in self.model_fields_set and self.central is None:
+            raise ValueError("central: expected a mapping such as {epochs: 10}, or {} for the defaults, got nothing")
+        if self.file is not None and not self.file.strip():
+            raise ValueError("expected the path of a weights file or of a run, got an empty text")
         if self.central is not None and (self.file is not None or self.patches != "resampled"):
             raise ValueError("central trains the weights, and file and patches are about stored ones. Give one of both")
         return self
@@ -127,6 +132,16 @@ class ModelPart(Part):
     """Trains low-rank changes of some layers and freezes the rest."""
     precode: PrecodePart | None = None
     """Puts a variational bottleneck before the classifier."""
+
+    @property
+    def start_run(self) -> Path | None:
+        """The run folder that the weights come from: it is named, or its `model.safetensors` is; None where there is none."""
+        if self.start is None or self.start.file is None:
+            return None
+        path = Path(self.start.file)
+        if path.name == "model.safetensors" and (path.parent / "scenario.yaml").is_file():
+            return path.parent
+        return path if path.is_dir() else None
 
     @property
     def start(self) -> StartPart | None:

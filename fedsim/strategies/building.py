@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Collection
 from typing import Any
 
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
@@ -17,6 +18,7 @@ from fedsim.scenario import FederationPart, Scenario
 from fedsim.strategies.constraints import MEAN_ALONE, clients_fault, range_fault
 from fedsim.strategies.listing import STRATEGIES, strategy_parameters
 from fedsim.strategies.quiet import quiet_flower
+from fedsim.strategies.weighted import WeightedMean
 
 # Flower clips in these on the client, by a mod without which their noise would be calibrated to updates that nobody has
 # clipped.
@@ -49,6 +51,26 @@ def check_strategy(scenario: Scenario) -> None:
         )
     if scenario.threat.sees == "aggregate":
         _check_needs_the_mean_alone(scenario.federation)
+
+
+def check_shared(part: FederationPart, names: Collection[str]) -> None:
+    """Refuse a strategy that looks at arrays which clients do not send.
+
+    Args:
+        part: the scenario's part.
+        names: of the arrays that clients send.
+
+    Raises:
+        ScenarioError: names the parameter.
+    """
+    built: Any = build_strategy(part)
+    for strategy, path in ((built, ""), (getattr(built, "strategy", None), "strategy.params.")):
+        if isinstance(strategy, WeightedMean):
+            try:
+                strategy.check_names(names)
+            except ValueError as error:
+                parameter, _, message = str(error).partition(": ")
+                raise ScenarioError(f"federation.strategy_params.{path}{parameter}", message) from None
 
 
 def _check_needs_the_mean_alone(part: FederationPart) -> None:

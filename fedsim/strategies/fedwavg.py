@@ -12,11 +12,12 @@ n_k being the number of examples, divided by the sum of all. With `sharpness` 0 
 be expected. Two layers of zeros are alike, one of zeros and another are not.
 
 Needs: single updates, so that it is refused where the server sees the sum of a round alone; a layer of this name that is
-trained and sent.
+trained and sent. A client that leaves the layer as it was sent, as one of `mimir` does or one whose batches were empty, is the
+most alike of all, and weighs most.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -54,6 +55,15 @@ class FedWAvg(WeightedMean):
         self.sharpness = sharpness
         self.layer = layer
         self._sent = torch.zeros(0)
+
+    def check_names(self, names: Collection[str]) -> None:
+        """See `WeightedMean.check_names`."""
+        if not any(name.startswith(f"{self.layer}.") for name in names):
+            layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+            raise ValueError(
+                f"layer: expected a layer of which clients send weights, such as {layers[-1] if layers else 'none'}, got "
+                f"{self.layer!r}."
+            )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

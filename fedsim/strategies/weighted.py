@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,19 @@ from fedsim import wire
 class WeightedMean(FedAvg):
     """FedAvg with other weights; the average itself is in double precision."""
 
+    def check_names(self, names: Collection[str]) -> None:
+        """Refuse a model without the arrays that the strategy looks at.
+
+        Args:
+            names: of the arrays that clients send.
+
+        Raises:
+            ValueError: "parameter: expected ..., got ...".
+        """
+
     @abstractmethod
     def weights(self, server_round: int, replies: Sequence[RecordDict]) -> list[float]:
-        """Return the weight of each reply, at least 0 and not all of them 0; they need not sum to one."""
+        """Return the weight of each reply, at least 0; they need not sum to one. All 0 stands for the numbers of examples."""
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -28,9 +38,10 @@ class WeightedMean(FedAvg):
         if not valid:
             return None, None
         contents = [reply.content for reply in valid]
+        weights = self.weights(server_round, contents)
         arrays = weighted_mean(
             [wire.to_tensors(content[self.arrayrecord_key]) for content in contents],  # type: ignore[arg-type]
-            self.weights(server_round, contents),
+            weights if any(weights) else [self.examples(content) or 1.0 for content in contents],
         )
         return wire.to_arrays(arrays), self.train_metrics_aggr_fn(contents, self.weighted_by_key)
 
@@ -49,12 +60,11 @@ def weighted_mean(models: Sequence[dict[str, Tensor]], weights: Sequence[float])
     """Return the weighted mean of tensors of the same names, in their own number format."""
     total = math.fsum(weights)
     shares = [weight / total for weight in weights]
-    return {
-        name: torch.stack([model[name].double() * share for model, share in zip(models, shares, strict=True)])
-        .sum(0)
-        .to(tensor.dtype)
-        for name, tensor in models[0].items()
-    }
+    found = {}
+    for name, tensor in models[0].items():
+        mean = torch.stack([model[name].double() * share for model, share in zip(models, shares, strict=True)]).sum(0)
+        found[name] = (mean if tensor.is_floating_point() else mean.round()).to(tensor.dtype)
+    return found
 
 
 def _metrics(reply: RecordDict) -> Any:

@@ -139,3 +139,14 @@ def test_a_last_batch_that_is_not_whole_is_left_out():
     batches = list(central._batches(2, 3, 8, 0))
     assert [len(batch) for batch in batches] == [3, 3, 3, 3]
     assert len({*batches[0], *batches[1]}) == 6 and batches[:2] != batches[2:]
+
+
+def test_models_that_differ_in_what_they_compute_alone_do_not_share_weights(cache):
+    made = []
+    for activation in (torch.nn.ReLU(), torch.nn.Tanh(), torch.nn.ReLU()):
+        one = model()
+        one.blocks[0].mlp.act = activation
+        central.train(one, RECIPE, colors(), 0, "the same")
+        made.append(one)
+    assert len(list(cache.iterdir())) == 2
+    assert equal(made[0], made[2]) and not equal(made[0], made[1])

@@ -175,3 +175,14 @@ def test_a_manifest_that_is_damaged_or_leads_out_of_the_folder_is_refused(prepar
     (folder.path / "phases.json").unlink()
     with pytest.raises(RunFolderError, match=r"no folder of phases, it has no phases\.json"):
         folder.read()
+
+
+def test_a_finished_phase_whose_run_folder_is_gone_is_run_again(prepared):
+    folder = prepared()
+    running.run(folder, Here())
+    entry = folder.read().phases[1]
+    kept = (folder.run(entry) / "model.safetensors").read_bytes()
+    shutil.rmtree(folder.run(entry))
+    again = Here()
+    running.run(folder, again)
+    assert again.began == ["second"] and (folder.run(entry) / "model.safetensors").read_bytes() == kept

@@ -7,8 +7,11 @@ from dataclasses import replace
 import audits
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from fedsim import report
+from fedsim.defense import EPSILON_OF_ONE_RUN
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.models import central
 from fedsim.planning import inputs, preparation
@@ -17,8 +20,6 @@ from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import parse
 from fedsim.simulation import Progress
 from fedsim.source import Pool
-
-pytestmark = pytest.mark.usefixtures("without_report")
 
 SMALL = {"name": "vit_nano", "kwargs": {"depth": 1}}
 PLACES = ("train", "test", "auxiliary")
@@ -183,7 +184,7 @@ def test_central_training_reads_the_auxiliary_images_alone_and_is_done_once(
     read, trainings = counted
     plan = starting(tiny_scenario, CENTRAL)
     assert (read["train"], read["test"]) == (0, 0)
-    assert read["auxiliary"] == 16, "once for the digest, once for the epoch"
+    assert read["auxiliary"] == 20, "four for the trial, all for the digest and for the epoch"
     again = starting(tiny_scenario, CENTRAL)
     assert len(trainings) == 1 and again.initial_digest() == plan.initial_digest()
     assert starting(tiny_scenario, False).initial_digest() != plan.initial_digest()
@@ -217,6 +218,8 @@ def test_fixed_positions_are_trained_with_and_stay(tiny_scenario):
         ({"patches": "cut"}, "model.pretrained.patches: expected 'resampled' or 'summed', got 'cut'"),
         ({"central": {"learning_rate": True}}, "model.pretrained.central.learning_rate: expected a number, got true"),
         ({"path": "x"}, "model.pretrained.path: unknown key."),
+        ({"file": " "}, "model.pretrained: expected the path of a weights file or of a run, got an empty text"),
+        ({"central": None}, "model.pretrained: central: expected a mapping such as {epochs: 10}"),
         (3, "model.pretrained: expected true, false or the path of a weights file or of a run, or a mapping, got 3"),
     ],
 )
@@ -234,6 +237,77 @@ def test_an_epsilon_of_a_run_that_continues_another_is_called_partial(run, tiny_
     assert any(whole in text for text in plan.cautions_of(1))
     fresh = preparation.make(tiny_scenario(**ONE, defenses=noise))
     assert not any(whole in text for text in fresh.cautions_of(1))
+
+
+def test_the_file_of_a_run_is_that_run(run, tiny_scenario, run_folder):
+    noise = [{"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 1.0}}]
+    plan = starting(tiny_scenario, str(run() / "model.safetensors"), defenses=noise, attacks=[])
+    assert any(EPSILON_OF_ONE_RUN in text for text in plan.cautions_of(1))
+    assert any(EPSILON_OF_ONE_RUN in note for note in plan.notes)
+    folder = run_folder(plan, "second")
+    audits.simulate(plan, folder, Progress())
+    report.render(folder.path)
+    for name in ("report.html", "report.md"):
+        assert (
+            EPSILON_OF_ONE_RUN
+            in (folder.path / name).read_text().split("fter round 1")[0].split("Rounds taken part")[0]
+        )
+
+
+def pictures(folder, count=24):
+    """Write images of noise in two classes."""
+    for number in range(count):
+        place = folder / f"class {number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(place / f"{number:02d}.png")
+    return folder
+
+
+def test_images_that_clients_of_the_earlier_run_trained_on_are_not_tested_on(run, tiny_scenario, tmp_path):
+    data = {"name": "folder", "path": str(pictures(tmp_path / "one"))}
+    path = str(run(data=data))
+    assert starting(tiny_scenario, path, data=data).notes
+    other = refusal(tiny_scenario, path, data=data, seed=9)
+    assert other.startswith(
+        "seed: differs from the run that the model starts from, so that the same images are divided"
+    )
+    assert "Leave seed as there." in other
+    assert refusal(tiny_scenario, path, data={**data, "test_samples": 1}).startswith("data.test_samples: differs")
+    elsewhere = {**data, "path": str(pictures(tmp_path / "two"))}
+    assert any(
+        "took its images from another source" in note for note in starting(tiny_scenario, path, data=elsewhere).notes
+    )
+    candidates = {"grants": ["batch_size", "candidates"]}
+    parts = {"threat": candidates, "training": {"batch_size": 1}}
+    assert refusal(tiny_scenario, path, data=elsewhere, **parts).startswith("threat.grants: candidates: the run before")
+    with pytest.raises(ScenarioError, match="differs from the run that the model starts from"):
+        preparation.make(
+            tiny_scenario(**ONE, data=data, seed=9), before=preparation.make(tiny_scenario(**ONE, data=data))
+        )
+    # Images that are drawn are others with another seed.
+    drawn = str(run("drawn"))
+    assert not any("another source" in note for note in starting(tiny_scenario, drawn, seed=9).notes)
+
+
+def test_what_precode_added_is_drawn_anew_with_the_classifier_behind_it(run, tiny_scenario):
+    model = {**SMALL, "precode": {"size": 8}}
+    path = run(model=model, training={"mode": "train"})
+    plan = starting(tiny_scenario, str(path), model=model, training={"mode": "train"})
+    found, before = plan.initial_weights(), load_file(path / "model.safetensors")
+    assert torch.equal(found["blocks.0.attn.qkv.weight"], before["blocks.0.attn.qkv.weight"])
+    assert not any(
+        torch.equal(found[name], before[name]) for name in found if name.startswith("head.") and "weight" in name
+    )
+    assert "the head is fresh" in " ".join(plan.notes)
+
+
+def test_a_model_that_cannot_be_trained_centrally_is_refused_before_the_run(tiny_scenario):
+    start = {"central": {"epochs": 1, "batch_size": 1}}
+    scenario = tiny_scenario(**ONE, model={"name": "resnet18", "kwargs": {}, "pretrained": start})
+    for trains in (False, True):
+        with pytest.raises(ScenarioError, match=r"model\.pretrained\.central: a step on 1 images fails"):
+            preparation.make(scenario, trains=trains)
 
 
 @pytest.mark.parametrize("start", [CENTRAL, {"patches": "summed"}, {"file": "/x", "patches": "summed"}, {"file": "/x"}])

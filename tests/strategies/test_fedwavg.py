@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rounds import Answer, aggregated
 
-from fedsim.errors import FedsimError
+from fedsim.errors import ScenarioError
 from fedsim.seeds import torch_generator
 from fedsim.simulation import Progress
 from fedsim.strategies.fedwavg import similarity
@@ -51,13 +51,21 @@ def test_layers_of_zeros_are_alike_and_one_is_like_no_other():
     assert similarity(one, 2 * one) == pytest.approx(1) and similarity(one, -one) == pytest.approx(-1)
 
 
-def test_a_layer_that_is_not_there_stops_the_run_before_any_client_trains(tiny_plan, run_folder):
-    federation = {"clients": 3, "rounds": 1, "strategy": "FedWAvg", "strategy_params": {"layer": "fc"}}
-    plan = tiny_plan(federation=federation, attacks=[])
-    folder = run_folder(plan)
-    with pytest.raises(FedsimError, match=r"FedWAvg could not begin round 1.*no array of the model is of layer 'fc'"):
-        audits.simulate(plan, folder, Progress())
-    assert not folder.captured(1)
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"federation": {"strategy_params": {"layer": "fc"}}}, "such as head, got 'fc'"),
+        ({"training": {"trainable": ["*", "!head.*"]}}, "got 'head'"),
+        ({"model": {"name": "resnet18", "kwargs": {}}}, "got 'head'"),
+    ],
+)
+def test_a_layer_that_clients_do_not_send_is_refused(tiny_plan, parts, said):
+    federation = {"clients": 3, "rounds": 1, "strategy": "FedWAvg", **parts.get("federation", {})}
+    with pytest.raises(
+        ScenarioError, match=r"federation\.strategy_params\.layer: expected a layer of which clients send"
+    ) as no:
+        tiny_plan(**{**parts, "federation": federation, "attacks": []})
+    assert said in str(no.value)
 
 
 def test_a_resumed_run_ends_with_the_same_model(tiny_plan, run_folder):

@@ -46,3 +46,16 @@ def test_no_reply_gives_no_model():
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_no_number_is_the_largest(loss):
     assert reported_loss(RecordDict({"metrics": MetricRecord({"train_loss": loss})})) == math.inf
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=5), st.integers(-1000, 1000))
+def test_the_mean_of_equal_whole_numbers_is_that_number(weights, value):
+    models = [{"count": torch.tensor([value])} for _ in weights]
+    assert weighted_mean(models, weights)["count"].tolist() == [value]
+
+
+def test_where_no_client_weighs_anything_the_numbers_of_examples_count(monkeypatch):
+    monkeypatch.setattr(FedWAvg, "weights", lambda self, server_round, replies: [0.0] * len(replies))
+    sent = {"head.weight": torch.zeros(2)}
+    answers = [Answer({"head.weight": torch.full((2,), value)}, count) for value, count in ((1.0, 1), (4.0, 2))]
+    assert aggregated("FedWAvg", {}, sent, answers)["head.weight"].tolist() == [3.0, 3.0]
