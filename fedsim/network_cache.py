@@ -1,8 +1,7 @@
 """Trained networks in the user's cache folder: `$FEDSIM_CACHE`, or `fedsim` in `$XDG_CACHE_HOME` or in `~/.cache`.
 
 The cache saves time and decides nothing: what is missing or damaged is trained again, and a folder that cannot be written
-to is left alone. Prior networks of attacks have the same of their own, since a digest of all that attacks are made of stands
-beside their published figures.
+to is left alone.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ OPEN_MODULES = (
     "fedsim.gaussian_dp",
     "fedsim.labels",
     "fedsim.models",
+    "fedsim.network_cache",
     "fedsim.progress",
     "fedsim.registry",
     "fedsim.seeds",

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torchvision.transforms.functional import gaussian_blur
 
+from fedsim import network_cache
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import HardLabels, Images, LabeledImages, Normalization
 from fedsim.seeds import torch_generator, torch_threads
-from fedsim_attacks.priors.network_cache import load, store
 from fedsim_attacks.priors.networks import PriorNetwork
 
+_CACHE = "prior_networks"
 _RECIPE = 2  # raised whenever the same images give another network
 _LEAST_IMAGES = 64
 _WIDTHS = ((24, 1), (48, 2), (96, 2), (96, 1))  # output channels and stride of each block
@@ -59,12 +60,12 @@ def auxiliary_network(data: LabeledImages | None) -> PriorNetwork:
         raise AttackRefusedError("the auxiliary data holds pixels that are not finite.")
     key = _key(images, labels)
     network = _blocks(images.shape[1], max(images.shape[2:]))
-    if not load(network, key):
+    if not network_cache.load(network, _CACHE, key):
         with torch_threads(1), torch.enable_grad():
             _train(network, images, labels, int(key[:15], 16))
         with torch_threads(1), torch.no_grad():
             _take_statistics(network, images)
-        store(network, key)
+        network_cache.store(network, _CACHE, key)
     count = sum(parameter.numel() for parameter in network.parameters())
     origin = f"trained on the {len(data)} auxiliary images of {len(classes)} classes ({key[:12]})"
     return PriorNetwork(network, _CENTERED, images.shape[1], f"CNN of {count:,} parameters, {origin}")

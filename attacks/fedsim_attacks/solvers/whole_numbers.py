@@ -81,6 +81,8 @@ def largest_remainder(expected: ClassVector, total: int) -> ClassVector:
 
 def onto_simplex(values: ClassVector, total: int) -> ClassVector:
     """Return the nearest point with entries of at least 0 that sum to `total`."""
+    # The same number added to all changes nothing, and large numbers would leave no digits for the sum.
+    values = values - values.max()
     descending = values.sort(descending=True).values
     excess = (descending.cumsum(0) - total) / torch.arange(1, len(values) + 1, dtype=values.dtype)
     return (values - excess[int((descending >= excess).nonzero()[-1])]).clamp_min(0)
