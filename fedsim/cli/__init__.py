@@ -1,5 +1,4 @@
-"""The command line: run, audit, report, records, sweep, compare, check, init, certs, list,
-schema.
+"""The command line: run, audit, report, records, sweep, compare, check, init, certs, list, schema.
 
 Exit codes: 0, all done; 1, all done and saved, but an attack, a client or a cell failed; 2, the user can mend it, and the
 message says how; 3, all done and saved, and the verdict is as bad as --fail-on says, or worse; 130, interrupted from the

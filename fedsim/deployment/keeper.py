@@ -16,12 +16,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from fedsim import process_tree
 
 _PAUSE = 0.1
+_PATIENCE = 10.0  # seconds that killed processes may take
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of <sys/prctl.h>
 
 
@@ -85,6 +87,15 @@ def _hold(parent: int) -> None:
             held.start(json.loads(line))
 
 
+def _wait_for_killed() -> None:
+    """Wait until what was killed is gone, unless the system cannot end it."""
+    end = time.monotonic() + _PATIENCE
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < end:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.01)
+
+
 def main(arguments: list[str]) -> None:
     """Hold processes until the parent lets go of them."""
     parent = os.getppid()
@@ -96,6 +107,7 @@ def main(arguments: list[str]) -> None:
         _hold(parent)
     finally:
         process_tree.end_descendants()
+        _wait_for_killed()
         shutil.rmtree(arguments[0], ignore_errors=True)
         if os.getpgrp() == os.getpid():
             # Where the system does not list processes, these are what is left.

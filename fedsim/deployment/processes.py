@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from fedsim import process_tree
 from fedsim.errors import FedsimError, printable_lines
@@ -34,7 +34,7 @@ class Processes:
         self._ended: dict[str, int] = {}
         self._unread = b""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Processes:
         self._keeper = subprocess.Popen(
             [sys.executable, "-P", "-m", "fedsim.deployment.keeper", str(self.folder)],
             stdin=subprocess.PIPE,
@@ -61,6 +61,7 @@ class Processes:
             process_tree.end_session(self._leader)
             self._keeper.wait()
             self._keeper.stdout.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start a process; its outputs go to a log.
