@@ -10,6 +10,7 @@ from fedsim.deployment import certificates, commands, network
 from fedsim.deployment.options import Options
 from fedsim.errors import FedsimError, ScenarioError
 from fedsim.federation import engine, engine_deployment
+from fedsim.federation.grid import GridProxy
 
 
 def timeless(lines):
@@ -80,9 +81,12 @@ def test_a_deployment_with_tls_records_what_the_inline_engine_does_and_leaves_no
 # What follows a run, with plain processes in the place of Flower's.
 
 _TELLING = """
-import sys, time
-from pathlib import Path
-events = Events(Path(sys.argv[1]))
+import json, sys, time
+
+def tell(name, value):
+    with open(sys.argv[1] + "/deployment.jsonl", "a") as file:
+        file.write(json.dumps({name: value}) + "\\n")
+
 exec(sys.argv[2])
 time.sleep(float(sys.argv[3]))
 """
@@ -102,7 +106,7 @@ def stand_in(monkeypatch, run_folder):
 
         def run(app, config):
             assert (app / "pyproject.toml").is_file() and str(folder.path) in config.read_text()
-            return [sys.executable, "-c", _TELLING, str(folder.path), told, str(seconds)]
+            return [sys.executable, "-S", "-c", _TELLING, str(folder.path), told, str(seconds)]
 
         monkeypatch.setattr(commands, "run", run)
         return engine_deployment.train(plan, folder, on_round, options)
@@ -111,14 +115,14 @@ def stand_in(monkeypatch, run_folder):
 
 
 def test_what_the_server_app_says_reaches_the_caller(stand_in, tiny_plan):
-    said = "from fedsim.errors import ScenarioError\nevents.add_error(ScenarioError('training.learning_rate', 'too large'))"
+    said = "tell('error', {'where': 'training.learning_rate', 'message': 'too large'})"
     with pytest.raises(ScenarioError, match=r"^training\.learning_rate: too large"):
         stand_in(tiny_plan(), said)
 
 
 def test_a_fault_of_the_server_app_is_no_error_of_the_user(stand_in, tiny_plan):
     with pytest.raises(RuntimeError, match="the ServerApp failed:\nTraceback: a fault"):
-        stand_in(tiny_plan(), "events.add('fault', 'Traceback: a fault')")
+        stand_in(tiny_plan(), "tell('fault', 'Traceback: a fault')")
 
 
 def test_a_run_that_ends_before_its_training_is_done_is_told_with_its_last_lines(stand_in, tiny_plan):
@@ -128,7 +132,7 @@ def test_a_run_that_ends_before_its_training_is_done_is_told_with_its_last_lines
     ):
         stand_in(
             tiny_plan(),
-            "events.add('round', {'round': 0}); print('no capacity', flush=True)",
+            "tell('round', {'round': 0}); print('no capacity', flush=True)",
             0.0,
             on_round=heard.append,
         )
@@ -140,7 +144,7 @@ def test_a_node_that_ends_before_the_training_is_told(stand_in, tiny_plan):
         processes.start("supernode-1", [sys.executable, "-S", "-c", "print('bad key'); raise SystemExit(4)"])
 
     with pytest.raises(FedsimError, match=r"supernode-1 ended with exit code 4 .*\n  bad key"):
-        stand_in(tiny_plan(), "events.add('started', True)", nodes=start)
+        stand_in(tiny_plan(), "tell('started', True)", nodes=start)
 
 
 def test_a_server_app_that_never_starts_is_given_up_with_advice(stand_in, tiny_plan, monkeypatch):
@@ -157,7 +161,7 @@ def test_nothing_runs_after_an_interruption(stand_in, tiny_plan):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stand_in(tiny_plan(), "events.add('round', {'round': 0})", on_round=interrupt)
+        stand_in(tiny_plan(), "tell('round', {'round': 0})", on_round=interrupt)
     assert len(family) >= 5
     wait_until(lambda: not any(map(is_running, family)))
 
@@ -171,7 +175,7 @@ def test_another_superlink_is_used_as_it_is(stand_in, tiny_plan, monkeypatch):
     monkeypatch.setattr(network, "connect", lambda *given: seen.append(given[1:]) or connect(*given))
     plan = tiny_plan()
     with pytest.raises(FedsimError, match="exit code 0"):
-        stand_in(plan, "events.add('started', True)", 0.0, nodes=never, options=Options(superlink="far:8000"))
+        stand_in(plan, "tell('started', True)", 0.0, nodes=never, options=Options(superlink="far:8000"))
     assert seen == [("far:8000", None)]
 
 
@@ -183,7 +187,7 @@ def test_the_engine_of_the_scenario_leads_here(tiny_plan, monkeypatch):
 # Nodes
 
 
-class Nodes:
+class Nodes(GridProxy):
     def __init__(self, count):
         self.count = count
 
