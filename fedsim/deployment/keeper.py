@@ -42,7 +42,7 @@ class _Held:
     def start(self, stated: Any) -> None:
         name = str(stated["name"])
         try:
-            with Path(stated["log"]).open("ab") as log:
+            with Path(stated["log"]).open("wb") as log:
                 process = subprocess.Popen(
                     stated["command"], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
                 )

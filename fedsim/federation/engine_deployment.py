@@ -66,6 +66,8 @@ def train(
             network.start(processes, plan.scenario.federation.clients, credentials, options.node_timeout)
         else:
             network.connect(processes, options.superlink, credentials)
+            if credentials is not None and credentials.public_key(0).is_file():
+                network.register(processes, credentials, plan.scenario.federation.clients, options.node_timeout)
         events = Events(folder.path)
         events.clear()
         stack.callback(events.clear)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from fedsim.deployment import network
+from fedsim.deployment.certificates import Credentials
 from fedsim.deployment.processes import Processes
 from fedsim.errors import FedsimError
 
@@ -69,3 +70,15 @@ def test_a_call_that_fails_or_hangs_is_told(processes):
         network.call(processes, "register-0", python("print('refused'); raise SystemExit(3)"), 60.0)
     with pytest.raises(FedsimError, match=r"slow: not done within 0\.2 s"):
         network.call(processes, "slow", python("import time; time.sleep(99)"), 0.2)
+
+
+def test_a_key_that_the_superlink_knows_stays_as_it_is(processes, monkeypatch, tmp_path):
+    told = {"said": "Public key already in use."}
+    monkeypatch.setattr(
+        network.commands, "register", lambda key: python(f"print({told['said']!r}); raise SystemExit(1)")
+    )
+    keys = Credentials(tmp_path)
+    network.register(processes, keys, 2, 60.0)
+    told["said"] = "no rights"
+    with pytest.raises(FedsimError, match="register-0: failed with exit code 1"):
+        network.register(processes, keys, 2, 60.0)
