@@ -153,7 +153,10 @@ def _answers(port: int, credentials: Credentials | None) -> bool:
     try:
         with urllib.request.build_opener(*handlers).open(f"{scheme}://{commands.LOOPBACK}:{port}/health", timeout=2):
             return True
-    except ssl.SSLError:
-        raise
-    except (OSError, urllib.error.URLError):
+    except OSError as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise FedsimError(
+                f"--tls: the certificate of the SuperLink is refused: {reason.verify_message}. Make new ones with fedsim certs."
+            ) from None
         return False

@@ -61,6 +61,9 @@ def train(
         if credentials is not None:
             # Nodes that run already have keys of their own.
             credentials.check(plan.scenario.federation.clients if options.superlink is None else None)
+        events = Events(folder.path)
+        events.clear()
+        stack.callback(events.clear)
         processes = stack.enter_context(Processes(commands.environment()))
         if options.superlink is None:
             network.start(processes, plan.scenario.federation.clients, credentials, options.node_timeout)
@@ -68,9 +71,6 @@ def train(
             network.connect(processes, options.superlink, credentials)
             if credentials is not None and credentials.public_key(0).is_file():
                 network.register(processes, credentials, plan.scenario.federation.clients, options.node_timeout)
-        events = Events(folder.path)
-        events.clear()
-        stack.callback(events.clear)
         _submit(processes, plan, folder, options)
         _follow(processes, events, on_round, plan, options)
         return folder.read_model()

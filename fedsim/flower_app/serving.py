@@ -61,8 +61,13 @@ def _attended(train: Trainer, scenario: Scenario, out: Path) -> None:
     events = Events(out)
     events.add("started", True)
     try:
-        plan = preparation.of(scenario)
-        train(plan, RunFolder.open(out), lambda line: events.add("round", line))
+        plan, folder = preparation.of(scenario), RunFolder.open(out)
+
+        def on_round(line: RoundLine) -> None:
+            _refuse_without_driver(folder)
+            events.add("round", line)
+
+        train(plan, folder, on_round)
     except FedsimError as error:
         events.add_error(error)
         raise
@@ -70,6 +75,20 @@ def _attended(train: Trainer, scenario: Scenario, out: Path) -> None:
         events.add("fault", traceback.format_exc())
         raise
     events.add("finished", True)
+
+
+def _refuse_without_driver(folder: RunFolder) -> None:
+    """Stop once `fedsim run`, which holds the folder, has ended: another one may go on with it.
+
+    Raises:
+        FedsimError: nobody holds the folder.
+    """
+    try:
+        with folder.locked():
+            pass
+    except RunFolderError:
+        return
+    raise FedsimError(f"{folder.path}: fedsim run has ended. Go on with fedsim run --resume {folder.path}.")
 
 
 def _alone(train: Trainer, scenario: Scenario, out: Path) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fedsim.deployment import network
+from fedsim.deployment import certificates, network
 from fedsim.deployment.certificates import Credentials
 from fedsim.deployment.processes import Processes
 from fedsim.errors import FedsimError
@@ -18,6 +18,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+
+
+OVER_TLS = SERVER.replace("http.server.HTTPServer(", "server = http.server.HTTPServer(").replace(
+    ".serve_forever()",
+    """
+import ssl
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()""",
+)
 
 
 def python(code, *arguments):
@@ -82,3 +93,14 @@ def test_a_key_that_the_superlink_knows_stays_as_it_is(processes, monkeypatch, t
     told["said"] = "no rights"
     with pytest.raises(FedsimError, match="register-0: failed with exit code 1"):
         network.register(processes, keys, 2, 60.0)
+
+
+def test_over_tls_a_server_is_waited_for_and_one_of_another_authority_refused(processes, tmp_path):
+    ours, theirs = (certificates.make(tmp_path / name, 1) for name in ("ours", "theirs"))
+
+    def command(number, port):
+        return python(OVER_TLS, port, ours.certificate, ours.key)
+
+    network._start(processes, ["a"], command, ours, 60.0)
+    with pytest.raises(FedsimError, match=r"--tls: the certificate of the SuperLink is refused: .*fedsim certs"):
+        network._start(processes, ["b"], command, theirs, 60.0)

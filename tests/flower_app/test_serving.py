@@ -49,7 +49,8 @@ def test_the_app_captures_what_the_inline_engine_does_and_tells_of_each_round(ti
     plan = tiny_plan(training={"shares": "delta", "batch_size": 2, "local_steps": 2})
     ours, inline = run_folder(plan, "ours"), run_folder(plan, "inline")
     events = Events(ours.path)
-    start(3, config_of(plan.scenario, ours.path, attended=True))
+    with ours.locked():
+        start(3, config_of(plan.scenario, ours.path, attended=True))
     told = list(events.new())
     assert [name for name, _ in told] == ["started", "round", "round", "round", "finished"]
     assert list(events.new()) == [], "told once"
@@ -93,12 +94,20 @@ def test_what_stops_the_training_is_told(tiny_plan, run_folder):
     everyone = {"name": "stubs:FailsIn", "clients": [0, 1, 2], "params": {"round": 1}}
     plan = tiny_plan(defenses=[everyone])
     folder = run_folder(plan)
-    with pytest.raises(ClientsFailedError):
+    with folder.locked(), pytest.raises(ClientsFailedError):
         start(3, config_of(plan.scenario, folder.path, attended=True))
     *_, (name, value) = Events(folder.path).new()
     assert name == "error"
     error = error_of(value)
     assert isinstance(error, ClientsFailedError) and "no client delivered an update in round 1" in str(error)
+
+
+def test_a_training_whose_driver_is_gone_stops(tiny_plan, run_folder):
+    plan = tiny_plan()
+    folder = run_folder(plan)
+    with pytest.raises(FedsimError, match=r"fedsim run has ended\. Go on with fedsim run --resume"):
+        start(3, config_of(plan.scenario, folder.path, attended=True))
+    assert len(folder.rounds.read()) == 1 and not folder.has_model()
 
 
 def test_a_fault_of_the_code_is_told_with_its_traceback(tiny_plan, run_folder, monkeypatch):
