@@ -41,6 +41,17 @@ def descendants(process: int) -> list[int]:
     return found
 
 
+def end_descendants() -> None:
+    """Kill all that this process has started, and so on, in whatever session; where the system lists them."""
+    killed: set[int] = set()
+    # All are found before the first ends, and what one starts meanwhile is found by the next look.
+    while found := {*descendants(os.getpid())} - killed:
+        for process in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process, signal.SIGKILL)
+        killed |= found
+
+
 def end_session(leader: Leader) -> None:
     """Kill a session and what its members have started in other sessions; its leader may have ended.
 

@@ -12,7 +12,7 @@ from fedsim import report
 from fedsim.audit import budgets
 from fedsim.audit.auditor import Auditor, Running
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
-from fedsim.federation.engine import train
+from fedsim.federation.engine import Trainer, train
 from fedsim.planning import inputs
 from fedsim.planning.inputs import Inputs
 from fedsim.planning.plan import Plan
@@ -45,7 +45,9 @@ def default_folder(scenario: Scenario) -> Path:
     return Path("runs") / f"{scenario.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def simulate(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None = None) -> list[AnyRecord]:
+def simulate(
+    plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | None = None, train_with: Trainer = train
+) -> list[AnyRecord]:
     """Train, audit and report; a folder that already holds part of the run is completed.
 
     Args:
@@ -53,6 +55,7 @@ def simulate(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | N
         folder: the run.
         progress: whom to tell.
         seen: the plan's inputs, where they have been read before; they are read here otherwise.
+        train_with: what trains; the engine that the scenario names, otherwise.
 
     Returns:
         All records of the run, in canonical order.
@@ -75,12 +78,14 @@ def simulate(plan: Plan, folder: RunFolder, progress: Progress, seen: Inputs | N
         inputs.bind(folder, seen or inputs.of(plan))
         consistency.check(folder, plan.scenario, trains=True)
         with Auditor(plan, folder, progress.on_record, progress.on_total, progress.on_running) as auditor:
-            records = _train_and_audit(plan, folder, auditor, progress)
+            records = _train_and_audit(plan, folder, auditor, progress, train_with)
     report.render(folder.path)
     return records
 
 
-def _train_and_audit(plan: Plan, folder: RunFolder, auditor: Auditor, progress: Progress) -> list[AnyRecord]:
+def _train_and_audit(
+    plan: Plan, folder: RunFolder, auditor: Auditor, progress: Progress, train_with: Trainer
+) -> list[AnyRecord]:
     def on_round(line: dict[str, Any]) -> None:
         progress.on_round(line)
         if line["round"]:
@@ -89,7 +94,7 @@ def _train_and_audit(plan: Plan, folder: RunFolder, auditor: Auditor, progress: 
     if plan.scenario.audit.processes:
         auditor.start()
     try:
-        _train(plan, folder, on_round)
+        _train(plan, folder, on_round, train_with)
     except FedsimError:
         auditor.finish()
         report.render(folder.path)
@@ -97,7 +102,7 @@ def _train_and_audit(plan: Plan, folder: RunFolder, auditor: Auditor, progress: 
     return auditor.finish()
 
 
-def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], None]) -> None:
+def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], None], train_with: Trainer) -> None:
     lines = folder.rounds.read()
     # A capture that is gone is computed again, and must come out as it was.
     whole = all(
@@ -109,7 +114,7 @@ def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], N
         for line in lines:
             on_round(line)
     else:
-        train(plan, folder, on_round)
+        train_with(plan, folder, on_round)
 
 
 def audit(

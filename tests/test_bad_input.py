@@ -91,7 +91,10 @@ SETTINGS = {
     "fraction above one": ({"federation.fraction": 1.5}, "federation.fraction: expected at most 1, got 1.5."),
     "learning rate of zero": ({"training.learning_rate": 0}, "training.learning_rate: expected a number above 0"),
     "negative seed": ({"seed": -1}, "seed: expected at least 0, got -1."),
-    "unknown engine": ({"engine": "rya"}, "engine: expected 'inline' or 'ray', got 'rya'. Did you mean 'ray'?"),
+    "unknown engine": (
+        {"engine": "rya"},
+        "engine: expected 'inline', 'ray' or 'deployment', got 'rya'. Did you mean 'ray'?",
+    ),
     # plug-ins
     "unknown attack": ({"attacks.0.name": "patch_embeding"}, "attacks.0.name: no attack", "'patch_embedding'?"),
     "unknown defense": ({"defenses": [{"name": "dp_nois"}]}, "defenses.0.name: no defense", "'dp_noise'?"),
@@ -387,7 +390,7 @@ OPTIONS = {
     "set to an unknown key": (["--set", "training.epochs=3"], "training.epochs: unknown key"),
     "set to the wrong type": (["--set", "training.batch_size=x"], "training.batch_size: expected a whole number"),
     "set to an unknown source": (["--set", "data.name=photo"], "data.name: no data source 'photo'. Did you mean"),
-    "engine": (["--engine", "dask"], "engine: expected 'inline' or 'ray', got 'dask'."),
+    "engine": (["--engine", "dask"], "engine: expected 'inline', 'ray' or 'deployment', got 'dask'."),
 }
 
 

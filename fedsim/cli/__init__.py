@@ -1,4 +1,4 @@
-"""The command line: run, audit, report, records, sweep, compare, check, init, list, schema.
+"""The command line: run, audit, report, records, sweep, compare, check, init, certs, list, schema.
 
 Exit codes: 0, all done; 1, all done and saved, but an attack, a client or a cell failed; 2, the user can mend it, and the
 message says how; 3, all done and saved, and the verdict is as bad as --fail-on says, or worse; 130, interrupted from the
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from fedsim import __version__, installation
-from fedsim.cli import listing, runs, scenarios, sweeps
+from fedsim.cli import deployed, listing, runs, scenarios, sweeps
 from fedsim.cli.terminal import complain, say
 from fedsim.errors import FedsimError
 
@@ -53,6 +53,7 @@ for _command in (
     sweeps.compare,
     scenarios.check,
     scenarios.init,
+    deployed.certs,
 ):
     app.command()(_command)
 app.command("list")(listing.list_)

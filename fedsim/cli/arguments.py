@@ -36,5 +36,7 @@ FailOn = Annotated[
     Verdict | None,
     typer.Option(help="End with exit code 3 where the worst verdict is this one or a worse one, for use in CI."),
 ]
-Engine = Annotated[str | None, typer.Option("--engine", help="inline or ray; the scenario's own otherwise.")]
+Engine = Annotated[
+    str | None, typer.Option("--engine", help="inline, ray or deployment; the scenario's own otherwise.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

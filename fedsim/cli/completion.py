@@ -20,7 +20,9 @@ INTERRUPTED = 130
 """128 and the number of SIGINT, as shells have it."""
 
 
-def complete(plan: Any, seen: Any, folder: Any, train: bool, again: str, draws: int | None = None) -> None:
+def complete(
+    plan: Any, seen: Any, folder: Any, train: bool, again: str, draws: int | None = None, train_with: Any = None
+) -> None:
     """Train, audit and report, or audit and report alone, and show how far it has come and what came out.
 
     Args:
@@ -30,6 +32,7 @@ def complete(plan: Any, seen: Any, folder: Any, train: bool, again: str, draws: 
         train: whether rounds are trained.
         again: the command that goes on after an interruption.
         draws: see `fedsim.simulation.audit`.
+        train_with: see `fedsim.simulation.simulate`; None for the scenario's engine.
 
     Raises:
         typer.Exit: interrupted from the keyboard.
@@ -41,7 +44,8 @@ def complete(plan: Any, seen: Any, folder: Any, train: bool, again: str, draws: 
     try:
         with Display(terminal.out, plan.scenario.federation.rounds, training=train) as display:
             if train:
-                simulation.simulate(plan, folder, display.progress, seen)
+                chosen = {} if train_with is None else {"train_with": train_with}
+                simulation.simulate(plan, folder, display.progress, seen, **chosen)
             else:
                 simulation.audit(plan, folder, display.progress, seen, draws)
     except KeyboardInterrupt:

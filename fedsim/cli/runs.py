@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from fedsim import scenario as scenarios
-from fedsim.cli import completion, phased, terminal
+from fedsim.cli import completion, deployed, phased, terminal
 from fedsim.cli.arguments import AsJson, Engine, FailOn, Folder, Overrides, Verdict, shipped_names
 from fedsim.cli.preparation import load, prepared
 from fedsim.cli.terminal import note, say, write_json
@@ -44,6 +44,22 @@ def run(
     settings: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Complete an interrupted run in this folder.")] = None,
     fail_on: FailOn = None,
+    superlink: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="With engine deployment: a SuperLink that runs, with its SuperNodes."),
+    ] = None,
+    tls: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="With engine deployment: TLS and node authentication, with what fedsim certs wrote."
+        ),
+    ] = None,
+    node_timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=1, help="With engine deployment: until all nodes have to be there; 300 otherwise."
+        ),
+    ] = None,
 ) -> None:
     """Train, capture, audit and report.
 
@@ -59,21 +75,27 @@ def run(
         if out or settings or engine:
             raise FedsimError("run --resume: goes on exactly as the run began; leave --out, --engine and --set away.")
         if phased.folder_of(resume) is not None:
+            deployed.refuse_for_phases(superlink, tls, node_timeout)
             phased.run(resume, fail_on)
             return
         folder = RunFolder.open(resume)
         with folder.locked():
             folder.check()
-            _carry_out(*_noted(folder.scenario()), folder, True, fail_on)
+            again = folder.scenario()
+            train_with = deployed.trainer(again, superlink, tls, node_timeout)
+            _carry_out(*_noted(again), folder, True, fail_on, train_with=train_with)
     else:
         assert scenario is not None
         if phased.is_stated(scenario):
+            deployed.refuse_for_phases(superlink, tls, node_timeout)
             phased.run(phased.begin(scenario, settings, engine, out), fail_on)
             return
         loaded, notes = load(scenario, settings, engine)
         note(notes)
+        train_with = deployed.trainer(loaded, superlink, tls, node_timeout)
         plan, seen = _noted(loaded)
-        _carry_out(plan, seen, RunFolder.create(out or _default_folder(loaded), loaded), True, fail_on)
+        created = RunFolder.create(out or _default_folder(loaded), loaded)
+        _carry_out(plan, seen, created, True, fail_on, train_with=train_with)
 
 
 def _default_folder(scenario: Scenario) -> Path:
@@ -89,11 +111,17 @@ def _noted(scenario: Scenario, folder: Any = None) -> tuple[Any, Any]:
 
 
 def _carry_out(
-    plan: Any, seen: Any, folder: Any, train: bool, fail_on: Verdict | None, draws: int | None = None
+    plan: Any,
+    seen: Any,
+    folder: Any,
+    train: bool,
+    fail_on: Verdict | None,
+    draws: int | None = None,
+    train_with: Any = None,
 ) -> None:
     checks = "" if draws is None else f" --mechanisms --draws {draws}"
     command = "fedsim run --resume" if train else "fedsim audit"
-    completion.complete(plan, seen, folder, train, f"{command} {folder.path}{checks}", draws)
+    completion.complete(plan, seen, folder, train, f"{command} {folder.path}{checks}", draws, train_with)
     completion.exit_by(folder, fail_on)
 
 

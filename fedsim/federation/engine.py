@@ -15,6 +15,9 @@ from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import torch_threads
 from fedsim.strategies.quiet import quiet_flower
 
+Trainer = Callable[[Plan, RunFolder, Callable[[RoundLine], None]], dict[str, Tensor]]
+"""What trains a plan into a folder, tells of each round, and returns the final global weights."""
+
 
 def _engine(name: str) -> Callable[[ServerApp, ClientApp, int], None]:
     # Ray takes seconds to import, which the inline engine need not wait for.
@@ -40,6 +43,11 @@ def train(
     Raises:
         FedsimError: the run cannot go on, for a reason that the user can mend.
     """
+    if plan.scenario.engine == "deployment":
+        # Its ServerApp and ClientApp run in other processes, which make them anew from the scenario.
+        from fedsim.federation import engine_deployment
+
+        return engine_deployment.train(plan, folder, on_round)
     scenario, final = plan.scenario, dict[str, Tensor]()
     server = server_app(plan, folder, on_round, final.update)
     with quiet_flower(), torch_threads(1):

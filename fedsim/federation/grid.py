@@ -25,6 +25,7 @@ from fedsim import wire
 from fedsim.errors import FedsimError
 
 _log = logging.getLogger(__name__)
+_NOT_TAKEN = "could not be asked: its node has left, or the message is larger than the SuperLink takes"
 
 
 class GridProxy(Grid):
@@ -200,14 +201,16 @@ class CheckingGrid(PairingGrid):
         self._fault_of = fault_of
         self._on_refused = on_refused
         self._patience = patience
-        self._given_up_at: dict[str, tuple[float, float]] = {}
+        self._given_up_at: dict[str, tuple[float, str]] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See `Grid.push_messages`; the time to answer begins."""
+        """See `Grid.push_messages`; the time to answer begins. A SuperLink takes none for a node that has left for good."""
         sent = list(messages)
-        ids = list(super().push_messages(sent))
-        patience = self._patience(len(sent))
-        self._given_up_at.update(dict.fromkeys(ids, (time.monotonic() + patience, patience)))
+        taken = set(super().push_messages(sent))
+        now, patience = time.monotonic(), self._patience(len(sent))
+        ids = [message.metadata.message_id for message in sent]
+        late = now + patience, f"did not answer within {patience:.0f} s"
+        self._given_up_at.update({known: late if known in taken else (now, _NOT_TAKEN) for known in ids})
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -220,8 +223,8 @@ class CheckingGrid(PairingGrid):
         return message_id in self._sent and time.monotonic() >= self._given_up_at[message_id][0]
 
     def _give_up(self, message_id: str) -> Message:
-        _, patience = self._given_up_at.pop(message_id)
-        return wire.failure(self._sent.pop(message_id), f"did not answer within {patience:.0f} s")
+        _, said = self._given_up_at.pop(message_id)
+        return wire.failure(self._sent.pop(message_id), said)
 
     def _received(self, exchange: Exchange) -> Message:
         self._given_up_at.pop(exchange.request.metadata.message_id, None)
@@ -247,8 +250,11 @@ class OrderedGrid(GridProxy):
         return self._partition.get(node, -1)
 
     def get_node_ids(self) -> Iterable[int]:
-        """See `Grid.get_node_ids`."""
-        return sorted(self._inner.get_node_ids(), key=self._position)
+        """Return the nodes that were there at the start, whether they still are: messages to a lost one fail.
+
+        A strategy that misses a node would wait for it without end.
+        """
+        return sorted(self._partition, key=self._position)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """See `Grid.pull_messages`."""

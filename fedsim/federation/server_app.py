@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fedsim import wire
 from fedsim.defense import PrivacyBudget
+from fedsim.deployment.options import NODE_TIMEOUT
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.accuracy import evaluate
 from fedsim.federation.aggregation import CheckedStrategy, Warnings
@@ -55,6 +57,7 @@ def server_app(
     folder: RunFolder | None,
     on_round: Callable[[RoundLine], None] | None = None,
     on_model: Callable[[dict[str, Tensor]], None] | None = None,
+    node_timeout: float = NODE_TIMEOUT,
 ) -> ServerApp:
     """Return the ServerApp of a plan; with a folder it observes, records, and resumes what the folder already holds.
 
@@ -63,13 +66,15 @@ def server_app(
         folder: where captures and rounds go; None trains and evaluates without an observer.
         on_round: called with each line of rounds.jsonl, new or found in the folder.
         on_model: called with the final global weights.
+        node_timeout: seconds until a node for each client has to be there.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         scenario = plan.scenario
-        client_of = partitions(grid, _wait_for_nodes(grid, scenario.federation.clients), _TIMEOUT)
+        client_of = partitions(grid, _wait_for_nodes(grid, scenario.federation.clients, node_timeout), _TIMEOUT)
+        _check_clients(client_of, scenario.federation.clients)
         check = ReplyCheck(plan)
         strategy = CheckedStrategy(scenario.federation, client_of)
         log = _RoundLog(plan, strategy.warnings, on_round)
@@ -111,10 +116,42 @@ def server_app(
     return app
 
 
-def _wait_for_nodes(grid: Grid, count: int) -> list[int]:
+def _wait_for_nodes(grid: Grid, count: int, seconds: float) -> list[int]:
+    """Return the nodes once there are as many as clients.
+
+    Raises:
+        FedsimError: they do not come in time.
+    """
+    end = time.monotonic() + seconds
     while len(nodes := list(grid.get_node_ids())) < count:
+        if time.monotonic() > end:
+            raise FedsimError(
+                f"federation.clients: {len(nodes)} of {count} nodes have come within {seconds:g} s. Start a SuperNode for each "
+                f'client, with --node-config "partition-id=I num-partitions={count}" for I from 0 to {count - 1}, and look '
+                "into the logs of those that you have started."
+            )
         time.sleep(0.1)
     return nodes
+
+
+def _check_clients(client_of: Mapping[int, int], count: int) -> None:
+    """Refuse nodes that are not one for each client.
+
+    Raises:
+        FedsimError: names the clients that have none, or several, or that the scenario does not have.
+    """
+    found = Counter(client_of.values())
+    wrong = {
+        "without a node": sorted(set(range(count)) - set(found)),
+        "with several nodes": sorted(client for client, nodes in found.items() if nodes > 1),
+        "beyond federation.clients": sorted(client for client in found if not 0 <= client < count),
+    }
+    said = [f"{', '.join(map(str, clients[:10]))} {what}" for what, clients in wrong.items() if clients]
+    if said:
+        raise FedsimError(
+            f"federation.clients: {count}, from 0 to {count - 1}, and of the nodes' clients these are: {'; '.join(said)}. "
+            'Start one SuperNode for each client: its number is the partition-id of --node-config "partition-id=I".'
+        )
 
 
 class _RoundLog:

@@ -124,8 +124,8 @@ class Scenario(Part):
     """Of this format."""
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NO_BOOLEAN] = 0
     """Decides data, weights, batches, noise and attacks."""
-    engine: Literal["inline", "ray"] = "ray"
-    """`inline`, in this process; `ray`, Flower's simulation runtime."""
+    engine: Literal["inline", "ray", "deployment"] = "ray"
+    """`inline`, in this process; `ray`, Flower's simulation runtime; `deployment`, a SuperLink and SuperNodes."""
     data: Annotated[DataPart, BeforeValidator(named, str | DataPart)] = DataPart()
     """Where the images come from."""
     model: Annotated[ModelPart, BeforeValidator(named, str | ModelPart)] = ModelPart()

@@ -99,13 +99,7 @@ def end_with_input() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 1024):
                 pass
-        killed: set[int] = set()
-        # All are found before the first ends, and what one starts meanwhile is found by the next look.
-        while found := {*process_tree.descendants(os.getpid())} - killed:
-            for process in found:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(process, signal.SIGKILL)
-            killed |= found
+        process_tree.end_descendants()
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -15,6 +15,7 @@ from fedsim.errors import FedsimError
 from fedsim.federation.engine_inline import InlineGrid
 from fedsim.federation.grid import (
     AppliedGradientsGrid,
+    CheckingGrid,
     CompletingGrid,
     EndableGrid,
     GridProxy,
@@ -100,6 +101,37 @@ def test_a_proxy_hands_everything_on():
     ids = list(grid.push_messages(requests(grid)))
     assert senders(reply for id in ids for reply in grid.pull_messages([id])) == [1000, 1001]
     assert senders(grid.send_and_receive(iter(requests(grid)))) == [1000, 1001]
+
+
+class LosingGrid(GridProxy):
+    """A SuperLink that forgets a node: it is listed no more, and takes no message for it."""
+
+    lost = 1001
+
+    def get_node_ids(self):
+        return [node for node in self._inner.get_node_ids() if node != self.lost]
+
+    def push_messages(self, messages):
+        given = list(messages)
+        ids = list(self._inner.push_messages(given))
+        return [
+            None if message.metadata.dst_node_id == self.lost else id for id, message in zip(ids, given, strict=True)
+        ]
+
+    def pull_messages(self, message_ids):
+        replies = self._inner.pull_messages(message_ids)
+        return [reply for reply in replies if reply.metadata.src_node_id != self.lost]
+
+
+def test_a_node_that_is_lost_stays_in_the_list_and_its_client_fails_at_once():
+    inner = LosingGrid(InlineGrid(adding_app(), 3))
+    refused = []
+    checking = CheckingGrid(inner, lambda exchange: None, lambda *given: refused.append(given), lambda count: 3600.0)
+    grid = OrderedGrid(checking, {1000: 0, 1001: 1, 1002: 2})
+    assert grid.get_node_ids() == [1000, 1001, 1002], "a strategy would wait for a node that it misses"
+    first, lost, last = grid.send_and_receive(requests(grid))
+    assert not first.has_error() and not last.has_error() and refused == []
+    assert lost.metadata.src_node_id == 1001 and "its node has left" in wire.failure_text(lost.error.reason)
 
 
 def test_nodes_and_replies_come_in_partition_order():

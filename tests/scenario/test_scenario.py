@@ -304,7 +304,7 @@ CONTENTS = st.fixed_dictionaries(
     optional={
         "name": st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,9}\Z"),
         "seed": st.integers(0, 2**80),
-        "engine": st.sampled_from(["inline", "ray"]),
+        "engine": st.sampled_from(["inline", "ray", "deployment"]),
         "data": st.builds(
             lambda partition, params: {**params, "partition": partition},
             PARTITIONS,

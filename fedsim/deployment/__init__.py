@@ -1,0 +1,1 @@
+"""Flower's processes: command lines, environment, certificates, and what keeps them from outliving `fedsim run`."""
