@@ -22,7 +22,8 @@ from fedsim import models
 from fedsim.defense import LocalStep
 from fedsim.errors import AttackRefusedError, ScenarioError
 from fedsim.exchange import Update
-from fedsim.federation.training import evaluate, local_update, plain_step
+from fedsim.federation.accuracy import evaluate
+from fedsim.federation.training import local_update, plain_step
 from fedsim.metrics.image import psnr
 from fedsim.models.precode import Bottleneck, training_loss
 from fedsim.planning import preparation as planning

@@ -102,7 +102,7 @@ def test_where_one_run_is_wanted_phases_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("phases", "says"),
     [
-        (None, "phases: expected a list of 1 to 20 phases such as {name: first, set: {...}}, got []"),
+        (None, "phases: expected a list of 1 to 20 phases such as {name: first, set: {...}}, got nothing"),
         ([], "phases: expected a list of 1 to 20 phases"),
         ({"first": {}}, "phases: expected a list of 1 to 20 phases"),
         ([{"name": f"p{n}"} for n in range(21)], "phases: expected a list of 1 to 20 phases"),
