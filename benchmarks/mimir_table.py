@@ -96,7 +96,7 @@ def trained(
     folder: Path, pictures: Path, name: str, seed: int, rounds: int, recipe: dict[str, Any], start: Any = False
 ) -> Run:
     """Return the finished run of an arm, made where there is none."""
-    place = folder / f"{name}-{seed}"
+    place = folder / f"{name}-{rounds}-rounds-seed-{seed}"
     if (place / "report.html").is_file():
         return fedsim.load(place)
     return fedsim.run(content(pictures, name, seed, rounds, recipe, start if start is False else str(start)), place)
