@@ -116,7 +116,8 @@ class WorkerProcess:
                     self._starting = None
                 return
         raise FedsimError(
-            "audit: worker processes die as they start. Use audit.processes: 0 to see why, on fewer to save memory."
+            "audit: worker processes die as they start. Use audit.processes: 0 to see why, on fewer to save memory. A script "
+            'that calls fedsim.run does so under if __name__ == "__main__", since workers import it.'
         )
 
     def _launch(self) -> None:
