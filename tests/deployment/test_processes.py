@@ -26,10 +26,12 @@ if os.fork() == 0:
 os.wait()
 time.sleep(99)
 """
+# As in a terminal: what runs in the background inherits that Ctrl-C is ignored.
 DRIVER = """
-import sys, time
+import signal, sys, time
 from fedsim.deployment.processes import Processes
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Processes({}) as held:
     held.start("parent", [sys.executable, "-S", "-c", sys.argv[1]])
     print(held.folder, flush=True)
