@@ -25,7 +25,8 @@ def test_every_scenario_of_the_gallery_has_a_name_and_a_line_and_goes_into_the_w
     for name in shipped.names():
         # The line is a whole sentence: it does not go on in the next one.
         assert shipped.summary(name)[-1] in ".?", name
-        assert stating.read(shipped.path(name))[0] or scenario.load(shipped.path(name))
+        if not stating.read(shipped.path(name))[0]:
+            scenario.load(shipped.path(name))
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert wheel["force-include"] == {"scenarios": "fedsim/scenarios"}
 
