@@ -59,6 +59,8 @@ def _worst(analysis: Any) -> str:
     """Return what leaks most: the finding that is furthest beyond its best blind control."""
     from fedsim.report.overview import severity
 
+    if not analysis.entries:
+        return "no attack has looked"
     leaking = [
         line for line in analysis.entries if line.verdict in ("leaks", "partial") and line.judge.mean is not None
     ]

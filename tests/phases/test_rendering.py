@@ -46,6 +46,12 @@ def test_what_finds_nothing_says_so(folder):
     assert "none found" in table(rendering.render(folder))
 
 
+def test_a_phase_without_an_attack_does_not_pass_for_one_that_nothing_was_found_in(folder):
+    write_run(folder.path / "1-first", records=[], attacks=[])
+    shown = table(rendering.render(folder))
+    assert "no attack has looked" in shown and "none found" not in shown
+
+
 def test_text_of_a_run_is_no_html(folder):
     manifest = folder.read()
     folder.write(manifest.model_copy(update={"name": "<script>x</script>"}))
