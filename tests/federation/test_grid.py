@@ -104,7 +104,7 @@ def test_a_proxy_hands_everything_on():
 
 
 class LosingGrid(GridProxy):
-    """A SuperLink that forgets a node: it is listed no more, and takes no message for it."""
+    """A SuperLink that forgets a node: it is listed no more, and a message for it gets an empty id, as Flower's does."""
 
     lost = 1001
 
@@ -114,9 +114,7 @@ class LosingGrid(GridProxy):
     def push_messages(self, messages):
         given = list(messages)
         ids = list(self._inner.push_messages(given))
-        return [
-            None if message.metadata.dst_node_id == self.lost else id for id, message in zip(ids, given, strict=True)
-        ]
+        return ["" if message.metadata.dst_node_id == self.lost else id for id, message in zip(ids, given, strict=True)]
 
     def pull_messages(self, message_ids):
         replies = self._inner.pull_messages(message_ids)
