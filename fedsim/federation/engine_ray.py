@@ -22,7 +22,7 @@ from fedsim.federation.grid import EndableGrid
 
 # Options of each of Flower's actors. One whose process dies is started again: Flower keeps it in its pool, dead or not, where
 # every client that it got later would fail. Until it is back, those that it gets fail.
-_ACTOR = {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}
+_ACTOR: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}
 
 
 def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
