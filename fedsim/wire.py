@@ -7,6 +7,8 @@ what its defenses keep and `fedsim-logged` what they logged, both for the run fo
 
 from __future__ import annotations
 
+import io
+import math
 import re
 from collections.abc import Mapping
 from typing import Literal
@@ -48,11 +50,11 @@ def _decoded(array: Array) -> np.ndarray:
     lose an update to its host nor make its host lose one.
     """
     data = array.data
-    if array.stype != "numpy.ndarray" or data[:7] != b"\x93NUMPY\x01":
-        return array.numpy()
     start = 10 + int.from_bytes(data[8:10], "little")
-    header = _NPY_HEADER.fullmatch(data[10:start])
+    is_usual = array.stype == "numpy.ndarray" and data[:7] == b"\x93NUMPY\x01"
+    header = _NPY_HEADER.fullmatch(data[10:start]) if is_usual else None
     if header is None:
+        _check_size(array)
         return array.numpy()
     shape = tuple(int(size) for size in header["shape"].replace(b" ", b"").split(b",") if size)
     order: Literal["F", "C"] = "F" if header["fortran"] == b"True" else "C"
@@ -60,13 +62,35 @@ def _decoded(array: Array) -> np.ndarray:
     return flat.reshape(shape, order=order).copy(order="K")
 
 
+def _check_size(array: Array) -> None:
+    """Refuse what `np.load` would make room for before it looks whether there is as much: a client chooses the header.
+
+    Raises:
+        ValueError: the bytes are no array in NumPy's format, or fewer or more than the header states.
+    """
+    if array.stype != "numpy.ndarray":
+        return  # which Flower refuses
+    stream = io.BytesIO(array.data)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(stream)
+    if version not in read:
+        raise ValueError(f"an array in version {version} of NumPy's format, expected 1.0 or 2.0")
+    shape, _, dtype = read[version](stream)
+    stated, held = math.prod(shape) * dtype.itemsize, len(array.data) - stream.tell()
+    if stated != held:
+        raise ValueError(f"an array of {stated} bytes, as it states, of which {held} are there")
+
+
 _CLIENT_MESSAGE = re.compile(r"ClientAppException occurred\. Message: (.*?)(?:'>)?$", re.DOTALL)
+
+
+_MOST_READ = 100_000  # characters of a message, which may be of any length
 
 
 def failure_text(reason: str) -> str:
     """Return what a client's own exception said, without what the engine wraps around it."""
-    found = _CLIENT_MESSAGE.search(reason)
-    lines = (found.group(1) if found else reason).strip().splitlines()
+    found = _CLIENT_MESSAGE.search(reason[:_MOST_READ])
+    lines = (found.group(1) if found else reason[:_MOST_READ]).strip().splitlines()
     return printable(lines[0].strip(), 500) if lines else "failed without a message"
 
 

@@ -1,8 +1,10 @@
 """A run that is interrupted, at whatever moment, comes to the same end as one that is not."""
 
 import contextlib
+import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import time
@@ -166,6 +168,55 @@ def test_a_run_that_dies_after_every_few_writes_comes_to_the_same_end(whole, run
         assert deaths < 60, "the run makes no progress"
     assert deaths >= 5
     assert_same(dying, expected)
+
+
+# A disk that is full
+
+
+def fill_at_write(monkeypatch, count):
+    """Let the disk be full from the `count`-th time that a file is flushed; what was written before is cut off."""
+    flush, left = os.fsync, [count]
+
+    def fsync(descriptor):
+        left[0] -= 1
+        if left[0] <= 0:
+            # Whole files are flushed through a read-only handle.
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - 3)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 21, 40])
+def test_a_disk_that_is_full_at_some_write_ends_the_run_with_advice_and_costs_nothing(
+    whole, run_folder, monkeypatch, count
+):
+    plan, path = whole("FedAvg")
+    full = run_folder(plan, "full").path
+    with monkeypatch.context() as patch:
+        fill_at_write(patch, count)
+        with pytest.raises(
+            RunFolderError, match=r"No space left on device.*is kept\. Make room and go on: fedsim run --re"
+        ):
+            resume(plan, full)
+    resume(plan, full)
+    assert_same(full, state(path))
+
+
+def test_a_limit_of_the_system_on_the_size_of_files_is_told_in_the_same_way(whole, run_folder):
+    plan, path = whole("FedAvg")
+    limited = run_folder(plan, "limited").path
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(RunFolderError, match=r"global\.safetensors: cannot be written: File too large.*Make room"):
+            resume(plan, limited)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resume(plan, limited)
+    assert_same(limited, state(path))
 
 
 # Folders as a kill may leave them

@@ -1,4 +1,5 @@
 import ast
+import pickle
 
 import numpy as np
 import pytest
@@ -41,3 +42,36 @@ def test_decoding_leaves_the_ast_module_alone_which_threads_of_the_host_may_be_u
     monkeypatch.setattr(ast, "literal_eval", busy)
     got = wire.to_tensors(sent)
     assert torch.equal(got["w"], torch.ones(2, 3)) and got["scale"] == 1 and got["empty"].shape == (0, 4)
+
+
+def npy(header, data=b"", version=b"\x01\x00", size=2):
+    return b"\x93NUMPY" + version + len(header).to_bytes(size, "little") + header + data
+
+
+BOMB = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (npy(BOMB, bytes(8)), "cannot reshape"),
+        (
+            npy(BOMB.replace(b"'<f4'", b' "<f4"'), bytes(8)),
+            "of 4398046511104 bytes, as it states, of which 8 are there",
+        ),
+        (npy(BOMB, bytes(8), b"\x02\x00", 4), "of 4398046511104 bytes, as it states, of which 8 are there"),
+        (npy(BOMB.replace(b"(1099511627776,)", b"(1,)"), bytes(8), b"\x02\x00", 4), "of which 8 are there"),
+        (
+            npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", pickle.dumps(print)),
+            "are there|Object arrays",
+        ),
+        (npy(BOMB, bytes(8), b"\x03\x00", 4), r"version \(3, 0\)"),
+        (pickle.dumps(print), "magic"),
+        (b"PK\x03\x04" + bytes(60), "magic"),
+        (b"", "."),
+    ],
+)
+def test_bytes_that_state_more_than_they_hold_are_refused_and_nothing_is_unpickled(data, said):
+    sent = ArrayRecord({"w": Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=data)})
+    with pytest.raises(ValueError, match=said):
+        wire.to_tensors(sent)

@@ -1,7 +1,8 @@
 """The process for attacks: how one is made, what it is asked, its limits, and how it ends with all that it has started.
 
 An attack may hang, take too much memory, die, or leave threads and children behind. Its process is ended with all of them
-when it is beyond a limit and when the attempt is over. It reads the run folder and never writes.
+when it is beyond a limit and when the attempt is over. It reads the run folder and never writes; what it writes elsewhere is
+its own, up to a size. None of this is a sandbox: an attack is code that the user has chosen to run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -26,7 +28,7 @@ from typing import Any, Literal
 import torch
 
 from fedsim import process_tree
-from fedsim.audit.attempt import Made
+from fedsim.audit.attempt import LARGEST_FILE, Made
 from fedsim.planning import preparation as planning
 from fedsim.planning.plan import Plan
 from fedsim.process_tree import Leader
@@ -310,6 +312,7 @@ def _serve(requests: Connection, folder: str, plan: Plan | None, private: Sequen
     for connection in private:
         connection.close()
     os.setsid()
+    _limit_files()
     if sys.platform == "linux":
         # So that it ends with its maker, even where that is killed while an attack does not let go.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -323,6 +326,14 @@ def _serve(requests: Connection, folder: str, plan: Plan | None, private: Sequen
     finally:
         # Not by the usual way out, which waits for the threads that attacks have left behind.
         os._exit(1)
+
+
+def _limit_files() -> None:
+    """Let no file grow beyond `LARGEST_FILE` by this process and those that it starts; writing on is an OSError."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    known = [limit for limit in (before, hard) if limit != resource.RLIM_INFINITY]
+    least = min([LARGEST_FILE, *known])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (least, least))
 
 
 def _answer_all(requests: Connection, folder: RunFolder, plan: Plan | None) -> None:

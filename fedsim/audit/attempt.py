@@ -7,6 +7,7 @@ audit knows whether it may be used again.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import sys
 import time
@@ -35,6 +36,9 @@ from fedsim.recording.records import SCHEMA, RecordedView
 from fedsim.recording.run_folder import RunFolder
 from fedsim.scenario import Grant
 from fedsim.seeds import derive, seeded
+
+LARGEST_FILE = 512 * 2**20
+"""Bytes of the largest file that an attack may write, in whatever folder: what fills a disk ends the whole run."""
 
 Status = Literal["found", "failed", "refused"]
 
@@ -218,7 +222,10 @@ def attack(
 
 def _said(error: BaseException) -> str:
     try:
-        return cut(str(error))
+        said = cut(str(error))
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            said = f"{said}; an attack may write files of at most {LARGEST_FILE // 2**20} MiB"
+        return said
     except BaseException as second:  # noqa: BLE001  (the same boundary: its text is code of the plug-in, too)
         return f"its text cannot be read, as that raises {_name(second)}"
 

@@ -17,7 +17,7 @@ from fedsim.comparing.sources import Source, sources
 from fedsim.comparing.spread import FEWEST_SEEDS
 from fedsim.errors import RunFolderError
 from fedsim.metrics.ratings import scale
-from fedsim.recording.files import write_atomically
+from fedsim.recording.files import OWNER_ONLY, write_atomically
 from fedsim.report.embedding import Plot, plot
 from fedsim.report.rendering import html
 from fedsim.report.tables import as_csv
@@ -67,7 +67,7 @@ def render(folders: Sequence[Path], out: Path, margin: float, baseline: str | No
         notes.insert(0, _DIFFERENT)
     notes += _notes(known)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"{out}: cannot be made: {error.strerror}.") from None
     page = out / "compare.html"

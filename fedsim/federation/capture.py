@@ -6,6 +6,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ from fedsim.recording.client_state import ClientState
 from fedsim.recording.run_folder import RunFolder
 
 _STATED = (wire.PRIVACY, wire.LOGGED)
+
+# What is kept of a reply that was refused, at most: bytes and number of its arrays, sizes of a shape, characters of a text.
+_MOST_KEPT = 16 * 2**20
+_MOST_NAMED = 1000
+_MOST_SIZES = 32
+_LONGEST = 300
 
 
 class Recorder:
@@ -145,16 +152,34 @@ def _why_skipped(way: str, content: RecordDict) -> str:
 
 
 def keep_refused(folder: RunFolder, client: int, exchange: Exchange, fault: str) -> None:
-    """Store a reply that was refused beside the captures, as evidence; no attack and no strategy ever sees it."""
-    content, arrays, tensors = exchange.reply.content, list[dict[str, Any]](), dict[str, torch.Tensor]()
-    for record, found in content.array_records.items():
-        for name, array in found.items():
+    """Store a reply that was refused beside the captures, as evidence; no attack and no strategy ever sees it.
+
+    A client may send anything: of a large reply only so much is kept, and the header says what was left out.
+    """
+    content, arrays, tensors, room = (
+        exchange.reply.content,
+        list[dict[str, Any]](),
+        dict[str, torch.Tensor](),
+        _MOST_KEPT,
+    )
+    sent = [(record, *item) for record, found in content.array_records.items() for item in found.items()]
+    for record, name, array in sent[:_MOST_NAMED]:
+        texts = {"record": record, "name": name, "dtype": array.dtype}
+        stated: dict[str, Any] = {key: text[:_LONGEST] for key, text in texts.items()}
+        stated["shape"] = list(array.shape)[:_MOST_SIZES]
+        if len(array.data) <= room:
             # By number and as bytes: neither its name nor its format need be one that the file can hold.
             tensors[str(len(arrays))] = torch.frombuffer(bytearray(array.data or b"\0"), dtype=torch.uint8)
-            arrays.append({"record": record, "name": name, "dtype": array.dtype, "shape": list(array.shape)})
-    metrics = {name: {k: repr(v) for k, v in record.items()} for name, record in content.metric_records.items()}
-    header = {"client": client, "fault": fault, "arrays": arrays, "metrics": metrics}
-    folder.write_refused(round_of(exchange.request) or 0, client, tensors, header)
+            room -= len(array.data)
+        else:
+            stated["bytes_left_out"] = len(array.data)
+        arrays.append(stated)
+    metrics = {
+        name[:_LONGEST]: {key[:_LONGEST]: repr(value)[:_LONGEST] for key, value in islice(record.items(), _MOST_NAMED)}
+        for name, record in islice(content.metric_records.items(), _MOST_SIZES)
+    }
+    header = {"client": client, "fault": fault, "arrays": arrays, "arrays_left_out": len(sent) - len(arrays)}
+    folder.write_refused(round_of(exchange.request) or 0, client, tensors, {**header, "metrics": metrics})
 
 
 def _is_same(one: Tensor | None, other: Tensor | None) -> bool:

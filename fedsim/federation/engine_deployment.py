@@ -73,6 +73,8 @@ def train(
                 network.register(processes, credentials, plan.scenario.federation.clients, options.node_timeout)
         _submit(processes, plan, folder, options)
         _follow(processes, events, on_round, plan, options)
+        # The ServerApp's process has written it.
+        folder.refresh()
         return folder.read_model()
 
 

@@ -20,6 +20,10 @@ from flwr.simulation import run_simulation
 from fedsim.errors import FedsimError
 from fedsim.federation.grid import EndableGrid
 
+# Options of each of Flower's actors. One whose process dies is started again: Flower keeps it in its pool, dead or not, where
+# every client that it got later would fail. Until it is back, those that it gets fail.
+_ACTOR: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}
+
 
 def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
     """Run a Flower app to its end; exceptions of the server reach the caller.
@@ -47,7 +51,7 @@ def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
                 client_app=client_app,
                 num_supernodes=clients,
                 backend_name="ray",
-                backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": init_args},
+                backend_config={"client_resources": _ACTOR, "init_args": init_args},
             )
     finally:
         # Flower runs the server in a thread of its own, which would wait for replies for hours after an interruption.

@@ -174,6 +174,9 @@ class ObservingGrid(PairingGrid):
     def _received(self, exchange: Exchange) -> Message:
         try:
             self._on_exchange(exchange)
+        except FedsimError as error:
+            _log.error("fedsim could not record an exchange: %s", error)
+            self.errors.append(error)
         except Exception as error:  # noqa: BLE001  (boundary: the host's training goes on, and the error is kept)
             _log.exception("fedsim could not record an exchange")
             self.errors.append(error)

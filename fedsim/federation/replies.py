@@ -24,6 +24,9 @@ from fedsim.recording.client_state import ClientState
 from fedsim.strategies.building import client_metrics
 from fedsim.validation import shown
 
+_LONGEST_NAME = 300  # characters: what a client states stands in headers and on the lines of rounds
+_MOST_LOGGED = 1000
+
 
 class ReplyCheck:
     """Says what is wrong with a train reply to a plan's server."""
@@ -108,16 +111,21 @@ def _privacy_fault(content: RecordDict) -> str | None:
     stated = content.config_records.get(wire.PRIVACY)
     if stated is None:
         return None
-    numbers = [stated.get(name) for name in ("epsilon", "delta")]
+    numbers, relation = [stated.get(name) for name in ("epsilon", "delta")], stated.get("neighbors")
     fits = all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
-    if not fits or not isinstance(stated.get("neighbors"), str):
+    is_named = isinstance(relation, str) and len(relation) <= _LONGEST_NAME
+    if not fits or not is_named or len(stated) != 3:
         return f"it states the privacy budget {shown(dict(stated))}, expected epsilon, delta and neighbors"
     return None
 
 
 def _logged_fault(content: RecordDict) -> str | None:
     logged: Mapping[str, Any] = content.config_records.get(wire.LOGGED, {})
+    if len(logged) > _MOST_LOGGED:
+        return f"it logs {len(logged)} numbers, expected at most {_MOST_LOGGED}"
     for name, value in logged.items():
+        if len(name) > _LONGEST_NAME:
+            return f"it logs a number under a name of {len(name)} characters, expected at most {_LONGEST_NAME}"
         if not isinstance(value, int | float) or not math.isfinite(value):
             return f"it logs {shown(value)} as {shown(name)}, expected a finite number"
     return None

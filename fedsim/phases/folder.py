@@ -72,7 +72,7 @@ class PhasesFolder:
         try:
             if path.exists() and not (path.is_dir() and _is_empty(path)):
                 raise RunFolderError(f"{path}: already exists and is not empty. Name another, or use --resume.")
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=files.OWNER_ONLY, parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be written: {error.strerror}.") from None
         entries = [

@@ -106,10 +106,15 @@ class CaptureIndex:
         if expected is None:
             raise RunFolderError(f"{file}: not in captures/index.jsonl.")
         self.check_is_there(key)
-        if key not in self._verified and digest(file) != expected:
+        if key in self._verified:
+            return
+        # The header first, which is quick: it tells a file that is cut off, or states more than it holds.
+        fault = files.tensors_fault(file)
+        if fault is None and digest(file) != expected:
+            fault = "its checksum differs from captures/index.jsonl"
+        if fault is not None:
             raise RunFolderError(
-                f"{file}: corrupted, its checksum differs from captures/index.jsonl. Restore the file, or delete "
-                "it and its line in the index and use --resume."
+                f"{file}: corrupted, {fault}. Restore the file, or delete it and its line in the index and use --resume."
             )
         self._verified.add(key)
 

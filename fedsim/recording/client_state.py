@@ -71,6 +71,8 @@ class ClientState:
             ValueError: the fields are no state.
         """
         try:
+            if len(fields["values"]) > _LONGEST:
+                raise ValueError
             values = json.loads(fields["values"])
             if not isinstance(values, dict):
                 raise TypeError

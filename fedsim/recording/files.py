@@ -2,11 +2,13 @@
 
 A run folder may come from somebody else. Symbolic links, named pipes, sockets and devices inside it are refused before they
 are opened, for reading and for writing. The folder itself may be reached through a link, and a hard link is an ordinary file.
+What is made here can be read by its owner alone: a run folder holds images of clients.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -24,6 +26,13 @@ from fedsim.errors import RunFolderError
 MAX_DEPTH = 80
 """Levels of nesting that JSON of a run folder may have: an attack may nest its trace 64 deep, and a few come around it."""
 
+MAX_TEXT = 2**30
+"""Bytes that a text file of a run folder may have: half a million records of one attack on one image."""
+
+OWNER_ONLY = 0o700
+"""Rights of a folder that holds a run."""
+
+_OWNER_FILE = 0o600
 _PARTIAL = re.compile(r"\..+\.\d+\.\d+\.partial")
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"),
@@ -34,6 +43,9 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 )
 # What safetensors and torch raise for a file that is damaged or of somebody else.
 _DAMAGE = (SafetensorError, AttributeError, KeyError, OSError, OverflowError, RuntimeError, TypeError, ValueError)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RESUME = "Make room and go on: fedsim run --resume, or fedsim audit."
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors tells one
 
 
 class DamagedFileError(RunFolderError):
@@ -126,7 +138,7 @@ def open_file(path: Path, root: Path, flags: int = os.O_RDONLY) -> int:
     """
     is_file(path, root)
     # What takes its place after that look is not followed or waited for either.
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, _OWNER_FILE)
     try:
         _refuse_unless(stat.S_ISREG, os.fstat(descriptor), path, "a file")
     except RunFolderError:
@@ -142,11 +154,14 @@ def read(path: Path, root: Path) -> bytes | None:
     """Return the content of a file of a run folder; None when it is not there.
 
     Raises:
-        RunFolderError: it cannot be read; see `state`.
+        RunFolderError: it cannot be read, or is larger than any text that fedsim writes; see `state`.
     """
     try:
         with open(open_file(path, root), "rb") as file:
-            return file.read()
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_TEXT:
+                raise DamagedFileError(f"{path}: {size} bytes, and at most {MAX_TEXT} are read. Delete or replace it.")
+            return file.read(MAX_TEXT)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -227,7 +242,37 @@ def read_tensors(path: Path, root: Path, what: str, with_tensors: bool = True) -
         raise DamagedFileError(f"{path}: not {what} of fedsim: {' '.join(str(error).split())}.") from None
 
 
+def tensors_fault(path: Path) -> str | None:
+    """Return why a file is no whole safetensors file, in one line, or None; its header alone is read."""
+    try:
+        with safe_open(path, "pt"):
+            return None
+    except _DAMAGE as error:
+        return " ".join(str(error).split())
+
+
 # Writing
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says against a write into one error, which names the file, and says what to do if the disk is full.
+
+    Raises:
+        RunFolderError: the disk is full, the file would be larger than it may be, or cannot be written otherwise.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else _told_errno(error)
+        reason = str(error) if number is None else os.strerror(number)
+        advice = f" What is complete is kept. {_RESUME}" if number in _FULL else ""
+        raise RunFolderError(f"{path}: cannot be written: {reason}.{advice}") from error
+
+
+def _told_errno(error: SafetensorError) -> int | None:
+    found = _OS_ERROR.search(str(error))
+    return int(found[1]) if found else None
 
 
 def make_folders(path: Path, root: Path) -> None:
@@ -236,10 +281,10 @@ def make_folders(path: Path, root: Path) -> None:
     Raises:
         RunFolderError: something else is in the way; see `state`.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
     for place in list(_places(path, root))[:-1]:
         if not is_folder(place, root):
-            place.mkdir(exist_ok=True)
+            place.mkdir(mode=OWNER_ONLY, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -247,21 +292,23 @@ def aside(path: Path, root: Path) -> Iterator[Path]:
     """Give a place to write to; what is there at the end is flushed to disk and renamed to `path`.
 
     Raises:
-        RunFolderError: something that is no file is there already; see `state`.
+        RunFolderError: something that is no file is there already, see `state`; or it cannot be written, see `writing`.
     """
-    make_folders(path, root)
-    is_file(path, root)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-    # A killed process of the same number may have left one.
-    partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
-    try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
+    with writing(path):
+        make_folders(path, root)
+        is_file(path, root)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
+        # A killed process of the same number may have left one.
         partial.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(partial, flags, _OWNER_FILE))
+        try:
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes | str, root: Path | None = None) -> None:

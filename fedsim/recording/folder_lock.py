@@ -25,7 +25,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         # Without the kernel's locks (`fallback_to_soft`) a killed process would leave its lock behind.
-        self._lock = FileLock(folder / LOCK, thread_local=False, fallback_to_soft=False)
+        self._lock = FileLock(folder / LOCK, mode=0o600, thread_local=False, fallback_to_soft=False)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -51,14 +51,20 @@ class JsonLines:
         return read_lines(self.path, self._root)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add one line and flush it to disk; a half-written line before it is cut off first."""
-        files.make_folders(self.path, self._root)
+        """Add one line and flush it to disk; a half-written line before it is cut off first.
+
+        Raises:
+            RunFolderError: it cannot be written; see `files.writing`.
+        """
         content = json.dumps(line, allow_nan=False).encode() + b"\n"
-        with open(files.open_file(self.path, self._root, os.O_RDWR | os.O_CREAT | os.O_APPEND), "ab+") as file:
-            self._cut_half_line(file)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with files.writing(self.path):
+            files.make_folders(self.path, self._root)
+            descriptor = files.open_file(self.path, self._root, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            with open(descriptor, "ab+") as file:
+                self._cut_half_line(file)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
 
     @staticmethod
     def _cut_half_line(file: Any) -> None:

@@ -14,8 +14,9 @@
     evaluations.jsonl        one line per round and evaluator: see `fedsim.audit.evaluation`
     mechanisms.jsonl         one line per client and claimed budget: see `fedsim.audit.budgets`
 
-Files appear under their name only when complete (written aside, flushed, renamed). A line counts only when it ends with
-a newline; a half-written last line is cut off. So a kill at any moment leaves a folder that resumes.
+Folders and files can be read by their owner alone. Files appear under their name only when complete (written aside,
+flushed, renamed). A line counts only when it ends with a newline; a half-written last line is cut off. So a kill at any
+moment, or a full disk, leaves a folder that resumes.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class RunFolder(Captures):
         try:
             if path.exists() and not (path.is_dir() and _is_empty(path)):
                 raise RunFolderError(f"{path}: already exists and is not empty. Name another, or use --resume.")
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=files.OWNER_ONLY, parents=True, exist_ok=True)
             folder = cls(path)
             if scenario is not None:
                 folder.write_scenario(scenario)

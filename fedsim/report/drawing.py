@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -59,13 +61,21 @@ def svg(draw: Callable[[Figure], Told | None], width: float, height: float) -> b
         height: in inches.
     """
     buffer = io.BytesIO()
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), any_characters():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(width, height), layout="constrained")
         told = draw(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return _with_titles(buffer.getvalue(), told) if told else buffer.getvalue()
+
+
+@contextlib.contextmanager
+def any_characters() -> Iterator[None]:
+    """Draw names in any writing: one whose characters the font lacks has boxes in their place, and is no fault."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ ", UserWarning)
+        yield
 
 
 def parsed(drawn: bytes) -> ElementTree.Element:

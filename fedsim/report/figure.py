@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fedsim.report.drawing import any_characters
 from fedsim.report.gallery import Display, Strip
 from fedsim.report.naming import NO_DEFENSE
 
@@ -33,11 +34,12 @@ def overview(found: Sequence[Display]) -> bytes | None:
         strips = {strip.title: strip for strip in display.panels[0].strips}
         for row, title in enumerate(rows):
             _draw(grid[row][column], strips.get(title))
-        grid[0][column].set_title(f"client {display.client}\n{_defenses(display)}", fontsize=8)
+        grid[0][column].set_title(f"client {display.client}\n{_defenses(display)}", fontsize=8, parse_math=False)
     for row, title in enumerate(rows):
-        grid[row][0].set_ylabel(title, fontsize=8)
+        grid[row][0].set_ylabel(title, fontsize=8, parse_math=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    with any_characters():
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()
 
 

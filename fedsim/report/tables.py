@@ -110,9 +110,9 @@ def round_rows(rounds: Iterable[Round]) -> list[Row]:
 def budget_rows(rounds: Iterable[Round]) -> list[Row]:
     """Return one row per round and client that states a privacy budget; epsilon counts all rounds so far."""
     return [
-        {"round": line.round, "client": client, **budget.model_dump()}
+        {"round": line.round, "client": client, "epsilon": b.epsilon, "delta": b.delta, "neighbors": b.neighbors}
         for line in rounds
-        for client, budget in sorted(line.epsilon.items())
+        for client, b in sorted(line.epsilon.items())
     ]
 
 

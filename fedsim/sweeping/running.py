@@ -92,7 +92,8 @@ def prepare(
         RunFolderError: it cannot be made, or another process works on it.
     """
     try:
-        folder.cells.mkdir(parents=True, exist_ok=True)
+        folder.path.mkdir(mode=files.OWNER_ONLY, parents=True, exist_ok=True)
+        folder.cells.mkdir(mode=files.OWNER_ONLY, exist_ok=True)
     except OSError as error:
         raise RunFolderError(f"{folder.path}: cannot be made: {error.strerror}.") from None
     with FolderLock(folder.path).held():

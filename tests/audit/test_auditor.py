@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import shutil
 import sys
 
@@ -349,6 +350,16 @@ def test_an_attack_that_uses_too_much_memory_is_ended_with_its_children_and_fail
         assert record["message"] == BEYOND and 0 < record["seconds"] < 60
     _, _, guesses = simulate("alone", federation={"rounds": 1})
     assert_neighbours_found(records, guesses, HOARDS)
+
+
+def test_an_attack_that_writes_a_gigabyte_is_stopped_by_an_error_that_says_how_much_it_may_write(simulate, isolated):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    attacks = [going("writes a gigabyte"), {"name": "stubs:Guess"}]
+    _, _, records = simulate(attacks=attacks, federation={"clients": 2, "rounds": 1})
+    assert [record["status"] for record in records] == ["found", "found", "failed", "found"]
+    message = records[2]["message"]
+    assert message.startswith("OSError: [Errno 27] File too large; an attack may write files of at most 512 MiB")
+    assert resource.getrlimit(resource.RLIMIT_FSIZE) == before, "of this process, which writes the run folder"
 
 
 def test_an_attack_within_its_memory_gives_the_same_record(simulate, looked, isolated):

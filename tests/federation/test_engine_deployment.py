@@ -100,8 +100,10 @@ def stand_in(monkeypatch, run_folder):
         for client in range(clients):
             processes.start(network.node_name(client), [sys.executable, "-S", "-c", "import time; time.sleep(99)"])
 
-    def train(plan, told, seconds=99.0, nodes=start, on_round=None, options=None):
-        folder = run_folder(plan)
+    def train(plan, told, seconds=99.0, nodes=start, on_round=None, options=None, name="run"):
+        folder = run_folder(plan, name)
+        # As a run that is resumed: what is there has been read before another process goes on.
+        assert not folder.has_model()
         monkeypatch.setattr(network, "start", nodes)
 
         def run(app, config):
@@ -118,6 +120,20 @@ def test_what_the_server_app_says_reaches_the_caller(stand_in, tiny_plan):
     said = "tell('error', {'where': 'training.learning_rate', 'message': 'too large'})"
     with pytest.raises(ScenarioError, match=r"^training\.learning_rate: too large"):
         stand_in(tiny_plan(), said)
+
+
+def test_the_final_model_of_a_resumed_run_is_read_though_another_process_has_written_it(
+    stand_in, tiny_plan, run_folder
+):
+    plan = tiny_plan(federation={"clients": 1, "rounds": 1}, attacks=[])
+    whole = run_folder(plan, "whole")
+    expected = engine.train(plan, whole)
+    told = f"""import shutil
+shutil.copytree({str(whole.path / "captures")!r}, sys.argv[1] + "/captures")
+shutil.copy({str(whole.path / "model.safetensors")!r}, sys.argv[1])
+tell("finished", True)"""
+    found = stand_in(plan, told)
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
 
 
 def test_a_fault_of_the_server_app_is_no_error_of_the_user(stand_in, tiny_plan):

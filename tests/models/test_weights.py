@@ -1,5 +1,7 @@
 """Weights from a local file: what is taken over, and what is refused."""
 
+import zipfile
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -342,3 +344,21 @@ def test_patches_are_summed_of_vision_transformers_alone(large):
         build({"file": str(large[0]), "patches": "summed"}, name="convnet")
     with pytest.raises(ScenarioError, match="there are no published weights for vit_nano"):
         build({"patches": "summed"})
+
+
+# Files of somebody else
+
+
+def test_an_archive_that_grows_when_it_is_read_is_refused(tmp_path, trained):
+    torch.save({**trained, "zeros": torch.zeros(2**20)}, tmp_path / "weights.pth")
+    with zipfile.ZipFile(tmp_path / "weights.pth") as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in held.items():
+            archive.writestr(name, data)
+    assert refusal(tmp_path / "small.pth").endswith("its archive is compressed, as torch.save never writes it.")
+
+
+def test_a_tensor_that_is_larger_than_its_file_is_refused(tmp_path, trained):
+    torch.save({**trained, "pos_embed": torch.zeros(1).expand(1, 10**9, 64)}, tmp_path / "weights.pth")
+    assert "a tensor of 256000000000 bytes in a file of" in refusal(tmp_path / "weights.pth")

@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import socket
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fedsim.errors import RunFolderError
@@ -162,3 +164,31 @@ def test_what_a_killed_process_left_of_the_same_number_does_not_stop_a_write(roo
     assert files.is_partial(left) and not files.is_partial(root / ".hidden")
     files.write_atomically(root / "file", "whole", root)
     assert (root / "file").read_text() == "whole" and not left.exists()
+
+
+def test_a_text_that_no_fedsim_writes_so_large_is_refused_before_it_is_read(root):
+    with (root / "records.jsonl").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(RunFolderError, match=r"records\.jsonl: 1099511627776 bytes, and at most 1073741824 are read"):
+        files.read(root / "records.jsonl", root)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_told_with_what_to_do_and_leaves_nothing_half_written(root, number):
+    files.write_atomically(root / "kept", "first", root)
+    with pytest.raises(
+        RunFolderError, match=rf"kept: cannot be written: {os.strerror(number)}\. What is complete is kept"
+    ):
+        with files.aside(root / "kept", root):
+            raise OSError(number, os.strerror(number))
+    assert (root / "kept").read_text() == "first" and not list(root.glob(".*"))
+
+
+def test_what_safetensors_says_of_the_disk_is_told_alike(root):
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(RunFolderError, match=r"kept: cannot be written: No space left on device\. What is complete"):
+        with files.writing(root / "kept"):
+            raise SafetensorError(said)
+    with pytest.raises(RunFolderError, match=r"kept: cannot be written: header too large\.$"):
+        with files.writing(root / "kept"):
+            raise SafetensorError("header too large")

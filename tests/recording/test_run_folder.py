@@ -1,6 +1,9 @@
+import errno
 import hashlib
 import json
 import os
+import resource
+import stat
 
 import pytest
 import torch
@@ -42,10 +45,10 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     write_atomically(path, "first")
 
     def cut(descriptor):
-        raise OSError("disk full")
+        raise OSError(errno.EIO, "of the disk")
 
     monkeypatch.setattr(os, "fsync", cut)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunFolderError, match=r"new/file: cannot be written: Input/output error\.$"):
         write_atomically(path, b"second, longer")
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
@@ -227,7 +230,7 @@ def test_something_else_under_a_captures_name_is_refused(filled):
     with index.open("ab") as file:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         file.write(json.dumps({"key": "round-0001/client-002", "sha256": digest}).encode() + b"\n")
-    with pytest.raises(RunFolderError, match=r"client-002\.safetensors: not a capture of fedsim"):
+    with pytest.raises(RunFolderError, match=r"client-002\.safetensors: corrupted, Error while deserializing"):
         reopened(filled).read_capture(1, 2)
 
 
@@ -276,3 +279,96 @@ def test_the_side_of_a_damaged_capture_is_not_read(filled):
     file_of(filled).write_bytes(b"x")
     with pytest.raises(RunFolderError, match=r"client-002\.safetensors: not a capture of fedsim"):
         reopened(filled).read_side(1, 2)
+
+
+# Rights
+
+
+def test_all_of_a_run_folder_can_be_read_by_its_owner_alone(tmp_path, tiny_scenario):
+    before = os.umask(0)
+    try:
+        made = RunFolder.create(tmp_path / "private" / "run", tiny_scenario())
+        with made.locked():
+            made.write_global(1, WEIGHTS)
+            made.write_capture(capture())
+            made.write_model(WEIGHTS)
+            made.rounds.append({"schema": 1, "round": 0})
+            made.write(made.path / "tables" / "records.csv", "text")
+    finally:
+        os.umask(before)
+    rights = {path: stat.S_IMODE(path.stat().st_mode) for path in [made.path, *made.path.rglob("*")]}
+    assert {right for path, right in rights.items() if path.is_dir()} == {0o700}
+    assert {right for path, right in rights.items() if path.is_file()} == {0o600} and len(rights) > 9
+
+
+# Captures of somebody else
+
+
+def sealed(folder, content):
+    """Put bytes in the place of a capture, with their checksum in the index."""
+    file = folder.capture_path(1, 0)
+    file.write_bytes(content)
+    lines = [json.loads(line) for line in folder.index_path.read_text().splitlines()]
+    for line in lines:
+        if line["key"] == "round-0001/client-000":
+            line["sha256"] = hashlib.sha256(content).hexdigest()
+    folder.index_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return reopened(folder)
+
+
+def tensors_file(shape, stated, held):
+    header = {"__metadata__": {"fedsim": "{}"}, "w": {"dtype": "F32", "shape": shape, "data_offsets": [0, stated]}}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"\0" * held
+
+
+HOSTILE = {
+    "a shape of a terabyte": tensors_file([2**38], 2**40, 8),
+    "a shape that overflows": tensors_file([2**62, 2**62], 8, 8),
+    "a shape beyond its bytes": tensors_file([2**38], 8, 8),
+    "more bytes than it states": tensors_file([2], 8, 4096),
+    "fewer bytes than it states": tensors_file([2], 8, 4),
+    "a header of a terabyte": (2**40).to_bytes(8, "little") + b"{}",
+    "a header that is too deep": (200_000).to_bytes(8, "little") + b"[" * 200_000,
+    "an archive": b"PK\x03\x04" + b"\0" * 60,
+    "a pickle": b"\x80\x04cos\nsystem\n(S'exit'\ntR.",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_capture_that_states_what_it_does_not_hold_is_refused_before_its_room_is_made(kind, filled, monkeypatch):
+    hostile = sealed(filled, HOSTILE[kind])
+    monkeypatch.setattr("fedsim.recording.capture_index.digest", lambda path: pytest.fail("it was read"))
+    with pytest.raises(RunFolderError, match=r"client-000\.safetensors: corrupted, "):
+        hostile.read_capture(1, 0)
+
+
+def test_a_hostile_capture_takes_no_memory(filled):
+    hostile = sealed(filled, HOSTILE["a shape of a terabyte"])
+    with open(filled.capture_path(1, 0), "ab") as file:
+        file.truncate(2**36)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RunFolderError, match="corrupted"):
+        hostile.read_capture(1, 0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024, "KiB"
+
+
+def test_a_hostile_model_with_its_checksum_is_refused_by_name(filled):
+    filled.write_model(WEIGHTS)
+    content = tensors_file([2**38], 2**40, 8)
+    (filled.path / "model.safetensors").write_bytes(content)
+    text = filled.index_path.read_text().splitlines()
+    line = {**json.loads(text[-1]), "sha256": hashlib.sha256(content).hexdigest()}
+    filled.index_path.write_text("\n".join([*text[:-1], json.dumps(line)]) + "\n")
+    with pytest.raises(RunFolderError, match=r"model\.safetensors: corrupted"):
+        reopened(filled).read_model()
+
+
+@pytest.mark.parametrize(
+    "key", ["../../outside", "/etc/passwd", "round-0001/../../x", "round-0001/client-000/..", "model\0"]
+)
+def test_a_key_that_leads_out_of_the_folder_is_refused(key, filled):
+    with filled.index_path.open("a") as file:
+        file.write(json.dumps({"key": key, "sha256": "0" * 64}) + "\n")
+    with pytest.raises(RunFolderError, match="names no file"):
+        reopened(filled).captured_rounds()

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -81,6 +82,13 @@ def _take_a_little_memory() -> None:
     del held
 
 
+def _write_a_gigabyte() -> None:
+    # Its last byte: what lies before it takes no room on a disk.
+    with tempfile.TemporaryFile() as file:
+        file.seek(2**30 - 1)
+        file.write(b"x")
+
+
 def _leave_memory_to_a_child() -> None:
     if os.fork() == 0:
         os.setsid()
@@ -113,6 +121,7 @@ FAULTS: Mapping[str, Callable[[], object]] = MappingProxyType(
         "spins in C": _spin_in_c,
         "ignores signals": _wait,
         "takes memory": _take_memory,
+        "writes a gigabyte": _write_a_gigabyte,
         "takes a little memory": _take_a_little_memory,
         "leaves memory to a child": _leave_memory_to_a_child,
         "leaves a thread": _leave_a_thread,

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.models import load_state_dict
 from torch import nn
 
 from fedsim.errors import AttackRefusedError, nearest
 from fedsim.exchange import Normalization
-from fedsim.models import normalization
+from fedsim.models import normalization, weights_file
 from fedsim.models.weights import in_one_line
 from fedsim.seeds import seeded
 
@@ -146,7 +145,7 @@ def _load(module: nn.Module, name: str, path: Path) -> None:
     heads = _config(module).get("classifier") or ()
     prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
     try:
-        stored = load_state_dict(str(path))
+        stored = weights_file.read(path)
         module.load_state_dict({key: value for key, value in stored.items() if not key.startswith(prefixes)})
     except (SafetensorError, UnpicklingError, OSError, EOFError) as error:
         raise AttackRefusedError(
