@@ -10,7 +10,7 @@ system for one token at a time, whatever image and position it is from. Random s
 gives its own gradients away (`spans.token_gradients`), and these tell which tokens are of one image; attention is computed
 and taken off; the position embedding says where a token belongs (`spans.assembly`); the rest are pixels (`spans.pictures`).
 
-Differs from the papers: tokens are continuous, the activation is a GELU, and the layers are those of a stock model.
+Differs from the paper: tokens are continuous, the activation is a GELU, and the layers are those of a stock model.
 
 Needs: grant `normalization`. The gradient of one step, or a delta of one, of fewer tokens than the model is wide: how many
 images that are is read off the spectrum. Neither labels nor the update's scale nor the position embedding's gradient are used.

@@ -63,8 +63,8 @@ def on_the_april_model(needs: frozenset[Need]) -> list[Observation]:
     return [observation(pictures, kind, grants, model=model) for kind, grants in cases]
 
 
-def on_a_tiny_model(needs: frozenset[Need]) -> list[Observation]:
-    model = tiny_model()
+def on_a_tiny_model(needs: frozenset[Need], depth: int = 1) -> list[Observation]:
+    model = tiny_model(depth)
     draws = torch.Generator().manual_seed(0)
     one, three = (random_images(draws, count, image_shape=(3, 8, 8)) for count in (1, 3))
     cases = (
@@ -119,6 +119,8 @@ ENGINE = [name for name in attacks if attack_class(name).run is attack_class("gr
 UNUSUAL: dict[str, Callable[[frozenset[Need]], list[Observation]]] = {
     "april": on_the_april_model,
     **dict.fromkeys([*ENGINE, "regularized_newton"], on_a_tiny_model),
+    # Of the last block's MLP the class token alone has a gradient.
+    "span_inversion": lambda needs: on_a_tiny_model(needs, depth=2),
 }
 # Presets of one engine differ in defaults alone, so one of them shows every choice; the plainest is the cheapest.
 CHOOSERS = [name for name in attacks if name not in ENGINE or name == "gradient_matching"]

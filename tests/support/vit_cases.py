@@ -24,9 +24,9 @@ def build(name: str = "vit_mini", size: int = 32, seed: int = 0, **kwargs: Any) 
     return models.build(ModelPart(name=name, kwargs=kwargs), CLASSES, size, seed)
 
 
-def tiny_model() -> torch.nn.Module:
-    """Return a ViT of one block for images of 8 px: enough where a test takes many passes, or pays for each tensor."""
-    return build("vit_nano", 8, img_size=8, patch_size=4, embed_dim=32, num_heads=2, depth=1)
+def tiny_model(depth: int = 1) -> torch.nn.Module:
+    """Return a ViT for images of 8 px: one block is enough where a test takes many passes, or pays for each tensor."""
+    return build("vit_nano", 8, img_size=8, patch_size=4, embed_dim=32, num_heads=2, depth=depth)
 
 
 def build_april(seed: int = 0, **kwargs: Any) -> torch.nn.Module:
