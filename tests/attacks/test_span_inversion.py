@@ -111,7 +111,7 @@ def test_what_hides_the_spans_is_refused_with_the_reason(kwargs, changed, reason
 
 def test_more_images_than_the_width_has_room_for_are_refused():
     model, batch = small(embed_dim=16), photos().read([*SAMPLES, 5])
-    with pytest.raises(AttackRefusedError, match="more images|tokens were found"):
+    with pytest.raises(AttackRefusedError, match=r"more images|tokens were found"):
         run(observe(model, gradient(model, batch)))
 
 
