@@ -51,7 +51,7 @@ class Setting:
         has_own_weights: whether the client may have trained at other weights than the global ones, which nobody else knows.
         carries_over: whether the update also holds what the client held back in earlier rounds, of other images than these.
         has_own_loss: whether the client trains on a loss of its own instead of the cross-entropy of the labels.
-        has_stated_loss: whether it minimizes a function of logits and labels other than cross-entropy, which the attacker knows.
+        has_stated_loss: whether it minimizes a loss of logits and labels other than cross-entropy, which the attacker knows.
     """
 
     pictures: int | None

@@ -181,7 +181,9 @@ def _recorded(score: scoring.Score) -> RecordedScore:
 @per_plan(most=1)
 def auxiliary_of(plan: Plan) -> Auxiliary:
     """Return what the auxiliary pool tells a blind guesser; of an observed app whose data nobody names, its list of classes."""
-    if plan.captured is not None and not (plan.has_stated_data and len(plan.data.pools.class_names) == plan.num_classes):
+    if plan.captured is not None and not (
+        plan.has_stated_data and len(plan.data.pools.class_names) == plan.num_classes
+    ):
         return Auxiliary(None, torch.arange(plan.num_classes), plan.num_classes)
     pool = plan.data.pools.auxiliary
     samples = pool.read(range(len(pool)))

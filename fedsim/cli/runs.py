@@ -146,7 +146,8 @@ def audit(
     truth: Annotated[
         str | None,
         typer.Option(
-            metavar="MODULE:FUNCTION", help="Of an observed app: returns what a client trained on, to score findings with."
+            metavar="MODULE:FUNCTION",
+            help="Of an observed app: returns what a client trained on, to score findings with.",
         ),
     ] = None,
     loss: Annotated[
@@ -168,8 +169,9 @@ def audit(
 ) -> None:
     """Attack what no record tells of: added attacks, failed attempts, and a module:Class edited since.
 
-    FOLDER is that of a run, or of an observed app; of that, attacks are chosen by what applies where nobody lists any. Other
-    attempts that have a record are left alone; delete records.jsonl, calibrations.jsonl and artifacts/ to make all of them again.
+    FOLDER is that of a run, or of an observed app, for which attacks are chosen by what applies where nobody lists any.
+    Other attempts that have a record are left alone; delete records.jsonl, calibrations.jsonl and artifacts/ to make all
+    of them again.
     """
     from fedsim.audit.mechanism import DRAWS
     from fedsim.recording.run_folder import RunFolder
@@ -235,7 +237,7 @@ def _scenario_of_observed(folder: Any, named: str | None, settings: Sequence[str
     if not environment.is_observed(folder.path):
         raise ScenarioError(
             option,
-            f"{folder.path} is no observed app: it was simulated with its own scenario. Leave {option}, --truth and --loss out.",
+            f"{folder.path} is no observed app: it was simulated with its own scenario. Leave {option} out.",
         )
     if named is not None and folder.has_scenario() and inputs.is_audited(folder):
         raise ScenarioError(

@@ -36,8 +36,9 @@ def refuse_of_observed(scenario: Scenario) -> None:
     for where, given in (("training.loss", scenario.training.loss), ("audit.truth", scenario.audit.truth)):
         if given is not None:
             raise ScenarioError(
-                where, f"got {given}, and is for the audit of an observed app: clients of a simulation minimize cross-entropy "
-                "on images that fedsim deals to them. Leave it out."
+                where,
+                f"got {given}, and is for the audit of an observed app: clients of a simulation minimize cross-entropy "
+                "on images that fedsim deals to them. Leave it out.",
             )
 
 

@@ -62,7 +62,9 @@ def chosen(folder: RunFolder, scenario: Scenario) -> tuple[Scenario, Choice]:
     choice = choose(plan, _settings(plan, folder))
     if not choice.chosen:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in choice.left_out)
-        raise ScenarioError("attacks", f"none of those installed applies by itself ({reasons}). Name one with --attack.")
+        raise ScenarioError(
+            "attacks", f"none of those installed applies by itself ({reasons}). Name one with --attack."
+        )
     return _with(scenario, choice.chosen), choice
 
 
@@ -117,7 +119,9 @@ def _against(plan: Plan, name: str, settings: Sequence[Setting]) -> str | None:
     by_itself = attack.chosen_for
     if by_itself is None:
         return "it takes minutes an update; --attack NAME adds it"
-    expected = [by_itself.obstacles(setting) for setting, against in zip(settings, obstacles, strict=True) if not against]
+    expected = [
+        by_itself.obstacles(setting) for setting, against in zip(settings, obstacles, strict=True) if not against
+    ]
     if all(expected):
         return f"little is to be expected of it here ({'; '.join(expected[0])}); --attack NAME adds it"
     return None

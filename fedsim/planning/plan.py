@@ -270,7 +270,9 @@ class Plan:
         if self.matched is not None and self.matched.how:
             stated.append(f"the app's arrays were matched to the parameters of {name} {self.matched.how}")
         if "training" not in self.scenario.model_fields_set:
-            stated.append("nobody stated how the clients train: taken for one step of SGD on all images that they report")
+            stated.append(
+                "nobody stated how the clients train: taken for one step of SGD on all images that they report"
+            )
         if self.matched is not None and self.matched.foreign:
             foreign = self.matched.foreign
             stated.append(
@@ -278,9 +280,7 @@ class Plan:
             )
         classes = len(self.data.pools.class_names)
         if self.supplied is not None:
-            stated.append(
-                f"the truth is what {self.supplied.target} returned: scores are as right as that function"
-            )
+            stated.append(f"the truth is what {self.supplied.target} returned: scores are as right as that function")
         if self.has_stated_data and classes != self.num_classes:
             stated.append(
                 f"data {self.scenario.data.name} has {classes} classes, the head of the app {self.num_classes}: no class prior "

@@ -385,6 +385,11 @@ def _made_observed(stated: str, captured: Captured) -> Plan:
     return make_observed(parse(json.loads(stated), "scenario"), captured)
 
 
+def of_captured(scenario: Scenario, captured: Captured) -> Plan:
+    """Return the plan of the audit of what was captured of somebody else's app, built once per process; see `make_observed`."""
+    return _made_observed(json.dumps(scenario.stated()), captured)
+
+
 def of_folder(folder: RunFolder, scenario: Scenario | None = None) -> Plan:
     """Return the plan of the audit of a run folder, built once per process.
 
@@ -399,7 +404,7 @@ def of_folder(folder: RunFolder, scenario: Scenario | None = None) -> Plan:
     chosen = scenario or folder.scenario()
     if not environment.is_observed(folder.path):
         return of(chosen)
-    plan, truth = _made_observed(json.dumps(chosen.stated()), observed.read(folder)), chosen.audit.truth
+    plan, truth = of_captured(chosen, observed.read(folder)), chosen.audit.truth
     if truth is None:
         return plan
     return replace(plan, supplied=SuppliedTruth(truth, folder.path, plan.image_shape, plan.num_classes))

@@ -59,7 +59,9 @@ class SuppliedTruth:
         known = _stored(self.path)
         if known is not None and known.get(_key(round, client), _digest(truth)) != _digest(truth):
             raise self._error(
-                round, client, "returned other images or labels than when the audit began. Let it depend on its arguments alone"
+                round,
+                client,
+                "returned other images or labels than when the audit began. Let it depend on its arguments alone",
             )
         return truth
 
@@ -71,22 +73,19 @@ class SuppliedTruth:
             returned = self._function(**arguments)
         except Exception as error:
             raise self._error(round, client, f"raised {told(error)}") from error
-        if not isinstance(returned, tuple | list) or len(returned) != 2:
-            raise self._error(round, client, f"returned {type(returned).__name__}, expected a pair (images, labels)")
-        images, labels = self._images(round, client, returned[0]), self._labels(round, client, returned[1])
-        if len(images) != len(labels) or not len(images):
-            raise self._error(
-                round, client, f"returned {len(images)} images and {len(labels)} labels, expected one label an image, at least one"
-            )
+        try:
+            truth = as_truth(returned, self.image_shape, self.num_classes)
+        except ValueError as error:
+            raise self._error(round, client, str(error)) from None
         reported = folder.reported_examples(header)
-        if reported and reported != len(images):
+        if reported and reported != len(truth.images):
             raise self._error(
                 round,
                 client,
-                f"returned {len(images)} images, and the client reported num-examples {reported}. Return each image that it "
-                "trained on once",
+                f"returned {len(truth.images)} images, and the client reported num-examples {reported}. Return each image "
+                "that it trained on once",
             )
-        return Truth(images, labels, len(images))
+        return truth
 
     @property
     def _function(self) -> Callable[..., Any]:
@@ -99,43 +98,64 @@ class SuppliedTruth:
         if not {"partition", "node"} & set(taken) or not set(taken) <= set(_TAKEN):
             raise ScenarioError(
                 WHERE,
-                f"{self.target} takes ({', '.join(taken)}), expected round and partition, or round and node (Flower's node id).",
+                f"{self.target} takes ({', '.join(taken)}), expected round and partition, or round and node.",
             )
         if "partition" in taken and known["partition"] is None:
             raise self._error(
                 round,
                 client,
-                'takes partition, and the client did not say which it holds. Add "fedsim": ConfigRecord({"partition-id": ...}) to '
-                f"its reply, or take node (here {known['node']})",
+                'takes partition, and the client did not say which it holds. Add "fedsim": ConfigRecord({"partition-id": ...}) '
+                f"to its reply, or take node (here {known['node']})",
             )
         return {name: int(known[name]) for name in taken if known[name] is not None}
 
-    def _images(self, round: int, client: int, images: Any) -> Tensor:
-        tensor = _tensor(images)
-        if tensor is None or tensor.ndim != 4 or tuple(tensor.shape[1:]) != self.image_shape:
-            given = type(images).__name__ if tensor is None else f"shape {tuple(tensor.shape)}"
-            raise self._error(round, client, f"returned images of {given}, expected (images, {', '.join(map(str, self.image_shape))})")
-        pixels = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
-        if len(pixels) and not (0 <= float(pixels.min()) and float(pixels.max()) <= 1):
-            raise self._error(
-                round,
-                client,
-                f"returned pixels from {float(pixels.min()):.3g} to {float(pixels.max()):.3g}, expected 0 to 1, or uint8. Return "
-                "images before they are normalized",
-            )
-        return pixels
-
-    def _labels(self, round: int, client: int, labels: Any) -> Tensor:
-        tensor = _tensor(labels)
-        if tensor is None or tensor.ndim != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
-            given = type(labels).__name__ if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-            raise self._error(round, client, f"returned labels of {given}, expected whole numbers, one an image")
-        if len(tensor) and not (0 <= int(tensor.min()) and int(tensor.max()) < self.num_classes):
-            raise self._error(round, client, f"returned labels outside 0 to {self.num_classes - 1}")
-        return tensor.long()
-
     def _error(self, round: int, client: int, fault: str) -> ScenarioError:
         return ScenarioError(WHERE, f"{self.target}, asked for round {round} and client {client}, {fault}.")
+
+
+def as_truth(returned: Any, image_shape: tuple[int, int, int], num_classes: int) -> Truth:
+    """Return what somebody's function returned as images and labels, once it is checked.
+
+    Args:
+        returned: a pair of images (count, channels, height, width), pixels in [0, 1] or uint8, and labels (count).
+        image_shape: channels, height and width of the model's input.
+        num_classes: labels are below it.
+
+    Raises:
+        ValueError: it is anything else; the message begins with "returned".
+    """
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise ValueError(f"returned {type(returned).__name__}, expected a pair (images, labels)")
+    images, labels = _images(returned[0], image_shape), _labels(returned[1], num_classes)
+    if len(images) != len(labels) or not len(images):
+        raise ValueError(
+            f"returned {len(images)} images and {len(labels)} labels, expected one label an image, at least one"
+        )
+    return Truth(images, labels, len(images))
+
+
+def _images(images: Any, shape: tuple[int, int, int]) -> Tensor:
+    tensor = _tensor(images)
+    if tensor is None or tensor.ndim != 4 or tuple(tensor.shape[1:]) != shape:
+        given = f"type {type(images).__name__}" if tensor is None else f"shape {tuple(tensor.shape)}"
+        raise ValueError(f"returned images of {given}, expected shape (count, {', '.join(map(str, shape))})")
+    pixels = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+    if len(pixels) and not (float(pixels.min()) >= 0 and float(pixels.max()) <= 1):
+        raise ValueError(
+            f"returned pixels from {float(pixels.min()):.3g} to {float(pixels.max()):.3g}, expected 0 to 1, or uint8. Return "
+            "images before they are normalized"
+        )
+    return pixels
+
+
+def _labels(labels: Any, num_classes: int) -> Tensor:
+    tensor = _tensor(labels)
+    if tensor is None or tensor.ndim != 1 or tensor.is_floating_point():
+        given = f"type {type(labels).__name__}" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise ValueError(f"returned labels of {given}, expected whole numbers, one an image")
+    if len(tensor) and not (int(tensor.min()) >= 0 and int(tensor.max()) < num_classes):
+        raise ValueError(f"returned labels outside 0 to {num_classes - 1}")
+    return tensor.long()
 
 
 def bind(folder: RunFolder, truth: SuppliedTruth | None, places: list[tuple[int, int]]) -> bool:

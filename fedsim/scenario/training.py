@@ -121,7 +121,7 @@ class TrainingPart(Part):
     trainable: Patterns | None = None
     """Patterns of the names of parameters that are trained and sent; `!pattern` takes some away. All by default."""
     loss: str | None = None
-    """Of an observed app alone: "module:function", its loss (logits, labels) -> mean over the batch; cross-entropy by default."""
+    """Of an observed app alone: "module:function", its loss (logits, labels) -> mean over the batch; else cross-entropy."""
 
     @pydantic.field_validator("augment")
     @classmethod

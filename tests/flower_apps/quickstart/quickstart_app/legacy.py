@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 
-import fedsim
 import torch
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -11,6 +10,7 @@ from flwr.server import ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp
 
+import fedsim
 from quickstart_app.task import Net, load_data, train
 
 

@@ -1,11 +1,11 @@
 """The server, with the observer."""
 
-import fedsim
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+import fedsim
 from quickstart_app.task import Net
 
 app = ServerApp()

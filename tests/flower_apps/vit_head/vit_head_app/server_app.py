@@ -1,10 +1,10 @@
 """The server, with the observer."""
 
-import fedsim
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+import fedsim
 from vit_head_app.task import get_model
 
 app = ServerApp()
