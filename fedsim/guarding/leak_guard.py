@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Error, Message
@@ -41,7 +41,7 @@ from fedsim.recording.observed import Captured
 from fedsim.scenario import Scenario, parse
 from fedsim.validation import shown
 
-Policy = Literal["warn", "add", "withhold"]
+POLICIES = ("warn", "add", "withhold")
 Data = Callable[[Message, Context], Any]
 
 _log = logging.getLogger("fedsim.guarding")
@@ -76,7 +76,7 @@ class LeakGuard:
 
     scenario: Scenario
     data: str | Data
-    policy: Policy
+    policy: str
     defense: Defense | None
     seconds: float
     log: Path | None
@@ -196,7 +196,7 @@ def leak_guard(
     data: str | Data,
     training: Mapping[str, Any] | None = None,
     image_size: int | None = None,
-    policy: Policy = "warn",
+    policy: str = "warn",
     defense: Mapping[str, Any] | None = None,
     seconds: float = 30.0,
     log: str | Path | None = None,
@@ -226,10 +226,8 @@ def leak_guard(
     given: dict[str, Any] = {"model": model if isinstance(model, str) else dict(model), "attacks": []}
     given |= {} if training is None else {"training": dict(training)}
     given |= {} if image_size is None else {"data": {"image_size": image_size}}
-    if policy not in get_args(Policy):
-        raise ScenarioError(
-            "leak_guard: policy", f"expected one of {', '.join(get_args(Policy))}, got {shown(policy)}."
-        )
+    if policy not in POLICIES:
+        raise ScenarioError("leak_guard: policy", f"expected one of {', '.join(POLICIES)}, got {shown(policy)}.")
     if (policy == "add") != (defense is not None):
         raise ScenarioError(
             "leak_guard: defense", "policy add needs one, such as {'name': 'clipping'}, and no other takes one."

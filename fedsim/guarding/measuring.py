@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fedsim.attack import Attack
+from fedsim.audit.claims import checked
 from fedsim.audit.threat import ThreatModel
 from fedsim.errors import AttackRefusedError, message_of, told
 from fedsim.exchange import Finding, Observation, Truth, Update
 from fedsim.federation.limits import ClientTimeoutError, contained
 from fedsim.findings.blind import Auxiliary
-from fedsim.findings.checks import checked
 from fedsim.metrics import scoring
 from fedsim.metrics.ratings import Level, rate, scale, worst
 from fedsim.metrics.skill import Control, floor_control

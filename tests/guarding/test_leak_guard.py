@@ -6,7 +6,7 @@ import logging
 import pytest
 import timm
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from torch import nn
@@ -24,6 +24,7 @@ MODEL = {
     "kwargs": {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 1, "num_heads": 2},
 }
 TRAINING = {"shares": "delta", "batch_size": 1, "local_steps": 1, "learning_rate": 0.1}
+INLINE = ("--set", "audit.processes=0")
 NOISE = {"name": "dp_noise", "params": {"clip_norm": 1.0, "noise_multiplier": 0.05}}
 
 
@@ -107,7 +108,7 @@ def test_added_noise_brings_the_servers_own_attack_down_to_its_controls(fedsim, 
     nodes = [folder.read_side(1, client)["node"]["node-id"] for client in range(2)]
     (tmp_path / "own_nodes.py").write_text(f"NODES = {nodes}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    outcome = fedsim("audit", tmp_path / "run", "--truth", "own:batches", "--set", "audit.processes=0")
+    outcome = fedsim("audit", tmp_path / "run", "--truth", "own:batches", "--attack", "patch_embedding", *INLINE)
     assert outcome.code == 0, outcome.output
     scores = {
         (r["client"], r["attack"]["name"]): (r["scores"]["psnr"]["value"], r["controls"])
@@ -142,14 +143,16 @@ def test_what_cannot_be_measured_is_said_and_sent_only_where_it_is_warned_of(pol
 def test_nothing_measured_is_no_safety(tmp_path):
     log = tmp_path / "log.jsonl"
     (reply,) = run(tmp_path / "run", guard(policy="withhold", seconds=1e-9, log=log))
-    assert reply.has_error() and "not measured, the 1e-09 s of the round were over" in json.loads(log.read_text())["found"]
+    assert (
+        reply.has_error() and "not measured, the 1e-09 s of the round were over" in json.loads(log.read_text())["found"]
+    )
     assert Measured(()).level == "unrated" and "nothing was measured" in str(Measured(()))
 
 
 def test_other_messages_and_failed_trainings_pass(tmp_path):
     message = Message(RecordDict(), 1, "evaluate")
     passed = Message(RecordDict({"metrics": MetricRecord({"accuracy": 1.0})}), reply_to=message)
-    assert guard(policy="withhold")(message, None, lambda *given: passed) is passed
+    assert guard(policy="withhold")(message, Context(1, 1, {}, RecordDict(), {}), lambda *given: passed) is passed
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,7 @@ def test_other_messages_and_failed_trainings_pass(tmp_path):
         ({"policy": "add", "defense": {"name": "mjp"}}, "mjp acts in training"),
         ({"policy": "add", "defense": {"name": "dp_nois"}}, "Did you mean 'dp_noise'"),
         ({"training": {"batchsize": 1}}, "unknown key"),
-        ({"seconds": 0}, "seconds: expected a number above 0, got 0"),
+        ({"seconds": 0.0}, "seconds: expected a number above 0, got 0"),
     ],
 )
 def test_what_a_guard_cannot_do_is_refused_when_it_is_made(changes, says):

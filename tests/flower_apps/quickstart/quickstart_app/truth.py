@@ -1,8 +1,10 @@
 """What the clients trained on, for scores: `fedsim audit FOLDER --truth quickstart_app.truth:batches`."""
 
+import os
+
 from quickstart_app.task import load_data
 
-IMAGES = 8  # as in the run configuration
+IMAGES = int(os.environ.get("APP_IMAGES", "8"))  # as in the run configuration
 
 
 def batches(round, partition):

@@ -1,8 +1,10 @@
 """What the clients trained on, for scores: `fedsim audit FOLDER --truth vit_head_app.truth:batches`."""
 
+import os
+
 from vit_head_app.task import load_data
 
-IMAGES = 8  # as in the run configuration
+IMAGES = int(os.environ.get("APP_IMAGES", "8"))  # as in the run configuration
 
 
 def batches(round, partition):
