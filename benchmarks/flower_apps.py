@@ -6,8 +6,7 @@ Runs tests/flower_apps/quickstart in this process, observes it, and scores `labe
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import logging
 import os
 import sys
 import tempfile
@@ -30,8 +29,8 @@ def recalls(images: int, batch_size: int, epochs: int, clients: int, folder: Pat
     os.environ["APP_IMAGES"] = str(images)
     sys.modules.pop("quickstart_app.truth", None)
     config = {"images": images, "batch-size": batch_size, "local-epochs": epochs, "fedsim-folder": str(folder)}
-    with contextlib.redirect_stderr(io.StringIO()):
-        engine_inline.run(server_app.app, client_app.app, clients, config)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    engine_inline.run(server_app.app, client_app.app, clients, config)
     settings = [
         "attacks=[label_count]",
         "audit.processes=0",

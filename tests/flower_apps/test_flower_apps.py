@@ -12,34 +12,41 @@ from fedsim.federation import engine_inline
 from fedsim.recording.run_folder import RunFolder
 
 APPS = Path(__file__).parent
-TRUE_COUNTS = {
-    0: {0: 3, 1: 2, 2: 2, 3: 1},
-    1: {0: 2, 1: 1, 2: 1, 3: 4},
-    2: {0: 2, 1: 4, 3: 2},
-}  # of images of a class, by partition
+# Images of each class, by partition.
+TRUE_COUNTS = {0: {0: 3, 1: 2, 2: 2, 3: 1}, 1: {0: 2, 1: 1, 2: 1, 3: 4}, 2: {0: 2, 1: 4, 3: 2}}
 
 
-@pytest.fixture(scope="module")
-def observed(tmp_path_factory):
-    """Return a function: an app's folder, modules of its server and client -> a folder of what was observed, run once."""
-    found = {}
+@pytest.fixture(scope="module", autouse=True)
+def importable():
+    """Make the apps importable, as they are in their own folders."""
     with pytest.MonkeyPatch.context() as patch:
         for app in ("quickstart", "vit_head"):
             patch.syspath_prepend(APPS / app)
-
-        def run(name, server, client, made):
-            if name not in found:
-                work = tmp_path_factory.mktemp(name)
-                patch.chdir(work)
-                servers, clients = (importlib.import_module(one.partition(":")[0]) for one in (server, client))
-                apps = (getattr(m, t.partition(":")[2]) for m, t in ((servers, server), (clients, client)))
-                engine_inline.run(*apps, 3)
-                found[name] = work / made
-            return found[name]
-
-        yield run
+        yield
     for module in [one for one in sys.modules if one.startswith(("quickstart_app", "vit_head_app"))]:
         del sys.modules[module]
+
+
+@pytest.fixture(scope="module")
+def observed(importable, tmp_path_factory):
+    """Return a function: name, server, client and folder of an app -> the folder of what was observed of it, made once."""
+    found = {}
+
+    def run(name, server, client, made):
+        if name not in found:
+            work = tmp_path_factory.mktemp(name)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(work)
+                engine_inline.run(named(server), named(client), 3)
+            found[name] = work / made
+        return found[name]
+
+    return run
+
+
+def named(target):
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ def main(grid: Grid, context: Context) -> None:
     torch.manual_seed(0)
     strategy = FedAvg(fraction_train=1.0, fraction_evaluate=1.0)
     rounds = context.run_config.get("num-server-rounds", 1)
-    strategy.start(grid=grid, initial_arrays=ArrayRecord(Net().state_dict()), num_rounds=rounds)
+    arrays = ArrayRecord(Net().state_dict())
+    strategy.start(grid=grid, initial_arrays=arrays, num_rounds=rounds, timeout=3600.0)
 
 
 app = fedsim.observe(

@@ -14,7 +14,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0)
     rounds = context.run_config.get("num-server-rounds", 1)
-    strategy.start(grid=grid, initial_arrays=ArrayRecord(get_model().head.state_dict()), num_rounds=rounds)
+    arrays = ArrayRecord(get_model().head.state_dict())
+    strategy.start(grid=grid, initial_arrays=arrays, num_rounds=rounds, timeout=3600.0)
 
 
 app = fedsim.observe(
