@@ -142,10 +142,11 @@ def round_of(request: Message) -> int | None:
     return int(request.metadata.group_id) if request.metadata.group_id.isdigit() else None
 
 
-def _node(request: Message, reply: Message) -> dict[str, int]:
+def _node(request: Message, reply: Message) -> dict[str, Any]:
     """Return the id of a client's node and, where its reply states one in a config or a metric record, its partition."""
     found = {observed.NODE_ID: request.metadata.dst_node_id}
-    for record in (*reply.content.config_records.values(), *reply.content.metric_records.values()):
+    records: tuple[Any, ...] = (*reply.content.config_records.values(), *reply.content.metric_records.values())
+    for record in records:
         stated = record.get(observed.PARTITION)
         if isinstance(stated, int) and not isinstance(stated, bool) and stated >= 0:
             found[observed.PARTITION] = stated

@@ -29,7 +29,7 @@ from torch import Tensor
 from fedsim import plugins, targets, wire
 from fedsim.defense import ClientContext, Defense
 from fedsim.errors import FedsimError, ScenarioError, told
-from fedsim.exchange import Truth, Update
+from fedsim.exchange import Truth, Update, UpdateKind
 from fedsim.federation.capture import round_of
 from fedsim.guarding.measuring import Measured, measure
 from fedsim.models.correspondence import Correspondence, correspond, shapes_of
@@ -92,8 +92,7 @@ class LeakGuard:
             measured = measure(sent.plan, sent.update, sent.weights, sent.truth, self.seconds)
         except Exception as error:  # noqa: BLE001  (boundary: what cannot be measured is no fault of the app's training)
             return self._unmeasured(message, reply, round, told(error))
-        leaks = measured.level in ("leaks", "partial")
-        if self.policy == "withhold" and (leaks or measured.level == "unrated"):
+        if self.policy == "withhold" and measured.is_doubtful:
             self._write(round, measured, "withheld")
             return _withheld(message)
         if self.policy != "add":
@@ -110,7 +109,7 @@ class LeakGuard:
         (given,), (got,) = message.content.array_records.values(), reply.content.array_records.values()
         weights, arrays = wire.to_tensors(given), wire.to_tensors(got)
         stated: Any = reply.content.get(wire.UPDATE, {})
-        kind = "gradient" if stated.get("kind") == "gradient" else "delta"
+        kind: UpdateKind = "gradient" if stated.get("kind") == "gradient" else "delta"
         captured = Captured((1,), (0,), 1, (), (kind,), tuple(shapes_of(weights).items()), None, ())
         plan = preparation.of_captured(self.scenario, captured)
         matched = correspond(captured.shapes, plan.model())
@@ -144,7 +143,7 @@ class LeakGuard:
         said: dict[str, Any] = {"found": str(measured), "action": action}
         if after is not None:
             said["after"] = str(after)
-        level = logging.WARNING if measured.level in ("leaks", "partial", "unrated") else logging.INFO
+        level = logging.WARNING if measured.is_doubtful else logging.INFO
         self._note(round, said, level)
 
     def _note(self, round: int | None, said: Mapping[str, Any], level: int) -> None:
@@ -206,7 +205,8 @@ def leak_guard(
     - `warn` logs what it finds, and sends the update as it is.
     - `add` adds the defense to every update, so that whether it was added tells nothing, and logs what is found before and
       after.
-    - `withhold` answers with an error in the place of an update that shows a leak, or that no attack could be tried on.
+    - `withhold` answers with an error in the place of an update that shows a leak, or on which an attack was cut short, failed
+      or could not be tried.
       Flower's strategies leave such a client out of the round. The server sees that it was left out.
 
     Args:

@@ -6,6 +6,7 @@ The attacks see what an honest-but-curious server would: the update, the global 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -63,10 +64,17 @@ class Measured:
     Args:
         leaks: by attack and metric, whether or not they show a leak.
         unmeasured: name of an attack that applies and has no result -> why.
+        is_open: whether one of these was cut short or failed, and might have found something; one that refused would not.
     """
 
     leaks: tuple[Leak, ...]
     unmeasured: tuple[tuple[str, str], ...] = ()
+    is_open: bool = False
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether something was found, or nobody can tell."""
+        return self.is_open or self.level != "none"
 
     @property
     def level(self) -> Level:
@@ -94,7 +102,7 @@ def measure(plan: Plan, update: Update, weights: Mapping[str, Tensor], truth: Tr
     """
     setting = plan.setting_reported(update.kind, update.num_examples)
     observation, end = ThreatModel(plan).observe(update, weights), time.monotonic() + seconds
-    leaks, unmeasured = list[Leak](), list[tuple[str, str]]()
+    leaks, unmeasured, is_open = list[Leak](), list[tuple[str, str]](), False
     for name in choice.choose(plan, [setting]).chosen:
         attack = choice.default(name)
         if attack is None or not attack.is_cheap:
@@ -104,14 +112,17 @@ def measure(plan: Plan, update: Update, weights: Mapping[str, Tensor], truth: Tr
             if left <= 0:
                 raise ClientTimeoutError
             seed = derive(0, "leak guard", name, update.round)
-            leaks += _scored(name, contained(lambda a=attack, s=seed: _found(a, observation, s), left), truth, plan)  # type: ignore[misc]
-        except ClientTimeoutError:
-            unmeasured.append((name, f"the {seconds:g} s of the round were over"))
+            found = contained(functools.partial(_found, attack, observation, seed), left)
+            leaks += _scored(name, found, truth, plan)
         except AttackRefusedError as error:
             unmeasured.append((name, message_of(error)))
+        except ClientTimeoutError:
+            unmeasured.append((name, f"the {seconds:g} s of the round were over"))
+            is_open = True
         except Exception as error:  # noqa: BLE001  (boundary: a plug-in's fault is none of the client's training)
             unmeasured.append((name, f"it raised {told(error)}"))
-    return Measured(tuple(leaks), tuple(unmeasured))
+            is_open = True
+    return Measured(tuple(leaks), tuple(unmeasured), is_open)
 
 
 def _found(attack: Attack, observation: Observation, seed: int) -> Finding:

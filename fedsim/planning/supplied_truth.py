@@ -107,7 +107,7 @@ class SuppliedTruth:
                 'takes partition, and the client did not say which it holds. Add "fedsim": ConfigRecord({"partition-id": ...}) '
                 f"to its reply, or take node (here {known['node']})",
             )
-        return {name: int(known[name]) for name in taken if known[name] is not None}
+        return {name: int(value) for name in taken if (value := known[name]) is not None}
 
     def _error(self, round: int, client: int, fault: str) -> ScenarioError:
         return ScenarioError(WHERE, f"{self.target}, asked for round {round} and client {client}, {fault}.")

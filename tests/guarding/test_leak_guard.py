@@ -95,7 +95,7 @@ def test_an_unprotected_client_is_warned_and_the_log_stays_with_it(tmp_path, cap
     assert everything(guarded) == everything(plain)
 
 
-def test_added_noise_brings_the_servers_own_attack_down_to_its_controls(fedsim, tmp_path, monkeypatch):
+def test_added_noise_brings_the_servers_own_attack_down_to_its_controls(fedsim, without_report, tmp_path, monkeypatch):
     own = tmp_path / "own.py"
     own.write_text(
         "import torch\ndef batches(round, node):\n    import own_nodes\n    own = own_nodes.NODES.index(node)\n"
