@@ -86,23 +86,30 @@ class LeakGuard:
         reply = call_next(message, context)
         if message.metadata.message_type.partition(".")[0] != "train" or reply.has_error():
             return reply
-        started, round = time.monotonic(), round_of(message)
+        round = round_of(message)
         try:
-            sent = self._read(message, context, reply, round or 1)
-            measured = measure(sent.plan, sent.update, sent.weights, sent.truth, self.seconds)
-        except Exception as error:  # noqa: BLE001  (boundary: what cannot be measured is no fault of the app's training)
+            return self._dealt_with(message, context, reply, round)
+        except Exception as error:  # noqa: BLE001  (boundary: Flower would tell the server what an exception says)
             return self._unmeasured(message, reply, round, told(error))
+
+    def _dealt_with(self, message: Message, context: Context, reply: Message, round: int | None) -> Message:
+        started = time.monotonic()
+        sent = self._read(message, context, reply, round or 1)
+        measured = measure(sent.plan, sent.update, sent.weights, sent.truth, self.seconds)
         if self.policy == "withhold" and measured.is_doubtful:
             self._write(round, measured, "withheld")
             return _withheld(message)
         if self.policy != "add":
             self._write(round, measured, "sent as it is")
             return reply
-        assert self.defense is not None
         protected = self._protected(sent, round or 1)
         left = max(0.0, self.seconds - (time.monotonic() - started))
-        _replace_arrays(reply, sent, protected)
-        self._write(round, measured, "sent with the defense added", _measured(sent, protected, left))
+        after = measure(sent.plan, protected, sent.weights, sent.truth, left)
+        others = _replace_arrays(reply, sent, protected)
+        action = "sent with the defense added"
+        self._write(
+            round, measured, f"{action}, but for {others} arrays that it does not train" if others else action, after
+        )
         return reply
 
     def _read(self, message: Message, context: Context, reply: Message, round: int) -> _Sent:
@@ -149,13 +156,13 @@ class LeakGuard:
     def _note(self, round: int | None, said: Mapping[str, Any], level: int) -> None:
         where = "an update" if round is None else f"round {round}"
         _log.log(level, "leak_guard, %s: %s", where, "; ".join(f"{name}: {text}" for name, text in said.items()))
-        if self.log is not None:
+        if self.log is None:
+            return
+        try:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"round": round, **said}) + "\n")
-
-
-def _measured(sent: _Sent, update: Update, seconds: float) -> Measured:
-    return measure(sent.plan, update, sent.weights, sent.truth, seconds)
+        except OSError as error:
+            _log.error("leak_guard cannot write %s: %s", self.log, error)
 
 
 def _context(sent: _Sent, round: int) -> ClientContext:
@@ -173,8 +180,8 @@ def _context(sent: _Sent, round: int) -> ClientContext:
     )
 
 
-def _replace_arrays(reply: Message, sent: _Sent, update: Update) -> None:
-    """Put an update into a reply, in the place of the arrays of its parameters; all other arrays stay."""
+def _replace_arrays(reply: Message, sent: _Sent, update: Update) -> int:
+    """Put an update into a reply, in the place of its parameters; all other arrays stay, and it returns how many these are."""
     (name,) = reply.content.array_records
     arrays = dict(reply.content.array_records[name])
     for own, theirs in sent.matched.captured.items():
@@ -183,6 +190,7 @@ def _replace_arrays(reply: Message, sent: _Sent, update: Update) -> None:
             tensor = sent.weights[theirs].float() + tensor
         arrays[theirs] = Array(tensor.to(sent.weights[theirs].dtype).numpy())
     reply.content[name] = ArrayRecord(arrays)
+    return len(arrays) - len(sent.matched.captured)
 
 
 def _withheld(message: Message) -> Message:

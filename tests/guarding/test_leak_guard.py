@@ -140,6 +140,11 @@ def test_what_cannot_be_measured_is_said_and_sent_only_where_it_is_warned_of(pol
     assert is_sent or "no disk" not in reply.error.reason
 
 
+def test_a_log_that_cannot_be_written_changes_nothing(tmp_path, caplog):
+    (reply,) = run(tmp_path / "run", guard(log=tmp_path))
+    assert not reply.has_error() and f"cannot write {tmp_path}" in caplog.text
+
+
 def test_nothing_measured_is_no_safety(tmp_path):
     log = tmp_path / "log.jsonl"
     (reply,) = run(tmp_path / "run", guard(policy="withhold", seconds=1e-9, log=log))
