@@ -51,6 +51,7 @@ class Setting:
         has_own_weights: whether the client may have trained at other weights than the global ones, which nobody else knows.
         carries_over: whether the update also holds what the client held back in earlier rounds, of other images than these.
         has_own_loss: whether the client trains on a loss of its own instead of the cross-entropy of the labels.
+        has_stated_loss: whether it minimizes a loss of logits and labels other than cross-entropy, which the attacker knows.
     """
 
     pictures: int | None
@@ -64,6 +65,7 @@ class Setting:
     has_own_weights: bool = False
     carries_over: bool = False
     has_own_loss: bool = False
+    has_stated_loss: bool = False
 
 
 def together(settings: Sequence[Setting]) -> Setting:
@@ -85,6 +87,7 @@ def together(settings: Sequence[Setting]) -> Setting:
         has_own_weights=any(setting.has_own_weights for setting in settings),
         carries_over=any(setting.carries_over for setting in settings),
         has_own_loss=any(setting.has_own_loss for setting in settings),
+        has_stated_loss=any(setting.has_stated_loss for setting in settings),
     )
 
 
@@ -100,6 +103,8 @@ class Applicability:
         optimizers: of the client.
         soft_labels: whether smoothed or mixed labels are handled.
         model: what must hold of the model.
+        any_loss: whether it works with any loss that the attacker knows, since it takes the client's from
+            `fedsim.models.training_loss`, and not with cross-entropy alone.
     """
 
     pictures: int | None = None
@@ -109,6 +114,7 @@ class Applicability:
     optimizers: tuple[Optimizer, ...] = _SGD
     soft_labels: bool = True
     model: tuple[ModelFact, ...] = ()
+    any_loss: bool = False
 
     def obstacles(self, setting: Setting) -> tuple[str, ...]:
         """Return why an update is not among those the attack is made for, one clause each; empty where it is."""
@@ -127,6 +133,8 @@ class Applicability:
             )
         if setting.has_soft_labels and not self.soft_labels:
             found.append("it is made for hard labels, and the client smooths or mixes them")
+        if setting.has_stated_loss and not self.any_loss:
+            found.append("it is made for cross-entropy, and the client minimizes another loss")
         found += [_lacking(fact, fact in setting.frozen) for fact in self.model if fact not in setting.model]
         return (*found, *strange(setting))
 
@@ -177,9 +185,12 @@ def fault(stated: Any) -> str | None:
         _words_fault("kinds", stated.kinds, _KINDS, 1),
         _words_fault("optimizers", stated.optimizers, get_args(Optimizer), 1),
         _words_fault("model", stated.model, get_args(ModelFact), 0),
-        None
-        if isinstance(stated.soft_labels, bool)
-        else f"soft_labels: expected true or false, got {shown(stated.soft_labels)}",
+        *(
+            None
+            if isinstance(getattr(stated, name), bool)
+            else f"{name}: expected true or false, got {shown(getattr(stated, name))}"
+            for name in ("soft_labels", "any_loss")
+        ),
     )
     return next((found for found in faults if found is not None), None)
 

@@ -35,6 +35,8 @@ class Attack(ABC):
             `run`. Of more than one, see `Observation.members`.
         is_cheap: whether it takes seconds, so that the auditor always tries it on an unprotected update of its own too.
         is_control: whether it never looks at the update, so that its finding nothing is no doubt about the run.
+        chosen_for: updates on which the audit of an observed app that lists no attacks takes an expensive one by itself; a
+            cheap one is taken wherever it applies.
     """
 
     citation: ClassVar[str]
@@ -44,6 +46,7 @@ class Attack(ABC):
     scope: ClassVar[Scope] = "update"
     is_cheap: ClassVar[bool] = False
     is_control: ClassVar[bool] = False
+    chosen_for: ClassVar[Applicability | None] = None
 
     @property
     def applicability(self) -> Applicability | None:

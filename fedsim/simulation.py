@@ -13,7 +13,7 @@ from fedsim.audit import budgets
 from fedsim.audit.auditor import Auditor, Running
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError
 from fedsim.federation.engine import Trainer, train
-from fedsim.planning import inputs
+from fedsim.planning import inputs, supplied_truth
 from fedsim.planning.inputs import Inputs
 from fedsim.planning.plan import Plan
 from fedsim.recording import consistency, environment, files
@@ -138,7 +138,7 @@ def audit(
         All records of the run, in canonical order.
 
     Raises:
-        ScenarioError: the labels of an observed run are granted.
+        ScenarioError: the labels of an observed run are granted, or the truth that its team supplies is none.
         RunFolderError: a capture is missing or corrupted, or the run was made from other inputs; or the budgets of an observed
             app are to be checked.
     """
@@ -154,10 +154,13 @@ def audit(
         folder.check()
         inputs.bind(folder, seen or inputs.of(plan))
         consistency.check(folder, plan.scenario, trains=False)
+        has_other_truth = supplied_truth.bind(folder, plan.supplied, _audited(plan, folder))
         with Auditor(plan, folder, progress.on_record, progress.on_total, progress.on_running) as auditor:
             if not folder.has_scenario() or plan.scenario != folder.scenario():
                 folder.write_scenario(plan.scenario)
             auditor.redo()
+            if has_other_truth:
+                auditor.rescore()
             for round in folder.captured_rounds():
                 auditor.add_round(round)
             if plan.scenario.audit.processes:
@@ -167,3 +170,14 @@ def audit(
             budgets.check_budgets(plan, folder, draws)
     report.render(folder.path)
     return records
+
+
+def _audited(plan: Plan, folder: RunFolder) -> list[tuple[int, int]]:
+    """Return round and client of each update that is audited."""
+    return [
+        (round, client)
+        for round in folder.captured_rounds()
+        if round in plan.audit_rounds
+        for client in folder.captured(round)
+        if client in plan.audit_clients
+    ]

@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from fedsim.applicability import Applicability
 from fedsim_attacks.matching import Descent, PriorWeights
 
 
@@ -32,6 +33,7 @@ class InvertingGradients(Descent):
         "https://arxiv.org/abs/2003.14053"
     )
     stream: ClassVar[str] = "inverting_gradients"
+    chosen_for: ClassVar[Applicability] = Applicability(pictures=2, any_loss=True)
 
     priors: PriorWeights = field(default_factory=lambda: {"total_variation": 0.01})
     steps: int = 2400

@@ -29,6 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from fedsim.applicability import Applicability
 from fedsim_attacks.matching import Descent, PriorWeights, Refinement, Schedule
 
 
@@ -41,6 +42,7 @@ class TokenMatching(Descent):
         "CVPR 2022. https://arxiv.org/abs/2112.14087"
     )
     stream: ClassVar[str] = "token_matching"
+    chosen_for: ClassVar[Applicability] = Applicability(pictures=8, model=("learned position embedding",))
 
     distance: str = "tensor_cosine"
     positions: float = 10.0

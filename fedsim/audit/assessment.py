@@ -31,7 +31,6 @@ from fedsim.planning.inputs import run_id
 from fedsim.planning.memory import per_plan
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedAttack, PlannedDefense
-from fedsim.recording import environment
 from fedsim.recording.records import (
     SCHEMA,
     AnyRecord,
@@ -122,10 +121,10 @@ def _assessed(
 ) -> _Assessed:
     if tried.status != "found":
         return _Assessed()
-    if environment.origin(folder.path) == "simulated":
+    if plan.has_truth:
         return _against_truth(plan, folder, task, partner, planned, tried)
     return _Assessed(
-        cautions=("no truth: the run was observed, not simulated, so nothing can be scored",),
+        cautions=("no truth: the run was observed, not simulated, so nothing can be scored without --truth",),
         artifacts=_write_found(folder, task.view, planned, tried),
         optional={"found": _counted(tried.finding)},
     )
@@ -187,7 +186,8 @@ def _obstacles(plan: Plan, folder: RunFolder, view: View, planned: PlannedAttack
     if plan.captured is None:
         settings = [plan.setting_of(client, round) for round, client in folder.captures_of(view)]
     else:
-        settings = [plan.setting_reported(folder.read_update(*place)) for place in folder.captures_of(view)]
+        headers = [folder.read_header(*place) for place in folder.captures_of(view)]
+        settings = [plan.setting_reported(one["kind"], folder.reported_examples(one)) for one in headers]
     if applicability is None:
         return strange(together(settings)) or None
     # The mean of a round is that of one large batch; rounds follow one another.
@@ -249,7 +249,8 @@ def _against_truth(
     scored = scores_of(plan, folder, view, truth, finding, wrong)
     cautions += _surplus(tried, len(truth.images), scored)
     trained: TrainedOn | None = None
-    if any(plan.defenses_of(client) for client in view.clients):
+    # The defenses of an observed app are its own, and cannot be run again.
+    if plan.captured is None and any(plan.defenses_of(client) for client in view.clients):
         seen, trained = by_view(plan, folder, view, truth, finding, wrong, scored)
         scored = joined([scored, *seen])
     artifacts = _write_strips(folder, view, planned, truth, finding)
@@ -260,7 +261,10 @@ def _against_truth(
             blind = scoring.controls(["psnr"], truth, auxiliary_of(plan), wrong)
         path, trajectory = _show_trajectory(folder, view, planned, truth, finding.trajectory, blind)
         artifacts["film"] = path
-    return _Assessed(scored, tuple(cautions), artifacts, {"trained_on": trained, "trajectory": trajectory})
+    optional: dict[str, Line | None] = {"trained_on": trained, "trajectory": trajectory}
+    if plan.captured is not None:
+        optional["found"] = _counted(finding)
+    return _Assessed(scored, tuple(cautions), artifacts, optional)
 
 
 def _surplus(tried: Attempt, originals: int, scored: Scores) -> list[str]:

@@ -129,6 +129,10 @@ class Auditor:
         """
         self._asked -= self._results.forget()
 
+    def rescore(self) -> None:
+        """Forget all records, but no finding: what clients trained on is told in another way now. To be called as `redo` is."""
+        self._results.forget_scores()
+
     def start(self) -> None:
         """Audit on worker processes, beside whatever this process does, until `finish`."""
         self._thread = threading.Thread(target=self._work_and_keep_error, name="auditor", daemon=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fedsim import applicability, plugins
+from fedsim import plugins
 from fedsim.applicability import Setting
 from fedsim.attack import Attack
 from fedsim.audit import noise
 from fedsim.defense import MEANINGFUL_DELTA, MEANINGFUL_EPSILON
 from fedsim.federation.training import privacy_budget
 from fedsim.findings.kinds import gravest
+from fedsim.planning import choice
 from fedsim.planning.memory import per_plan
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedAttack
@@ -74,21 +75,11 @@ def _instead(plan: Plan, planned: PlannedAttack, client: int) -> tuple[str, ...]
     present = {other.info.name for other in plan.attacks}
     found = []
     for name in plugins.installed("attacks"):
-        attack = _default(name) if name not in present else None
+        attack = choice.default(name) if name not in present else None
         if attack is not None and _could_stand_in(attack, planned.attack, setting):
             lacking = sorted(attack.needs - set(plan.scenario.threat.grants))
             found.append(f"{name} (grant {', '.join(lacking)})" if lacking else name)
     return tuple(found)
-
-
-def _default(name: str) -> Attack | None:
-    """Return an installed attack with its defaults; None where it has none or is broken, which `fedsim list` tells."""
-    try:
-        attack: Attack = plugins.build("attacks", Attack, name, {}, "attacks")
-        is_sound = applicability.fault(attack.applicability) is None
-    except Exception:  # noqa: BLE001  (a third party's code, which this scenario does not name)
-        return None
-    return attack if is_sound else None
 
 
 def _could_stand_in(attack: Attack, other: Attack, setting: Setting) -> bool:

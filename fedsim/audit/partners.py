@@ -40,11 +40,11 @@ class Partners:
         return next((other for other in chosen if other > client), chosen[0] if chosen else None)
 
     def _shows_same(self, round: int, client: int, other: int) -> bool:
-        if self._plan.captured is not None:
+        if not self._plan.has_truth:
             return False
         for one in (client, other):
             if one not in self._thumbnails:
-                truth = self._plan.data.truth(one, round, self._plan.scenario.training)
+                truth = self._plan.truth([(round, one)])
                 self._thumbnails[one] = likeness.thumbnails(truth.images)
         return _is_no_control(self._thumbnails[client], self._thumbnails[other])
 
@@ -76,10 +76,11 @@ class ViewPartners:
         return next((other for other in after if not self._shows_same(view, other)), None)
 
     def _shows_same(self, view: View, other: View) -> bool:
-        if self._plan.captured is not None:
+        if not self._plan.has_truth:
             return False
         # Augmented copies of one image do not look alike.
-        return bool(self._used(view) & self._used(other)) or _is_no_control(self._shown(view), self._shown(other))
+        is_shared = self._plan.captured is None and bool(self._used(view) & self._used(other))
+        return is_shared or _is_no_control(self._shown(view), self._shown(other))
 
     def _used(self, view: View) -> set[int]:
         """Return the numbers of the images behind a view, partners that mixup blends in included."""

@@ -118,6 +118,11 @@ class Results:
         self._forget_calibrations()
         return self._forget_evaluations()
 
+    def forget_scores(self) -> None:
+        """Forget all records, to be scored anew against another truth; findings stay."""
+        self.records.clear()
+        self._folder.records.rewrite([])
+
     def _attempts(self) -> Iterator[tuple[PlannedAttack, View]]:
         """Yield each attack with each view that there may be a finding of: those of captures, and of records."""
         captured = {round: self._folder.captured(round) for round in self._folder.captured_rounds()}

@@ -160,7 +160,7 @@ def scores_of(
     names = list(plan.scenario.audit.metrics if metrics is None else metrics)
     scores = scoring.score(names, finding, truth, true_inputs, grid)
     auxiliary, names = auxiliary_of(plan), list(scores)
-    if "feature_error" in scores and scores["feature_error"].value is not None:
+    if auxiliary.image is not None and "feature_error" in scores and scores["feature_error"].value is not None:
         auxiliary = replace(auxiliary, features=_mean_input(plan, folder, *folder.captures_of(view)[0]))
     scored = scoring.control_scores(names, truth, auxiliary, wrong, true_inputs, grid)
     return Scores(
@@ -180,7 +180,11 @@ def _recorded(score: scoring.Score) -> RecordedScore:
 
 @per_plan(most=1)
 def auxiliary_of(plan: Plan) -> Auxiliary:
-    """Return what the auxiliary pool tells a blind guesser."""
+    """Return what the auxiliary pool tells a blind guesser; of an observed app whose data nobody names, its list of classes."""
+    if plan.captured is not None and not (
+        plan.has_stated_data and len(plan.data.pools.class_names) == plan.num_classes
+    ):
+        return Auxiliary(None, torch.arange(plan.num_classes), plan.num_classes)
     pool = plan.data.pools.auxiliary
     samples = pool.read(range(len(pool)))
     return Auxiliary(samples.images.mean(0), samples.labels, plan.num_classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +27,13 @@ from fedsim.report.analysis import Analysis
 from fedsim.report.naming import NO_DEFENSE
 from fedsim.report.overview import Entry, entries
 from fedsim.report.summaries import by_client
+from fedsim.report.view import labels_found
 from fedsim.verdicts.judge import Verdict
 from fedsim.verdicts.several import ViewEntry, view_entries
 
 _SHOWN_ROWS = 18
 _BAR_WIDTH = 20
+_MOST_FOUND = 20  # attempts whose findings are shown unscored
 _LONGEST = 1e9  # seconds that are shown as time left, which one early step may overrate without limit
 _QUIET = 60.0  # seconds at least between two lines about attacks under way on a plain stream
 _STYLES: dict[Verdict, str] = {"leaks": "bold red", "partial": "yellow", "resisted": "green", "inconclusive": "dim"}
@@ -216,4 +218,21 @@ def summary(folder: Path) -> Group:
         table.add_row(entry.looks_at, "", _shown(entry.attack), Text(printable_line(said)))
     if read.rounds and read.rounds[-1].accuracy is not None:
         table.caption = f"accuracy of the global model after the last round: {read.rounds[-1].accuracy:.3f}"
-    return Group(Text(printable_line(analysis.headline), style="bold"), table)
+    headline = Text(printable_line(analysis.headline), style="bold")
+    unscored = [record for record in read.records if record.found is not None and not record.scores]
+    return Group(headline, table, _found(unscored)) if unscored else Group(headline, table)
+
+
+def _found(records: Sequence[Record]) -> Group:
+    """Return what was found in updates whose truth nobody knows, a line an attempt."""
+    table = _table("round", "client", "attack", "found, not scored")
+    for record in records[:_MOST_FOUND]:
+        found = record.found
+        assert found is not None
+        counts = {"images": found.pictures, "head inputs": found.features}
+        parts = [f"{count} {what}" for what, count in counts.items() if count]
+        parts += [text for text in (labels_found(found),) if text]
+        table.add_row(str(record.round), str(record.client), _shown(record.attack.title), Text(", ".join(parts)))
+    if len(records) > _MOST_FOUND:
+        table.caption = f"and {len(records) - _MOST_FOUND} more, in the report"
+    return Group(Text("What was found", style="bold"), table)

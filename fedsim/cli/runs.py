@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,6 +139,21 @@ def audit(
             help="Scenario for the folder of an observed app that has none yet.", autocompletion=shipped_names
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Of an observed app: override one key of its scenario."),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Of an observed app: returns what a client trained on, to score findings with.",
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Of an observed app: its loss, where it is not cross-entropy."),
+    ] = None,
     mechanisms: Annotated[
         bool,
         typer.Option(
@@ -153,54 +169,86 @@ def audit(
 ) -> None:
     """Attack what no record tells of: added attacks, failed attempts, and a module:Class edited since.
 
-    FOLDER is that of a run. Other attempts that have a record are left alone; delete records.jsonl, calibrations.jsonl
-    and artifacts/ to make all of them again.
+    FOLDER is that of a run, or of an observed app, for which attacks are chosen by what applies where nobody lists any.
+    Other attempts that have a record are left alone; delete records.jsonl, calibrations.jsonl and artifacts/ to make all
+    of them again.
     """
     from fedsim.audit.mechanism import DRAWS
     from fedsim.recording.run_folder import RunFolder
 
     if draws is not None and not mechanisms:
         raise FedsimError("audit --draws: belongs to --mechanisms, which was not given. Add it, or leave --draws out.")
+    told = [*(settings or ()), *_stated("audit.truth", truth), *_stated("training.loss", loss)]
+    count = (draws or DRAWS) if mechanisms else None
     if phased.folder_of(folder) is not None:
-        if scenario is not None:
+        if scenario is not None or told:
             raise ScenarioError(
-                "--scenario", f"{folder} holds phases with scenarios of their own. Leave --scenario out."
+                "--scenario" if scenario is not None else told[0].partition("=")[0],
+                f"{folder} holds phases with scenarios of their own. Leave --scenario, --set, --truth and --loss out.",
             )
-        count = (draws or DRAWS) if mechanisms else None
-        phased.audit(folder, lambda opened: _audit(opened, None, attack or [], fail_on, count))
+        phased.audit(folder, lambda opened: _audit(opened, None, [], attack or [], fail_on, count))
         return
-    _audit(RunFolder.open(folder), scenario, attack or [], fail_on, (draws or DRAWS) if mechanisms else None)
+    _audit(RunFolder.open(folder), scenario, told, attack or [], fail_on, count)
+
+
+def _stated(key: str, value: str | None) -> list[str]:
+    return [] if value is None else [f"{key}={value}"]
 
 
 def _audit(
-    opened: Any, scenario: str | None, attack: Sequence[str], fail_on: Verdict | None, draws: int | None
+    opened: Any,
+    scenario: str | None,
+    settings: Sequence[str],
+    attack: Sequence[str],
+    fail_on: Verdict | None,
+    draws: int | None,
 ) -> None:
+    from fedsim.planning import choice
+    from fedsim.recording import environment
+
     # Another process may be adding an attack: what the run has is read once this one holds it.
     with opened.locked():
         opened.check()
-        chosen = opened.scenario() if scenario is None else _scenario_of_observed(opened, scenario)
-        planned = _noted(_with_attacks(chosen, attack), opened)
-        _carry_out(*planned, opened, False, fail_on, draws)
+        if scenario is None and not settings:
+            chosen = opened.scenario()
+        else:
+            chosen = _scenario_of_observed(opened, scenario, settings)
+        notes: tuple[str, ...] = ()
+        if environment.is_observed(opened.path) and "attacks" not in chosen.model_fields_set:
+            chosen = chosen.model_copy(update={"attacks": []})
+            if not attack:
+                chosen, found = choice.chosen(opened, chosen)
+                notes = found.notes()
+        plan, seen = prepared(_with_attacks(chosen, attack), opened)
+        seen = dataclasses.replace(seen, notes=(*notes, *seen.notes))
+        note(seen.notes)
+        _carry_out(plan, seen, opened, False, fail_on, draws)
 
 
-def _scenario_of_observed(folder: Any, named: str) -> Scenario:
-    """Return the scenario of a file for the folder of an observed app; once checked, the audit stores it there."""
+def _scenario_of_observed(folder: Any, named: str | None, settings: Sequence[str]) -> Scenario:
+    """Return the scenario of a file, or its own with settings, for the folder of an observed app.
+
+    Once checked, the audit stores it there.
+    """
     from fedsim.planning import inputs
     from fedsim.recording import environment
 
+    option = "--set" if named is None else "--scenario"
     if not environment.is_observed(folder.path):
         raise ScenarioError(
-            "--scenario",
-            f"{folder.path} is no observed app: it was simulated with its own scenario. Leave --scenario out.",
+            option,
+            f"{folder.path} is no observed app: it was simulated with its own scenario. Leave {option} out.",
         )
-    if folder.has_scenario() and inputs.is_audited(folder):
+    if named is not None and folder.has_scenario() and inputs.is_audited(folder):
         raise ScenarioError(
             "--scenario",
             f"{folder.path} has a scenario, and findings that were made under it. Leave --scenario out, or delete "
             f"{inputs.AUDITED} to audit under another.",
         )
-    loaded, _ = load(named, None, None)
-    return loaded
+    if named is None:
+        folder.scenario()  # says what to do where there is none
+        return scenarios.load(folder.path / "scenario.yaml", settings)[0]
+    return load(named, settings, None)[0]
 
 
 def _with_attacks(scenario: Scenario, added: Sequence[str]) -> Scenario:

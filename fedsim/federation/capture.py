@@ -17,6 +17,7 @@ from fedsim import wire
 from fedsim.errors import RunFolderError
 from fedsim.exchange import UpdateKind
 from fedsim.federation.grid import Exchange
+from fedsim.recording import observed
 from fedsim.recording.captures import Capture
 from fedsim.recording.client_state import ClientState
 from fedsim.recording.run_folder import RunFolder
@@ -41,11 +42,14 @@ class Recorder:
     Args:
         folder: where captures go.
         client_of: node id -> client number.
+        names_nodes: whether to store which node a client is, and which partition it says that it holds. Node ids are drawn anew
+            by every federation.
     """
 
-    def __init__(self, folder: RunFolder, client_of: Callable[[int], int]) -> None:
+    def __init__(self, folder: RunFolder, client_of: Callable[[int], int], names_nodes: bool = False) -> None:
         self._folder = folder
         self._client_of = client_of
+        self._names_nodes = names_nodes
         self._lock = threading.Lock()
         self._sent: tuple[int, ArrayRecord] | None = None
         self._counted: dict[int, int] = {}
@@ -105,6 +109,8 @@ class Recorder:
         self._store_global(round, client, sent)
         stated: Any = reply.content.get(wire.UPDATE, {})
         side = {name: dict(record) for name, record in reply.content.config_records.items() if name in _STATED}
+        if self._names_nodes:
+            side[observed.NODE] = _node(request, reply)
         metrics: dict[str, Any] = {}
         for record in reply.content.metric_records.values():
             metrics.update({key: value for key, value in record.items() if not isinstance(value, list)})
@@ -141,6 +147,17 @@ def round_of(request: Message) -> int | None:
         if wire.ROUND in record:
             return int(record[wire.ROUND])  # type: ignore[arg-type]
     return int(request.metadata.group_id) if request.metadata.group_id.isdigit() else None
+
+
+def _node(request: Message, reply: Message) -> dict[str, Any]:
+    """Return the id of a client's node and, where its reply states one in a config or a metric record, its partition."""
+    found = {observed.NODE_ID: request.metadata.dst_node_id}
+    records: tuple[Any, ...] = (*reply.content.config_records.values(), *reply.content.metric_records.values())
+    for record in records:
+        stated = record.get(observed.PARTITION)
+        if isinstance(stated, int) and not isinstance(stated, bool) and stated >= 0:
+            found[observed.PARTITION] = stated
+    return found
 
 
 def _why_skipped(way: str, content: RecordDict) -> str:

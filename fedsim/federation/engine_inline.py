@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -25,14 +25,16 @@ class InlineGrid(Grid):
 
     pull_interval = 0.0
 
-    def __init__(self, client_app: ClientApp, clients: int) -> None:
+    def __init__(self, client_app: ClientApp, clients: int, run_config: UserConfig | None = None) -> None:
         identify_process(1)
         self._run = Run.create_empty(1)
         self._app = client_app
         self._waiting: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._contexts = {
-            1000 + i: Context(1, 1000 + i, {wire.PARTITION: i, "num-partitions": clients}, RecordDict(), {})
+            1000 + i: Context(
+                1, 1000 + i, {wire.PARTITION: i, "num-partitions": clients}, RecordDict(), dict(run_config or {})
+            )
             for i in range(clients)
         }
 
@@ -89,7 +91,7 @@ class InlineGrid(Grid):
         return copy
 
 
-def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
-    """Run a Flower app to its end in this process; exceptions of the server reach the caller."""
-    grid = InlineGrid(client_app, clients)
-    server_app(grid, Context(1, 1, {}, RecordDict(), {}))
+def run(server_app: ServerApp, client_app: ClientApp, clients: int, run_config: UserConfig | None = None) -> None:
+    """Run a Flower app to its end in this process, with a run configuration; exceptions of the server reach the caller."""
+    grid = InlineGrid(client_app, clients, run_config)
+    server_app(grid, Context(1, 1, {}, RecordDict(), dict(run_config or {})))

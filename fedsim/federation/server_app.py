@@ -37,7 +37,7 @@ from fedsim.planning.plan import Plan
 from fedsim.recording import environment, observed
 from fedsim.recording.records import SCHEMA
 from fedsim.recording.run_folder import RunFolder
-from fedsim.scenario import load
+from fedsim.scenario import Scenario, load, parse
 from fedsim.seeds import seeded
 from fedsim.strategies import central_privacy
 from fedsim.strategies.building import all_parameters
@@ -50,6 +50,8 @@ RoundLine = dict[str, Any]
 _TIMEOUT = 43_200.0
 # For workers to start and to read the data, which is no client's time.
 _PREPARATION = 600.0
+# Of an app's run configuration: `flwr run` works in a directory of its own, so that a relative folder is nowhere in particular.
+_FOLDER_KEY = "fedsim-folder"
 
 
 def server_app(
@@ -274,33 +276,45 @@ def _compare(folder: RunFolder, known: RoundLine, made: RoundLine) -> None:
             )
 
 
-def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None = None) -> ServerApp:
+def observe(
+    inner: ServerApp,
+    *,
+    folder: str | Path,
+    scenario: str | Path | None = None,
+    model: str | Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+) -> ServerApp:
     """Put an honest-but-curious observer into anybody's Flower app: every client's update is captured to disk.
 
     The wrapped app trains exactly as before: the observer sits between the strategy and the wire, only reads, and a
     fault of its own is logged and never reaches the training.
 
-        app = fedsim.observe(app, folder="runs/my-app", scenario="audit.yaml")
+        app = fedsim.observe(app, folder="runs/my-app", model="my_app.task:Net", training={"batch_size": 32})
 
     Args:
         inner: the app's ServerApp, with any strategy, in simulation or deployment.
-        folder: run folder to write; the app refuses to start when something is in it.
-        scenario: what `fedsim audit FOLDER` needs to know (model, threat, attacks); None captures only, and
-            `fedsim audit FOLDER --scenario FILE` names it later.
+        folder: run folder to write; the app refuses to start when something is in it. The key `fedsim-folder` of the app's run
+            configuration, where it is set, names another one.
+        scenario: a file with what `fedsim audit FOLDER` needs to know (model, threat, attacks), in the place of the arguments
+            below; with neither, `fedsim audit FOLDER --scenario FILE` names it later.
+        model: what the clients train, as under `model` of a scenario: a model of timm, a "module:factory", or a mapping.
+        training: what the clients do, as under `training` of a scenario; state what is known and no more.
+        image_size: side of the model's input; 32 otherwise.
 
     Returns:
         A ServerApp to use in the inner one's place.
 
     Raises:
-        FedsimError: the scenario is refused.
+        FedsimError: the scenario is refused, or is given twice.
     """
-    path = Path(folder).absolute()
-    loaded = None if scenario is None else load(Path(scenario))[0]
+    loaded = _observed_scenario(scenario, model, training, image_size)
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         # Not before the app runs: clients' processes may import the module that calls `observe`, too.
+        path = Path(str(context.run_config.get(_FOLDER_KEY) or folder)).absolute()
         run_folder = RunFolder.create(path, None)
         numbers: dict[int, int] = {}
 
@@ -314,7 +328,7 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
             run_folder.write(path / "environment.json", environment.as_json("observed"))
             if loaded is not None:
                 run_folder.write_scenario(loaded)
-            recorder = Recorder(run_folder, client_of)
+            recorder = Recorder(run_folder, client_of, names_nodes=True)
             observing = ObservingGrid(grid, recorder)
             try:
                 inner(observing, context)
@@ -323,6 +337,32 @@ def observe(inner: ServerApp, *, folder: str | Path, scenario: str | Path | None
                 _tell(run_folder, recorder, observing)
 
     return app
+
+
+def _observed_scenario(
+    scenario: str | Path | None,
+    model: str | Mapping[str, Any] | None,
+    training: Mapping[str, Any] | None,
+    image_size: int | None,
+) -> Scenario | None:
+    """Return what `observe` was told of the app; None where it was told nothing.
+
+    Raises:
+        ScenarioError: it is refused, or is given twice.
+    """
+    parts = {
+        "model": model if model is None or isinstance(model, str) else dict(model),
+        "training": None if training is None else dict(training),
+        "data": None if image_size is None else {"image_size": image_size},
+    }
+    given = {name: part for name, part in parts.items() if part is not None}
+    if scenario is not None:
+        if given:
+            raise ScenarioError("observe", "give a scenario, or model, training and image_size, and not both.")
+        return load(Path(scenario))[0]
+    if given and model is None:
+        raise ScenarioError("observe", "training and image_size say nothing without model. Name the app's model.")
+    return parse(given, "observe") if given else None
 
 
 def _tell(folder: RunFolder, recorder: Recorder, observing: ObservingGrid) -> None:

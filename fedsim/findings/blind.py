@@ -25,13 +25,13 @@ class Auxiliary:
     """Other data of the same kind, which a blind guesser knows.
 
     Args:
-        image: mean image.
+        image: mean image; None where there are no other images.
         labels: classes of the images.
         num_classes: number of classes.
         features: mean head input of the images; None where it is not needed.
     """
 
-    image: Image
+    image: Image | None
     labels: HardLabels
     num_classes: int
     features: Float[Tensor, " embed"] | None = None

@@ -79,7 +79,9 @@ class FindingKind:
 
 
 def _other_mean_image(truth: Truth, auxiliary: Auxiliary | None) -> Tensor | None:
-    return None if auxiliary is None else blind.dataset_mean(truth.images, auxiliary.image)
+    if auxiliary is None or auxiliary.image is None:
+        return None
+    return blind.dataset_mean(truth.images, auxiliary.image)
 
 
 def _other_mean_features(truth: Truth, auxiliary: Auxiliary | None) -> Tensor | None:

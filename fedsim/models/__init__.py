@@ -1,6 +1,6 @@
 """Models by name, any torch module among them, and what attacks, defenses and the simulator ask of one."""
 
-from fedsim.models.build import Built, Start, build, build_with_notes
+from fedsim.models.build import Built, Start, build, build_with_notes, own_outputs
 from fedsim.models.interface import (
     Features,
     HeadNames,
@@ -22,7 +22,7 @@ from fedsim.models.interface import (
     unfused_attention,
 )
 from fedsim.models.lora import LoRALinear, merged
-from fedsim.models.precode import BottleneckedLinear, training_loss
+from fedsim.models.precode import BottleneckedLinear, Loss, has_own_loss, set_loss, training_loss
 from fedsim.models.trainable import freeze_others, matches
 from fedsim.models.trial import draws_in_training
 from fedsim.models.vit import KWARGS, is_vit
@@ -34,6 +34,7 @@ __all__ = [
     "Features",
     "HeadNames",
     "LoRALinear",
+    "Loss",
     "ModelInterfaceError",
     "PatchGrid",
     "Patches",
@@ -46,14 +47,17 @@ __all__ = [
     "freeze_others",
     "frozen_facts",
     "gradient_of",
+    "has_own_loss",
     "head_inputs",
     "head_names",
     "is_vit",
     "matches",
     "merged",
     "normalization",
+    "own_outputs",
     "patch_grid",
     "prefix_rows",
+    "set_loss",
     "shared_buffers",
     "shared_state",
     "trained",

@@ -82,6 +82,24 @@ def build_with_notes(
     return Built(model.eval(), (*notes, *trial.run(model, part, num_classes, (channels, *size), seed)))
 
 
+def own_outputs(part: ModelPart, num_classes: int, image_shape: tuple[int, int, int], seed: int) -> int | None:
+    """Return how many classes a "module:factory" gives a model, whatever it is told; None for a model of any other kind.
+
+    Raises:
+        ScenarioError: see `build_with_notes`.
+    """
+    if ":" not in part.name:
+        return None
+    channels, *size = image_shape
+    with seeded(seed, "model"):
+        model = custom.create(part.name, part.kwargs, num_classes, channels, (size[0], size[1]))
+    try:
+        first = head_names(model)[0]
+    except ModelInterfaceError:
+        return None
+    return len(model.get_parameter(first.weight))
+
+
 def _drawn(
     part: ModelPart, num_classes: int, size: tuple[int, int], seed: int, channels: int
 ) -> tuple[nn.Module, Start | None]:

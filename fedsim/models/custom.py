@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from fedsim.errors import ScenarioError, nearest, printable, told
+from fedsim.errors import ScenarioError, nearest, told
+from fedsim.targets import imported
 from fedsim.validation import shown
 
-_LONGEST = 200  # characters of a "module:factory"
-_TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _FOLLOWING = ("num_classes", "in_chans", "img_size")
 
 
@@ -31,7 +28,7 @@ def create(target: str, given: Mapping[str, Any], num_classes: int, channels: in
     Raises:
         ScenarioError: it cannot be imported or called, takes other arguments, or returns something else.
     """
-    factory = _imported(target)
+    factory = imported(target, "model.name", "a name, or 'module:factory'")
     taken = _arguments(factory)
     for key in given:
         if key in _FOLLOWING:
@@ -51,23 +48,6 @@ def create(target: str, given: Mapping[str, Any], num_classes: int, channels: in
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ScenarioError("model.name", f"{target} returned a model without a parameter that is trained.")
     return model
-
-
-def _imported(target: str) -> Any:
-    if len(target) > _LONGEST or not _TARGET.fullmatch(target):
-        raise ScenarioError("model.name", f"expected a name, or 'module:factory', got {shown(target)}.")
-    module, _, attribute = target.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ScenarioError(
-            "model.name",
-            f"cannot import {target!r}: {printable(str(error), 500)}. A name with a colon means 'module:factory', "
-            "importable here.",
-        ) from None
-    if not callable(factory):
-        raise ScenarioError("model.name", f"{target} is {type(factory).__name__}, expected a function or a class.")
-    return factory
 
 
 def _arguments(factory: Any) -> tuple[str, ...] | None:

@@ -18,7 +18,7 @@ https://arxiv.org/abs/2111.04706).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -108,15 +108,31 @@ def add_precode(model: nn.Module, part: PrecodePart, heads: Sequence[str]) -> No
     setattr(model.get_submodule(parent), own, BottleneckedLinear(head, bottleneck))
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (batch, class) and labels, numbers (batch) or probabilities (batch, class) -> mean over the batch, a scalar."""
+
+_LOSS = "fedsim_loss"
+
+
+def set_loss(model: nn.Module, loss: Loss) -> None:
+    """Let a model be trained on another loss than cross-entropy; copies of it keep that."""
+    setattr(model, _LOSS, loss)
+
+
+def has_own_loss(model: nn.Module) -> bool:
+    """Return whether a model is trained on another loss than cross-entropy; see `set_loss`."""
+    return hasattr(model, _LOSS)
+
+
 def training_loss(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return what a local step minimizes: the mean cross-entropy, and what the model adds to it.
+    """Return what a local step minimizes: the mean cross-entropy, or the loss that was set, and what the model adds to it.
 
     Args:
         model: whose last forward pass gave the logits.
         logits: of a batch.
         labels: hard or soft labels.
     """
-    loss = nn.functional.cross_entropy(logits, labels)
+    loss: Tensor = getattr(model, _LOSS, nn.functional.cross_entropy)(logits, labels)
     for module in model.modules():
         if isinstance(module, Bottleneck) and (added := module.regularization()) is not None:
             loss = loss + added

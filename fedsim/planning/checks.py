@@ -31,6 +31,17 @@ def check_observed_schedule(scenario: Scenario, captured: int) -> None:
     )
 
 
+def refuse_of_observed(scenario: Scenario) -> None:
+    """Refuse settings of a simulated run that only somebody else's app can have."""
+    for where, given in (("training.loss", scenario.training.loss), ("audit.truth", scenario.audit.truth)):
+        if given is not None:
+            raise ScenarioError(
+                where,
+                f"got {given}, and is for the audit of an observed app: clients of a simulation minimize cross-entropy "
+                "on images that fedsim deals to them. Leave it out.",
+            )
+
+
 def check_coverage(planned: PlannedDefense, model: nn.Module, scenario: Scenario, data: FederatedData) -> None:
     """Refuse a guarantee on a model whose buffers travel: it is one for the parameters alone."""
     buffers = models.shared_buffers(model)

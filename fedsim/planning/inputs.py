@@ -48,7 +48,7 @@ def run_id(scenario: Scenario) -> str:
     content = identifying(scenario)
     del content["engine"], content["attacks"], content["federation"]["client_timeout"]
     content.pop("evaluators", None)
-    for setting in ("processes", "calibrate", "variants", "attack_timeout", "attack_memory"):
+    for setting in ("processes", "calibrate", "variants", "attack_timeout", "attack_memory", "truth"):
         content["audit"].pop(setting, None)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{scenario.name}-{digest[:8]}"

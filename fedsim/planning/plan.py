@@ -17,11 +17,12 @@ from fedsim.attack import Attack
 from fedsim.data.batches import FederatedData
 from fedsim.data.candidates import candidates
 from fedsim.defense import EPSILON_OF_ONE_RUN, ClientContext, Defense
-from fedsim.exchange import Candidates, Normalization, Scope, Truth, Update, View
+from fedsim.exchange import Candidates, Normalization, Scope, Truth, UpdateKind, View
 from fedsim.models.correspondence import Correspondence, ForeignArraysError
 from fedsim.models.trainable import Sharing
 from fedsim.planning.context import client_context
 from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, cautions, client_cautions
+from fedsim.planning.supplied_truth import SuppliedTruth
 from fedsim.recording.observed import Captured
 from fedsim.scenario import Scenario
 from fedsim.strategies.central_privacy import caution, is_central
@@ -47,6 +48,7 @@ class Plan:
         image_shape: channels, height, width of the model's input.
         evaluators: in the scenario's order.
         added: parameter that a defense has added to the model -> the first defense that did.
+        supplied: what the clients of an observed app trained on, as its team tells; None where nobody does.
     """
 
     scenario: Scenario
@@ -64,6 +66,12 @@ class Plan:
     matched: Correspondence | None = None
     evaluators: tuple[PlannedEvaluator, ...] = ()
     added: Mapping[str, PlannedDefense] = field(default_factory=dict)
+    supplied: SuppliedTruth | None = None
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether it is known what clients trained on, so that findings can be scored."""
+        return self.captured is None or self.supplied is not None
 
     @property
     def sees_sums(self) -> bool:
@@ -77,6 +85,11 @@ class Plan:
     def is_run(self, planned: PlannedAttack, view: View) -> bool:
         """Return whether an attack is run on a view: a plain variant is where a client carries a defense."""
         return not planned.is_plain or any(self.defenses_of(client) for client in view.clients)
+
+    @property
+    def has_stated_data(self) -> bool:
+        """Whether the scenario names a data source; that of an observed app serves as other images of the same kind alone."""
+        return "data" in self.scenario.model_fields_set and "name" in self.scenario.data.model_fields_set
 
     @property
     def buffers(self) -> tuple[str, ...]:
@@ -137,10 +150,15 @@ class Plan:
         Args:
             places: round and client of each update, by round; at least one.
         """
-        truth = together([(client, self.data.truth(client, round, self.scenario.training)) for round, client in places])
+        truth = together([(client, self._truth_of(round, client)) for round, client in places])
         return (
             truth if "candidates" not in self.scenario.threat.grants else replace(truth, firsts=self._pairs(truth)[1])
         )
+
+    def _truth_of(self, round: int, client: int) -> Truth:
+        if self.supplied is not None:
+            return self.supplied.read(round, client)
+        return self.data.truth(client, round, self.scenario.training)
 
     def candidates(self, places: Sequence[tuple[int, int]]) -> Candidates | None:
         """Return the pairs of candidates for the updates of these rounds and clients; None where they are not granted.
@@ -177,14 +195,21 @@ class Plan:
             return Workload(max(1, round(held * (1 - (1 - size / held) ** steps))), size, steps)
         return Workload(min(held, steps * size), size, steps)
 
-    def setting_reported(self, update: Update) -> Setting:
-        """Return how an observed update was made, as far as the client's report and the scenario tell."""
-        training, pictures = self.scenario.training, update.num_examples or None
+    def setting_reported(self, kind: UpdateKind, num_examples: int) -> Setting:
+        """Return how an observed update was made, as far as the client's report and the scenario tell.
+
+        What the scenario does not state about training is taken for one step of plain SGD, as the report says.
+
+        Args:
+            kind: of the update.
+            num_examples: what the client reported; 0 where it reported none.
+        """
+        training, pictures = self.scenario.training, num_examples or None
         size = training.batch_size if pictures is None else min(training.batch_size, pictures)
         steps: int | None = training.local_steps or 1
         if training.local_epochs is not None:
             steps = None if pictures is None else training.local_epochs * -(-pictures // size)
-        return self._setting(pictures, size, steps)
+        return replace(self._setting(pictures, size, steps), kind=kind)
 
     def _setting(self, pictures: int | None, batch_size: int, steps: int | None) -> Setting:
         training = self.scenario.training
@@ -197,6 +222,7 @@ class Plan:
             bool(training.label_smoothing or training.mixup),
             models.facts(self._skeleton),
             models.frozen_facts(self._skeleton),
+            has_stated_loss=training.loss is not None,
         )
 
     def cautions_of(self, client: int) -> tuple[str, ...]:
@@ -243,13 +269,19 @@ class Plan:
         stated, name = [], self.scenario.model.name
         if self.matched is not None and self.matched.how:
             stated.append(f"the app's arrays were matched to the parameters of {name} {self.matched.how}")
+        if "training" not in self.scenario.model_fields_set:
+            stated.append(
+                "nobody stated how the clients train: taken for one step of SGD on all images that they report"
+            )
         if self.matched is not None and self.matched.foreign:
             foreign = self.matched.foreign
             stated.append(
                 f"the app also sent {len(foreign)} arrays that {name} does not have, {foreign[0]} the first; no attack saw them"
             )
         classes = len(self.data.pools.class_names)
-        if "data" in self.scenario.model_fields_set and classes != self.num_classes:
+        if self.supplied is not None:
+            stated.append(f"the truth is what {self.supplied.target} returned: scores are as right as that function")
+        if self.has_stated_data and classes != self.num_classes:
             stated.append(
                 f"data {self.scenario.data.name} has {classes} classes, the head of the app {self.num_classes}: no class prior "
                 "and no other control of that data applies"

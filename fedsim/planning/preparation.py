@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from fedsim import applicability, models, plugins
+from fedsim import applicability, models, plugins, targets
 from fedsim.attack import Attack, Need, Recovers
 from fedsim.data.batches import FederatedData
 from fedsim.data.batches import load as load_data
@@ -36,10 +36,12 @@ from fedsim.planning.checks import (
     check_schedule,
     check_sums,
     refuse_equal,
+    refuse_of_observed,
     refuse_skipped,
 )
 from fedsim.planning.plan import Plan, foreign
 from fedsim.planning.planned import PlannedAttack, PlannedDefense, PlannedEvaluator, blaming, cautions
+from fedsim.planning.supplied_truth import SuppliedTruth
 from fedsim.planning.variants import with_variants
 from fedsim.plugins import PluginInfo
 from fedsim.recording import environment, observed
@@ -65,6 +67,7 @@ def make(scenario: Scenario, trains: bool = True, before: Plan | None = None) ->
     from fedsim.strategies.building import check_shared, check_strategy
 
     check_memory_limit(scenario)
+    refuse_of_observed(scenario)
     clients = scenario.federation.clients
     attacks, defenses = _plugins(scenario, clients)
     audit_rounds = select_rounds(scenario.audit.rounds, scenario.federation.rounds)
@@ -174,7 +177,8 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
     audit_clients = select_clients(scenario.audit.clients, clients, scenario.seed, "audit.clients")
     data = load_data(DataPart(**{**dict(scenario.data), "partition": PartitionPart()}), 1, scenario.seed)
     classes = len(data.pools.class_names)
-    skeleton, notes, _ = _model(scenario, data, classes, defenses)
+    expected = models.own_outputs(scenario.model, classes, data.image_shape, scenario.seed) or classes
+    skeleton, notes, _ = _model(scenario, data, expected, defenses)
     outputs, matched = _matched(scenario, captured, skeleton)
     if outputs != classes:
         if "auxiliary_data" in scenario.threat.grants:
@@ -183,7 +187,11 @@ def make_observed(scenario: Scenario, captured: Captured) -> Plan:
                 f"auxiliary_data: {scenario.data.name} has {classes} classes, the head of the observed app {outputs}, so its "
                 "labels mean nothing there. Name data with the classes of the app under data, or leave the grant out.",
             )
+    if outputs != expected:
         skeleton, notes, _ = _model(scenario, data, outputs, defenses)
+    if scenario.training.loss is not None:
+        where = "training.loss"
+        models.set_loss(skeleton, targets.imported(scenario.training.loss, where, "'module:function'"))
     normalization = models.normalization(skeleton)
     return Plan(
         scenario,
@@ -207,18 +215,22 @@ _STATED_BY = {
     "training": ("training", "learning_rate"),
     "train_mode": ("training", "mode"),
     "defenses": ("defenses", None),
-    "auxiliary_data": ("data", None),
+    "auxiliary_data": ("data", "name"),
 }
 
 
 def _with_stated_grants(scenario: Scenario) -> Scenario:
     """Return the scenario with grants of nothing but what it states: its defaults are no knowledge of somebody else's app.
 
+    Where it states no grants, the server knows the recipe as far as its learning rate is stated: it hands that out.
+
     Raises:
         ScenarioError: a grant that is stated, of something that is not.
     """
-    kept = []
-    for grant in scenario.threat.grants:
+    kept, asked = [], list(scenario.threat.grants)
+    if "grants" not in scenario.threat.model_fields_set:
+        asked.append("training")
+    for grant in asked:
         part, key = _STATED_BY.get(grant, (None, None))
         is_stated = part is None or (
             part in scenario.model_fields_set and (key is None or key in getattr(scenario, part).model_fields_set)
@@ -341,8 +353,9 @@ def _check_facts(attack: Attack, where: str, info: PluginInfo) -> None:
     if attack.scope not in SCOPES:
         fault = fault or f"scope: expected one of {', '.join(SCOPES)}, got {shown(attack.scope)}"
     try:
-        found = applicability.fault(attack.applicability)
-        fault = fault or (found and f"applicability: {found}")
+        for name, stated in (("applicability", attack.applicability), ("chosen_for", attack.chosen_for)):
+            found = applicability.fault(stated)
+            fault = fault or (found and f"{name}: {found}")
     except Exception as error:  # noqa: BLE001  (a third party's code)
         fault = fault or f"applicability: raised {told(error)}"
     if fault is not None:
@@ -372,6 +385,11 @@ def _made_observed(stated: str, captured: Captured) -> Plan:
     return make_observed(parse(json.loads(stated), "scenario"), captured)
 
 
+def of_captured(scenario: Scenario, captured: Captured) -> Plan:
+    """Return the plan of the audit of what was captured of somebody else's app, built once per process; see `make_observed`."""
+    return _made_observed(json.dumps(scenario.stated()), captured)
+
+
 def of_folder(folder: RunFolder, scenario: Scenario | None = None) -> Plan:
     """Return the plan of the audit of a run folder, built once per process.
 
@@ -386,4 +404,7 @@ def of_folder(folder: RunFolder, scenario: Scenario | None = None) -> Plan:
     chosen = scenario or folder.scenario()
     if not environment.is_observed(folder.path):
         return of(chosen)
-    return _made_observed(json.dumps(chosen.stated()), observed.read(folder))
+    plan, truth = of_captured(chosen, observed.read(folder)), chosen.audit.truth
+    if truth is None:
+        return plan
+    return replace(plan, supplied=SuppliedTruth(truth, folder.path, plan.image_shape, plan.num_classes))

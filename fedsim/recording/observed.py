@@ -16,6 +16,9 @@ from fedsim.recording.run_folder import RunFolder
 
 Shape = tuple[int, ...]
 
+NODE, NODE_ID, PARTITION = "node", "node-id", "partition-id"
+"""Where a capture states which node the client is and, where its reply said so, which partition it holds."""
+
 _LOG = "observed.json"
 _KEPT = 5  # errors of the observer that are kept in the folder; all of them are in the app's log
 

@@ -51,6 +51,11 @@ class RunData:
         return self.environment.get("origin") == "observed"
 
     @property
+    def has_originals(self) -> bool:
+        """Whether it is known what the clients trained on: derived of a simulated run, told by the team of an observed app."""
+        return not self.is_observed or bool(self.part("audit").get("truth"))
+
+    @property
     def name(self) -> str:
         """The scenario's name; the folder's where an observed app has no scenario."""
         return str(self.scenario.get("name") or (self.folder.resolve().name if self.is_observed else "run"))

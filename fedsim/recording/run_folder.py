@@ -79,7 +79,7 @@ class RunFolder(Captures):
         """
         for name in ("artifacts", "captures", "figures", "tables"):
             files.is_folder(self.path / name, self.path)
-        for name in ("environment.json", "inputs.json", "report.html", "report.md"):
+        for name in ("environment.json", "inputs.json", "truth.json", "report.html", "report.md"):
             files.is_file(self.path / name, self.path)
         self.read_rounds()
         self.read_records()

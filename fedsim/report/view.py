@@ -102,7 +102,7 @@ def context(analysis: Analysis) -> dict[str, Any]:
         "views": analysis.views,
         "view_attempts": view_attempts,
         "findings": [record for record in run.records if record.found is not None],
-        "labels_found": _labels_found,
+        "labels_found": labels_found,
         "undefended": NOT_KNOWN if run.is_observed else "no defense",
         "leakage_plots": _leakage_plots(analysis),
         "trajectory_plots": _trajectory_plots(trajectories, naming),
@@ -149,7 +149,7 @@ def _view_attempts(run: RunData, naming: Naming) -> list[ViewAttempt]:
         if record.found is not None:
             counts = {"pictures": record.found.pictures, "features": record.found.features}
             found += [f"{count} {what}" for what, count in counts.items() if count]
-            found += [f"labels {labels}"] if (labels := _labels_found(record.found)) else []
+            found += [f"labels {labels}"] if (labels := labels_found(record.found)) else []
         result = ", ".join(found) if record.status == "found" else f"{record.status}: {record.message}"
         pictures = [(name, quote(path)) for name, path in record.artifacts.items() if path.endswith(".png")]
         shown.append(ViewAttempt(record, naming.attack(record), result or "not scored", tuple(pictures)))
@@ -281,7 +281,7 @@ def _numbered(numbers: Sequence[int]) -> str:
     return ", ".join(_spread(part[0], part[-1]) for part in ranges)
 
 
-def _labels_found(found: Found | None) -> str:
+def labels_found(found: Found | None) -> str:
     """Return how often each class was found, in words."""
     counts = (found.labels or found.soft_labels or {}) if found else {}
     shown = [f"class {label}: {count}" for label, count in list(counts.items())[:_SHOWN_CLASSES]]

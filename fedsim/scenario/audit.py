@@ -45,6 +45,9 @@ class AuditPart(Part):
     attack_memory: Annotated[int, Field(ge=1, le=MOST_MEBIBYTES), NO_BOOLEAN] | None = None
     """MiB of main memory that an attack may use on one update, on Linux; null for no limit."""
 
+    truth: str | None = None
+    """Of an observed app alone: "module:function", which returns what a client trained on in a round (docs/flower_apps.md)."""
+
     @pydantic.field_validator("rounds", "clients", "metrics")
     @classmethod
     def _not_empty(cls, chosen: Any) -> Any:

@@ -120,6 +120,8 @@ class TrainingPart(Part):
     """`shuffle` walks through the client's images in random order; `poisson` draws each of them independently in every step."""
     trainable: Patterns | None = None
     """Patterns of the names of parameters that are trained and sent; `!pattern` takes some away. All by default."""
+    loss: str | None = None
+    """Of an observed app alone: "module:function", its loss (logits, labels) -> mean over the batch; else cross-entropy."""
 
     @pydantic.field_validator("augment")
     @classmethod

@@ -172,6 +172,30 @@ def test_a_faulty_scenario_is_refused_when_wrapping(tmp_path):
         fedsim.observe(ServerApp(), folder=tmp_path / "run", scenario=tmp_path / "audit.yaml")
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"scenario": "audit.yaml", "model": "vit_nano"}, "give a scenario, or model, training and image_size"),
+        ({"training": {"batch_size": 1}}, "say nothing without model"),
+        ({"model": "vit_nano", "training": {"batchsize": 1}}, "training.batchsize: unknown key"),
+    ],
+)
+def test_what_is_said_of_a_foreign_app_is_checked_when_wrapping(given, says, tmp_path):
+    with pytest.raises(FedsimError, match=says):
+        fedsim.observe(ServerApp(), folder=tmp_path / "run", **given)
+
+
+def test_what_is_said_of_a_foreign_app_is_its_scenario_and_the_run_configuration_names_the_folder(tmp_path):
+    server = foreign_server(FedMedian(), [])
+    app = fedsim.observe(server, folder="nowhere", model="my_app.task:Net", training={"batch_size": 4}, image_size=64)
+    engine_inline.run(app, foreign_client(), 3, {"fedsim-folder": str(tmp_path / "run")})
+    assert yaml_loader.read(tmp_path / "run" / "scenario.yaml") == {
+        "model": {"name": "my_app.task:Net"},
+        "training": {"batch_size": 4},
+        "data": {"image_size": 64},
+    }
+
+
 # Legacy apps
 
 

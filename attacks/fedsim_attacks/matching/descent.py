@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedsim.attack import Attack
 from fedsim.errors import AttackRefusedError
 from fedsim.exchange import Finding, Images, Observation
-from fedsim.models import patch_grid
+from fedsim.models import has_own_loss, patch_grid
 from fedsim.seeds import seeded
 from fedsim_attacks.matching import consensus
 from fedsim_attacks.matching.attempt import Attempt, Reached, trajectory
@@ -56,6 +56,8 @@ class Descent(Parameters):
 
     def run(self, observation: Observation, generator: torch.Generator) -> Finding:
         """Match the gradient; draws the labels' reference images, the starts, and dropout in training mode."""
+        if observation.labels is None and not self.optimize_labels and has_own_loss(observation.model()):
+            return replace(self, optimize_labels=True).run(observation, generator)
         attempt = Attempt.of(
             observation, generator, self.device, self.aware, self.layers, self.optimize_labels, self.local
         )

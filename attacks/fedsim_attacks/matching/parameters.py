@@ -86,7 +86,8 @@ class Parameters(Attack):
         initial: `noise` around grey, or `tiles`, one patch of noise repeated.
         initial_scale: standard deviation of the start around grey, in normalized units.
         resolution: the images' side is `image_size / resolution`, and enlarged.
-        optimize_labels: whether labels that are not granted are optimized beside the images, instead of recovered.
+        optimize_labels: whether labels that are not granted are optimized beside the images, instead of recovered; so they are
+            in any case where the client's loss is not cross-entropy, whose rules do not hold then.
         refinement: of second order, after the descent: `gauss_newton`, steps of Levenberg-Marquardt on the whole gradient;
             `closed_form`, alternation between token gradients and the images that solve the patch projection's, for one
             image of a trained model.
@@ -105,7 +106,7 @@ class Parameters(Attack):
     renamed: ClassVar[Mapping[str, str]] = RENAMED
     needs: ClassVar[frozenset[Need]] = frozenset({"batch_size", "normalization"})
     recovers: ClassVar[frozenset[Recovers]] = frozenset({"images", "labels"})
-    applies: ClassVar[Applicability] = Applicability()
+    applies: ClassVar[Applicability] = Applicability(any_loss=True)
 
     distance: str = "cosine"
     matching: float = 1.0

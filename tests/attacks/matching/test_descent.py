@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import math
 from typing import Any
@@ -330,3 +331,21 @@ def test_a_second_trial_starts_where_the_classifiers_gradient_points(seen: Obser
     assert images.std() < 0.2 < noise.std()
     assert not any("blindly" in caution for caution in told.cautions)
     assert any("Starts are drawn blindly" in caution for caution in blind.cautions)
+
+
+def squared(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A loss of somebody else's, of hard labels or of probabilities."""
+    wanted = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits)
+    return (logits - wanted).square().mean()
+
+
+def test_a_loss_that_is_known_is_what_the_gradient_is_matched_under(
+    model: torch.nn.Module, both: LabeledImages
+) -> None:
+    own = copy.deepcopy(model)
+    models.set_loss(own, squared)
+    seen = observed(own, both, labels=None)  # the client's gradient is that of its loss
+    found, optimized = brief(seen), brief(seen, optimize_labels=True)
+    assert torch.equal(images_of(found), images_of(optimized))  # no rule of cross-entropy gave it labels
+    under_another = dataclasses.replace(seen, model=lambda: copy.deepcopy(model))
+    assert brief(under_another, optimize_labels=True).trace["loss"] > 1.05 * optimized.trace["loss"]

@@ -1,0 +1,1 @@
+"""A small CNN in a federation: the shape of Flower's PyTorch quickstart, with local images."""
