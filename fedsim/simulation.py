@@ -91,7 +91,7 @@ def _train_and_audit(
         if line["round"]:
             auditor.add_round(line["round"])
 
-    if plan.scenario.audit.processes:
+    if _audits_beside_training(plan.scenario):
         auditor.start()
     try:
         _train(plan, folder, on_round, train_with)
@@ -100,6 +100,12 @@ def _train_and_audit(
         report.render(folder.path)
         raise
     return auditor.finish()
+
+
+def _audits_beside_training(scenario: Scenario) -> bool:
+    # Flower's simulation takes all processors of the Ray that it uses, and leaves that Ray at its end.
+    waits_for_ray = scenario.engine == "ray" and scenario.audit.executor == "ray"
+    return scenario.audit.processes > 0 and not waits_for_ray
 
 
 def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], None], train_with: Trainer) -> None:

@@ -1,8 +1,8 @@
 """The audit: which updates, which attacks, which process; one record per attempt.
 
 Attempts (the attack itself) and assessments (scores and controls) are separate tasks joined by a stored finding, since
-the wrong-update control of one client is another client's finding. Tasks run in this process or on a pool, attacks in
-processes beside these (see `fedsim.audit.workers`). A task that a process dies of is tried again alone, and has failed where a
+the wrong-update control of one client is another client's finding. Tasks run in this process, on a pool or on a cluster,
+attacks in processes beside these (see `fedsim.audit.workers`). A task that a process dies of is tried again alone, and has failed where a
 second process dies of it. Records are appended as they come and put into canonical order at the end, so the number of
 processes leaves no trace.
 """
@@ -20,11 +20,13 @@ from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
+from fedsim import ray_cluster
 from fedsim.audit import attempt, calibration, evaluation
 from fedsim.audit.assessment import Task
 from fedsim.audit.attack_process import AttackDiedError
 from fedsim.audit.evaluation import Question
 from fedsim.audit.partners import Partners, ViewPartners
+from fedsim.audit.ray_tasks import RayTasks
 from fedsim.audit.results import Results
 from fedsim.audit.work import Work
 from fedsim.audit.worker_process import WorkerDiedError
@@ -172,7 +174,11 @@ class Auditor:
             self._error = error
 
     def _executor(self) -> Executor:
-        processes, is_watched = self._plan.scenario.audit.processes, self._on_running is not None
+        part, is_watched = self._plan.scenario.audit, self._on_running is not None
+        if part.executor == "ray":
+            ray_cluster.require("audit.executor: ray", "audit.executor: processes")
+            return RayTasks(ray_cluster.Cluster(ray_cluster.Share(part.task_cpus, part.task_gpus)), self._folder.path)
+        processes = part.processes
         if processes == 0:
             return InThisProcess(self._plan, self._folder, self._hear if is_watched else None)
         return Workers(processes, self._folder.path, self._step if is_watched else None)
@@ -379,8 +385,7 @@ class Auditor:
             self._fill(executor)
 
     def _fill(self, executor: Executor) -> None:
-        # Two per process keep every process busy; more would only wait in memory. In this process they come one by one.
-        room = max(1, 2 * self._plan.scenario.audit.processes)
+        room = executor.room
         while self._running < room and (self._ready or self._todo or self._uncalibrated or self._unevaluated):
             if self._ready:
                 self._start(executor, "assess", self._ready.popleft())

@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from torch import Tensor
 
+from fedsim import ray_cluster
 from fedsim.federation.client_app import client_app
 from fedsim.federation.server_app import RoundLine, server_app
 from fedsim.planning.plan import Plan
@@ -22,6 +23,7 @@ Trainer = Callable[[Plan, RunFolder, Callable[[RoundLine], None]], dict[str, Ten
 def _engine(name: str) -> Callable[[ServerApp, ClientApp, int], None]:
     # Ray takes seconds to import, which the inline engine need not wait for.
     if name == "ray":
+        ray_cluster.require("engine: ray", "engine: inline")
         from fedsim.federation import engine_ray
 
         return engine_ray.run
