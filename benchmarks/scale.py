@@ -47,8 +47,10 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [int(size) for size in options.participants.split(",")] if options.participants else [options.clients]
     rows = []
-    print("| clients | participants | audit | CPU s a participant, first / last | wall s a round | MiB first / last | "
-          "bytes an update | requests a round | MiB on disk |\n|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| clients | participants | audit | CPU s a participant, first / last | wall s a round | MiB first / last | "
+        "bytes an update | requests a round | MiB on disk |\n|---|---|---|---|---|---|---|---|---|"
+    )
     for size in sizes:
         # A process of its own, so that no run meets the memory that another has freed.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -104,7 +106,9 @@ def measured(content: Mapping[str, Any]) -> dict[str, Any]:
         "cpu_seconds_a_participant": [statistics.mean(cpu[:quarter]), statistics.mean(cpu[-quarter:])],
         "wall_seconds_a_round": statistics.mean(after[1] - before[1] for before, after, _ in rounds),
         "wall_seconds_in_all": whole,
-        "mebibytes": [statistics.mean(stamp[2] for stamp in part) for part in (stamps[2 : 2 + quarter], stamps[-quarter:])],
+        "mebibytes": [
+            statistics.mean(stamp[2] for stamp in part) for part in (stamps[2 : 2 + quarter], stamps[-quarter:])
+        ],
         "mebibytes_by_round": [round(stamp[2], 1) for stamp in stamps],
         "bytes_an_update": update,
         "mebibytes_on_disk": sum(sizes) / _MEBIBYTE,

@@ -50,8 +50,12 @@ def address() -> str | None:
     return named or None
 
 
-def check_address(address: str) -> None:
+def check_address(address: str, where: str = "RAY_ADDRESS") -> None:
     """Refuse an address where nobody listens; Ray itself tries for minutes, and then ends the process.
+
+    Args:
+        address: such as "10.0.0.1:6379"; names without a port are Ray's to resolve.
+        where: what names it, for the message.
 
     Raises:
         FedsimError: nothing answers there.
@@ -63,7 +67,7 @@ def check_address(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
         raise FedsimError(
-            f"RAY_ADDRESS: {address} does not answer ({error}). Start the cluster, or unset it."
+            f"{where}: {address} does not answer ({error}). Start the cluster, or leave the address out."
         ) from None
 
 
@@ -131,7 +135,8 @@ class Cluster:
         """
         import ray
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        listed: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = [node["Resources"] for node in listed if node["Alive"]]
         slots = sum(map(self._share.fits, nodes))
         if not slots:
             has = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes) or "none"

@@ -112,7 +112,8 @@ def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], N
     lines = folder.rounds.read()
     # A capture that is gone is computed again, and must come out as it was.
     whole = all(
-        folder.has_global(line["round"]) and folder.has_capture(line["round"], client)
+        folder.has_global(line["round"])
+        and (folder.has_capture(line["round"], client) or folder.is_removed(line["round"], client))
         for line in lines
         for client in line["participants"]
     )
@@ -144,13 +145,20 @@ def audit(
         All records of the run, in canonical order.
 
     Raises:
-        ScenarioError: the labels of an observed run are granted, or the truth that its team supplies is none.
+        ScenarioError: the labels of an observed run are granted, its updates are not to be kept, or the truth that its team
+            supplies is none.
         RunFolderError: a capture is missing or corrupted, or the run was made from other inputs; or the budgets of an observed
             app are to be checked.
     """
     if draws is not None and environment.origin(folder.path) == "observed":
         raise RunFolderError(
             f"{folder.path}: was observed, so nobody here can protect its clients' updates again. Leave --mechanisms out."
+        )
+    if environment.origin(folder.path) == "observed" and plan.scenario.audit.keep_updates != "all":
+        raise ScenarioError(
+            "audit.keep_updates",
+            f"{plan.scenario.audit.keep_updates}: {folder.path} was observed, so nobody here can make an update again that was "
+            "removed. Leave it out, and delete the folder when you are done.",
         )
     if environment.origin(folder.path) == "observed" and "labels" in plan.scenario.threat.grants:
         raise ScenarioError(

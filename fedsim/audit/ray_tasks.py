@@ -15,7 +15,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from fedsim.audit.worker_process import Do, WorkerDiedError, WorkerProcess
 from fedsim.errors import FedsimError
@@ -25,6 +25,7 @@ TRIES = 3
 """How often a task is run that is lost with its node, before it counts as one that its process dies of."""
 
 
+@runtime_checkable
 class Runner(Protocol):
     """What `RayTasks` needs of a cluster: see `fedsim.ray_cluster.Cluster`."""
 

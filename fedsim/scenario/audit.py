@@ -37,8 +37,8 @@ class AuditPart(Part):
     processes: Annotated[int, Field(ge=0, le=MOST_PROCESSES), NO_BOOLEAN] = 1
     """Worker processes that audit beside the training; 0 audits once it is over."""
     executor: Literal["processes", "ray"] = "processes"
-    """Where the audit runs: on worker processes of this machine, or as tasks of Ray, on the cluster of RAY_ADDRESS or here. With
-    `ray`, `processes` says no more than whether the audit runs beside the training (engine `ray`: always once it is over)."""
+    """Where the audit runs: on worker processes of this machine, or as Ray tasks, on the cluster of RAY_ADDRESS or here. Then
+    `processes` says no more than whether the audit runs beside the training; with engine `ray` it runs once that is over."""
     task_cpus: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False), NO_BOOLEAN] = 1.0
     """CPUs of a Ray node that a task of the audit takes; fractions allowed."""
     task_gpus: Annotated[float, Field(ge=0, le=64, allow_inf_nan=False), NO_BOOLEAN] = 0.0
