@@ -56,7 +56,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             row = pool.submit(measured, scenario(options, size)).result()
         rows.append(row)
-        print(_line(row))
+        print(_line(row), flush=True)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=2) + "\n")
 

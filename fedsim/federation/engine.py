@@ -16,7 +16,7 @@ from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import torch_threads
 from fedsim.strategies.quiet import quiet_flower
 
-Trainer = Callable[[Plan, RunFolder, Callable[[RoundLine], None]], dict[str, Tensor]]
+Trainer = Callable[[Plan, RunFolder | None, Callable[[RoundLine], None]], dict[str, Tensor]]
 """What trains a plan into a folder, tells of each round, and returns the final global weights."""
 
 
