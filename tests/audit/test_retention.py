@@ -93,7 +93,7 @@ def test_updates_of_a_round_with_a_failed_attempt_stay_until_it_is_made_again(si
 
 
 def test_attacks_on_several_updates_keep_all_of_them_until_the_end(simulate):
-    _, folder, records = simulate("none", attacks=[{"name": "stubs:SeesRun"}])
+    _, folder, records = simulate("none", attacks=[{"name": "stubs:SeesRun"}], threat={"grants": ["labels"]})
     assert records and stored(folder) == []
 
 

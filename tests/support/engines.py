@@ -7,6 +7,7 @@ earlier rounds, a claimed budget, and a client that fails.
 from typing import Any
 
 PARTS: dict[str, Any] = {
+    "seed": 5,  # clients 1 and 2 are drawn in both rounds
     "federation": {"clients": 3, "rounds": 2, "fraction": 0.67, "strategy": "FedAdam"},
     "training": {"shares": "delta", "batch_size": 2, "local_steps": 2},
     "defenses": [
