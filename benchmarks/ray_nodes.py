@@ -134,9 +134,12 @@ def nodes() -> Iterator[subprocess.Popen[bytes]]:
     """Start two nodes, name their cluster in RAY_ADDRESS, and give the second; end both."""
     address = f"127.0.0.1:{free_port()}"
     port = address.rpartition(":")[2]
-    started = []
+    # Of its own, and short enough for sockets: others on this machine would join a cluster in the usual place.
+    place = tempfile.mkdtemp(prefix="nodes-")
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        for given in (["--head", "--port", port, "--include-dashboard=false"], ["--address", address]):
+        head = ["--head", "--port", port, "--include-dashboard=false", "--temp-dir", place]
+        for given in (head, ["--address", address]):
             command = [str(Path(sys.executable).with_name("ray")), "start", *given, "--num-cpus=1", "--block"]
             command += ["--disable-usage-stats", "--object-store-memory=100000000"]
             started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
@@ -146,6 +149,7 @@ def nodes() -> Iterator[subprocess.Popen[bytes]]:
     finally:
         for node in started:
             kill(node)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def wait_for_nodes(address: str, count: int) -> None:

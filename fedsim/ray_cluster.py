@@ -38,16 +38,20 @@ def require(where: str, instead: str) -> None:
         )
 
 
-def address() -> str | None:
-    """Return the address of the cluster to use; None for one on this machine.
+def init_args(cpus: int) -> dict[str, Any]:
+    """Return what `ray.init` gets: the address of the cluster to use, or how to start one on this machine.
+
+    Args:
+        cpus: to use where Ray is started on this machine.
 
     Raises:
-        FedsimError: nothing answers there.
+        FedsimError: nothing answers at RAY_ADDRESS.
     """
     named = os.environ.get("RAY_ADDRESS")
     if named:
         check_address(named)
-    return named or None
+    # By default Ray joins any cluster that somebody has started on this machine, and refuses a number of CPUs then.
+    return {"address": named} if named else {"address": "local", "num_cpus": cpus}
 
 
 def check_address(address: str, where: str = "RAY_ADDRESS") -> None:
@@ -84,8 +88,9 @@ def connect(cpus: int) -> bool:
 
     if ray.is_initialized():
         return False
-    named = address()
-    given: dict[str, Any] = {"address": named} if named else {"num_cpus": cpus, "include_dashboard": False}
+    given = init_args(cpus)
+    if "num_cpus" in given:
+        given["include_dashboard"] = False
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
     return True
 

@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
@@ -30,12 +29,7 @@ def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
     Raises:
         FedsimError: nothing answers at RAY_ADDRESS.
     """
-    init_args: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = ray_cluster.address()
-    if address:
-        init_args["address"] = address
-    else:
-        init_args["num_cpus"] = os.cpu_count() or 1
+    init_args = {"log_to_driver": False, "logging_level": "ERROR", **ray_cluster.init_args(os.cpu_count() or 1)}
     ended, endable = threading.Event(), ServerApp()
 
     @endable.main()

@@ -1,16 +1,14 @@
-import sys
 from concurrent.futures import Future
 
 import duties
 import pytest
 
-from fedsim import ray_cluster
 from fedsim.audit import ray_tasks
 from fedsim.audit.ray_tasks import TRIES, RayTasks, Runner, run_here
 from fedsim.audit.worker_process import WorkerDiedError
 from fedsim.audit.workers import Executor
 from fedsim.errors import FedsimError
-from fedsim.ray_cluster import KilledError, LostError, Share
+from fedsim.ray_cluster import KilledError, LostError
 
 
 class Nodes:
@@ -119,18 +117,3 @@ def test_a_node_keeps_the_worker_of_a_run_and_ends_it_for_another(tiny_plan, run
         assert told[0] == told[1] != told[2]
     finally:
         ray_tasks._end_worker()
-
-
-@pytest.mark.parametrize(
-    ("share", "fits"),
-    [(Share(1.0, 0.0), 2), (Share(0.1, 0.0), 20), (Share(0.5, 0.25), 4), (Share(4.0, 0.0), 0), (Share(0.1, 2.0), 0)],
-)
-def test_as_many_tasks_fit_as_their_shares_allow(share, fits):
-    assert share.fits({"CPU": 2.0, "GPU": 1.0}) == fits and share.fits({}) == 0
-
-
-def test_without_ray_a_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(FedsimError, match=r"^audit\.executor: ray: Ray is not installed here\. Install it with pip"):
-        ray_cluster.require("audit.executor: ray", "audit.executor: processes")
