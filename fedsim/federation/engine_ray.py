@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp

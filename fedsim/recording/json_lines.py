@@ -75,10 +75,13 @@ class JsonLines:
                 found = os.fstat(file.fileno())
                 if found.st_ino != known.file or found.st_size < known.size:
                     known = Known(found.st_ino)
+                files.check_size(self.path, found.st_size - known.size)
                 file.seek(known.size)
-                content = file.read()
+                content = file.read(files.MAX_TEXT)
         except FileNotFoundError:
             return [], Known()
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot be read: {error.strerror}.") from None
         lines = _parsed(self.path, content, known.lines + 1)
         return lines, Known(known.file, known.size + content.rfind(b"\n") + 1, known.lines + len(lines))
 
