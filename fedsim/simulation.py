@@ -91,7 +91,7 @@ def _train_and_audit(
         if line["round"]:
             auditor.add_round(line["round"])
 
-    if plan.scenario.audit.processes:
+    if _audits_beside_training(plan.scenario):
         auditor.start()
     try:
         _train(plan, folder, on_round, train_with)
@@ -102,11 +102,18 @@ def _train_and_audit(
     return auditor.finish()
 
 
+def _audits_beside_training(scenario: Scenario) -> bool:
+    # Flower's simulation takes all processors of the Ray that it uses, and leaves that Ray at its end.
+    waits_for_ray = scenario.engine == "ray" and scenario.audit.executor == "ray"
+    return scenario.audit.processes > 0 and not waits_for_ray
+
+
 def _train(plan: Plan, folder: RunFolder, on_round: Callable[[dict[str, Any]], None], train_with: Trainer) -> None:
     lines = folder.rounds.read()
     # A capture that is gone is computed again, and must come out as it was.
     whole = all(
-        folder.has_global(line["round"]) and folder.has_capture(line["round"], client)
+        folder.has_global(line["round"])
+        and (folder.has_capture(line["round"], client) or folder.is_removed(line["round"], client))
         for line in lines
         for client in line["participants"]
     )
@@ -138,13 +145,20 @@ def audit(
         All records of the run, in canonical order.
 
     Raises:
-        ScenarioError: the labels of an observed run are granted, or the truth that its team supplies is none.
+        ScenarioError: the labels of an observed run are granted, its updates are not to be kept, or the truth that its team
+            supplies is none.
         RunFolderError: a capture is missing or corrupted, or the run was made from other inputs; or the budgets of an observed
             app are to be checked.
     """
     if draws is not None and environment.origin(folder.path) == "observed":
         raise RunFolderError(
             f"{folder.path}: was observed, so nobody here can protect its clients' updates again. Leave --mechanisms out."
+        )
+    if environment.origin(folder.path) == "observed" and plan.scenario.audit.keep_updates != "all":
+        raise ScenarioError(
+            "audit.keep_updates",
+            f"{plan.scenario.audit.keep_updates}: {folder.path} was observed, so nobody here can make an update again that was "
+            "removed. Leave it out, and delete the folder when you are done.",
         )
     if environment.origin(folder.path) == "observed" and "labels" in plan.scenario.threat.grants:
         raise ScenarioError(

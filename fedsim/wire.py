@@ -81,7 +81,11 @@ def _check_size(array: Array) -> None:
         raise ValueError(f"an array of {stated} bytes, as it states, of which {held} are there")
 
 
-_CLIENT_MESSAGE = re.compile(r"ClientAppException occurred\. Message: (.*?)(?:'>)?$", re.DOTALL)
+# Of Flower's simulation and the inline engine, and of a SuperNode.
+_CLIENT_MESSAGES = (
+    re.compile(r"ClientAppException occurred\. Message: (.*?)(?:'>)?$", re.DOTALL),
+    re.compile(r"^<class '[\w.<>]+'>:<'(.*?)(?:'>)?$", re.DOTALL),
+)
 
 
 _MOST_READ = 100_000  # characters of a message, which may be of any length
@@ -89,7 +93,7 @@ _MOST_READ = 100_000  # characters of a message, which may be of any length
 
 def failure_text(reason: str) -> str:
     """Return what a client's own exception said, without what the engine wraps around it."""
-    found = _CLIENT_MESSAGE.search(reason[:_MOST_READ])
+    found = next(filter(None, (pattern.search(reason[:_MOST_READ]) for pattern in _CLIENT_MESSAGES)), None)
     lines = (found.group(1) if found else reason[:_MOST_READ]).strip().splitlines()
     return printable(lines[0].strip(), 500) if lines else "failed without a message"
 

@@ -1,10 +1,10 @@
 """The audit: which updates, which attacks, which process; one record per attempt.
 
 Attempts (the attack itself) and assessments (scores and controls) are separate tasks joined by a stored finding, since
-the wrong-update control of one client is another client's finding. Tasks run in this process or on a pool, attacks in
-processes beside these (see `fedsim.audit.workers`). A task that a process dies of is tried again alone, and has failed where a
-second process dies of it. Records are appended as they come and put into canonical order at the end, so the number of
-processes leaves no trace.
+the wrong-update control of one client is another client's finding. Tasks run in this process, on a pool or on a cluster,
+attacks in processes beside these (see `fedsim.audit.workers`). A task that a process dies of is tried again alone, and has
+failed where a second process dies of it. Records are appended as they come and put into canonical order at the end, so the
+number of processes leaves no trace.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ import functools
 import queue
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
+from fedsim import ray_cluster
 from fedsim.audit import attempt, calibration, evaluation
 from fedsim.audit.assessment import Task
 from fedsim.audit.attack_process import AttackDiedError
 from fedsim.audit.evaluation import Question
 from fedsim.audit.partners import Partners, ViewPartners
+from fedsim.audit.ray_tasks import RayTasks
 from fedsim.audit.results import Results
+from fedsim.audit.retention import Retention
 from fedsim.audit.work import Work
 from fedsim.audit.worker_process import WorkerDiedError
 from fedsim.audit.workers import Executor, InThisProcess, Workers
@@ -33,7 +36,7 @@ from fedsim.errors import FedsimError
 from fedsim.exchange import View
 from fedsim.planning.plan import Plan
 from fedsim.progress import Step
-from fedsim.recording.records import AnyRecord
+from fedsim.recording.records import AnyRecord, Calibration
 from fedsim.recording.run_folder import RunFolder
 from fedsim.views import views
 
@@ -97,9 +100,12 @@ class Auditor:
         self._uncalibrated: deque[Task] = deque()
         self._partners: dict[Task, View | None] = {}
         self._audited: set[int] = set()
+        self._retention = Retention(plan, self._folder, self._results.records)
+        self._unfinished: Counter[int] = Counter()
         self._todo: dict[Task, None] = {}
         self._attempted: set[Task] = set()
         self._unassessed: set[Task] = set()
+        self._needed_by: dict[Task, list[Task]] = {}
         self._ready: deque[Task] = deque()
         self._suspects: deque[tuple[_Kind, Task | Question]] = deque()
         self._is_trial = False
@@ -126,7 +132,11 @@ class Auditor:
         """Forget what an audit by hand makes again; see `Results.forget`.
 
         To be called before the first round is added, by whoever has locked the folder.
+
+        Raises:
+            RunFolderError: an attack would look at updates that were removed.
         """
+        self._retention.refuse_removed()
         self._asked -= self._results.forget()
 
     def rescore(self) -> None:
@@ -172,7 +182,11 @@ class Auditor:
             self._error = error
 
     def _executor(self) -> Executor:
-        processes, is_watched = self._plan.scenario.audit.processes, self._on_running is not None
+        part, is_watched = self._plan.scenario.audit, self._on_running is not None
+        if part.executor == "ray":
+            ray_cluster.require("audit.executor: ray", "audit.executor: processes")
+            return RayTasks(ray_cluster.Cluster(ray_cluster.Share(part.task_cpus, part.task_gpus)), self._folder.path)
+        processes = part.processes
         if processes == 0:
             return InThisProcess(self._plan, self._folder, self._hear if is_watched else None)
         return Workers(processes, self._folder.path, self._step if is_watched else None)
@@ -201,6 +215,7 @@ class Auditor:
             else:
                 self._take(event)
             self._submit(executor)
+        self._retention.end(self._audited)
 
     def _waiting(self) -> bool:
         return bool(self._todo or self._ready or self._suspects or self._uncalibrated or self._unevaluated)
@@ -244,11 +259,13 @@ class Auditor:
                         partner = chosen.of(round, client, others)
                         partners[client] = None if partner is None else View.of_update(round, partner)
                     self._partners[task] = partners[client]
+                    self._unfinished[round] += 1
                     self._add(task)
                 if tasks:
                     place = _Place(round, planned.index)
                     self._unrecorded[place] = {task for task in tasks.values() if task not in self._results.records}
                     self._calibrate_if_complete(place)
+            self._end_if_finished(round)
         self._audited.update(rounds)
         if self._on_total:
             self._on_total(self._total)
@@ -280,7 +297,10 @@ class Auditor:
 
     def _add(self, task: Task) -> None:
         self._unassessed.add(task)
-        self._todo.update(dict.fromkeys(self._needed(task)))
+        needed = self._needed(task)
+        self._todo.update(dict.fromkeys(needed))
+        for one in needed:
+            self._needed_by.setdefault(one, []).append(task)
 
     def _needed(self, task: Task) -> list[Task]:
         partner = self._partners[task]
@@ -295,7 +315,14 @@ class Auditor:
         for client in calibration.clients_to_calibrate(self._plan, planned, own):
             task = Task(View.of_update(place.round, client), place.attack)
             if not self._results.is_calibrated(task):
+                self._unfinished[place.round] += 1
                 self._uncalibrated.append(task)
+
+    def _end_if_finished(self, round: int, done: int = 0) -> None:
+        """Let go of the updates of a round once nothing more looks at them; `done` of its tasks have ended just now."""
+        self._unfinished[round] -= done
+        if not self._unfinished[round]:
+            self._retention.end_round(round)
 
     def _hear(self, task: Task, step: Step) -> None:
         if task in self._attacking:
@@ -333,14 +360,20 @@ class Auditor:
                 place = _Place(event.task.view.round, event.task.attack)
                 self._unrecorded[place].discard(event.task)
                 self._calibrate_if_complete(place)
+                self._end_if_finished(place.round, done=1)
         elif event.kind == "calibrate":
-            self._results.add_calibration(event.task, result)
+            self._calibrated(event.task, result)
         else:
             self._found(event.task)
 
+    def _calibrated(self, task: Task, line: Calibration) -> None:
+        self._results.add_calibration(task, line)
+        self._end_if_finished(task.view.round, done=1)
+
     def _found(self, task: Task) -> None:
         self._attempted.add(task)
-        ready = sorted(task for task in self._unassessed if self._attempted.issuperset(self._needed(task)))
+        waiting = self._unassessed.intersection(self._needed_by.pop(task, ()))
+        ready = sorted(task for task in waiting if self._attempted.issuperset(self._needed(task)))
         self._unassessed.difference_update(ready)
         self._ready.extend(ready)
 
@@ -351,12 +384,8 @@ class Auditor:
             return
         planned = self._plan.attacks[task.attack]
         if kind == "calibrate":
-            self._results.add_calibration(
-                task,
-                calibration.failure(
-                    self._plan, self._folder.run, task.view.round, task.view.clients[0], planned, reason
-                ),
-            )
+            place = (task.view.round, task.view.clients[0])
+            self._calibrated(task, calibration.failure(self._plan, self._folder.run, *place, planned, reason))
             return
         if task in self._fatal:
             raise FedsimError(
@@ -379,8 +408,7 @@ class Auditor:
             self._fill(executor)
 
     def _fill(self, executor: Executor) -> None:
-        # Two per process keep every process busy; more would only wait in memory. In this process they come one by one.
-        room = max(1, 2 * self._plan.scenario.audit.processes)
+        room = executor.room
         while self._running < room and (self._ready or self._todo or self._uncalibrated or self._unevaluated):
             if self._ready:
                 self._start(executor, "assess", self._ready.popleft())

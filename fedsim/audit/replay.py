@@ -57,7 +57,7 @@ def past(folder: RunFolder, client: int, round: int) -> Past:
     Raises:
         RunFolderError: what its defenses kept is damaged.
     """
-    done = [earlier for earlier in range(1, round) if folder.has_capture(earlier, client)]
+    done = [earlier for earlier in range(1, round) if folder.is_captured(earlier, client)]
     return Past(len(done), folder.read_state(done[-1], client) if done else ClientState())
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from fedsim.applicability import Workload
-from fedsim.audit import attempt, calibration, evaluation
+from fedsim.audit import attempt, calibration, evaluation, retention
 from fedsim.audit.assessment import Task
 from fedsim.audit.evaluation import Question
 from fedsim.errors import RunFolderError
@@ -133,6 +133,7 @@ class Results:
                     (planned, View.of_update(round, client))
                     for round, clients in captured.items()
                     for client in clients
+                    if not self._folder.is_removed(round, client)
                 )
             else:
                 seen = views(scope, captured, self._plan.audit_clients, self._plan.sees_sums)
@@ -160,6 +161,7 @@ class Results:
             or self._is_edited(self._plan.attacks[task.attack], record)
             or "workload" not in record.model_fields_set
         ]
+        retention.refuse_removed(self._folder, self._plan, stale)
         for task in stale:
             del self.records[task]
         if stale:

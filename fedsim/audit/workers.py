@@ -1,4 +1,7 @@
-"""Where the audit's tasks run: on worker processes that may die, or in this process. Attacks have processes of their own."""
+"""Where the audit's tasks run: on worker processes that may die, or in this process. Attacks have processes of their own.
+
+On other machines they run with `fedsim.audit.ray_tasks`.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,11 @@ class Executor(Protocol):
     All that is shared with whoever does the work is the run folder. A task fails alone: if its process dies, its future holds
     `WorkerDiedError`, and the next task finds another one.
     """
+
+    @property
+    def room(self) -> int:
+        """How many tasks to submit at once: more would only wait in memory."""
+        ...
 
     def submit(self, do: Do, /, *given: Any) -> Future[Any]:
         """Have `do` called with a `Work` and what is given; what it returns or raises is in the future."""
@@ -69,6 +77,11 @@ class Workers:
         for worker in self._workers:
             worker.end()
 
+    @property
+    def room(self) -> int:
+        """Two tasks per worker keep all of them busy."""
+        return 2 * len(self._workers)
+
     def submit(self, do: Do, /, *given: Any) -> Future[Any]:
         """Have a worker call `do`, in the order of submission."""
         return self._threads.submit(self._run, do, given)
@@ -107,6 +120,11 @@ class InThisProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._attacks.end()
+
+    @property
+    def room(self) -> int:
+        """One task after another."""
+        return 1
 
     def submit(self, do: Do, /, *given: Any) -> Future[Any]:
         """Call `do` now; its exception is kept in the future."""

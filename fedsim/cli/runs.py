@@ -13,8 +13,9 @@ import typer
 from rich.table import Table
 
 from fedsim import scenario as scenarios
-from fedsim.cli import completion, deployed, phased, terminal
+from fedsim.cli import clustered, completion, deployed, phased, terminal
 from fedsim.cli.arguments import AsJson, Engine, FailOn, Folder, Overrides, Verdict, shipped_names
+from fedsim.cli.clustered import Executor, ExecutorOption, RayAddress
 from fedsim.cli.preparation import load, prepared
 from fedsim.cli.terminal import note, say, write_json
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError, printable_line
@@ -61,6 +62,8 @@ def run(
             metavar="SECONDS", min=1, help="With engine deployment: until all nodes have to be there; 300 otherwise."
         ),
     ] = None,
+    executor: ExecutorOption = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Train, capture, audit and report.
 
@@ -77,22 +80,27 @@ def run(
             raise FedsimError("run --resume: goes on exactly as the run began; leave --out, --engine and --set away.")
         if phased.folder_of(resume) is not None:
             deployed.refuse_for_phases(superlink, tls, node_timeout)
+            clustered.refuse_for_phases("run --resume", executor, ray_address)
             phased.run(resume, fail_on)
             return
         folder = RunFolder.open(resume)
         with folder.locked():
             folder.check()
-            again = folder.scenario()
+            again = clustered.audited_on(folder.scenario(), executor)
+            clustered.use("run", ray_address, again, trains=True)
             train_with = deployed.trainer(again, superlink, tls, node_timeout)
             _carry_out(*_noted(again), folder, True, fail_on, train_with=train_with)
     else:
         assert scenario is not None
+        settings = clustered.settings_with(settings, executor)
         if phased.is_stated(scenario):
             deployed.refuse_for_phases(superlink, tls, node_timeout)
+            clustered.refuse_for_phases("run", None, ray_address)
             phased.run(phased.begin(scenario, settings, engine, out), fail_on)
             return
         loaded, notes = load(scenario, settings, engine)
         note(notes)
+        clustered.use("run", ray_address, loaded, trains=True)
         train_with = deployed.trainer(loaded, superlink, tls, node_timeout)
         plan, seen = _noted(loaded)
         created = RunFolder.create(out or _default_folder(loaded), loaded)
@@ -166,6 +174,8 @@ def audit(
             min=100, max=10**7, help="With --mechanisms: how often, for each of two updates; 5,000 otherwise."
         ),
     ] = None,
+    executor: ExecutorOption = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Attack what no record tells of: added attacks, failed attempts, and a module:Class edited since.
 
@@ -186,9 +196,11 @@ def audit(
                 "--scenario" if scenario is not None else told[0].partition("=")[0],
                 f"{folder} holds phases with scenarios of their own. Leave --scenario, --set, --truth and --loss out.",
             )
-        phased.audit(folder, lambda opened: _audit(opened, None, [], attack or [], fail_on, count))
+        phased.audit(
+            folder, lambda opened: _audit(opened, None, [], attack or [], fail_on, count, executor, ray_address)
+        )
         return
-    _audit(RunFolder.open(folder), scenario, told, attack or [], fail_on, count)
+    _audit(RunFolder.open(folder), scenario, told, attack or [], fail_on, count, executor, ray_address)
 
 
 def _stated(key: str, value: str | None) -> list[str]:
@@ -202,6 +214,8 @@ def _audit(
     attack: Sequence[str],
     fail_on: Verdict | None,
     draws: int | None,
+    executor: Executor | None,
+    ray_address: str | None,
 ) -> None:
     from fedsim.planning import choice
     from fedsim.recording import environment
@@ -213,6 +227,8 @@ def _audit(
             chosen = opened.scenario()
         else:
             chosen = _scenario_of_observed(opened, scenario, settings)
+        chosen = clustered.audited_on(chosen, executor)
+        clustered.use("audit", ray_address, chosen, trains=False)
         notes: tuple[str, ...] = ()
         if environment.is_observed(opened.path) and "attacks" not in chosen.model_fields_set:
             chosen = chosen.model_copy(update={"attacks": []})

@@ -13,7 +13,7 @@ from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.recording import files
 from fedsim.recording.run_data import RunData
 from fedsim.report import reading
-from fedsim.scenario import parse
+from fedsim.scenario import EXECUTION, parse
 from fedsim.sweeping.manifest import Entry, SweepFolder
 
 # Where files lie, how images are dealt and what a run is called: none of them is the data or the model.
@@ -101,7 +101,7 @@ def _of_run(path: Path) -> Source:
     scenario = _resolved(run)
     seed = scenario.get("seed")
     rest = {part: value for part, value in scenario.items() if part not in ("seed", "name", "engine")}
-    rest["audit"] = {name: value for name, value in _mapping(scenario, "audit").items() if name != "processes"}
+    rest["audit"] = {name: value for name, value in _mapping(scenario, "audit").items() if name not in EXECUTION}
     family = {
         "model": scenario.get("model"),
         "data": {k: v for k, v in _mapping(scenario, "data").items() if k not in (*_LOCATIONS, "partition")},

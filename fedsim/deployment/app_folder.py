@@ -2,7 +2,8 @@
 
 The keys of its run configuration: `scenario` is the name of a shipped scenario, a file that all nodes can read, or a resolved
 scenario as JSON text; `out` the absolute path of the run folder on the machine of the ServerApp; `node-timeout` the seconds
-until a node for each client has to be there; `attended` is for `fedsim run`, which holds the folder.
+until a node for each client has to be there; `attended` is for `fedsim run`, which holds the folder, and `observed` for
+benchmarks, which train without the observer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def table() -> dict[str, Any]:
         "publisher": "fedsim",
         "fab-include": [f"fedsim/flower_app/{name}" for name in _MODULES],
         "components": {"serverapp": "fedsim.flower_app.server:app", "clientapp": "fedsim.flower_app.client:app"},
-        "config": {"scenario": "smoke", "out": "", "node-timeout": NODE_TIMEOUT, "attended": False},
+        "config": {"scenario": "smoke", "out": "", "node-timeout": NODE_TIMEOUT, "attended": False, "observed": True},
     }
 
 

@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from torch import Tensor
 
+from fedsim import ray_cluster
 from fedsim.federation.client_app import client_app
 from fedsim.federation.server_app import RoundLine, server_app
 from fedsim.planning.plan import Plan
@@ -15,13 +16,14 @@ from fedsim.recording.run_folder import RunFolder
 from fedsim.seeds import torch_threads
 from fedsim.strategies.quiet import quiet_flower
 
-Trainer = Callable[[Plan, RunFolder, Callable[[RoundLine], None]], dict[str, Tensor]]
+Trainer = Callable[[Plan, RunFolder | None, Callable[[RoundLine], None]], dict[str, Tensor]]
 """What trains a plan into a folder, tells of each round, and returns the final global weights."""
 
 
 def _engine(name: str) -> Callable[[ServerApp, ClientApp, int], None]:
     # Ray takes seconds to import, which the inline engine need not wait for.
     if name == "ray":
+        ray_cluster.require("engine: ray", "engine: inline")
         from fedsim.federation import engine_ray
 
         return engine_ray.run

@@ -42,7 +42,7 @@ def train(
 
     Args:
         plan: the run's plan.
-        folder: the run, which the caller has locked; None trains without keeping anything.
+        folder: the run, which the caller has locked; None trains without an observer, and keeps nothing.
         on_round: called with each line of rounds.jsonl.
         options: where it runs; a private SuperLink without TLS otherwise.
 
@@ -52,7 +52,7 @@ def train(
     Raises:
         FedsimError: the run cannot go on, for a reason that the user can mend.
     """
-    options = options or Options()
+    options, is_observed = options or Options(), folder is not None
     with contextlib.ExitStack() as stack:
         if folder is None:
             place = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsim-run-"))
@@ -71,20 +71,21 @@ def train(
             network.connect(processes, options.superlink, credentials)
             if credentials is not None and credentials.public_key(0).is_file():
                 network.register(processes, credentials, plan.scenario.federation.clients, options.node_timeout)
-        _submit(processes, plan, folder, options)
+        _submit(processes, plan, folder, options, is_observed)
         _follow(processes, events, on_round, plan, options)
         # The ServerApp's process has written it.
         folder.refresh()
         return folder.read_model()
 
 
-def _submit(processes: Processes, plan: Plan, folder: RunFolder, options: Options) -> None:
+def _submit(processes: Processes, plan: Plan, folder: RunFolder, options: Options, is_observed: bool) -> None:
     app = processes.folder / "app"
     config = processes.folder / "run.toml"
     values = {
         "scenario": json.dumps(plan.scenario.resolved()),
         "out": str(folder.path.absolute()),
         "attended": True,
+        "observed": is_observed,
         "node-timeout": options.node_timeout,
     }
     config.write_text(tomli_w.dumps(values), encoding="utf-8")

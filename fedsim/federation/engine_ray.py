@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -17,7 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from fedsim.errors import FedsimError
+from fedsim import ray_cluster
 from fedsim.federation.grid import EndableGrid
 
 # Options of each of Flower's actors. One whose process dies is started again: Flower keeps it in its pool, dead or not, where
@@ -31,13 +30,7 @@ def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
     Raises:
         FedsimError: nothing answers at RAY_ADDRESS.
     """
-    init_args: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        check_address(address)
-        init_args["address"] = address
-    else:
-        init_args["num_cpus"] = os.cpu_count() or 1
+    init_args = {"log_to_driver": False, "logging_level": "ERROR", **ray_cluster.init_args(os.cpu_count() or 1)}
     ended, endable = threading.Event(), ServerApp()
 
     @endable.main()
@@ -74,20 +67,3 @@ def _silent_when_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def check_address(address: str) -> None:
-    """Refuse an address where nobody listens; Ray itself tries for minutes, and then ends the process.
-
-    Raises:
-        FedsimError: nothing answers there.
-    """
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise FedsimError(
-            f"RAY_ADDRESS: {address} does not answer ({error}). Start the cluster, or unset it."
-        ) from None

@@ -46,13 +46,13 @@ def serve(grid: Grid, config: Mapping[str, Any]) -> None:
     scenario = named(str(config["scenario"]))
     train = _training(grid, float(config["node-timeout"]))
     if config["attended"]:
-        _attended(train, scenario, out)
+        _attended(train, scenario, out, bool(config["observed"]))
     else:
         _alone(train, scenario, out)
 
 
-def _attended(train: Trainer, scenario: Scenario, out: Path) -> None:
-    """Train into a folder that `fedsim run` holds, and tell it how far that has come."""
+def _attended(train: Trainer, scenario: Scenario, out: Path, is_observed: bool) -> None:
+    """Train into a folder that `fedsim run` holds, and tell it how far that has come; unobserved, only the model is kept."""
     if not out.is_dir():
         raise RunFolderError(
             f"{out}: not there on the machine of the ServerApp. It has to be one folder for fedsim run and for the ServerApp: "
@@ -67,7 +67,9 @@ def _attended(train: Trainer, scenario: Scenario, out: Path) -> None:
             _refuse_without_driver(folder)
             events.add("round", line)
 
-        train(plan, folder, on_round)
+        final = train(plan, folder if is_observed else None, on_round)
+        if not is_observed:
+            folder.write_model(final)
     except FedsimError as error:
         events.add_error(error)
         raise
@@ -105,7 +107,7 @@ def _alone(train: Trainer, scenario: Scenario, out: Path) -> None:
 def _training(grid: Grid, node_timeout: float) -> Trainer:
     """Return what trains over a grid, as `fedsim.federation.engine.train` does over its own."""
 
-    def train(plan: Plan, folder: RunFolder, on_round: Callable[[RoundLine], None]) -> dict[str, Tensor]:
+    def train(plan: Plan, folder: RunFolder | None, on_round: Callable[[RoundLine], None]) -> dict[str, Tensor]:
         final = dict[str, Tensor]()
         with quiet_flower(), torch_threads(1):
             server_app(plan, folder, on_round, final.update, node_timeout)(grid, Context(1, 1, {}, RecordDict(), {}))

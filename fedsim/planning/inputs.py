@@ -20,7 +20,7 @@ from fedsim.planning.plan import Plan
 from fedsim.recording import environment, files
 from fedsim.recording.records import SCHEMA
 from fedsim.recording.run_folder import RunFolder
-from fedsim.scenario import Scenario, identifying, parse
+from fedsim.scenario import EXECUTION, Scenario, identifying, parse
 
 _PARTS = ("seed", "data", "model", "federation", "training", "threat", "defenses")
 # Where files lie, not what is in them, which the digests tell.
@@ -48,7 +48,7 @@ def run_id(scenario: Scenario) -> str:
     content = identifying(scenario)
     del content["engine"], content["attacks"], content["federation"]["client_timeout"]
     content.pop("evaluators", None)
-    for setting in ("processes", "calibrate", "variants", "attack_timeout", "attack_memory", "truth"):
+    for setting in (*EXECUTION, "calibrate", "variants", "attack_timeout", "attack_memory", "truth"):
         content["audit"].pop(setting, None)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{scenario.name}-{digest[:8]}"

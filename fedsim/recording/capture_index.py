@@ -1,14 +1,19 @@
-"""The index of the captures: one line per stored file, with its SHA-256, or per failed client."""
+"""The index of the captures: one line per stored file, with its SHA-256, or per failed client.
+
+Beside it, removed.jsonl tells of the updates that an audit has removed. It is a file of its own, since whoever trains writes
+the index, in another process where a run is deployed.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedsim.errors import RunFolderError
 from fedsim.recording import files, records
-from fedsim.recording.headers import MODEL, IndexLine, client_key
-from fedsim.recording.json_lines import JsonLines
+from fedsim.recording.headers import MODEL, IndexLine, RemovedLine, client_key
+from fedsim.recording.json_lines import JsonLines, Known
 
 
 def digest(path: Path) -> str:
@@ -27,8 +32,11 @@ class CaptureIndex:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._lines = JsonLines(root / "captures" / "index.jsonl", root)
-        self._entries: dict[str, IndexLine] | None = None
+        self._entries: dict[str, IndexLine] = {}
         self._by_round: dict[int, dict[int, IndexLine]] = {}
+        self._known, self._is_read = Known(), False
+        self._removals = JsonLines(root / "captures" / "removed.jsonl", root)
+        self._removed: set[str] | None = None
         self._verified: set[str] = set()
 
     @property
@@ -45,18 +53,22 @@ class CaptureIndex:
         return records.check(self.path, self._lines.read(), IndexLine)
 
     def refresh(self) -> None:
-        """Read the index again, after another process has written to the folder."""
-        self._entries = None
+        """Read what the index has more, after another process has written to the folder."""
+        self._is_read, self._removed = False, None
 
     def _load(self) -> dict[str, IndexLine]:
-        if self._entries is None:
-            self._entries, self._by_round = {}, {}
-            for line in self.read():
+        if not self._is_read:
+            # Only what is new: tasks of an audit refresh often, and an index has a line for each update.
+            lines, known = self._lines.read_more(self._known)
+            before = known.lines - len(lines)
+            if not before:
+                self._entries, self._by_round = {}, {}
+            for line in records.check(self.path, lines, IndexLine, before):
                 self._put(line)
+            self._known, self._is_read = known, True
         return self._entries
 
     def _put(self, line: IndexLine) -> None:
-        assert self._entries is not None
         self._entries[line.key] = line
         if line.round is not None and line.client is not None and line.key == client_key(line.round, line.client):
             self._by_round.setdefault(line.round, {})[line.client] = line
@@ -84,12 +96,31 @@ class CaptureIndex:
         """Return whether the file of a key is listed, and on disk."""
         return self.sha256(key) is not None and files.is_file(self.file(key), self._root)
 
+    def is_removed(self, key: str) -> bool:
+        """Return whether an audit has removed the file of a key, and nobody has made it again."""
+        if self._removed is None:
+            lines = records.check(self._removals.path, self._removals.read(), RemovedLine)
+            self._removed = {client_key(line.round, client) for line in lines for client in line.clients}
+        return key in self._removed and not self.is_stored(key)
+
+    def remove(self, round: int, clients: Sequence[int]) -> None:
+        """Remove the replies of clients in a round from disk; that they were removed is written first."""
+        self._removals.append(RemovedLine(round=round, clients=list(clients)).model_dump())
+        self._removed = None
+        for client in clients:
+            self.file(client_key(round, client)).unlink(missing_ok=True)
+
     def check_is_there(self, key: str) -> None:
         """Refuse a file that the index lists and that is gone.
 
         Raises:
             RunFolderError: it is missing.
         """
+        if self.is_removed(key):
+            raise RunFolderError(
+                f"{self.file(key)}: removed after its audit, as audit.keep_updates said. To make it again, set "
+                f"audit.keep_updates: all in scenario.yaml, delete {self._removals.path}, and use fedsim run --resume."
+            )
         if self.sha256(key) is not None and not files.is_file(self.file(key), self._root):
             raise RunFolderError(
                 f"{self.file(key)}: missing, though captures/index.jsonl lists it. Restore it; a simulated run "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,6 +171,22 @@ class Captures:
     def has_capture(self, round: int, client: int) -> bool:
         """Return whether the client's reply of the round is stored: in the index, and on disk."""
         return self._index.is_stored(client_key(round, client))
+
+    def is_captured(self, round: int, client: int) -> bool:
+        """Return whether the client's reply of the round was stored, though it may have been removed since."""
+        return self._index.sha256(client_key(round, client)) is not None
+
+    def is_removed(self, round: int, client: int) -> bool:
+        """Return whether an audit has removed the client's reply of the round, and nobody has made it again."""
+        return self.is_removed_key(client_key(round, client))
+
+    def is_removed_key(self, key: str) -> bool:
+        """Return whether an audit has removed the file that the index lists under a key."""
+        return self._index.is_removed(key)
+
+    def remove_updates(self, round: int, clients: Sequence[int]) -> None:
+        """Remove the replies of clients in a round from disk; the index goes on to list them."""
+        self._index.remove(round, clients)
 
     def has_global(self, round: int) -> bool:
         """Return whether the round's global weights are stored: in the index, and on disk."""

@@ -100,7 +100,8 @@ def _check_captures(folder: RunFolder, rounds: list[dict[str, Any]], index: list
                     "captures, or make them again with fedsim run --resume."
                 )
     for key in sorted(listed - {MODEL}):
-        folder.check_is_there(key)
+        if not folder.is_removed_key(key):
+            folder.check_is_there(key)
 
 
 def _check_records(

@@ -158,14 +158,22 @@ def read(path: Path, root: Path) -> bytes | None:
     """
     try:
         with open(open_file(path, root), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_TEXT:
-                raise DamagedFileError(f"{path}: {size} bytes, and at most {MAX_TEXT} are read. Delete or replace it.")
+            check_size(path, os.fstat(file.fileno()).st_size)
             return file.read(MAX_TEXT)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {_reason(error)}.") from None
+
+
+def check_size(path: Path, size: int) -> None:
+    """Refuse to read more of a file than any text that fedsim writes has.
+
+    Raises:
+        DamagedFileError: names the file, its size in bytes, and the limit.
+    """
+    if size > MAX_TEXT:
+        raise DamagedFileError(f"{path}: {size} bytes, and at most {MAX_TEXT} are read. Delete or replace it.")
 
 
 def parse_json(content: bytes | str, constant: Callable[[str], Any] = float) -> Any:

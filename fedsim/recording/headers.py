@@ -77,6 +77,13 @@ class IndexLine(_Header):
         return int(found[3]) if found and found[3] else None
 
 
+class RemovedLine(_Header):
+    """One line of captures/removed.jsonl: clients whose updates of a round were removed after their audit."""
+
+    round: Count
+    clients: list[Count]
+
+
 class GlobalHeader(_Header):
     """The header of weights that the server sent out."""
 

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedsim.errors import RunFolderError
 from fedsim.recording import files
@@ -22,9 +22,13 @@ def read_lines(path: Path, root: Path | None = None) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: a complete line is not a JSON object, so the file was damaged by something else than a kill.
     """
-    content = files.read(path, root or path.parent)
+    return _parsed(path, files.read(path, root or path.parent) or b"", 1)
+
+
+def _parsed(path: Path, content: bytes, first: int) -> list[dict[str, Any]]:
+    """Return the complete lines of a content whose first line has this number in the file."""
     found = []
-    for number, line in enumerate((content or b"").split(b"\n")[:-1], 1):
+    for number, line in enumerate(content.split(b"\n")[:-1], first):
         try:
             found.append(dict(files.parse_json(line)))
         except (TypeError, ValueError) as error:
@@ -33,6 +37,20 @@ def read_lines(path: Path, root: Path | None = None) -> list[dict[str, Any]]:
                 f"{path}: line {number} is not a JSON object{reason}. Delete the file to redo it."
             ) from None
     return found
+
+
+class Known(NamedTuple):
+    """How much of an append-only file somebody has read.
+
+    Args:
+        file: the number of its inode.
+        size: of the complete lines, in bytes.
+        lines: how many these are.
+    """
+
+    file: int = -1
+    size: int = 0
+    lines: int = 0
 
 
 class JsonLines:
@@ -49,6 +67,23 @@ class JsonLines:
     def read(self) -> list[dict[str, Any]]:
         """Return the complete lines."""
         return read_lines(self.path, self._root)
+
+    def read_more(self, known: Known) -> tuple[list[dict[str, Any]], Known]:
+        """Return the complete lines beyond those that are known, and what is known then; all where the file is another one."""
+        try:
+            with open(files.open_file(self.path, self._root), "rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != known.file or found.st_size < known.size:
+                    known = Known(found.st_ino)
+                files.check_size(self.path, found.st_size - known.size)
+                file.seek(known.size)
+                content = file.read(files.MAX_TEXT)
+        except FileNotFoundError:
+            return [], Known()
+        except OSError as error:
+            raise RunFolderError(f"{self.path}: cannot be read: {error.strerror}.") from None
+        lines = _parsed(self.path, content, known.lines + 1)
+        return lines, Known(known.file, known.size + content.rfind(b"\n") + 1, known.lines + len(lines))
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one line and flush it to disk; a half-written line before it is cut off first.

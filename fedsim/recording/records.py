@@ -391,13 +391,13 @@ def as_record(line: Any) -> AnyRecord:
     return ViewRecord.model_validate(line) if is_of_view else Record.model_validate(line)
 
 
-def check(path: Path, lines: Sequence[dict[str, Any]], kind: type[_AnyLine]) -> list[_AnyLine]:
-    """Return the lines of a file as what they must be.
+def check(path: Path, lines: Sequence[dict[str, Any]], kind: type[_AnyLine], before: int = 0) -> list[_AnyLine]:
+    """Return the lines of a file as what they must be; `before` says how many lines of the file come before them.
 
     Raises:
         RunFolderError: names the first line of another schema or without a meaning.
     """
-    return [_checked(path, number, line, kind.model_validate) for number, line in enumerate(lines, 1)]
+    return [_checked(path, number, line, kind.model_validate) for number, line in enumerate(lines, before + 1)]
 
 
 def check_records(path: Path, lines: Sequence[dict[str, Any]]) -> list[AnyRecord]:

@@ -7,6 +7,7 @@
     captures/round-0001/     global.safetensors and client-000.safetensors: the wire, verbatim; what the server refused
                              is in rejected-client-000.safetensors, what a client's defenses keep for its
                              next round in state-client-000.safetensors
+    captures/removed.jsonl   updates that audit.keep_updates has removed after their audit
     rounds.jsonl             one line per round: accuracy, loss, participants, failures, epsilon
     artifacts/               findings (safetensors), image strips and trajectories (PNG)
     records.jsonl            one line per attempt: see `fedsim.audit.auditor`

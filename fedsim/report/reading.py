@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from fedsim.errors import RunFolderError, ScenarioError
 from fedsim.recording import files, observed
-from fedsim.recording.headers import IndexLine, client_key
+from fedsim.recording.headers import IndexLine, RemovedLine, client_key
 from fedsim.recording.observed import Captured, EmptyCaptureError
 from fedsim.recording.records import (
     SCHEMA,
@@ -312,14 +312,30 @@ class _Reader:
         index = self.lines(name, IndexLine.model_validate)
         failed = {line.key for _, line in index if line.failed is not None}
         captured = {line.key for _, line in index if line.sha256 is not None}
+        gone = self._removed(len(wanted))
         for key, (round, client) in wanted.items():
             place = f"client {client} in round {round}"
             if key in failed:
                 self.notes.append(f"{name}: says that {place} failed, and rounds.jsonl that it took part.")
+            elif key in gone:
+                continue
             elif key not in captured or not (self._folder / "captures" / f"{key}.safetensors").exists():
                 self.notes.append(
                     f"captures/{key}.safetensors: missing, though rounds.jsonl says that {place} took part."
                 )
+
+    def _removed(self, updates: int) -> set[str]:
+        """Return the keys of the updates that an audit has removed, with a note that says how many."""
+        name = "captures/removed.jsonl"
+        told = self.lines(name, RemovedLine.model_validate) if (self._folder / name).exists() else []
+        removed = {client_key(line.round, client) for _, line in told for client in line.clients}
+        gone = {key for key in removed if not (self._folder / "captures" / f"{key}.safetensors").exists()}
+        if gone:
+            self.notes.append(
+                f"{len(gone)} of {updates} updates were removed after their audit (audit.keep_updates); added attacks cannot "
+                "look at them."
+            )
+        return gone
 
 
 def _place(line: BaseModel) -> str:

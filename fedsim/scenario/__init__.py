@@ -1,6 +1,6 @@
 """The YAML of a run as data: its parts, how it is read and changed, which clients and rounds it names."""
 
-from fedsim.scenario.audit import METRICS, AuditPart, Variant
+from fedsim.scenario.audit import EXECUTION, METRICS, AuditPart, Variant
 from fedsim.scenario.data import DataPart, PartitionPart
 from fedsim.scenario.identity import identifying
 from fedsim.scenario.model import CentralPart, LoRAPart, ModelPart, NormalizationPart, PrecodePart, StartPart
@@ -19,6 +19,7 @@ from fedsim.scenario.selection import select_clients, select_rounds
 from fedsim.scenario.training import Sampling, SchedulePart, TrainingPart
 
 __all__ = [
+    "EXECUTION",
     "METRICS",
     "Assignment",
     "AttackPart",

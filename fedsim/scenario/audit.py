@@ -13,6 +13,8 @@ from fedsim.validation import shown
 Metric = Literal["psnr", "ssim", "lpips", "fft2d", "label_recall", "soft_label_error", "feature_error", "pair_accuracy"]
 METRICS: tuple[str, ...] = get_args(Metric)
 Variant = Literal["aware", "plain"]
+EXECUTION = ("processes", "executor", "task_cpus", "task_gpus", "keep_updates")
+"""Settings of where an audit runs and what it leaves on disk: no record depends on them."""
 
 
 class AuditPart(Part):
@@ -34,6 +36,15 @@ class AuditPart(Part):
     """How findings are scored (`fedsim list metrics`)."""
     processes: Annotated[int, Field(ge=0, le=MOST_PROCESSES), NO_BOOLEAN] = 1
     """Worker processes that audit beside the training; 0 audits once it is over."""
+    executor: Literal["processes", "ray"] = "processes"
+    """Where the audit runs: on worker processes of this machine, or as Ray tasks, on the cluster of RAY_ADDRESS or here. Then
+    `processes` says no more than whether the audit runs beside the training; with engine `ray` it runs once that is over."""
+    task_cpus: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False), NO_BOOLEAN] = 1.0
+    """CPUs of a Ray node that a task of the audit takes; fractions allowed."""
+    task_gpus: Annotated[float, Field(ge=0, le=64, allow_inf_nan=False), NO_BOOLEAN] = 0.0
+    """GPUs of a Ray node that a task of the audit takes; fractions allowed."""
+    keep_updates: Literal["all", "audited", "none"] = "all"
+    """Which captured updates stay on disk after their audit: all, those that attacks looked at, or none (docs/scale.md)."""
     variants: list[Variant] = ["aware", "plain"]
     """Of each attack on a client with a defense, with the grant `defenses`: `aware`, which is told of the defense, and `plain`,
     which takes the update for one without. Without the grant no attack is told."""

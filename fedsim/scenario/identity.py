@@ -17,6 +17,10 @@ _YOUNGER: tuple[tuple[str, str, Any], ...] = (
     ("training", "schedule", {"name": "constant", "warmup_rounds": 0}),
     ("threat", "sees", "updates"),
     ("audit", "variants", ["aware", "plain"]),
+    ("audit", "executor", "processes"),
+    ("audit", "task_cpus", 1.0),
+    ("audit", "task_gpus", 0.0),
+    ("audit", "keep_updates", "all"),
 )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import fedsim
-from fedsim import process_tree
+from fedsim import process_tree, ray_cluster
 from fedsim.sweeping.manifest import SweepFolder
 
 Name = Literal["local", "ray"]
@@ -154,16 +153,10 @@ class RayLauncher:
     """
 
     def __init__(self, jobs: int) -> None:
+        ray_cluster.require("--launcher ray", "--launcher local")
         import ray
 
-        from fedsim.federation.engine_ray import check_address
-
-        given: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False}
-        address = os.environ.get("RAY_ADDRESS")
-        if address:
-            check_address(address)
-            given = {"address": address}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
+        ray_cluster.connect(jobs)
         self._run: Any = ray.remote(num_cpus=1, max_retries=0)(run_to_end)
 
     def start(self, sweep: SweepFolder, folder: str) -> _RayTask:

@@ -244,6 +244,8 @@ def test_a_client_is_told_how_often_it_took_part_before_the_restart(folder):
         ("ClientAppException occurred. Message: out of battery", "out of battery"),
         ("RayTaskError: ClientAppException occurred. Message: out of battery'>", "out of battery"),
         ("ClientAppException occurred. Message: first line\nsecond line", "first line"),
+        ("<class 'RuntimeError'>:<'out of battery'>", "out of battery"),
+        ("<class 'fedsim.errors.FedsimError'>:<'first line\nsecond line'>", "first line"),
         ("something else", "something else"),
         ("ClientAppException occurred. Message: \x1b[31mred", "\\x1b[31mred"),
         ("ClientAppException occurred. Message: " + "x" * 5_000_000, "x" * 500 + "... (5000000 characters)"),

@@ -3,6 +3,7 @@ import socket
 import subprocess
 import sys
 
+import engines
 import pytest
 import torch
 from flwr.clientapp import ClientApp
@@ -229,19 +230,16 @@ def test_the_exit_code_is_2_when_all_clients_failed_and_what_was_captured_is_aud
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_bytes_as_the_inline_engine(scenario_file, tmp_path):
+def test_ray_trains_and_audits_to_the_same_bytes_as_the_inline_engine(scenario_file, tmp_path):
     # In processes of their own: the type checks that run under pytest draw from `random`, as client sampling does.
-    noise = {"name": "dp_noise", "clients": [1], "params": {"clip_norm": 1.0, "noise_multiplier": 0.5}}
-    scenario = scenario_file(
-        federation={"clients": 5, "rounds": 3, "fraction": 0.6, "strategy": "FedAdam"},
-        training=DELTA,
-        defenses=[noise, failing(round=2, clients=(2, 3))],
-    )
+    scenario = scenario_file(**engines.PARTS)
     log = tmp_path / "log"
     process = command("run", scenario, "--engine", "inline", "--out", tmp_path / "inline", log=log)
     process.join(900)
     assert process.exitcode == 1, log.read_text()
-    arguments = ["run", scenario, "--engine", "ray", "--out", tmp_path / "ray"]
+    # Ray trains, and Ray audits; half a processor a task.
+    arguments = ["run", scenario, "--engine", "ray", "--executor", "ray", "--set", "audit.task_cpus=0.5"]
+    arguments += ["--out", tmp_path / "ray"]
     ended = subprocess.run([sys.executable, "-m", "fedsim", *arguments], capture_output=True, text=True, timeout=900)
     assert ended.returncode == 1, ended.stdout + ended.stderr
     inline, ray = RunFolder.open(tmp_path / "inline"), RunFolder.open(tmp_path / "ray")
@@ -250,6 +248,7 @@ def test_ray_gives_the_same_bytes_as_the_inline_engine(scenario_file, tmp_path):
     assert (ray.path / "model.safetensors").read_bytes() == (inline.path / "model.safetensors").read_bytes()
     lines = inline.rounds.read()
     assert any(line["failed"] for line in lines) and any(line["epsilon"] for line in lines)
+    assert len(ray.records.read()) == 3 and {len(line["participants"]) for line in lines[1:]} == {1, 2}
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def global_draws(monkeypatch):
 
 def config_of(scenario, out, attended=False):
     text = json.dumps(scenario.resolved()) if not isinstance(scenario, str) else scenario
-    return {"scenario": text, "out": str(out), "node-timeout": 60.0, "attended": attended}
+    return {"scenario": text, "out": str(out), "node-timeout": 60.0, "attended": attended, "observed": True}
 
 
 class NodesGrid(InlineGrid):
