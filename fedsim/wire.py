@@ -82,20 +82,21 @@ def _check_size(array: Array) -> None:
 
 
 # Of Flower's simulation and the inline engine, and of a SuperNode.
-_CLIENT_MESSAGES = (
-    re.compile(r"ClientAppException occurred\. Message: (.*?)(?:'>)?$", re.DOTALL),
-    re.compile(r"^<class '[\w.<>]+'>:<'(.*?)(?:'>)?$", re.DOTALL),
+_BEFORE_CLIENT_MESSAGE = (
+    re.compile(r"ClientAppException occurred\. Message: "),
+    re.compile(r"^<class '[\w.<>]+'>:<'"),
 )
-
-
-_MOST_READ = 100_000  # characters of a message, which may be of any length
+_AFTER_CLIENT_MESSAGE = "'>"
+_MOST_SEARCHED = 100_000  # characters of a reason, which may be of any length
 
 
 def failure_text(reason: str) -> str:
-    """Return what a client's own exception said, without what the engine wraps around it."""
-    found = next(filter(None, (pattern.search(reason[:_MOST_READ]) for pattern in _CLIENT_MESSAGES)), None)
-    lines = (found.group(1) if found else reason[:_MOST_READ]).strip().splitlines()
-    return printable(lines[0].strip(), 500) if lines else "failed without a message"
+    """Return the first line of what a client's own exception said, without what the engine wraps around it."""
+    head = reason[:_MOST_SEARCHED]
+    found = next(filter(None, (pattern.search(head) for pattern in _BEFORE_CLIENT_MESSAGE)), None)
+    said = (reason[found.end() :] if found else reason).strip()
+    line = re.split(r"[\r\n]", said.removesuffix(_AFTER_CLIENT_MESSAGE) if found else said, maxsplit=1)[0].strip()
+    return printable(line, 500) if line else "failed without a message"
 
 
 def failure(request: Message, text: str) -> Message:

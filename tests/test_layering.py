@@ -32,7 +32,7 @@ EVALUATORS = ROOT / "defenses" / "fedsim_defenses" / "evaluators"
 OPEN_TO_EVALUATORS = (*OPEN_MODULES, "fedsim.evaluator", "fedsim.source")
 # Packages of the attacks, floor by floor: what stands on one imports from lower ones alone. The attacks stand on top.
 ATTACKS = ROOT / "attacks" / "fedsim_attacks"
-FLOORS = ({"update", "priors", "solvers"}, {"head", "closed_form", "newton"}, {"matching"})
+FLOORS = ({"update", "priors", "solvers"}, {"head", "closed_form", "newton", "spans"}, {"matching"})
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 LOADERS = {"__import__", "import_module", "eval", "exec"}
 

@@ -12,6 +12,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import picture_results  # noqa: E402
 import scenario_runs  # noqa: E402
 import scenario_tables  # noqa: E402
+import span_inversion  # noqa: E402
 from pictures import is_current, sources  # noqa: E402
 from scenario_claims import CATALOGUE, CLAIMS  # noqa: E402
 from scenario_figures import Pick, Statistic, filled  # noqa: E402
@@ -54,6 +55,11 @@ def test_every_mean_with_an_interval_is_that_of_stored_attempts(document):
     quoted = [f"{value} [{low}, {high}]" for value, low, high in INTERVAL.findall((ROOT / document).read_text())]
     assert len(quoted) >= 8
     assert [text for text in quoted if text not in means()] == []
+
+
+def test_the_page_of_span_inversion_has_the_table_of_its_results():
+    stored = json.loads((ROOT / "benchmarks" / "results" / "span_inversion.json").read_text())
+    assert span_inversion.table(stored) in (ROOT / "docs" / "span_inversion.md").read_text()
 
 
 def test_rows_that_other_sources_made_are_marked_as_older():

@@ -20,6 +20,8 @@ NO_DEFAULT = {
     "lora": {"rank": 4},
     "precode": {"size": 256, "beta": 0.001},
     "attack_memory": 4096,
+    "loss": "my_app.task:loss",
+    "truth": "my_app.truth:batches",
 }
 DATA = {"name": "folder", "path": "images"}
 

@@ -451,7 +451,7 @@ def test_a_reply_of_another_model_is_not_replayed(run, resume):
 def test_a_damaged_final_model_is_named_and_made_again_once_it_is_taken_out(damage, run, resume, whole):
     path = run / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RunFolderError, match=r"run/model\.safetensors: corrupted, its checksum differs"):
+    with pytest.raises(RunFolderError, match=r"run/model\.safetensors: corrupted, (its checksum|Error while)"):
         resume(run)
     path.unlink()
     resume(run)
