@@ -112,7 +112,7 @@ def test_an_unfinished_run_and_what_is_no_run_are_refused_by_name(run, tiny_scen
     damaged = tmp_path / "damaged"
     shutil.copytree(path, damaged)
     (damaged / "model.safetensors").write_bytes(b"0")
-    assert "corrupted, its checksum differs" in refusal(tiny_scenario, str(damaged))
+    assert "model.safetensors: corrupted" in refusal(tiny_scenario, str(damaged))
     (tmp_path / "empty").mkdir()
     assert "not a run folder, it has no scenario.yaml" in refusal(tiny_scenario, str(tmp_path / "empty"))
     assert "no weights file" in refusal(tiny_scenario, str(tmp_path / "none"))
