@@ -229,8 +229,8 @@ def _found(records: Sequence[Record]) -> Group:
     for record in records[:_MOST_FOUND]:
         found = record.found
         assert found is not None
-        counts = {"images": found.pictures, "head inputs": found.features}
-        parts = [f"{count} {what}" for what, count in counts.items() if count]
+        parts = [f"{found.pictures} images"] if found.pictures else []
+        parts += [f"{found.features} head inputs"] if found.features else []
         parts += [text for text in (labels_found(found),) if text]
         table.add_row(str(record.round), str(record.client), _shown(record.attack.title), Text(", ".join(parts)))
     if len(records) > _MOST_FOUND:
