@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedsim.errors import FedsimError
 from fedsim.report import pdf, render
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -71,14 +70,6 @@ addEventListener("load", async () => {
   document.title = JSON.stringify(found);
 });
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Path:
-    try:
-        return pdf.browser()
-    except FedsimError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

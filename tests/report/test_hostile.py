@@ -11,7 +11,6 @@ import hostile
 import pytest
 from pages import Page
 
-from fedsim.errors import FedsimError
 from fedsim.report import pdf, render
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
@@ -66,14 +65,6 @@ def test_hostile_strings_reach_no_terminal(run: Path, fedsim) -> None:  # type: 
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Path:
-    try:
-        return pdf.browser()
-    except FedsimError as error:
-        pytest.skip(str(error))
 
 
 def opened(browser: Path, page: Path, profile: Path) -> tuple[str, list[str]]:
