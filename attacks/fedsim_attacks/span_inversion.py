@@ -103,7 +103,7 @@ class SpanInversion(Attack):
             "confidence": [round(picture.confidence, 3) for picture in pictures],
             "residual": [float(f"{float(picture.shares.median()):.2e}") for picture in pictures],
         }
-        cautions = (*_cautions(pictures, block), *((doubt,) if doubt else ()), *told_cautions(observation))
+        cautions = (*_cautions(pictures, count, block), *((doubt,) if doubt else ()), *told_cautions(observation))
         return Finding(images=_pixels(pictures, normalization), labels=labels, trace=trace, cautions=cautions)
 
 
@@ -112,8 +112,10 @@ def _pixels(pictures: list[Picture], normalization: Normalization) -> torch.Tens
     return normalization.denormalize(images).clamp(0, 1).float()
 
 
-def _cautions(pictures: list[Picture], block: FirstBlock) -> list[str]:
+def _cautions(pictures: list[Picture], count: int, block: FirstBlock) -> list[str]:
     listed = []
+    if len(pictures) < count:
+        listed.append(f"{count} images are in the update, and patches of {len(pictures)} were found.")
     for number, picture in enumerate(pictures):
         if picture.missing:
             listed.append(

@@ -1,7 +1,15 @@
 import pytest
 import torch
 from fedsim_attacks.span_inversion import SpanInversion
-from fedsim_attacks.spans import image_count, read_first_block, shares_outside
+from fedsim_attacks.spans import (
+    TokenSearch,
+    assemble,
+    image_count,
+    read_first_block,
+    shares_outside,
+    solve_pictures,
+)
+from fedsim_attacks.spans.assembly import EMPTY
 from vit_cases import build, delta, gradient, noisy, observe, photos
 
 from fedsim import models
@@ -82,6 +90,19 @@ def test_the_same_draws_give_the_same_finding():
     model, batch = small(), photos().read(SAMPLES[:1])
     observation = observe(model, gradient(model, batch))
     assert torch.equal(run(observation).images, run(observation).images)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 6])
+def test_tokens_that_were_not_found_leave_the_others_in_place(kept):
+    model, batch = small(), photos().read(SAMPLES[:2])
+    block = read_first_block(observe(model, gradient(model, batch)))
+    block = block.limited(2 * block.tokens_per_image)
+    tokens = TokenSearch(block, 16, 1e-3, torch.device("cpu")).run(torch.Generator().manual_seed(0))
+    assembly = assemble(block, tokens[:kept], 2)
+    placed = sorted(token for rows in assembly.pictures for token in rows if token != EMPTY)
+    assert placed == list(range(kept))
+    pictures = solve_pictures(block, assembly)
+    assert len(pictures) <= 2 and all(bool(picture.image.isfinite().all()) for picture in pictures)
 
 
 def test_repeats_of_an_image_are_one():

@@ -34,8 +34,6 @@ _PASSES = 4
 Rows = list[int]
 """Row of a picture, prefixes first -> index of its token, or `EMPTY`."""
 Tokens = Float[Tensor, "token embed"]
-
-
 Distances = Float[Tensor, "token token"]
 
 
@@ -84,7 +82,7 @@ def assemble(block: FirstBlock, tokens: Sequence[Token], pictures: int) -> Assem
         groups = _groups(distances, pictures, block.tokens_per_image)
         for _ in range(_PASSES):
             tried.append(_placed(block, streams, groups, rows_outside))
-            groups = [[token for token in rows if token != EMPTY] for rows in tried[-1].pictures]
+            groups = [group for rows in tried[-1].pictures if (group := [token for token in rows if token != EMPTY])]
     best = min(tried, key=lambda placement: placement.misfit)
     return Assembly(streams, best.pictures, best.margin)
 
@@ -116,8 +114,7 @@ def _streams(block: FirstBlock, tokens: Sequence[Token]) -> Tokens:
 
 def _outside(block: FirstBlock, tokens: Tokens) -> Tokens:
     """Return what of tokens no pixel can have put there, and no mean over entries."""
-    projection = block.model.patch_embed.proj.weight.flatten(1) @ block.patches.T
-    basis, _ = torch.linalg.qr(torch.cat([projection, torch.ones_like(projection[:, :1])], 1))
+    basis, _ = torch.linalg.qr(block.pixel_directions)
     left: Tensor = tokens - (tokens @ basis) @ basis.T
     return left
 
@@ -134,10 +131,12 @@ def _relative(distances: Distances) -> Distances:
 
 
 def _groups(distances: Distances, pictures: int, most: int) -> list[list[int]]:
-    """Return the largest groups of tokens that are near to each other, as many as there are pictures and none larger than one.
+    """Return the largest groups of tokens that are near to each other, at most as many as there are pictures.
 
-    The tree of groups is cut where these hold the most tokens.
+    The tree of groups is cut where these hold the most tokens, and none more than a picture has.
     """
+    if len(distances) == 1:
+        return [[0]]
     symmetric = ((distances + distances.T) / 2).fill_diagonal_(0)
     tree = linkage(squareform(symmetric.numpy(), checks=False), "average")
     best: list[list[int]] = []
@@ -163,6 +162,8 @@ def _placed(
     for _ in range(_PASSES - 1):
         for picture, tokens in enumerate(placed.pictures):
             filled = [row for row, token in enumerate(tokens) if token != EMPTY]
+            if not filled:
+                continue
             common[picture] = (found[picture][[tokens[row] for row in filled]] - rows[filled]).mean(0)
         placed = _matched(found, common, rows)
     return placed

@@ -100,6 +100,12 @@ class FirstBlock:
         """Patches and prefixes."""
         return self.grid.count + self.prefixes
 
+    @property
+    def pixel_directions(self) -> Float[Tensor, "embed _"]:
+        """What patches in the span of the update's can do to a token; last the mean over entries, which centering removes."""
+        projection: Tensor = self.model.patch_embed.proj.weight.flatten(1) @ self.patches.T
+        return torch.cat([projection, torch.ones_like(projection[:, :1])], 1)
+
     def whitened(self, inputs: Float[Tensor, "token embed"]) -> Float[Tensor, "token embed"]:
         """Return the MLP's inputs without the affine part of its layer norm: mean 0, mean square 1."""
         norm: Any = self.block.norm2

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsim.exchange import Images
 from fedsim_attacks.solvers import fixed_point
-from fedsim_attacks.spans.assembly import EMPTY, Assembly, Rows, centered, row_embeddings, without_attention
+from fedsim_attacks.spans.assembly import EMPTY, Assembly, Rows, Tokens, centered, row_embeddings, without_attention
 from fedsim_attacks.spans.block import FirstBlock
 
 _ROUNDS = 60
@@ -33,7 +33,7 @@ class Picture(NamedTuple):
 
     @property
     def confidence(self) -> float:
-        """Share of its tokens that lie in both spans of the update: 1 for an image of the client, 0 for any other."""
+        """Share of its tokens that lie in both spans of the update: 1 for an image of the client, near 0 for others."""
         return float((self.shares < _OFF).double().mean())
 
     @property
@@ -43,8 +43,12 @@ class Picture(NamedTuple):
 
 
 def solve_pictures(block: FirstBlock, assembly: Assembly) -> list[Picture]:
-    """Return the pictures behind placed tokens."""
-    return [_solved(block, assembly, number) for number in range(len(assembly.pictures))]
+    """Return the pictures behind placed tokens; those without a patch are left out."""
+    return [
+        _solved(block, assembly.streams, rows)
+        for rows in assembly.pictures
+        if any(token != EMPTY for token in rows[block.prefixes :])
+    ]
 
 
 def shares_outside(block: FirstBlock, images: Images) -> Float[Tensor, "image row"]:
@@ -69,21 +73,19 @@ def _before(block: FirstBlock, images: Images) -> Tensor:
     return tokens
 
 
-def _solved(block: FirstBlock, assembly: Assembly, number: int) -> Picture:
+def _solved(block: FirstBlock, streams: Tokens, rows: Rows) -> Picture:
     """Return a picture by rounds of: pixels from tokens minus what attention adds, attention from pixels."""
-    rows = assembly.pictures[number]
     fixed = row_embeddings(block)
     patches = [row for row in range(block.prefixes, len(rows)) if rows[row] != EMPTY]
-    streams = assembly.streams[[rows[row] for row in patches]]
-    projection = block.model.patch_embed.proj.weight.flatten(1) @ block.patches.T
-    solve = torch.linalg.pinv(torch.cat([projection, torch.ones_like(projection[:, :1])], 1))[:-1]
+    seen = streams[[rows[row] for row in patches]]
+    solve = torch.linalg.pinv(block.pixel_directions)[:-1]
     places = [row - block.prefixes for row in patches]
     missing = [place for place in range(block.grid.count) if place not in set(places)]
     module: Any = block.block
 
     def pixels(added: Tensor) -> Tensor:
         values = block.patches.new_zeros(block.grid.count, block.grid.values)
-        values[places] = (streams - added - fixed[patches]) @ solve.T @ block.patches
+        values[places] = (seen - added - fixed[patches]) @ solve.T @ block.patches
         values[missing] = values[places].mean(0)
         return block.grid.join(values[None])
 
@@ -95,10 +97,8 @@ def _solved(block: FirstBlock, assembly: Assembly, number: int) -> Picture:
     # A prefix token is known before the attention, so what the attention adds to it is measured. With that as the origin, the
     # map contracts where the attention's mean alone would make it diverge.
     prefixes = [row for row in range(block.prefixes) if rows[row] != EMPTY]
-    measured = centered(assembly.streams[[rows[row] for row in prefixes]] - centered(fixed[prefixes])).mean(0)
-    tokens = [token for token in rows if token != EMPTY]
-    start = (assembly.streams[tokens] - without_attention(block, assembly.streams[tokens], range(len(tokens))))[
-        -len(patches) :
-    ]
+    measured = centered(streams[[rows[row] for row in prefixes]] - fixed[prefixes]).mean(0)
+    together = streams[[token for token in rows if token != EMPTY]]  # prefixes first
+    start = (together - without_attention(block, together, range(len(together))))[-len(patches) :]
     image = pixels(fixed_point(attended, start, _ROUNDS, _SETTLED))
     return Picture(image[0], shares_outside(block, image)[0], rows)

@@ -76,13 +76,14 @@ class TokenSearch:
         gradients = TokenGradients.of(self.block)
         basis = self.block.inputs.right.T
         whole, total = Slice.of(self.block, basis), basis.shape[1]
+        quick = whole.to(torch.float32, self.device)
         found: list[Token] = []
         fruitless, rest = 0, whole
         while len(found) < total and fruitless < _PATIENCE:
             known = len(found)
             for start in [rest.inputs(start.cpu().double()) for start in self._descended(rest, generator)]:
                 reached = self._solved(rest, rest.coordinates(start))
-                token = None if reached is None else self._token(whole, reached, gradients, found)
+                token = None if reached is None else self._token(whole, quick, reached, gradients, found)
                 if token is None:
                     continue
                 found.append(token)
@@ -122,10 +123,14 @@ class TokenSearch:
         return rest.inputs(at.cpu().double()) if left < _NEAR or not rest.free else None
 
     def _token(
-        self, whole: Slice, near: Float[Tensor, " embed"], gradients: TokenGradients, found: list[Token]
+        self,
+        whole: Slice,
+        quick: Slice,
+        near: Float[Tensor, " embed"],
+        gradients: TokenGradients,
+        found: list[Token],
     ) -> Token | None:
         """Return the token near an input, if there is a new one: refined among all inputs of the span."""
-        quick = whole.to(torch.float32, self.device)
         at, _ = _levenberg_marquardt(quick, whole.coordinates(near))
         token = whole.inputs(_polished(whole, quick, at))
         share = float(self.block.hidden.outside(self.activations(token)[None])[0])
