@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from fedsim import models
 from fedsim.errors import RunFolderError
 from fedsim.exchange import Observation, Update, View
 from fedsim.labels import without_order
@@ -31,7 +31,7 @@ class ModelFactory:
 
     def __call__(self) -> nn.Module:
         """Return a copy that may be changed at will."""
-        return copy.deepcopy(self.original)
+        return models.copied(self.original)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Models by name, any torch module among them, and what attacks, defenses and the simulator ask of one."""
 
 from fedsim.models.build import Built, Start, build, build_with_notes, own_outputs
+from fedsim.models.copying import copied
 from fedsim.models.interface import (
     Features,
     HeadNames,
@@ -42,6 +43,7 @@ __all__ = [
     "build",
     "build_with_notes",
     "catching_head_inputs",
+    "copied",
     "draws_in_training",
     "facts",
     "freeze_others",

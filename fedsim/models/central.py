@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fedsim import network_cache, progress
 from fedsim.errors import ScenarioError, told
+from fedsim.models.copying import copied
 from fedsim.models.interface import normalization
 from fedsim.scenario import CentralPart
 from fedsim.seeds import numpy_generator, seeded, torch_threads
@@ -80,7 +80,7 @@ def _trial(model: nn.Module, part: CentralPart, pool: Pool, seed: int) -> list[t
     Raises:
         ScenarioError: the model cannot be trained so.
     """
-    tried, count = copy.deepcopy(model).train(), min(part.batch_size, len(pool), _TRIED)
+    tried, count = copied(model).train(), min(part.batch_size, len(pool), _TRIED)
     read = pool.read(range(count))
     try:
         with seeded(seed, "central", "trial"), torch_threads(1), torch.enable_grad():

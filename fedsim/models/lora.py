@@ -16,7 +16,6 @@ Needs: linear layers whose names match. Names are those of loralib: a layer keep
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ScenarioError, nearest
+from fedsim.models.copying import copied
 from fedsim.models.interface import ModelInterfaceError, head_names
 from fedsim.models.trainable import listed, matches
 from fedsim.scenario import LoRAPart
@@ -114,7 +114,7 @@ def add_lora(model: nn.Module, part: LoRAPart) -> None:
 
 def merged(model: nn.Module) -> nn.Module:
     """Return a copy of a model with every low-rank change added to its weight: the plain architecture, the same function."""
-    plain = copy.deepcopy(model)
+    plain = copied(model)
     for name, layer in list(_adapted(plain)):
         _replace(plain, name, layer.merged())
     return plain

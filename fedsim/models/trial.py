@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.errors import ScenarioError
+from fedsim.models.copying import copied
 from fedsim.models.interface import shared_state, trained
 from fedsim.models.weights import in_one_line
 from fedsim.scenario import ModelPart
@@ -41,7 +42,7 @@ def run(
         ScenarioError: it does not run, buffers that do not travel change in training, images of a batch influence each
             other by something else than batch normalization, or its output is not one finite row of logits an image.
     """
-    small, norms = copy.deepcopy(_shallow(model)), [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    small, norms = copied(_shallow(model)), [m for m in model.modules() if isinstance(m, _BatchNorm)]
     travelling = shared_state(small)
     before = {n: buffer.clone() for n, buffer in small.named_buffers() if n not in travelling}
     with seeded(seed, "trial"), torch.enable_grad():
@@ -82,11 +83,11 @@ def draws_in_training(model: nn.Module, image_shape: tuple[int, int, int], seed:
         image_shape: channels, height and width of its images.
         seed: of what it draws.
     """
-    copied = copy.deepcopy(model).train()
+    tried = copied(model).train()
     with seeded(seed, "draws"), torch.no_grad():
         images = torch.zeros((2, *image_shape))
         before = torch.get_rng_state()
-        copied(images)
+        tried(images)
         return not torch.equal(before, torch.get_rng_state())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -103,7 +102,7 @@ class Plan:
 
     def model(self, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
         """Return a fresh model in evaluation mode, with these weights, else with the scenario's initial ones."""
-        model = copy.deepcopy(self._skeleton)
+        model = models.copied(self._skeleton)
         if weights is not None:
             for name, tensor in models.shared_state(model).items():
                 tensor.copy_(weights[name])

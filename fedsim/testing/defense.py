@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
@@ -13,6 +12,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from fedsim import models
 from fedsim.audit.mechanism import FEWEST_DRAWS, check_mechanism
 from fedsim.defense import ClientContext, Defense, PrivacyBudget
 from fedsim.exchange import Update, UpdateEffects, UpdateKind
@@ -44,7 +44,7 @@ def check_defense(plugin: type[Any] | Defense, /, *, model: VisionTransformer | 
     """
     with told_at_once() as faults:
         defense: Defense = check_contract(plugin, Defense, params, faults)
-        plain = small_model() if model is None else copy.deepcopy(model)
+        plain = small_model() if model is None else models.copied(model)
         claims = False
         with faults.of("budget"):
             claims = _check_budget(defense)
@@ -140,7 +140,7 @@ def _check_rounds(defense: Defense, prepared: nn.Module) -> None:
     who, local = hook(defense, "begin_round"), defense.effects.local
 
     def begin(kept: ClientState) -> tuple[nn.Module, ClientContext]:
-        model, context = copy.deepcopy(prepared), client_context(state=kept.of("own"))
+        model, context = models.copied(prepared), client_context(state=kept.of("own"))
         with torch.no_grad(), no_global_effect(who):
             defense.begin_round(model, context)
         return model, context

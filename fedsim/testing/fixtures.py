@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Collection
 from dataclasses import replace
@@ -107,7 +106,7 @@ def make_update(
     if kind == "gradient":
         tensors = models.gradient_of(model, inputs, pictures.labels)
     else:
-        trained = copy.deepcopy(model)
+        trained = models.copied(model)
         for _ in range(local_steps):
             gradient = models.gradient_of(trained, inputs, pictures.labels)
             with torch.no_grad():
@@ -146,7 +145,7 @@ def observation(
     auxiliary = random_images(torch_generator(0, "testing", "auxiliary"), 2 * classes, classes, image_shape=shape)
     return Observation(
         update=update,
-        model=functools.partial(copy.deepcopy, shared.eval()),
+        model=functools.partial(models.copied, shared.eval()),
         image_shape=shape,
         num_classes=classes,
         batch_size=len(pictures) if "batch_size" in grants else None,

@@ -8,6 +8,7 @@ import pickle
 from timm.models import VisionTransformer
 from torch import nn
 
+from fedsim import models
 from fedsim.defense import Defense
 from fedsim.seeds import seeded
 from fedsim.testing.isolation import TORCH_GENERATOR, Fault, equal, expect, no_global_effect
@@ -17,7 +18,7 @@ from fedsim.testing.local_step import hook, image_batch, plain_local_step, prote
 def check_preparation(defense: Defense, plain: VisionTransformer) -> VisionTransformer:
     """Check `prepare_model`, and return a prepared model."""
     who = hook(defense, "prepare_model")
-    prepared, twin = copy.deepcopy(plain), copy.deepcopy(plain)
+    prepared, twin = models.copied(plain), models.copied(plain)
     _prepare(defense, prepared, seed=0)
     _prepare(defense, twin, seed=0)
     before, after = weights(plain), weights(prepared)
