@@ -2,8 +2,9 @@
 
 jaxtyping's import hook wraps each function of the packages, to compare the shapes of its tensors with one another. That takes
 longer than most functions do. Those without a tensor in their signature have no shapes to compare: beartype alone checks them.
-A function inside of another one is made, and would be wrapped, anew with each call of that: some are enough. Of a function with
-tensors the first calls in each test are checked; an attack that iterates makes thousands of the same kind.
+A function inside of another one is made, and would be wrapped, anew with each call of that: some are enough. The first calls of
+a function in each test are checked; an attack that iterates makes thousands of the same kind. What checks a function is made
+when it is called: making all that a process imports takes seconds.
 """
 
 from __future__ import annotations
@@ -40,23 +41,24 @@ def checked(target: Any, typechecker: Callable[[Any], Any]) -> Any:
         if made[target.__code__] == ENOUGH:
             return target
         made[target.__code__] += 1
-    if has_shapes(target):
-        return first_calls(target, by_shape(target, typechecker=typechecker))
-    return typechecker(target)
+    return first_calls(target, typechecker)
 
 
-def first_calls(target: Callable[..., Any], checking: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function whose first calls in each test are checked."""
+def first_calls(target: Callable[..., Any], typechecker: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Return a function whose first calls in each test are checked. What checks them is made for the first of all."""
     test, left = -1, 0
+    checking: Callable[..., Any] | None = None
 
     @functools.wraps(target)
     def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal test, left
+        nonlocal test, left, checking
         if test != tests_begun:
             test, left = tests_begun, CALLS
         if not left:
             return target(*args, **kwargs)
         left -= 1
+        if checking is None:
+            checking = by_shape(target, typechecker=typechecker) if has_shapes(target) else typechecker(target)
         return checking(*args, **kwargs)
 
     return call
