@@ -116,7 +116,7 @@ class Normalization:
 
     def normalize(self, images: Images) -> Images:
         """Return the model's input for pixels in [0, 1]."""
-        return (images - self._column(self.mean, images)) / self._column(self.std, images)
+        return (images - self._column(self.mean, images)).div_(self._column(self.std, images))
 
     def denormalize(self, images: Images) -> Images:
         """Return pixels (unclamped) for the model's input."""

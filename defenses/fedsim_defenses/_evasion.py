@@ -19,7 +19,6 @@ epsilon is in pixels. What holds of every attack here:
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -28,6 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fedsim.exchange import Images, Labels
+from fedsim_defenses._image_gradients import swift_image_gradients
 
 Logits = Float[Tensor, "batch class"]
 Objective = Callable[[Logits, Labels], Float[Tensor, " batch"]]
@@ -51,39 +51,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in needing:
             parameter.requires_grad_(True)
-
-
-@contextlib.contextmanager
-def patches_as_rows(model: nn.Module) -> Iterator[None]:
-    """Let convolutions whose kernels do not overlap be a product with patches as rows, as the embedding of a ViT is.
-
-    Values and gradients are the same but for rounding. torch's backward pass of such a convolution to an image takes five times
-    as long, a fifth of an attack on a small ViT.
-    """
-    kernels = [module for module in model.modules() if type(module) is nn.Conv2d and _is_of_patches(module)]
-    for kernel in kernels:
-        kernel.forward = functools.partial(_of_rows, kernel)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for kernel in kernels:
-            del kernel.forward  # the instance's own, which shadows that of the class
-
-
-def _is_of_patches(kernel: nn.Conv2d) -> bool:
-    covers = kernel.kernel_size == kernel.stride and min(kernel.kernel_size) > 1
-    plain = kernel.groups == 1 and kernel.padding == (0, 0) and kernel.dilation == (1, 1)
-    return covers and plain and "forward" not in vars(kernel)
-
-
-def _of_rows(kernel: nn.Conv2d, images: Tensor) -> Tensor:
-    (count, channels, height, width), (tall, wide) = images.shape, kernel.kernel_size
-    if height % tall or width % wide:
-        return nn.Conv2d.forward(kernel, images)
-    rows, columns = height // tall, width // wide
-    cut = images.reshape(count, channels, rows, tall, columns, wide).permute(0, 2, 4, 1, 3, 5)
-    found = nn.functional.linear(cut.reshape(count, rows, columns, -1), kernel.weight.flatten(1), kernel.bias)
-    return found.permute(0, 3, 1, 2)
 
 
 @contextlib.contextmanager
@@ -190,15 +157,15 @@ def pgd(
     lowest, highest = limits(clean, epsilon)
 
     def attack() -> Images:
-        moved = torch.clamp(clean + _start(clean, epsilon, start, generator), lowest, highest)
+        moved = _start(clean, epsilon, start, generator).add_(clean).clamp_(lowest, highest)
         for _ in range(steps):
             if masks is not None:
                 moved = torch.where(masks(), moved, clean)
-            ascent = step * input_gradient(model, moved, labels, raised).sign()
-            moved = torch.clamp(moved + ascent, lowest, highest)
+            ascent = input_gradient(model, moved, labels, raised).sign()
+            moved = torch.add(moved, ascent, alpha=step, out=ascent).clamp_(lowest, highest)  # new memory costs more than sums
         return moved
 
-    with frozen(model), patches_as_rows(model):
+    with frozen(model), swift_image_gradients(model):
         raised = objective(loss, model, clean)
         best = attack()
         for _ in range(restarts - 1):
@@ -211,7 +178,10 @@ def limits(images: Images, epsilon: float) -> tuple[Images, Images]:
 
     Pixels beyond [0, 1], by rounding or because somebody made them so, stay allowed: epsilon holds all the same.
     """
-    return torch.maximum(images - epsilon, images.clamp(max=0)), torch.minimum(images + epsilon, images.clamp(min=1))
+    lowest, highest = images - epsilon, images + epsilon
+    torch.maximum(lowest, images.clamp(max=0), out=lowest)
+    torch.minimum(highest, images.clamp(min=1), out=highest)
+    return lowest, highest
 
 
 def _start(images: Images, epsilon: float, start: Start, generator: torch.Generator | None) -> Images:
@@ -220,9 +190,9 @@ def _start(images: Images, epsilon: float, start: Start, generator: torch.Genera
     if generator is None:
         raise ValueError(f"generator: got none, and the start {start!r} is random.")
     if start == "uniform":
-        drawn = (2 * torch.rand(images.shape, generator=generator, device=generator.device) - 1) * epsilon
+        drawn = torch.rand(images.shape, generator=generator, device=generator.device).mul_(2).sub_(1).mul_(epsilon)
     else:
-        drawn = _NORMAL_START * torch.randn(images.shape, generator=generator, device=generator.device)
+        drawn = torch.randn(images.shape, generator=generator, device=generator.device).mul_(_NORMAL_START)
     return drawn.to(images)
 
 

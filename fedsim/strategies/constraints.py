@@ -71,7 +71,7 @@ RANGES: Mapping[str, Mapping[str, Range | None]] = {
     "FedMedian": {},
     "FedProx": {"proximal_mu": _NOT_NEGATIVE},
     "FedTrimmedAvg": {"beta": Range(0, 0.5, is_high_open=True)},
-    "FedWAvg": {"sharpness": _NOT_NEGATIVE, "layer": None},
+    "FedWAvg": {"sharpness": _NOT_NEGATIVE, "layer": None, "count_examples": None},
     "FedYogi": _WITH_MOMENTS,
     "Krum": {"num_malicious_nodes": _NOT_NEGATIVE},
     "MultiKrum": {"num_malicious_nodes": _NOT_NEGATIVE, "num_nodes_to_select": _COUNT},

@@ -6,10 +6,13 @@ https://arxiv.org/abs/2206.02131
 Idea, which is the paper's: weigh the clients of a round by the similarity of their last layer with that of the global model,
 for better robustness with adversarial training on skewed labels. Labels skew the last layer most.
 
-What is ours, since the paper's formula was not at hand: similarity is the cosine s_k of all weights and biases of the layer as
-one vector, of the client's new model and of the global one that it was sent; the weight is n_k exp(sharpness (s_k - max s)),
-n_k being the number of examples, divided by the sum of all. With `sharpness` 0 it is FedAvg. So figures of the paper are not to
-be expected. Two layers of zeros are alike, one of zeros and another are not.
+The weights are the softmax of sharpness s_k over the clients of the round, s_k being the cosine of the layer of the client's new
+model and of the global one that it was sent. The paper's own formula was not at hand; this one is that of the only public code,
+which is not the authors': https://github.com/zhaoxing-zstar/FederatedAL (`fedWAvg` in server.py, with the sharpness q = 1).
+
+Differs from that code: s_k is of all weights and biases of the layer as one vector, there of its bias alone; and with `count_examples`
+a weight is also multiplied by the client's number of examples, so that `sharpness` 0 is FedAvg. Figures of the paper are not to be
+expected. Two layers of zeros are alike, one of zeros and another are not.
 
 Needs: single updates, so that it is refused where the server sees the sum of a round alone; a layer of this name that is
 trained and sent. A client that leaves the layer as it was sent, as one of `mimir` does or one whose batches were empty, is the
@@ -37,14 +40,17 @@ class FedWAvg(WeightedMean):
         By which factor similarity counts, at least 0; 0 is FedAvg.
     layer : str (default: "head")
         Name of the last layer, as parameters begin with it.
+    count_examples : bool (default: True)
+        Whether the number of examples counts too.
 
-    Aldahdooh et al. 2022. https://arxiv.org/abs/2206.02131. The formula of the weights is fedsim's own.
+    Aldahdooh et al. 2022. https://arxiv.org/abs/2206.02131. The formula is that of public code which is not the authors'.
     """
 
     def __init__(
         self,
         sharpness: float = 10.0,
         layer: str = "head",
+        count_examples: bool = True,
         fraction_train: float = 1.0,
         fraction_evaluate: float = 1.0,
         min_train_nodes: int = 2,
@@ -54,6 +60,7 @@ class FedWAvg(WeightedMean):
         super().__init__(fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes)
         self.sharpness = sharpness
         self.layer = layer
+        self.count_examples = count_examples
         self._sent = torch.zeros(0)
 
     def check_names(self, names: Collection[str]) -> None:
@@ -82,6 +89,8 @@ class FedWAvg(WeightedMean):
         alike = [similarity(layer, self._sent) for layer in layers]
         most = max(alike)
         factors = [math.exp(self.sharpness * (one - most)) for one in alike]
+        if not self.count_examples:
+            return factors
         return [self.examples(reply) * factor for reply, factor in zip(replies, factors, strict=True)]
 
     def _last_layer(self, arrays: ArrayRecord) -> Tensor:

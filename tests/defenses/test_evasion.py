@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from fedsim_defenses import _evasion
-from fedsim_defenses._evasion import evaluating, fgsm, frozen, margin, objective, patches_as_rows, pgd
+from fedsim_defenses._evasion import evaluating, fgsm, frozen, margin, objective, pgd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -168,25 +168,6 @@ def test_an_exception_leaves_parameters_and_modes_as_they_were() -> None:
     with pytest.raises(RuntimeError, match="planted"), frozen(model):
         raise RuntimeError("planted")
     assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("size", [(12, 8), (13, 8)])
-@pytest.mark.parametrize("bias", [False, True])
-def test_patches_as_rows_give_the_convolution_and_its_gradients(size: tuple[int, int], bias: bool) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 5, (4, 2), (4, 2), bias=bias), nn.Conv2d(5, 2, 3, padding=1))
-    images = torch.randn(2, 3, *size, generator=draws()).requires_grad_()
-    over = torch.randn(2, 2, size[0] // 4, size[1] // 2, generator=draws())
-
-    def gradients() -> tuple[Tensor, ...]:
-        return torch.autograd.grad((model(images) * over).sum(), [images, *model.parameters()])
-
-    expected = gradients()
-    with pytest.raises(RuntimeError, match="planted"), patches_as_rows(model):
-        assert "forward" in vars(model[0]) and "forward" not in vars(model[1])
-        for found, plain in zip(gradients(), expected, strict=True):
-            torch.testing.assert_close(found, plain)
-        raise RuntimeError("planted")
-    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_nothing_draws_from_the_global_generator_and_the_same_generator_gives_the_same_images() -> None:

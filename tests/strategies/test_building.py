@@ -28,7 +28,7 @@ PARAMS = {
     "FedMedian": {},
     "FedProx": {"proximal_mu": 0.2},
     "FedTrimmedAvg": {"beta": 0.1},
-    "FedWAvg": {"sharpness": 2.0, "layer": "fc"},
+    "FedWAvg": {"sharpness": 2.0, "layer": "fc", "count_examples": False},
     "FedYogi": {"eta": 0.2, "eta_l": 0.3, "beta_1": 0.8, "beta_2": 0.9, "tau": 0.01},
     "Krum": {"num_malicious_nodes": 1},
     "MultiKrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 2},

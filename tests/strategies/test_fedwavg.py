@@ -17,9 +17,12 @@ from fedsim.strategies.fedwavg import similarity
 
 
 @given(
-    st.lists(st.integers(1, 20), min_size=2, max_size=4), st.sampled_from([0.0, 1.0, 10.0, 300.0]), st.integers(0, 99)
+    st.lists(st.integers(1, 20), min_size=2, max_size=4),
+    st.sampled_from([0.0, 1.0, 10.0, 300.0]),
+    st.booleans(),
+    st.integers(0, 99),
 )
-def test_clients_weigh_by_the_cosine_of_their_last_layer_with_the_one_that_was_sent(counts, sharpness, seed):
+def test_clients_weigh_by_the_cosine_of_their_last_layer_with_the_one_that_was_sent(counts, sharpness, examples, seed):
     draws = torch_generator(seed)
     sent = {
         "body": torch.randn(4, generator=draws),
@@ -38,8 +41,8 @@ def test_clients_weigh_by_the_cosine_of_their_last_layer_with_the_one_that_was_s
     for answer in answers:
         own = last(answer.arrays)
         cosine = (own @ reference) / math.sqrt((own @ own) * (reference @ reference))
-        weights.append(answer.examples * math.exp(sharpness * (cosine - 1)))
-    found = aggregated("FedWAvg", {"sharpness": sharpness}, sent, answers)
+        weights.append((answer.examples if examples else 1) * math.exp(sharpness * (cosine - 1)))
+    found = aggregated("FedWAvg", {"sharpness": sharpness, "count_examples": examples}, sent, answers)
     for key in sent:
         mean = sum(w * a.arrays[key].double() for w, a in zip(weights, answers, strict=True)) / sum(weights)
         torch.testing.assert_close(found[key].double(), mean, rtol=1e-4, atol=1e-5)
