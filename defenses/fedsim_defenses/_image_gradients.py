@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,14 +93,31 @@ def _image_gradient(
         _spared(outputs, *sides)
         for outputs, *sides in zip(gradient.shape[2:], size, kernel, stride, padding, strict=True)
     ]
-    rest = [of_axis - 1 - less for of_axis, less in zip(kernel, spared, strict=True)]
-    found = functional.conv2d(gradient, residues, padding=rest)
-    count, _, rows, columns = found.shape
-    height, width = rows * stride[0], columns * stride[1]
-    found = found.reshape(count, -1, *stride, rows, columns).permute(0, 1, 4, 2, 5, 3).reshape(count, -1, height, width)
+    if kernel == (1, 1):  # patches without overlap, whose outputs a ViT keeps as rows
+        rows = gradient.permute(0, 2, 3, 1) @ residues[:, :, 0, 0].T
+        found = _woven_patches(rows, stride)
+    else:
+        rest = [of_axis - 1 - less for of_axis, less in zip(kernel, spared, strict=True)]
+        found = _woven(functional.conv2d(gradient, residues, padding=rest), stride)
     above, before = padding[0] - spared[0] * stride[0], padding[1] - spared[1] * stride[1]
-    beyond = (-before, size[1] + before - width, -above, size[0] + above - height)
+    beyond = (-before, size[1] + before - found.shape[3], -above, size[0] + above - found.shape[2])
     return functional.pad(found, beyond) if any(beyond) else found
+
+
+def _woven_patches(rows: Float[Tensor, "batch rows columns inputs"], stride: tuple[int, int]) -> Inputs:
+    count, tall, wide, _ = rows.shape
+    parts = rows.reshape(count, tall, wide, -1, *stride).permute(0, 3, 1, 4, 2, 5)
+    return parts.reshape(count, -1, tall * stride[0], wide * stride[1])
+
+
+def _woven(parts: Float[Tensor, "batch inputs rows columns"], stride: tuple[int, int]) -> Inputs:
+    """Return images whose pixels of each residue are given as channels; a copy for each takes half as long as one of all."""
+    count, inputs, tall, wide = parts.shape
+    parts = parts.reshape(count, -1, *stride, tall, wide)
+    found = parts.new_empty(count, inputs // math.prod(stride), tall, stride[0], wide, stride[1])
+    for row, column in itertools.product(*map(range, stride)):
+        found[:, :, :, row, :, column] = parts[:, :, row, column]
+    return found.reshape(count, -1, tall * stride[0], wide * stride[1])
 
 
 def _spared(outputs: int, size: int, kernel: int, stride: int, padding: int) -> int:
