@@ -162,7 +162,8 @@ def pgd(
             if masks is not None:
                 moved = torch.where(masks(), moved, clean)
             ascent = input_gradient(model, moved, labels, raised).sign()
-            moved = torch.add(moved, ascent, alpha=step, out=ascent).clamp_(lowest, highest)  # new memory costs more than sums
+            # In place, since new memory takes longer than sums.
+            moved = torch.add(moved, ascent, alpha=step, out=ascent).clamp_(lowest, highest)
         return moved
 
     with frozen(model), swift_image_gradients(model):

@@ -1,11 +1,11 @@
 """The gradient to an image through a strided convolution, on a CPU, by a convolution of the output's gradient.
 
-torch computes it by oneDNN's backward pass, which is two to seven times slower than what is here where the input has as few
-channels as an image: a fifth of an attack on a small ViT, half of one on a small convolutional network.
+torch computes it by oneDNN's backward pass, which works on blocks of 16 channels: with the three of an image it takes several
+times as long as what is here, and was the longest part of an attack on a small convolutional network.
 
-With stride s, pixel s m + a of the padded input meets the weights a, a + s, a + 2 s and so on alone, of the outputs m, m - 1, m - 2.
-So the pixels of each residue a are a convolution of stride 1 of the output's gradient with those weights, flipped. All residues
-are the channels of a single convolution, which a permutation puts into their places.
+With stride s, pixel s m + a of the padded input meets the weights a, a + s, a + 2 s and so on alone, of the outputs m, m - 1,
+m - 2. So the pixels of each residue a are a convolution of stride 1 of the output's gradient with those weights, flipped. All
+residues are the channels of a single convolution, and are copied to their places.
 
 Source: Shi et al., "Is the deconvolution layer the same as a convolutional layer?", 2016, https://arxiv.org/abs/1609.07009
 """
@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-_IMAGE_CHANNELS = 15  # with more, or with stride 1, oneDNN is as fast
+_FEW_CHANNELS = 15  # with more, or with stride 1, oneDNN is as fast
 
 Outputs = Float[Tensor, "batch outputs rows columns"]
 Inputs = Float[Tensor, "batch channels height width"]
@@ -34,12 +34,12 @@ Residues = Float[Tensor, "inputs outputs tall wide"]
 
 @contextlib.contextmanager
 def swift_image_gradients(model: nn.Module) -> Iterator[None]:
-    """Let strided convolutions of images give the image its gradient by a convolution, on a CPU.
+    """Let strided convolutions of few channels give their input its gradient by a convolution, on a CPU.
 
     Values are the same, gradients but for rounding. Weights and biases get no gradient: freeze them. Second derivatives
     are refused.
     """
-    layers = [module for module in model.modules() if type(module) is nn.Conv2d and _is_of_images(module)]
+    layers = [module for module in model.modules() if type(module) is nn.Conv2d and _is_strided_of_few(module)]
     for layer in layers:
         residues = _residues(layer.weight.detach(), layer.stride)
         layer.forward = functools.partial(_forward, layer, residues)  # type: ignore[method-assign]
@@ -50,9 +50,9 @@ def swift_image_gradients(model: nn.Module) -> Iterator[None]:
             del layer.forward  # the instance's own, which shadows that of the class
 
 
-def _is_of_images(layer: nn.Conv2d) -> bool:
+def _is_strided_of_few(layer: nn.Conv2d) -> bool:
     plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros" and layer.padding != "same"
-    strided = layer.stride != (1, 1) and layer.in_channels <= _IMAGE_CHANNELS
+    strided = layer.stride != (1, 1) and layer.in_channels <= _FEW_CHANNELS
     return plain and strided and layer.weight.device.type == "cpu" and "forward" not in vars(layer)
 
 

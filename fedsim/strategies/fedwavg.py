@@ -6,13 +6,13 @@ https://arxiv.org/abs/2206.02131
 Idea, which is the paper's: weigh the clients of a round by the similarity of their last layer with that of the global model,
 for better robustness with adversarial training on skewed labels. Labels skew the last layer most.
 
-The weights are the softmax of sharpness s_k over the clients of the round, s_k being the cosine of the layer of the client's new
-model and of the global one that it was sent. The paper's own formula was not at hand; this one is that of the only public code,
-which is not the authors': https://github.com/zhaoxing-zstar/FederatedAL (`fedWAvg` in server.py, with the sharpness q = 1).
+The weights are the softmax of sharpness s_k over the clients of the round, s_k being the cosine of the layer of the client's
+new model and of the global one that it was sent. The paper's own formula was not at hand; this one is that of the only public
+code found, which is not the authors': https://github.com/zhaoxing-zstar/FederatedAL (`fedWAvg` in server.py, sharpness 1).
 
-Differs from that code: s_k is of all weights and biases of the layer as one vector, there of its bias alone; and with `count_examples`
-a weight is also multiplied by the client's number of examples, so that `sharpness` 0 is FedAvg. Figures of the paper are not to be
-expected. Two layers of zeros are alike, one of zeros and another are not.
+Differs from that code: s_k is of all weights and biases of the layer as one vector, there of its bias alone; and with
+`count_examples` a weight is also multiplied by the client's number of examples, so that `sharpness` 0 is FedAvg. Figures of the
+paper are not to be expected. Two layers of zeros are alike, one of zeros and another are not.
 
 Needs: single updates, so that it is refused where the server sees the sum of a round alone; a layer of this name that is
 trained and sent. A client that leaves the layer as it was sent, as one of `mimir` does or one whose batches were empty, is the
