@@ -59,7 +59,7 @@ def _is_strided_of_few(layer: nn.Conv2d) -> bool:
 def _forward(layer: nn.Conv2d, residues: Residues, images: Inputs) -> Outputs:
     if not images.requires_grad or not torch.is_grad_enabled():
         return nn.Conv2d.forward(layer, images)
-    found: Outputs = _Strided.apply(images, layer, residues)  # type: ignore[no-untyped-call]
+    found: Outputs = _Strided.apply(images, layer, residues)
     return found
 
 
