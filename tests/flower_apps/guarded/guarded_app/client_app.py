@@ -27,6 +27,7 @@ def guard(message, context, call_next):
         training={"shares": "delta", "batch_size": 1, "local_steps": 1, "learning_rate": LEARNING_RATE},
         policy=policy,
         defense=NOISE if policy == "add" else None,
+        seconds=600.0,  # of wall time, and a machine that runs server and clients is busy
         log=Path(folder) / f"client-{context.node_config['partition-id']}.jsonl" if folder else None,
     )
     return made(message, context, call_next)
