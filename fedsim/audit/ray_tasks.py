@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from fedsim import ray_cluster
@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
     result: Any = None
     error: BaseException | None = None
-    made: Mapping[str, bytes] = MappingProxyType({})
+    made: Mapping[str, bytes] | None = None
 
 
 class NotSeenError(Exception):
@@ -150,7 +150,7 @@ class RayTasks:
 
     def _keep(self, future: Future[Any], answer: Answer) -> None:
         try:
-            self._sender.keep(answer.made)
+            self._sender.keep(answer.made or {})
         except Exception as error:  # noqa: BLE001  (exceptions travel in the future)
             answer = Answer(error=error)
         self._settle(future, answer)

@@ -1,3 +1,4 @@
+import pickle
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -34,7 +35,9 @@ class Nodes:
         if fate is not None:
             future.set_exception(fate)
         else:
-            future.set_result(function(*given))
+            # As on a node, where all of it travels.
+            function, given = pickle.loads(pickle.dumps((function, given)))
+            future.set_result(pickle.loads(pickle.dumps(function(*given))))
         return future
 
     def put(self, content):
