@@ -53,7 +53,8 @@ class RayBackend(raybackend.RayBackend):
         """End actors at work first, so that no thread waits for an answer of a Ray that is gone."""
         self._is_ending = True
         if self.pool is not None:
-            for actor in list(self.pool._future_to_actor.values()):
+            at_work: list[Any] = list(self.pool._future_to_actor.values())
+            for actor in at_work:
                 ray.kill(actor)
             end = time.monotonic() + _END
             while self.pool._future_to_actor and time.monotonic() < end:
