@@ -231,7 +231,8 @@ def summary(folder: Path) -> Group:
     if not read.is_observed or read.part("audit").get("truth"):
         return Group(headline, table, _found(unscored))
     advice = f"To score this: fedsim audit {folder} --truth MODULE:FUNCTION, which returns what a client trained on."
-    return Group(headline, table, _found(unscored), Text(printable_line(advice)))
+    # On one line, however long the path is, so that it can be copied.
+    return Group(headline, table, _found(unscored), Text(printable_line(advice), no_wrap=True, overflow="ignore"))
 
 
 def _found(records: Sequence[Record]) -> Group:
