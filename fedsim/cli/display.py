@@ -231,8 +231,7 @@ def summary(folder: Path) -> Group:
     if not read.is_observed or read.part("audit").get("truth"):
         return Group(headline, table, _found(unscored))
     advice = f"To score this: fedsim audit {folder} --truth MODULE:FUNCTION, which returns what a client trained on."
-    # On one line, however long the path is, so that it can be copied.
-    return Group(headline, table, _found(unscored), Text(printable_line(advice), no_wrap=True, overflow="ignore"))
+    return Group(headline, table, _found(unscored), Text(printable_line(advice)))
 
 
 def _found(records: Sequence[Record]) -> Group:

@@ -91,7 +91,8 @@ def test_a_cnn_in_either_style_tells_its_labels(style, request, audit):
         assert counted(record) == TRUE_COUNTS[partition_of(folder, record["client"])]
     assert "What was found" in outcome.output and "8 head inputs" in outcome.output
     # An attack that finds labels and features is told once, not once for each.
-    assert outcome.output.count("head_features: not scored") == 3 and "--truth MODULE:FUNCTION" in outcome.output
+    assert outcome.output.count("head_features: not scored") == 3
+    assert "--truth MODULE:FUNCTION" in " ".join(outcome.output.split())
 
 
 def test_a_truth_given_later_scores_the_same_findings(quickstart, audit, drawn_once):
