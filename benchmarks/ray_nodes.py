@@ -4,7 +4,8 @@
 
 Each node is a `ray start` of its own, with one CPU and ports of its own. Prints the wall time of each audit, and whether its
 records and images equal those of the worker process, `seconds` aside. The audit of the worker process and that of the two nodes
-take turns; `--pairs` says how often.
+take turns; `--pairs` says how often. `--apart` has the second node not see the run folder, which needs root and Linux: it
+starts in a mount namespace where an empty folder lies over it.
 """
 
 from __future__ import annotations
@@ -53,12 +54,16 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--steps", type=int, default=60, help="of the attack on each update")
     parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--apart", action="store_true", help="the second node does not see the run folder")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     attack = {"name": "dlg", "params": {"steps": options.steps}}
     content = {**SCENARIO, "federation": {"clients": options.clients, "rounds": 2}, "attacks": [attack]}
     rows = []
-    with tempfile.TemporaryDirectory(prefix="fedsim-ray-") as scratch, nodes() as second:
+    with (
+        tempfile.TemporaryDirectory(prefix="fedsim-ray-") as scratch,
+        nodes(scratch if options.apart else None) as second,
+    ):
         captured = capture(planned(content, "processes"), Path(scratch) / "captured")
         for _ in range(options.pairs):
             rows.append(measured("one worker process", planned(content, "processes"), captured))
@@ -130,8 +135,8 @@ def without_seconds(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def nodes() -> Iterator[subprocess.Popen[bytes]]:
-    """Start two nodes, name their cluster in RAY_ADDRESS, and give the second; end both."""
+def nodes(hidden: str | None) -> Iterator[subprocess.Popen[bytes]]:
+    """Start two nodes, name their cluster in RAY_ADDRESS, and give the second, which does not see one folder; end both."""
     address = f"127.0.0.1:{free_port()}"
     port = address.rpartition(":")[2]
     # Of its own, and short enough for sockets: others on this machine would join a cluster in the usual place.
@@ -142,6 +147,9 @@ def nodes() -> Iterator[subprocess.Popen[bytes]]:
         for given in (head, ["--address", address]):
             command = [str(Path(sys.executable).with_name("ray")), "start", *given, "--num-cpus=1", "--block"]
             command += ["--disable-usage-stats", "--object-store-memory=100000000"]
+            if hidden is not None and given is not head:
+                over = 'mount -t tmpfs none "$0" && exec "$@"'
+                command = ["unshare", "--mount", "sh", "-c", over, hidden, *command]
             started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
             wait_for_nodes(address, len(started))
         os.environ["RAY_ADDRESS"] = address

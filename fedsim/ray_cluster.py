@@ -162,6 +162,12 @@ class Cluster:
         reference.future().add_done_callback(lambda inner: self._take(ended, inner))
         return ended
 
+    def put(self, content: bytes) -> Any:
+        """Put a content into the object store; it stays there for as long as the reference that this returns."""
+        import ray
+
+        return ray.put(content)
+
     def _take(self, ended: Future[Any], inner: Future[Any]) -> None:
         from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
@@ -189,3 +195,11 @@ class Cluster:
 
         if self._is_own:
             ray.shutdown()
+
+
+def fetch(reference: Any) -> bytes:
+    """Return a content of the object store, in a task."""
+    import ray
+
+    content: bytes = ray.get(reference)
+    return content

@@ -33,8 +33,13 @@ def imported(target: str, where: str, wanted: str) -> Any:
         raise ScenarioError(
             where,
             f"cannot import {target!r}: {printable(str(error), 500)}. A name with a colon means {wanted.split()[-1]}, "
-            "importable here.",
+            f"importable here.{_advice(error)}",
         ) from None
     if not callable(found):
         raise ScenarioError(where, f"{target} is {type(found).__name__}, expected a function or a class.")
     return found
+
+
+def _advice(error: Exception) -> str:
+    missing = isinstance(error, ModuleNotFoundError)
+    return " Work in the folder of your app, or install the app here." if missing else ""

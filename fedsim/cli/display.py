@@ -63,10 +63,12 @@ def _leakage(entry: Entry, is_final: bool) -> Text:
 
 
 def _told(record: AnyRecord) -> list[tuple[str, str, Text]]:
-    """Return the defenses, the attack and what leaks, for each kind of finding of an attempt."""
+    """Return the defenses, the attack and what leaks, for each kind of finding of an attempt; once where all say the same."""
     if isinstance(record, Record):
-        found = entries(by_client([record]))
-        return [(one.summary.defenses, one.summary.attack, _leakage(one, False)) for one in found]
+        found = [
+            (one.summary.defenses, one.summary.attack, _leakage(one, False)) for one in entries(by_client([record]))
+        ]
+        return [one for number, one in enumerate(found) if one not in found[:number]]
     return [("", one.attack, Text(printable_line(_leakage_of_view(one)))) for one in view_entries([record])]
 
 
@@ -204,14 +206,18 @@ def summary(folder: Path) -> Group:
     analysis = Analysis(reading.read(folder))
     read = analysis.run
     table = _table("client", "defense", "attack", "verdict and mean score")
-    previous = None
+    previous: tuple[str | Text, ...] = ()
     for line in analysis.entries:
-        if previous not in (None, line.client):
-            table.add_section()
-        previous = line.client
         defenses = line.summary.defenses
         carried = _shown("" if defenses == NO_DEFENSE else defenses)
-        table.add_row(str(line.client), carried, _shown(line.summary.attack), _leakage(line, True))
+        row = (str(line.client), carried, _shown(line.summary.attack), _leakage(line, True))
+        # Of what is not scored, all kinds of finding say the same.
+        if row == previous:
+            continue
+        if previous and previous[0] != row[0]:
+            table.add_section()
+        previous = row
+        table.add_row(*row)
     for entry in analysis.views:
         said = f"{entry.verdict}: {entry.reason or _leakage_of_view(entry).partition(': ')[2]}"
         table.add_section()
@@ -220,7 +226,12 @@ def summary(folder: Path) -> Group:
         table.caption = f"accuracy of the global model after the last round: {read.rounds[-1].accuracy:.3f}"
     headline = Text(printable_line(analysis.headline), style="bold")
     unscored = [record for record in read.records if record.found is not None and not record.scores]
-    return Group(headline, table, _found(unscored)) if unscored else Group(headline, table)
+    if not unscored:
+        return Group(headline, table)
+    if not read.is_observed or read.part("audit").get("truth"):
+        return Group(headline, table, _found(unscored))
+    advice = f"To score this: fedsim audit {folder} --truth MODULE:FUNCTION, which returns what a client trained on."
+    return Group(headline, table, _found(unscored), Text(printable_line(advice)))
 
 
 def _found(records: Sequence[Record]) -> Group:

@@ -1,4 +1,4 @@
-"""The only importer of Flower's private modules; a test names the versions on which they are as expected."""
+"""The importer of Flower's private modules, beside `ray_backend`; a test names the versions on which they are as expected."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from fedsim import ray_cluster
 from fedsim.federation.grid import EndableGrid
 
 # Options of each of Flower's actors. One whose process dies is started again: Flower keeps it in its pool, dead or not, where
-# every client that it got later would fail. Until it is back, those that it gets fail.
+# every client that it got later would fail.
 _ACTOR: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}
 
 
@@ -30,6 +30,8 @@ def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
     Raises:
         FedsimError: nothing answers at RAY_ADDRESS.
     """
+    from fedsim.federation import ray_backend  # imports Ray
+
     init_args = {"log_to_driver": False, "logging_level": "ERROR", **ray_cluster.init_args(os.cpu_count() or 1)}
     ended, endable = threading.Event(), ServerApp()
 
@@ -38,7 +40,7 @@ def run(server_app: ServerApp, client_app: ClientApp, clients: int) -> None:
         server_app(EndableGrid(grid, ended), context)
 
     try:
-        with _silent_when_interrupted():
+        with _silent_when_interrupted(), ray_backend.used():
             run_simulation(
                 server_app=endable,
                 client_app=client_app,

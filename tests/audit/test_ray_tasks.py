@@ -1,13 +1,16 @@
+import pickle
 from concurrent.futures import Future
+from pathlib import Path
 
 import duties
 import pytest
 
-from fedsim.audit import ray_tasks
+from fedsim import ray_cluster
+from fedsim.audit import carried, ray_tasks
 from fedsim.audit.ray_tasks import TRIES, RayTasks, Runner, run_here
 from fedsim.audit.worker_process import WorkerDiedError
 from fedsim.audit.workers import Executor
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, RunFolderError
 from fedsim.ray_cluster import KilledError, LostError
 
 
@@ -16,6 +19,7 @@ class Nodes:
 
     def __init__(self, *fates):
         self.fates, self.asked, self.slots_left, self.ended = list(fates), [], 3, []
+        self.put_in = []
 
     def slots(self):
         if not self.slots_left:
@@ -31,8 +35,14 @@ class Nodes:
         if fate is not None:
             future.set_exception(fate)
         else:
-            future.set_result(function(*given))
+            # As on a node, where all of it travels.
+            function, given = pickle.loads(pickle.dumps((function, given)))
+            future.set_result(pickle.loads(pickle.dumps(function(*given))))
         return future
+
+    def put(self, content):
+        self.put_in.append(content)
+        return len(self.put_in) - 1
 
     def cancel(self):
         self.ended.append("cancelled")
@@ -103,10 +113,91 @@ def test_abandoned_tasks_end_and_nobody_waits_for_them(folder):
     assert nodes.ended == ["cancelled", "closed"]
 
 
-def test_a_node_that_does_not_see_the_run_folder_says_so(tmp_path):
-    for place in (tmp_path / "gone", tmp_path):
-        error = run_here(str(place), duties.give_back, (1,)).error
-        assert isinstance(error, FedsimError) and f"has no run folder at {place}" in str(error)
+# Nodes that do not see the run folder
+
+
+class Worker:
+    """Does in this process what a worker of a node does; it knows the folder that it works in."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def run(self, do, *given):
+        return do(self.folder, *given)
+
+
+def seen_files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def make_artifact(folder, name):
+    path = folder / "artifacts" / "round-0001" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(name.encode())
+    return seen_files(folder)
+
+
+def lose(folder, name):
+    make_artifact(folder, name)
+    raise ZeroDivisionError
+
+
+@pytest.fixture
+def far(monkeypatch, folder):
+    """A cluster whose nodes do not see the run folder, and fetch contents from the object store."""
+    nodes = Nodes()
+    monkeypatch.setattr(ray_tasks, "_sees", lambda path: False)
+    monkeypatch.setattr(ray_tasks, "_worker_of", Worker)
+    monkeypatch.setattr(ray_cluster, "fetch", lambda reference: nodes.put_in[reference])
+    monkeypatch.setattr(ray_tasks, "_copy", None)
+    folder.write(folder.path / "captures" / "index.jsonl", "{}\n")
+    folder.write(folder.path / "captures" / "round-0001" / "client-000.safetensors", b"update")
+    folder.write(folder.path / "report.html", "not for nodes")
+    yield nodes
+    if ray_tasks._copy is not None:
+        ray_tasks._copy[1].remove()
+
+
+def test_a_node_that_does_not_see_the_run_folder_is_sent_it_and_what_it_makes_returns(far, folder):
+    update = folder.path / "captures" / "round-0001" / "client-000.safetensors"
+    with RayTasks(far, folder.path) as executor:
+        seen = executor.submit(make_artifact, "a.safetensors").result(60)
+        assert "report.html" not in seen and {"scenario.yaml", "captures/round-0001/client-000.safetensors"} <= seen
+        assert (folder.path / "artifacts" / "round-0001" / "a.safetensors").read_bytes() == b"a.safetensors"
+        stored = len(far.put_in)
+        # Each content is put into the store once, and a removed update leaves the copy.
+        update.unlink()
+        folder.write(folder.path / "captures" / "round-0002" / "global.safetensors", b"weights")
+        seen = executor.submit(make_artifact, "b.png").result(60)
+        assert "captures/round-0001/client-000.safetensors" not in seen and len(far.put_in) == stored + 2
+    assert (folder.path / "artifacts" / "round-0001" / "b.png").read_bytes() == b"b.png"
+    # The first task was asked twice: once without the files, which a node that sees the folder does not need.
+    assert [given[3] is None for given in far.asked] == [True, False, False]
+
+
+def test_what_a_task_raises_on_such_a_node_is_raised_here(far, folder):
+    with RayTasks(far, folder.path) as executor:
+        assert isinstance(executor.submit(lose, "a.png").exception(60), ZeroDivisionError)
+
+
+def test_a_node_writes_nothing_but_artifacts(far, folder, monkeypatch):
+    for name in ("scenario.yaml", "artifacts/../scenario.yaml", "../out", "/out"):
+        monkeypatch.setattr(carried.Copy, "made", lambda self, name=name: {name: b"evil"})
+        with RayTasks(far, folder.path) as executor:
+            error = executor.submit(seen_files).exception(60)
+        assert isinstance(error, RunFolderError), name
+    assert (folder.path / "scenario.yaml").read_bytes() != b"evil" and not (folder.path.parent / "out").exists()
+
+
+def test_copies_of_processes_that_were_killed_are_removed_and_those_in_use_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "fedsim-node-left" / "run").mkdir(parents=True)
+    used = carried.Copy("run")
+    other = carried.Copy("run")
+    assert {place.name for place in tmp_path.iterdir()} == {used.path.parent.name, other.path.parent.name}
+    used.remove()
+    other.remove()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

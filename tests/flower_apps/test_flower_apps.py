@@ -1,6 +1,7 @@
 """The example apps, observed and audited as the README says: what is chosen, what is found, and how it is scored."""
 
 import importlib
+import json
 import re
 import shutil
 import sys
@@ -21,10 +22,10 @@ TRUE_COUNTS = {0: {0: 3, 1: 2, 2: 2, 3: 1}, 1: {0: 2, 1: 1, 2: 1, 3: 4}, 2: {0: 
 def importable():
     """Make the apps importable, as they are in their own folders."""
     with pytest.MonkeyPatch.context() as patch:
-        for app in ("quickstart", "vit_head"):
+        for app in ("quickstart", "vit_head", "guarded"):
             patch.syspath_prepend(APPS / app)
         yield
-    for module in [one for one in sys.modules if one.startswith(("quickstart_app", "vit_head_app"))]:
+    for module in [one for one in sys.modules if one.startswith(("quickstart_app", "vit_head_app", "guarded_app"))]:
         del sys.modules[module]
 
 
@@ -89,6 +90,9 @@ def test_a_cnn_in_either_style_tells_its_labels(style, request, audit):
     for record in records:
         assert counted(record) == TRUE_COUNTS[partition_of(folder, record["client"])]
     assert "What was found" in outcome.output and "8 head inputs" in outcome.output
+    # An attack that finds labels and features is told once, not once for each.
+    assert outcome.output.count("head_features: not scored") == 3
+    assert "--truth MODULE:FUNCTION" in " ".join(outcome.output.split())
 
 
 def test_a_truth_given_later_scores_the_same_findings(quickstart, audit, drawn_once):
@@ -96,7 +100,7 @@ def test_a_truth_given_later_scores_the_same_findings(quickstart, audit, drawn_o
     folder = RunFolder.open(quickstart)
     before = {path: path.read_bytes() for path in sorted(quickstart.glob("artifacts/**/*.safetensors"))}
     outcome = audit(quickstart, "--truth", "quickstart_app.truth:batches")
-    assert outcome.code == 0, outcome.output
+    assert outcome.code == 0 and "--truth" not in outcome.output, outcome.output
     assert {path: path.read_bytes() for path in before} == before and before
     for record in folder.records.read():
         assert record["scores"]["label_recall"]["value"] == 1.0 and record["controls"]["chance"]["label_recall"] < 0.7
@@ -116,6 +120,28 @@ def test_the_head_only_app_tells_its_labels_and_no_pictures(observed, audit, tmp
     for record in records:
         assert record["found"]["labels"] and record["found"].get("pictures") is None
     assert "150 frozen parameters, which do not travel" in outcome.output
+
+
+def test_a_guarded_client_learns_what_it_would_leak_and_hides_it_with_a_defense(
+    importable, fedsim, without_report, tmp_path
+):
+    config = {"policy": "add", "guard-log": str(tmp_path), "fedsim-folder": str(tmp_path / "run")}
+    engine_inline.run(named("guarded_app.server_app:app"), named("guarded_app.client_app:app"), 2, config)
+    lines = [json.loads(log.read_text()) for log in sorted(tmp_path.glob("client-*.jsonl"))]
+    assert len(lines) == 2
+    for line in lines:
+        assert psnr_of(line["found"]) > 60 and "label_count: Label recall 1.00" in line["found"]
+        assert line["action"] == "sent with the defense added" and psnr_of(line["after"]) < 20
+    attack = ("--attack", "patch_embedding", "--truth", "guarded_app.truth:batches", "--set", "audit.clients=[0]")
+    outcome = fedsim("audit", tmp_path / "run", *attack, "--set", "audit.processes=0")
+    assert outcome.code == 0, outcome.output
+    (record,) = RunFolder.open(tmp_path / "run").records.read()
+    best = max(one["psnr"] for name, one in record["controls"].items() if name in ("grey", "own_mean"))
+    assert record["scores"]["psnr"]["value"] < best
+
+
+def psnr_of(said):
+    return float(said.partition("patch_embedding: PSNR ")[2].partition(" dB")[0])
 
 
 @pytest.mark.parametrize(
@@ -156,6 +182,15 @@ def test_a_truth_that_changes_from_call_to_call_scores_nothing(quickstart, audit
     outcome = audit(quickstart, "--truth", "fickle_truth:batches", "--attack", "label_count")
     assert outcome.code == 2 and "other images or labels than when the audit began" in outcome.message, outcome.output
     assert not RunFolder.open(quickstart).records.read()
+
+
+def test_an_audit_elsewhere_than_in_the_app_says_where_to_work(quickstart, audit, monkeypatch):
+    for module in [one for one in sys.modules if one.startswith("quickstart_app")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if not one.endswith("flower_apps/quickstart")])
+    outcome = audit(quickstart)
+    assert outcome.code == 2 and "cannot import 'quickstart_app.task:Net'" in outcome.message
+    assert "Work in the folder of your app, or install the app here" in outcome.message
 
 
 def test_attacks_never_ask_for_the_truth(quickstart, monkeypatch):
