@@ -56,10 +56,15 @@ def program(name: str) -> str:
     return found
 
 
+def patient(name: str) -> list[str]:
+    """Return the start of a command that runs one of Flower's programs and gives its processes time to start."""
+    return [sys.executable, "-m", "fedsim.deployment.patience", program(name)]
+
+
 def superlink(port: int, credentials: Credentials | None) -> list[str]:
     """Return the command that starts a SuperLink on loopback, with TLS and node authentication given credentials."""
     return [
-        program("flower-superlink"),
+        *patient("flower-superlink"),
         *("--host", LOOPBACK, "--port", str(port)),
         "--disable-runtime-dependency-installation",
         *(["--insecure"] if credentials is None else _served(credentials)),
@@ -93,7 +98,7 @@ def supernode(
         held = key or credentials.node_key(client)
         security = ["--root-certificates", str(credentials.authority), "--auth-supernode-private-key", str(held)]
     return [
-        program("flower-supernode"),
+        *patient("flower-supernode"),
         *("--superlink", superlink),
         *("--host", LOOPBACK, "--port", str(port)),
         *("--node-config", f"partition-id={client} num-partitions={clients}"),

@@ -13,9 +13,15 @@ from fedsim.deployment.certificates import Credentials
 TLS = Credentials(Path("/keys"))
 
 
+def flowers(command):
+    """Return the command of Flower's program out of one that gives its processes time to start."""
+    assert command[:3] == [sys.executable, "-m", "fedsim.deployment.patience"]
+    return command[3:]
+
+
 @pytest.mark.parametrize("credentials", [None, TLS], ids=["plain", "tls"])
 def test_flower_takes_the_command_of_the_superlink(credentials):
-    command = commands.superlink(1234, credentials)
+    command = flowers(commands.superlink(1234, credentials))
     given = SimpleNamespace(**parsed(command))
     assert Path(command[0]).name == "flower-superlink" and Path(command[0]).is_absolute()
     assert (given.host, given.port) == ("127.0.0.1", 1234)
@@ -31,7 +37,7 @@ def test_flower_takes_the_command_of_the_superlink(credentials):
 
 @pytest.mark.parametrize("credentials", [None, TLS], ids=["plain", "tls"])
 def test_flower_takes_the_command_of_a_supernode(credentials):
-    given = SimpleNamespace(**parsed(commands.supernode(3, 5, "host:8000", 77, credentials)))
+    given = SimpleNamespace(**parsed(flowers(commands.supernode(3, 5, "host:8000", 77, credentials))))
     assert (given.superlink, given.host, given.port) == ("host:8000", "127.0.0.1", 77)
     assert given.node_config == "partition-id=3 num-partitions=5"
     assert given.insecure == (credentials is None)
