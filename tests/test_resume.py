@@ -189,7 +189,7 @@ def fill_at_write(monkeypatch, count):
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-@pytest.mark.parametrize("count", [1, 9, 10, 40])
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 21, 40])
 def test_a_disk_that_is_full_at_some_write_ends_the_run_with_advice_and_costs_nothing(
     whole, run_folder, monkeypatch, count
 ):

@@ -18,6 +18,8 @@ from pathlib import Path
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.supercore.corestate.in_memory_corestate import InMemoryCoreState
 
+PROGRAMS = ("flower-superlink", "flower-supernode")
+"""Those that start processes, and keep what is under way in memory."""
 START = 300.0
 """Seconds that a process has from its start to its first sign of life."""
 
@@ -42,7 +44,10 @@ def give_time() -> None:
 def main() -> None:
     """Run the program that the first argument names, by a path or alone, with the others."""
     sys.argv = sys.argv[1:]
-    (program,) = metadata.entry_points(group="console_scripts", name=Path(sys.argv[0]).name)
+    name = Path(sys.argv[0]).name if sys.argv else ""
+    if name not in PROGRAMS:
+        raise SystemExit(f"Name the program to run, one of {', '.join(PROGRAMS)}, and then its arguments.")
+    (program,) = metadata.entry_points(group="console_scripts", name=name)
     give_time()
     program.load()()
 

@@ -1,4 +1,7 @@
-"""The importer of Flower's private modules, beside `ray_backend`; a test names the versions on which they are as expected."""
+"""Flower's private modules, which only `ray_backend` and `fedsim.deployment.patience` import beside this one.
+
+A test names the versions on which they are as expected.
+"""
 
 from __future__ import annotations
 

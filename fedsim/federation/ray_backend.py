@@ -1,8 +1,7 @@
 """Flower's Ray backend, in which a lost process costs one message, and an interruption leaves no thread behind.
 
 Flower gives the next message to an actor that is lost and not yet back, which then fails as well, client after client. And it
-ends Ray while its threads wait for actors at work, which they then do for ever. Only this and `_flwr_private` import private
-modules of Flower.
+ends Ray while its threads wait for actors at work, which they then do for ever.
 """
 
 from __future__ import annotations

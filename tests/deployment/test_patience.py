@@ -79,3 +79,10 @@ def test_the_program_is_run_with_its_own_arguments(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["patience", "/bin/flower-supernode", "--insecure"])
     patience.main()
     assert seen == ["time", ["/bin/flower-supernode", "--insecure"]]
+
+
+@pytest.mark.parametrize("given", [[], ["python", "-V"]])
+def test_another_program_is_refused_with_those_that_can_be_run(monkeypatch, given):
+    monkeypatch.setattr(sys, "argv", ["patience", *given])
+    with pytest.raises(SystemExit, match="one of flower-superlink, flower-supernode"):
+        patience.main()

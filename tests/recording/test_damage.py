@@ -34,8 +34,8 @@ SCENARIO = {
     "attacks": [{"name": "stubs:Fades"}],
     "audit": {"processes": 0, "calibrate": "all"},
 }
-MUTATIONS = 400
-SHARE = 50  # of them in one test, so that they spread over workers
+MUTATIONS = 1000
+SHARE = 125  # of them in one test, so that they spread over workers
 
 
 @pytest.fixture(scope="module")
