@@ -19,16 +19,14 @@ those again that an earlier version of the attacks' sources made. `--check` show
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import functools
 import hashlib
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from attack_sources import digests, is_current
 from breaching_labels import version
 from breaching_pictures import check
 from picture_attempts import PEER, Method, attempt, method, named, scored
@@ -46,45 +44,12 @@ from fedsim.metrics.scoring import score
 from fedsim.scenario import ModelPart
 from fedsim.source import Source
 
-SAME_RESULTS = dict.fromkeys(
-    (
-        "3e4962c9c2b5",
-        "7818eff6eefa",
-        "68f0c1be10ee",
-        "ff29f4497a26",
-        "9e01dc53bd37",
-        "5fc5cb0d552a",
-        "69f1d2b3dd52",
-        "54dd04e14353",
-        "367a9e59d301",
-        "e417db1fcdd5",
-        "626e2b9112ad",
-        "69087544252d",
-    ),
-    "8a1ea7b9a08e",
-)
-"""Digest of a row -> digest of today's attacks, which find the same in updates as those that the row is of.
-
-First `picture` became `image` in names and messages. Then attacks learned of dropped entries, signs, unknown factors and
-clipped local steps, and another attack joined. What they find without these is the same to the last digit: `quickstart`,
-`mjp_gamma` and `dp_noise_sweep`, run again (`benchmarks/scenario_tables.py --run`), gave the same files but for digests and
-seconds. Then attacks learned of bottlenecks before the classifier: without one the loss is the same to the last bit
-(`tests/models/test_precode.py`), and `flower_privacy`, run before and after, gave the same. Then the localization loss of
-`mjp` was subtracted from batches that are not masked and where it has no head, of which no row is, and attacks said how
-they are run without being told of defenses: `dp_noise_sweep` and the first rounds of `quickstart` and `mjp_gamma` stayed the
-same. Later rounds of these move in the fourth digit, for the server averages the parameters of `mjp` over those who train them.
-Then estimates of label counts were shifted before they are rounded, which changes large ones alone: the three gave the same.
-Then `span_inversion` joined, and observed apps could name their own loss; then it learned of images with missing tokens:
-the three gave the same.
-"""
-
 
 class Bench:
     """Attempts on the cells of one command line, kept in its output and findings."""
 
     def __init__(self, options: argparse.Namespace, results: Results) -> None:
         self._options, self._results = options, results
-        self._code = sources()
 
     def run(self, state: State, given: Sequence[Case], chosen: Sequence[Method], budget: float | None) -> list[Row]:
         """Return the rows of one state and batch size; all attacks on a batch come before the next batch."""
@@ -119,11 +84,11 @@ class Bench:
 
     def _known(self, row: Row) -> Row | None:
         known = self._results.find(row)
-        is_stale = known is not None and not is_current(known["code"]) and not row["attack"].startswith(PEER)
+        is_stale = known is not None and not is_current(made_by(known)) and not row["attack"].startswith(PEER)
         return None if is_stale and self._options.again else known
 
     def _make(self, case: Case, each: Method, row: Row) -> Row:
-        row = {**row, "code": self._code, "controls": case.controls}
+        row = {**row, "code": "".join(digests([_attack(row)]).values()), "controls": case.controls}
         try:
             finding, facts = attempt(case, each, self._options.seed, row["budget"])
             row |= facts | scored(case, finding)
@@ -151,31 +116,14 @@ class Bench:
         return folder / f"{hashlib.sha256(place(row).encode()).hexdigest()[:16]}.safetensors"
 
 
-def sources() -> str:
-    """Return a digest of the attacks' code, without comments and docstrings, so that rows of an earlier version show."""
-    spec = find_spec("fedsim_attacks")
-    assert spec is not None and spec.origin is not None
-    digest, folder = hashlib.sha256(), Path(spec.origin).parent
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.relative_to(folder).as_posix().encode())
-        digest.update(_code(file.read_bytes()))
-    return digest.hexdigest()[:12]
+def made_by(row: Row) -> dict[str, str]:
+    """Return the attack of a row, with the digest of its code."""
+    return {_attack(row): row["code"]}
 
 
-def is_current(code: str) -> bool:
-    """Return whether today's attacks are those that made a row, or find the same."""
-    return sources() in (code, SAME_RESULTS.get(code))
-
-
-@functools.lru_cache(maxsize=1024)
-def _code(source: bytes) -> bytes:
-    """Return the syntax tree of a module without its docstrings; making one takes long."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        has_text = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None
-        if has_text:
-            node.body = node.body[1:]
-    return ast.dump(tree).encode()
+def _attack(row: Row) -> str:
+    """Return the name of the attack of fedsim in a row; breaching is given the labels that ours finds."""
+    return "label_recovery" if row["attack"].startswith(PEER) else str(row["attack"])
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """Runs of the gallery's scenarios: which there are, and what is kept of each as JSON.
 
 A run is a scenario with the overrides that a reader types behind it; FOLDER stands for a folder of images. The JSON of
-a run holds the digest of the attacks' sources (`pictures.sources`), the version of torch, accuracy by round, the verdicts,
+a run holds the digest of each attack's code (`attack_sources.py`), the version of torch, accuracy by round, the verdicts,
 and of every record the scores and controls; where evaluators were asked, their scores after the last round.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pictures import sources
+from attack_sources import digests
 
 from fedsim import scenario as scenarios
 from fedsim.recording.environment import imported_from
@@ -182,24 +182,21 @@ RUNS = {
 
 
 class StaleRunError(Exception):
-    """A run folder is not of the run that it is to be read as, or not of the sources as they are."""
+    """A run folder is not of the run that it is to be read as, or not of the attacks as they are."""
 
 
 def make(run: Run, folder: Path, pictures: Path | None) -> None:
     """Run the scenario, unless its folder is finished, and keep its figures.
 
     Raises:
-        StaleRunError: the folder is of another scenario or of other sources, or the sources changed meanwhile.
+        StaleRunError: the folder is of another scenario, or the attacks were edited since it was begun.
         CalledProcessError: the run failed.
     """
     if not (folder / "summary.json").exists():
-        before = sources()
         settings = [part for setting in run.settings(pictures) for part in ("--set", setting)]
         scenario = ROOT / "scenarios" / f"{run.scenario}.yaml"
         command = [sys.executable, "-m", "fedsim", "run", str(scenario), "--out", str(folder), *settings]
         subprocess.run(command, check=True, cwd=ROOT)
-        if sources() != before:
-            raise StaleRunError(f"{run.name}: the attacks' sources were edited while it ran.")
     run.file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(run.file, _as_text(read(run, folder, pictures)))
 
@@ -221,7 +218,7 @@ def read(run: Run, folder: Path, pictures: Path | None) -> dict[str, Any]:
     return {
         "scenario": run.scenario,
         "overrides": list(run.overrides),
-        "code": sources(),
+        "code": digests(attack.name for attack in scenario.attacks),
         "torch": environment["packages"]["torch"],
         "accuracy": [line["accuracy"] for line in read_lines(folder / "rounds.jsonl")],
         "verdicts": {client: found["kinds"] for client, found in summary["clients"].items()},
@@ -231,7 +228,7 @@ def read(run: Run, folder: Path, pictures: Path | None) -> dict[str, Any]:
 
 
 def _check_sources(folder: Path, of_run: str) -> None:
-    """Raise StaleRunError where the sources that ran are others than those that `sources` digests."""
+    """Raise StaleRunError where the attacks that ran are others than those that are imported here."""
     here = imported_from()["fedsim_attacks"]
     started = (folder / "environment.json").stat().st_mtime
     if of_run != here or any(file.stat().st_mtime > started for file in Path(of_run).rglob("*.py")):

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pictures import is_current
+from attack_sources import is_current, older
 from scenario_claims import CATALOGUE, CLAIMS, Parts
 from scenario_figures import filled, stored
 from scenario_layouts import TABLES, Table
@@ -64,7 +64,7 @@ def _rows(table: Table) -> Iterable[list[str]]:
 
 
 def _mark(runs: Iterable[str]) -> str | None:
-    codes = sorted({code for run in runs if not is_current(code := stored(run)["code"])})
+    codes = sorted({code for run in runs for code in older(stored(run)["code"])})
     named = " and ".join(f"`{code}`" for code in codes)
     return f"Older than this version: made by the attacks' sources {named}." if codes else None
 

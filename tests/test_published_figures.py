@@ -9,11 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
+import attack_sources  # noqa: E402
 import picture_results  # noqa: E402
 import scenario_runs  # noqa: E402
 import scenario_tables  # noqa: E402
 import span_inversion  # noqa: E402
-from pictures import is_current, sources  # noqa: E402
+from attack_sources import is_current, older  # noqa: E402
+from pictures import made_by  # noqa: E402
 from scenario_claims import CATALOGUE, CLAIMS  # noqa: E402
 from scenario_figures import Pick, Statistic, filled  # noqa: E402
 from scenario_layouts import TABLES  # noqa: E402
@@ -67,11 +69,65 @@ def test_rows_that_other_sources_made_are_marked_as_older():
     for code in {row["code"] for row in rows()}:
         assert f"`{code}`" in catalogue
     marked = "older than this version" in catalogue
-    assert marked == (not all(is_current(row["code"]) for row in rows()))
+    assert marked == (not all(is_current(made_by(row)) for row in rows()))
 
 
 def test_every_row_states_the_sources_that_made_it():
     assert all(re.fullmatch("[0-9a-f]{12}", row["code"]) for row in rows())
+
+
+def test_the_code_of_an_attack_is_that_of_all_that_it_imports_and_of_nothing_else(tmp_path, monkeypatch):
+    package = tmp_path / "toy_attacks"
+    (package / "parts").mkdir(parents=True)
+    files = {
+        "__init__.py": "",
+        "parts/__init__.py": "",
+        "parts/used.py": 'def f():\n    """Return one."""\n    return 1  # the least\n',
+        "parts/by_used.py": "LEAST = 1\n",
+        "parts/other.py": "LEAST = 1\n",
+        "attack.py": "def run():\n    from toy_attacks.parts import used\n",
+    }
+    files["parts/used.py"] = f"import toy_attacks.parts.by_used as by_used\n{files['parts/used.py']}"
+
+    def digest():
+        for name, text in files.items():
+            (package / name).write_text(text)
+        for cached in (attack_sources._imported, attack_sources._imports):
+            cached.cache_clear()
+        return attack_sources.digest("toy")
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(attack_sources, "PACKAGE", "toy_attacks")
+    monkeypatch.setattr(attack_sources, "_modules", lambda: {"toy": "toy_attacks.attack"})
+    try:
+        found = digest()
+        files["parts/used.py"] = files["parts/used.py"].replace("Return one.", "Return 1.").replace("  # the least", "")
+        files["parts/other.py"] = "LEAST = 2\n"
+        assert digest() == found
+        for name, text in (("parts/by_used.py", "LEAST = 2\n"), ("parts/__init__.py", "LEAST = 2\n")):
+            files[name], before = text, found
+            found = digest()
+            assert found != before
+    finally:
+        for cached in (attack_sources._imported, attack_sources._imports):
+            cached.cache_clear()
+
+
+def test_figures_of_today_and_of_what_finds_the_same_are_current_and_others_are_not(monkeypatch):
+    today = attack_sources.digest("gradvit")
+    same = {"package": ["1" * 12], "gradvit": ["2" * 12, today], "dlg": ["3" * 12]}
+    monkeypatch.setattr(attack_sources, "_same_results", lambda: same)
+    for code, is_so in ((today, True), ("1" * 12, True), ("2" * 12, True), ("0" * 12, False)):
+        assert is_current({"gradvit": code}) == is_so
+    # Nobody has said that today's finds the same as those before: an attack that was edited, or one of a later day.
+    assert older({"dlg": "1" * 12, "idlg": "1" * 12, "gradvit": "1" * 12}) == ["1" * 12, "1" * 12]
+    assert older({"of another package": "0" * 12}) == []
+
+
+def test_every_attack_of_the_package_is_told_apart_from_those_before_it():
+    known = json.loads(attack_sources.SAME_RESULTS.read_text())
+    assert all(re.fullmatch("[0-9a-f]{12}", code) for codes in known.values() for code in codes)
+    assert set(known) - {"package"} <= set(attack_sources.digests(known))
 
 
 def text_of(document):
@@ -116,7 +172,10 @@ def test_every_layout_is_shown_and_every_run_is_used():
 def test_every_file_is_of_the_command_that_is_shown(run):
     content = json.loads(RUNS[run].file.read_text())
     assert (content["scenario"], tuple(content["overrides"])) == (RUNS[run].scenario, RUNS[run].overrides)
-    assert re.fullmatch("[0-9a-f]{12}", content["code"])
+    settings = [part.replace("FOLDER", "folder") for part in RUNS[run].overrides]
+    scenario, _ = scenarios.load(ROOT / "scenarios" / f"{RUNS[run].scenario}.yaml", settings)
+    assert set(content["code"]) == {attack.name for attack in scenario.attacks}
+    assert all(re.fullmatch("[0-9a-f]{12}", code) for code in content["code"].values())
 
 
 def test_tables_without_a_file_are_the_named_ones_and_say_so():
@@ -128,18 +187,18 @@ def test_tables_without_a_file_are_the_named_ones_and_say_so():
 
 def test_tables_that_other_sources_made_are_marked_as_older():
     for _, name, content in all_blocks():
-        codes = {json.loads(RUNS[run].file.read_text())["code"] for run in TABLES[name].runs if RUNS[run].file.exists()}
-        older = {code for code in codes if not is_current(code)}
-        assert all(f"`{code}`" in content for code in older)
-        assert ("lder than this version" in content) == bool(older or name in scenario_tables.WITHOUT_FILE)
+        stored = [
+            json.loads(RUNS[run].file.read_text())["code"] for run in TABLES[name].runs if RUNS[run].file.exists()
+        ]
+        codes = {code for made in stored for code in older(made)}
+        assert all(f"`{code}`" in content for code in codes)
+        assert ("lder than this version" in content) == bool(codes or name in scenario_tables.WITHOUT_FILE)
 
 
 def test_a_file_of_other_sources_marks_its_tables_and_its_row(monkeypatch):
-    monkeypatch.setattr("pictures.sources", lambda: "0" * 12)
-    made_by = json.loads(RUNS["mjp_gamma"].file.read_text())["code"]
-    assert f"Older than this version: made by the attacks' sources `{made_by}`." in scenario_tables.rendered(
-        "mjp_gamma"
-    )
+    monkeypatch.setattr("attack_sources.digest", lambda attack: "0" * 12)
+    (code,) = json.loads(RUNS["mjp_gamma"].file.read_text())["code"].values()
+    assert f"Older than this version: made by the attacks' sources `{code}`." in scenario_tables.rendered("mjp_gamma")
     rows = scenario_tables.with_catalogue(text_of(scenario_tables.ATTACKS)).splitlines()
     (row,) = [row for row in rows if RUNS["mjp_gamma"].command + "`" in row]
     assert row.endswith(f"{scenario_tables.OLDER} |")
@@ -212,7 +271,7 @@ def record(client, psnr, per_example):
 def test_a_finished_folder_is_kept_with_scores_controls_and_sources(tmp_path):
     finished(tmp_path, [record(0, 20.123456789, [20.0, 20.246913578]), record(0, 21.0, [21.0])])
     content = scenario_runs.read(RUNS["soft_labels"], tmp_path, None)
-    assert content["code"] == sources()
+    assert content["code"] == attack_sources.digests(["patch_embedding", "soft_labels"])
     assert (content["scenario"], content["overrides"], content["accuracy"]) == ("soft_labels", [], [0.25])
     assert content["verdicts"] == {"0": {"images": "leaks"}}
     first, second = content["records"]
