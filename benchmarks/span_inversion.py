@@ -10,7 +10,7 @@ drawn without repeats. The model is untrained, or trained for `--steps` steps of
 (`--cifar`), which are no images of the folder. The normalization alone is granted. `--changes` does to the gradient what
 defenses and transports do: Gaussian noise of a share of its norm, rounding, the largest entries alone, parameters that are not
 shared (`hidden:pos_embed`). The best control is the higher of grey and each image's own mean color. Every attempt is one row
-of the output, and is not made again.
+of the output, and is not made again, unless with `--again` where another version of the attack made it: `*` in the table.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from attack_sources import digest, older
 from fedsim_attacks.span_inversion import SpanInversion
 from torch import Tensor, nn
 
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--again", action="store_true", help="make those again that other code of the attack made")
     parser.add_argument("--show", action="store_true", help="print the table of the results, and end")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(options.output.read_text()) if options.output.exists() else []
@@ -91,9 +93,12 @@ def main() -> None:
                         "steps": options.steps,
                         "seed": options.seed,
                     }
-                    if any(all(row[name] == value for name, value in key.items()) for row in rows):
+                    known = [row for row in rows if all(row[name] == value for name, value in key.items())]
+                    if any(row["code"] == digest("span_inversion") or not options.again for row in known):
                         continue
-                    rows.append({**key, **attempt(model, pool, cell.size, batch, change, options)})
+                    rows = [row for row in rows if row not in known]
+                    made = {"code": digest("span_inversion")} | attempt(model, pool, cell.size, batch, change, options)
+                    rows.append(key | made)
                     print(json.dumps(rows[-1]), flush=True)
                     options.output.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -107,8 +112,9 @@ def victim(name: str, options: argparse.Namespace) -> nn.Module:
     """Return the model, trained as asked for; with a classifier of the training data's classes where it is trained."""
     if not options.steps:
         return models.build(ModelPart(name=name), CLASSES, SIZE, options.seed)
-    source = Parquet(path=str(options.cifar), image_size=SIZE).load(options.seed).train
-    model = models.build(ModelPart(name=name), len(source.class_names), SIZE, options.seed)
+    pools = Parquet(path=str(options.cifar), image_size=SIZE).load(options.seed)
+    source = pools.train
+    model = models.build(ModelPart(name=name), len(pools.class_names), SIZE, options.seed)
     normalize = models.normalization(model).normalize
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     generator = torch_generator(options.seed, "training")
@@ -128,6 +134,20 @@ def victim(name: str, options: argparse.Namespace) -> nn.Module:
     return model.eval()
 
 
+def observed(model: nn.Module, true: LabeledImages, change: str, generator: torch.Generator) -> Observation:
+    """Return what a server sees of one batch, as a defense or a transport leaves it."""
+    normalization = models.normalization(model)
+    gradient = models.gradient_of(model, normalization.normalize(true.images), true.labels)
+    classes = int(model.get_classifier().out_features)  # type: ignore[operator]
+    return Observation(
+        Update(1, 0, "gradient", changed(gradient, change, generator), len(true.labels)),
+        ModelFactory(model),
+        (3, SIZE, SIZE),
+        classes,
+        normalization=normalization,
+    )
+
+
 def attempt(
     model: nn.Module, pool: Pool, size: int, batch: int, change: str, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -136,12 +156,7 @@ def attempt(
     generator = torch_generator(options.seed, f"labels {batch}")
     images = pool.read(range(batch * size, (batch + 1) * size)).images
     true = LabeledImages(images, torch.randperm(classes, generator=generator)[:size])
-    normalization = models.normalization(model)
-    gradient = models.gradient_of(model, normalization.normalize(images), true.labels)
-    sent = changed(gradient, change, torch_generator(options.seed, f"change {batch}"))
-    observation = Observation(
-        Update(1, 0, "gradient", sent, size), ModelFactory(model), (3, SIZE, SIZE), classes, normalization=normalization
-    )
+    observation = observed(model, true, change, torch_generator(options.seed, f"change {batch}"))
     controls = [
         psnr(guess, image, 1.0)
         for kind in (blind.grey, blind.own_mean)
@@ -228,12 +243,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         confidence = "" if not done else f"{min(min(row['confidence']) for row in done):.2f}"
         seconds = statistics.mean(row["cpu"] for row in own)
         weights = f"{steps} steps" if steps else "untrained"
+        mark = "*" if any(older({"span_inversion": row["code"]}) for row in own) else ""
         cells_of_row = (
             f"`{model}`",
             size,
             weights,
             change,
-            images,
+            images + mark,
             f"{control:.1f}",
             labels,
             confidence,
