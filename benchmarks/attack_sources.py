@@ -26,6 +26,9 @@ where it has no head, of which no row is, and attacks said how they are run with
 of `quickstart` and `mjp_gamma` move in the fourth digit, for the server averages the parameters of `mjp` over those who
 train them. Then estimates of label counts were shifted before they are rounded, which changes large ones alone. Then
 `span_inversion` joined, and observed apps could name their own loss; then it learned of images with missing tokens.
+
+With digests for each attack: `gradvit` learned `paper`, and prior networks may come out of checkpoints. With the same
+generator it finds the same to the last bit, and so did eight others in a run before and after.
 """
 
 

@@ -11,7 +11,9 @@ off; in the second it is on, and L_grad has half its weight. An early prior fall
 Differs from the paper: the network of `batch_norm` is one trained on the auxiliary data, or EfficientNet-Lite0, or
 any timm CNN whose weights are given, where the paper has a ResNet-50 with MoCo-v2 weights; without any there is none, and a
 caution says so. Distances are in units of |g|, R_patch and total variation are means, so weights are ours. 2,000 steps
-instead of 120,000. Labels by `label_count`, where the paper's rule needs features of one sign. `positions` adds the
+instead of 120,000. `paper: true` takes 120,000 steps and the weights of GradInversion, which public copies of GradViT share
+(total variation and R_patch 1e-4, norm 1e-6, R_image 0.1); what L_grad weighs beside them is not published for a gradient of
+unit length. Labels by `label_count`, where the paper's rule needs features of one sign. `positions` adds the
 token-wise term of `april_optimization`, off by default.
 
 Needs: grants `batch_size`, `normalization`. Uses `auxiliary_data`, `labels`, `train_mode` and `training` where granted. Cost:
@@ -20,15 +22,34 @@ two passes through the model a step, and in the second half two through the prio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from fedsim_attacks.matching import Descent, PriorWeights, Schedule
+
+_PUBLISHED: Mapping[str, Any] = MappingProxyType(
+    {
+        "steps": 120_000,
+        "priors": {
+            "total_variation": 1e-4,
+            "patch": 1e-4,
+            "norm": 1e-6,
+            "batch_norm": {"weight": 0.1, "start": 0.5},
+        },
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradViT(Descent):
-    """Optimize images under GradViT's priors and schedule; the parameters are those of `Parameters`."""
+    """Optimize images under GradViT's priors and schedule; the other parameters are those of `Parameters`.
+
+    Args:
+        paper: whether the steps and the weights of the priors are the published ones, where they are not set otherwise;
+            one that is set to its default counts as not set.
+    """
 
     citation: ClassVar[str] = (
         "Hatamizadeh et al. GradViT: Gradient Inversion of Vision Transformers. CVPR 2022. https://arxiv.org/abs/2203.11894"
@@ -49,3 +70,12 @@ class GradViT(Descent):
     steps: int = 2000
     optimizer: str = "adam"
     schedule: Schedule = "cosine"
+    paper: bool = False
+
+    def __post_init__(self) -> None:
+        if self.paper:
+            plain = type(self)()
+            for name, value in _PUBLISHED.items():
+                if getattr(self, name) == getattr(plain, name):
+                    object.__setattr__(self, name, value)
+        super().__post_init__()

@@ -29,7 +29,7 @@ _HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
 # A tensor with one of these names that the model lacks belongs to another backbone.
 _BACKBONE = ("blocks.", "patch_embed.", "norm_pre.", "norm.", "cls_token", "reg_token", "dist_token", "pos_embed")
 # Of two networks in one file, the one that its authors evaluate or that timm loads.
-_PREFERRED = ("teacher", "encoder", "base_encoder", "online_encoder")
+_PREFERRED = ("teacher", "encoder", "base_encoder", "encoder_q", "online_encoder")
 _MAX_DEPTH = 4  # mappings inside mappings
 _ADVICE = "Set model.name and model.kwargs as for the model that it was saved from."
 _LISTED = 4
@@ -63,7 +63,7 @@ def load(model: nn.Module, path: Path, called: str | None = None, patches: Patch
         raise ScenarioError(_WHERE, f"no weights file {path}. Give a .safetensors or .pth file.")
     source = called or str(path)
     with _blaming(source):
-        content = dict(_flat(weights_file.read(path)))
+        content = tensors_in(path)
     return take(model, content, source, called or path.name, patches)
 
 
@@ -120,7 +120,7 @@ def _blaming(source: str) -> Iterator[None]:
         raise
     except (SafetensorError, UnpicklingError, OSError, EOFError) as error:
         raise ScenarioError(_WHERE, f"{source} is damaged or no weights file: {in_one_line(error)}.") from None
-    except _ForeignError as error:
+    except ForeignWeightsError as error:
         raise ScenarioError(_WHERE, f"{source} does not hold the weights of this model: {error}") from None
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         reason = f"{source} does not hold the weights of this model: {in_one_line(error)}."
@@ -135,17 +135,17 @@ def _summed(model: VisionTransformer, found: Tensors) -> dict[str, Tensor]:
     on the image itself. The position table is resized bilinearly.
 
     Raises:
-        _ForeignError: the model's patches do not divide those of the weights.
+        ForeignWeightsError: the model's patches do not divide those of the weights.
 
     Source: Mo, Wu, Wang, Guo, Wang, "When Adversarial Training Meets Vision Transformers", NeurIPS 2022,
     https://arxiv.org/abs/2210.07540, official code
     """
     kernel = found.get(_KERNEL)
     if kernel is None or kernel.ndim != 4:
-        raise _ForeignError(f"patches: summed needs {_KERNEL} in timm's naming. Leave patches out.")
+        raise ForeignWeightsError(f"patches: summed needs {_KERNEL} in timm's naming. Leave patches out.")
     small, large = model.patch_embed.patch_size, kernel.shape[-2:]
     if large[0] % small[0] or large[1] % small[1]:
-        raise _ForeignError(
+        raise ForeignWeightsError(
             f"its patches of {large[0]} x {large[1]} pixels are no multiple of the model's {small[0]} x {small[1]}, so no "
             "blocks can be summed. Leave patches out, or set model.kwargs.patch_size."
         )
@@ -156,7 +156,9 @@ def _summed(model: VisionTransformer, found: Tensors) -> dict[str, Tensor]:
         prefix = 0 if model.no_embed_class else model.num_prefix_tokens
         side = round((table.shape[1] - prefix) ** 0.5)
         if prefix + side**2 != table.shape[1]:
-            raise _ForeignError(f"its pos_embed of {table.shape[1]} rows is that of no square grid. Leave patches out.")
+            raise ForeignWeightsError(
+                f"its pos_embed of {table.shape[1]} rows is that of no square grid. Leave patches out."
+            )
         rows = table[:, prefix:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
         resized = interpolate(rows, size=list(model.patch_embed.grid_size), mode="bilinear")
         grid = resized.flatten(2).transpose(1, 2).to(table.dtype)
@@ -173,24 +175,21 @@ def _load_plain(model: nn.Module, content: Tensors, source: str) -> list[str]:
     """Load the weights of a model that is no Vision Transformer: by name, all but a head of another size.
 
     Raises:
-        _ForeignError: the file lacks a tensor, or holds one of another shape.
+        ForeignWeightsError: the file lacks a tensor, or holds one of another shape.
     """
     own = model.state_dict()
-    first = next(iter(own))
-    prefixes = sorted({name.removesuffix(first) for name in content if name.endswith(first)}, key=len)
-    place = prefixes[0] if len(prefixes) == 1 else ""
-    stored = {name.removeprefix(place): tensor for name, tensor in content.items() if name.startswith(place)}
     head = [name for names in head_names(model) for name in names if name is not None]
+    place, stored = of_one_network(content, [name for name in own if name not in head])
     fresh = [name for name in head if name not in stored or stored[name].shape != own[name].shape]
     kept = [name for name in own if name not in head or not fresh]
     # torch counts batches for a momentum that timm's models do not use; older files lack the count.
     lacking = [name for name in kept if name not in stored and not name.endswith("num_batches_tracked")]
     if lacking:
-        raise _ForeignError(f"it lacks {_listed(lacking)}. {_ADVICE}")
+        raise ForeignWeightsError(f"it lacks {_listed(lacking)}. {_ADVICE}")
     for name in kept:
         if name in stored and stored[name].shape != own[name].shape:
             sizes = f"{name} is {_size(stored[name])} in the file, {_size(own[name])} in the model"
-            raise _ForeignError(f"{sizes}. {_ADVICE}")
+            raise ForeignWeightsError(f"{sizes}. {_ADVICE}")
     model.load_state_dict({name: stored[name] for name in kept if name in stored}, strict=False)
     _check_finite(model, source)
     left_out = [name for name in content if name.removeprefix(place) not in own]
@@ -200,14 +199,53 @@ def _load_plain(model: nn.Module, content: Tensors, source: str) -> list[str]:
     return told + _told_rest(place, left_out)
 
 
-class _ForeignError(Exception):
+class ForeignWeightsError(Exception):
     """The file holds the weights of another model; the text says by what."""
+
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """Return every tensor of a weights file by its dotted name.
+
+    Raises:
+        ForeignWeightsError: it holds something else.
+        Exception: the file is damaged; see `weights_file.read`.
+    """
+    return dict(_flat(weights_file.read(path)))
+
+
+def of_one_network(content: Tensors, names: Sequence[str]) -> tuple[str, dict[str, Tensor]]:
+    """Return the prefix that one network has in a checkpoint, and its tensors without it.
+
+    Args:
+        content: all tensors of the file.
+        names: of tensors that the network has, without what files may lack.
+
+    Raises:
+        ForeignWeightsError: there are several, and none is known to be the one.
+    """
+    needed = [name for name in names if not name.endswith("num_batches_tracked")]
+    prefixes = {name.removesuffix(needed[0]) for name in content if name.endswith(needed[0])}
+    places = sorted(place for place in prefixes if all(f"{place}{name}" in content for name in needed))
+    place = _preferred(places, "networks")
+    return place, {name.removeprefix(place): tensor for name, tensor in content.items() if name.startswith(place)}
+
+
+def _preferred(places: Sequence[str], called: str) -> str:
+    """Return the prefix of one of several networks: none where there is one without, else one that is known to be meant."""
+    if len(places) < 2 or "" in places:
+        return places[0] if len(places) == 1 else ""
+    for word in _PREFERRED:
+        chosen = [place for place in places if word in place.split(".")]
+        if len(chosen) == 1:
+            return chosen[0]
+    listed = ", ".join(f"{place}*" for place in places)
+    raise ForeignWeightsError(f"it holds several {called}: {listed}. Save the one that you mean on its own.")
 
 
 def _flat(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
     """Yield the dotted name of every tensor in nested mappings."""
     if not isinstance(content, Mapping):
-        raise _ForeignError(f"it is a {type(content).__name__}, not tensors by name. Save model.state_dict().")
+        raise ForeignWeightsError(f"it is a {type(content).__name__}, not tensors by name. Save model.state_dict().")
     for key, value in content.items():
         if isinstance(value, Tensor):
             yield f"{prefix}{key}", value
@@ -223,14 +261,7 @@ def _place(content: Tensors, width: int) -> str:
     kernels = {name.removesuffix(_KERNEL): tensor for name, tensor in content.items() if name.endswith(_KERNEL)}
     places = [place for place in kernels if not place or place.endswith(".")]
     places = [place for place in places if len(kernels[place]) == width] or places
-    if len(places) < 2 or "" in places:
-        return places[0] if len(places) == 1 else ""
-    for word in _PREFERRED:
-        chosen = [place for place in places if word in place.split(".")]
-        if len(chosen) == 1:
-            return chosen[0]
-    listed = ", ".join(f"{place}*" for place in places)
-    raise _ForeignError(f"it holds several Vision Transformers: {listed}. Save the one that you mean on its own.")
+    return _preferred(places, "Vision Transformers")
 
 
 def _resampling(model: VisionTransformer) -> dict[str, Any]:
@@ -266,30 +297,30 @@ def _take(model: VisionTransformer, stored: Tensors) -> list[str]:
     """Load tensors in place and return the names of those that have no place in the model.
 
     Raises:
-        _ForeignError: the backbone is not whole, or it is another one.
+        ForeignWeightsError: the backbone is not whole, or it is another one.
     """
     own = model.state_dict()
     if _KERNEL not in stored:
-        raise _ForeignError(
+        raise ForeignWeightsError(
             f"it has no {_KERNEL}, but {_listed(stored) or 'nothing'}. Rename its tensors as timm does."
         )
     for name, tensor in stored.items():
         if name in own and own[name].shape != tensor.shape:
             sizes = f"{name} is {_size(tensor)} in the file, {_size(own[name])} in the model"
-            raise _ForeignError(f"{sizes}. {_ADVICE}")
+            raise ForeignWeightsError(f"{sizes}. {_ADVICE}")
     # The model's own hooks know which tensors of a stock model an altered first block has no use for.
     missing, rest = model.load_state_dict(stored, strict=False)
     lacking = [name for name in missing if _head(name) is None]
     # The norm of each token belongs to a head that reads the class token; one that pools first has its own.
     foreign = [n for n in rest if n.startswith(_BACKBONE) and not (n.startswith("norm.") and "fc_norm.weight" in own)]
     if lacking and any(name.startswith("fc_norm.") for name in stored):
-        raise _ForeignError(
+        raise ForeignWeightsError(
             f"it has fc_norm and no {_listed(lacking)}: it pools its tokens. Set model.kwargs.global_pool: avg."
         )
     if lacking:
-        raise _ForeignError(f"it lacks {_listed(lacking)} of the backbone. {_ADVICE}")
+        raise ForeignWeightsError(f"it lacks {_listed(lacking)} of the backbone. {_ADVICE}")
     if foreign:
-        raise _ForeignError(f"its backbone has {_listed(foreign)}, the model's has not. {_ADVICE}")
+        raise ForeignWeightsError(f"its backbone has {_listed(foreign)}, the model's has not. {_ADVICE}")
     return list(rest)
 
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from descent_cases import ONE_PATCH, against_own_and_other, attacked, grey, mean_color, observed, pictures, tiny
@@ -58,3 +60,17 @@ def test_it_follows_the_paper_in_distance_priors_and_schedule() -> None:
     assert (attack.second_phase, attack.matching_after, attack.learning_rate) == (0.5, 0.5, 0.1)
     assert [use.name for use in attack.prior_uses] == ["total_variation", "patch", "norm", "batch_norm"]
     assert attack.prior_uses[-1].start == 0.5 and not attack.positions
+
+
+def test_the_published_steps_and_weights_are_one_word_and_what_else_is_set_stays() -> None:
+    attack = GradViT(paper=True, learning_rate=0.05)
+    assert (attack.steps, attack.learning_rate) == (120_000, 0.05)
+    assert {use.name: use.weight for use in attack.prior_uses} == {
+        "total_variation": 1e-4,
+        "patch": 1e-4,
+        "norm": 1e-6,
+        "batch_norm": 0.1,
+    }
+    mine = GradViT(paper=True, steps=7, priors=WITH_A_NETWORK)
+    assert (mine.steps, mine.priors) == (7, WITH_A_NETWORK)
+    assert dataclasses.replace(attack, aware=False).steps == 120_000

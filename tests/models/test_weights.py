@@ -158,6 +158,17 @@ def test_weights_that_fit_whole_are_loaded_without_a_note(tmp_path, trained):
     assert notes == []
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.encoder_q."])
+def test_a_cnn_is_loaded_from_any_wrapper(prefix, tmp_path):
+    other = build(name="test_resnet", seed=5).state_dict()
+    content = {f"{prefix}{name}": tensor for name, tensor in other.items()}
+    if "encoder" in prefix:
+        content |= {f"module.encoder_k.{name}": torch.zeros_like(tensor) for name, tensor in other.items()}
+    torch.save({"epoch": 1, "state_dict": content}, tmp_path / "weights.pth")
+    loaded = build(str(tmp_path / "weights.pth"), name="test_resnet").state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in other.items())
+
+
 def test_two_networks_of_which_none_is_known_to_be_the_one_are_refused(tmp_path, trained):
     weights = {f"{side}.{name}": tensor for side in ("left", "right") for name, tensor in trained.items()}
     torch.save(weights, tmp_path / "weights.pth")

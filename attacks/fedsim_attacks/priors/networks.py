@@ -15,8 +15,8 @@ from torch import nn
 
 from fedsim.errors import AttackRefusedError, nearest
 from fedsim.exchange import Normalization
-from fedsim.models import normalization, weights_file
-from fedsim.models.weights import in_one_line
+from fedsim.models import normalization
+from fedsim.models.weights import ForeignWeightsError, in_one_line, of_one_network, tensors_in
 from fedsim.seeds import seeded
 
 # Below it, blurred and noisy 32 px images come as near to the statistics as clean ones; above it, only the cost grows.
@@ -87,8 +87,8 @@ def timm_network(name: str, weights: str | None) -> PriorNetwork:
 
     Args:
         name: of the model in timm, with or without the tag of its weights.
-        weights: .safetensors or .pth file in timm's naming, strictly of this model, with any classifier or none; None for
-            the weights of the hub.
+        weights: .safetensors or .pth file in timm's naming, strictly of this model, with any classifier or none; also a
+            checkpoint with a prefix, of MoCo v2 the query encoder (`module.encoder_q.`); None for the weights of the hub.
 
     Raises:
         AttackRefusedError: no such model, no BatchNorm2d in it, weights not to be had or not of this model.
@@ -145,11 +145,15 @@ def _load(module: nn.Module, name: str, path: Path) -> None:
     heads = _config(module).get("classifier") or ()
     prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
     try:
-        stored = weights_file.read(path)
+        _, stored = of_one_network(tensors_in(path), list(module.state_dict()))
         module.load_state_dict({key: value for key, value in stored.items() if not key.startswith(prefixes)})
     except (SafetensorError, UnpicklingError, OSError, EOFError) as error:
         raise AttackRefusedError(
             f"priors.batch_norm.weights: {path} is damaged or no weights file: {in_one_line(error)}."
+        ) from None
+    except ForeignWeightsError as error:
+        raise AttackRefusedError(
+            f"priors.batch_norm.weights: {path} does not hold the weights of {name}: {error}"
         ) from None
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise AttackRefusedError(

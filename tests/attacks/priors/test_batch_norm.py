@@ -420,6 +420,22 @@ def test_local_weights_are_those_that_were_saved_whatever_their_classifier(suffi
     assert prior(images).isfinite() and prior(images[:, :1]).isfinite()
 
 
+def test_of_a_checkpoint_of_moco_the_query_encoder_is_taken(trained, tmp_path):
+    own = {name: tensor for name, tensor in trained.state_dict().items() if not name.startswith("fc.")}
+    head = {f"fc.{layer}.weight": torch.ones(2, 2) for layer in (0, 2)}
+    query = {f"module.encoder_q.{name}": tensor for name, tensor in {**own, **head}.items()}
+    key = {f"module.encoder_k.{name}": torch.zeros_like(tensor) for name, tensor in {**own, **head}.items()}
+    content = {"epoch": 200, "arch": "resnet50", "state_dict": {**key, **query, "module.queue": torch.ones(2, 4)}}
+    torch.save(content, tmp_path / "moco_v2.pth.tar")
+    loaded = weights_of(load("test_resnet", str(tmp_path / "moco_v2.pth.tar")))
+    assert loaded and all(torch.equal(tensor, own[name]) for name, tensor in loaded.items())
+    sides = {f"{side}.{name}": tensor for side in ("left", "right") for name, tensor in own.items()}
+    torch.save(sides, tmp_path / "two.pth")
+    assert "does not hold the weights of test_resnet: it holds several networks: left.*, right.*." in refusal(
+        "test_resnet", str(tmp_path / "two.pth")
+    )
+
+
 def test_the_input_is_normalized_as_timm_states_and_enlarged_to_96(trained, tmp_path):
     save_file(trained.state_dict(), tmp_path / "weights.safetensors")
     network = load("test_resnet", str(tmp_path / "weights.safetensors")).network
