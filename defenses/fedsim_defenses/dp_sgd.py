@@ -21,7 +21,7 @@ by step, and not at the server.
 Needs: `training.sampling: poisson`, no mixup, a model without BatchNorm, no other defense that lets images influence each
 other, and Opacus, which accounts. `training.augment` is allowed: what becomes of an image depends on no other image. Covers the
 update alone, not what else a client reports (number of images, loss).
-Cost: 1.6 to 1.9 times the processor time of the plain step on small ViTs (benchmarks/dp_sgd_cost.py).
+Cost: 1.6 to 2.0 times the processor time of the plain step on small ViTs (benchmarks/dp_sgd_cost.py).
 """
 
 from __future__ import annotations
