@@ -90,6 +90,10 @@ def test_sweep_files_go_by_name_and_every_cell_of_them_is_a_scenario(tmp_path, m
         stated = grid.sweep_file(shipped.find_for_sweep(name))
         cells, _ = grid.cells(stated.scenario, (), stated.common, stated.axes, stated.seeds)
         assert len(cells) == 3 * len(stated.axes[0]) and len({cell.digest for cell in cells}) == len(cells)
+        sizes = {"samples", "test_samples"}
+        assert all(sizes <= {*cell.scenario.data.params} for cell in cells), (
+            f"{name}: figures hang on how many images there are"
+        )
     assert shipped.find_for_sweep("smoke") == shipped.path("smoke")
     (tmp_path / "defenses").write_text("mine")
     assert shipped.find_for_sweep("defenses") == Path("defenses")

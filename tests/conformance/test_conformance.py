@@ -255,3 +255,13 @@ def test_a_module_of_ours_opens_with_paper_idea_difference_and_needs(kind: str, 
 @pytest.mark.parametrize(("kind", "name"), own)
 def test_a_plugin_of_ours_has_a_row_in_its_catalogue(kind: str, name: str) -> None:
     assert f"| `{name}` |" in (FOLDERS[kind] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [name for kind, name in own if kind == "defenses"])
+def test_the_catalogue_claims_a_guarantee_of_those_defenses_alone_that_account_for_one(name: str) -> None:
+    lines = (FOLDERS["defenses"] / "README.md").read_text(encoding="utf-8").splitlines()
+    heads, row = (
+        next(line.split(" | ") for line in lines if line.startswith(start)) for start in ("| name |", f"| `{name}` |")
+    )
+    claimed = row[heads.index("guarantee")]
+    assert (claimed == "no formal guarantee") == (defense_class(name).budget is Defense.budget), claimed

@@ -465,8 +465,10 @@ def test_parameters_out_of_range_are_refused_with_what_is_allowed(params, messag
 
 def test_cautions_name_what_the_guarantee_does_not_cover():
     model = small_model()
-    assert DPSGD(noise_multiplier=0.0).cautions(model)[0].endswith("hides nothing: no guarantee.")
+    alone = DPSGD(noise_multiplier=0.0).cautions(model)
+    assert alone[0].endswith("hides nothing: no guarantee.")
     usual = " ".join(DPSGD().cautions(model))
+    assert "do not model" in usual and "do not model" in alone[1], "what is called aware is no adaptive attack"
     assert "scenario's seed" in usual
     assert "each single image" in usual
     assert "Delta is" not in usual

@@ -1,4 +1,4 @@
-"""The script of the page in a real browser, where there is one: what a click, a key or a word in the filter does."""
+"""The pages in a real browser, where there is one: what a click, a key or a word in the filter does, narrow and wide."""
 
 import base64
 import hashlib
@@ -7,10 +7,13 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from runs import write_run
 
+from fedsim.comparing import compare
 from fedsim.report import pdf, render
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -71,6 +74,35 @@ addEventListener("load", async () => {
 });
 """
 
+WIDTHS = (360, 1440)
+
+# A page in a frame tells what it is like at that width, once a table is sorted by its first column, downwards.
+TELLS = """
+addEventListener("load", () => {
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const reached = (target) => { target.focus(); return target.tabIndex === 0 && document.activeElement === target; };
+  all("details").forEach((details) => { details.open = true; });
+  const controls = all("button, summary, input, a[href], [tabindex]").filter((one) => one.checkVisibility());
+  const unreached = controls.filter((one) => !reached(one)).map((one) => one.outerHTML.slice(0, 80));
+  const table = document.querySelector("#SORTED table"), sort = table.querySelector("thead button");
+  const names = () => [...table.tBodies].flatMap((body) => [...body.rows]).map((row) => row.cells[0].textContent);
+  const orders = [names()];
+  sort.click(); sort.click();
+  orders.push(names());
+  const beyond = document.documentElement.scrollWidth - innerWidth;
+  parent.postMessage({ width: innerWidth, beyond, controls: controls.length, unreached, orders }, "*");
+});
+"""
+# Around the frames; its error is the control, which shows that errors are heard.
+LISTENS = """<title>waits</title><script>
+const found = [];
+addEventListener("message", ({ data }) => {
+  found.push(data);
+  if (found.length === document.querySelectorAll("iframe").length) document.title = JSON.stringify(found);
+});
+throw new Error("the control");
+</script>"""
+
 
 @pytest.fixture(scope="module")
 def run(browser: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -89,25 +121,29 @@ def run(browser: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_reader_sorts_filters_enlarges_slides_and_asks(run: Path, browser: Path, tmp_path: Path) -> None:
-    text = (run / "report.html").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(ACTS.encode()).digest()).decode()
-    # The policy lets the actor in by its digest, and no other script.
-    text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
-    acting = tmp_path / "acting.html"
-    other = "<script>document.body.dataset.intruder = 'in'</script>"
-    acting.write_text(text.replace("</body>", f"<script>{ACTS}</script>{other}</body>"), encoding="utf-8")
-    command = [
-        browser,
-        *pdf._FLAGS,
-        "--no-sandbox",
-        f"--user-data-dir={tmp_path}/profile",
-        "--virtual-time-budget=2000",
-    ]
-    done = subprocess.run([*command, "--dump-dom", acting.as_uri()], capture_output=True, timeout=60, check=True)
+def _with_script(page: Path, script: str, to: Path, other: str = "") -> Path:
+    """Write a page with a script that its policy lets in by a digest, as it lets in no other."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = page.read_text(encoding="utf-8").replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
+    to.write_text(text.replace("</body>", f"<script>{script}</script>{other}</body>"), encoding="utf-8")
+    return to
+
+
+def _shown(browser: Path, page: Path) -> tuple[Any, str, str]:
+    """Return what a page says in its title, its elements, and what the browser says of it."""
+    profile = f"--user-data-dir={page.parent}/profile"
+    command = [browser, *pdf._FLAGS, "--no-sandbox", profile, "--virtual-time-budget=2000", "--enable-logging=stderr"]
+    done = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, timeout=60, check=True)
     dumped = done.stdout.decode()
+    title = html.unescape(dumped.partition("<title>")[2].partition("</title>")[0])
+    return json.loads(title), dumped, done.stderr.decode()
+
+
+def test_a_reader_sorts_filters_enlarges_slides_and_asks(run: Path, browser: Path, tmp_path: Path) -> None:
+    other = "<script>document.body.dataset.intruder = 'in'</script>"
+    acting = _with_script(run / "report.html", ACTS, tmp_path / "acting.html", other)
+    found, dumped, _ = _shown(browser, acting)
     assert 'data-intruder="in"' not in dumped
-    found = json.loads(html.unescape(dumped.partition("<title>")[2].partition("</title>")[0]))
     assert found["orders"] == ["none", "ascending", "descending", "none"]
     assert found["rows"][0] == found["rows"][3] and sorted(found["rows"][1]) == sorted(found["rows"][0])
     assert found["sorted"] == sorted(found["status"]) != found["status"]
@@ -118,6 +154,29 @@ def test_a_reader_sorts_filters_enlarges_slides_and_asks(run: Path, browser: Pat
     assert found["tip"][0].startswith("Client ") and found["tip"][1:] == [False, True, 0]
     assert found["theme"] == ["rgb(255, 255, 255)", "rgb(20, 23, 27)"]
     assert found["unnamed"] == 0 and not found["wide"]
+
+
+def test_report_and_comparison_fit_any_width_without_an_error_and_answer_to_keys(run, browser, tmp_path) -> None:
+    runs = [
+        write_run(tmp_path / f"{number}-{seed}", seed=seed, defenses=carried)
+        for number, carried in enumerate(([], ["clips"]))
+        for seed in range(3)
+    ]
+    compare(runs, tmp_path / "comparison", 1.0)
+    pages = {"attempts": run / "report.html", "family-1": tmp_path / "comparison" / "compare.html"}
+    frames = ""
+    for place, page in pages.items():
+        framed = _with_script(page, TELLS.replace("SORTED", place), tmp_path / f"{place}.html")
+        frames += "".join(f'<iframe src="{framed.name}" width="{width}" height="800"></iframe>' for width in WIDTHS)
+    around = tmp_path / "around.html"
+    around.write_text(LISTENS + frames, encoding="utf-8")
+    found, _, said = _shown(browser, around)
+    told = [line for line in said.splitlines() if "CONSOLE" in line]
+    assert len(told) == 1 and "the control" in told[0], told
+    assert sorted(one["width"] for one in found) == sorted(2 * WIDTHS)
+    for one in found:
+        assert one["beyond"] <= 0 and one["controls"] > 10 and one["unreached"] == []
+        assert one["orders"][0] != one["orders"][1] and sorted(one["orders"][0]) == sorted(one["orders"][1])
 
 
 def test_a_report_is_printed(run: Path, browser: Path) -> None:
