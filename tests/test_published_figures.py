@@ -64,6 +64,14 @@ def test_the_page_of_span_inversion_has_the_table_of_its_results():
     assert span_inversion.table(stored) in (ROOT / "docs" / "span_inversion.md").read_text()
 
 
+def test_the_page_of_span_inversion_quotes_its_confidence():
+    stored = json.loads((ROOT / "benchmarks" / "results" / "span_confidence.json").read_text())
+    own, wrong = ([score for batch in stored["batches"] for score in batch[name]] for name in ("psnr", "wrong"))
+    page = " ".join((ROOT / "docs" / "span_inversion.md").read_text().split())
+    assert f"area under the ROC curve {stored['area']:.3f}" in page
+    assert f"The images score {min(own)} to {max(own)} dB, and {min(wrong)} to {max(wrong)} dB as an answer" in page
+
+
 def test_rows_that_other_sources_made_are_marked_as_older():
     catalogue = (ROOT / "attacks" / "README.md").read_text()
     for code in {row["code"] for row in rows()}:
