@@ -173,7 +173,7 @@ def audit(
     draws: Annotated[
         int | None,
         typer.Option(
-            min=100, max=10**7, help="With --mechanisms: how often, for each of two updates; 5,000 otherwise."
+            min=100, max=10**7, help="With --mechanisms: how often, for each of two neighbors; 5,000 otherwise."
         ),
     ] = None,
     executor: ExecutorOption = None,

@@ -350,8 +350,8 @@ class EvaluationRecord(Line):
 class MechanismRecord(Line):
     """One line of mechanisms.jsonl: the budget that a defense claims for one update of a client, and a lower bound on it.
 
-    `claimed` is for the one round; `message` says why it was not checked, or why that failed; `position` is the defense's in
-    the scenario.
+    `claimed` is for the one round; with `release` `step` for one local step on all of some images, of a defense that protects
+    steps. `message` says why it was not checked, or why that failed; `position` is the defense's in the scenario.
     """
 
     schema_version: Literal[1] = pydantic.Field(SCHEMA, alias="schema")
@@ -369,6 +369,7 @@ class MechanismRecord(Line):
     statistic: str | None = None
     seconds: Value
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**64)]
+    release: Literal["update", "step"] = "update"
 
 
 class Round(Line):
