@@ -71,9 +71,10 @@ class Run:
 
     @cached_property
     def records(self) -> pandas.DataFrame:
-        """One row per attempt and metric: round, client, defenses, attack, status, value, control_value, skill, seconds, ...
+        """One row per attempt and metric: round, client, defenses, attack, epsilon, status, value, control_value, skill, ...
 
-        Of an attempt on several updates, `client` says which these are.
+        Of an attempt on several updates, `client` says which these are. `epsilon`, `delta` and `neighbors` are what the
+        client's defenses claim over its rounds so far: empty where they claim nothing, and where several clients are attacked.
         """
         run = self._analysis.run
         return _frame(tables.record_rows([*run.records, *run.views], self._analysis.naming))

@@ -21,6 +21,10 @@ MEANINGFUL_DELTA = 1e-3
 """The largest delta that is still a guarantee: with this probability it may fail altogether, whatever its epsilon."""
 
 
+ONE_IMAGE = "add_remove of one image"
+"""The neighboring relation of a guarantee for single images: a client's images, and the same without one of them."""
+
+
 EPSILON_OF_ONE_RUN = (
     "an epsilon that is stated counts the rounds of this run alone, and what was sent or released in the other about the same "
     "images comes on top"
@@ -153,11 +157,14 @@ class Defense(ABC):
         treats_images_alone: whether `protect_batch` and `train_step` do to an image what does not depend on any other image,
             give one image for each, also of an empty batch, and call `proceed` once, and whether the gradient that they add
             depends on no image. A guarantee for single images (DP-SGD) is refused beside a defense that does not say so.
+        adds_gaussian_noise: of a defense that `replaces_gradient`: whether all noise of a step is Gaussian, of the same size
+            whatever the images. Then a check of its claim may use what is known of Gaussian noise.
     """
 
     citation: ClassVar[str]
     replaces_gradient: ClassVar[bool] = False
     treats_images_alone: ClassVar[bool] = False
+    adds_gaussian_noise: ClassVar[bool] = False
 
     @property
     def effects(self) -> UpdateEffects:

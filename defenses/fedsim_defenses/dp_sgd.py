@@ -39,6 +39,7 @@ from fedsim import models
 from fedsim.defense import (
     MEANINGFUL_DELTA,
     MEANINGFUL_EPSILON,
+    ONE_IMAGE,
     ClientContext,
     Defense,
     LocalStep,
@@ -48,9 +49,6 @@ from fedsim.defense import (
 from fedsim.errors import ScenarioError
 from fedsim_defenses._accounting import DRAWN_FROM_THE_SEED, Accountant, History, subsampled_epsilon
 from fedsim_defenses._per_image import clipped_sum
-
-NEIGHBORS = "add_remove of one image"
-"""The neighboring relation: a client's images, and the same without one of them."""
 
 _QUANTILE, _RATE = 0.5, 0.2  # of Andrew et al., section 3
 _SPAN = 1e6  # factor up to which an adaptive clipping norm leaves its first value, so that it stays a number
@@ -89,6 +87,7 @@ class DPSGD(Defense):
     )
     replaces_gradient: ClassVar[bool] = True
     treats_images_alone: ClassVar[bool] = True
+    adds_gaussian_noise: ClassVar[bool] = True
 
     clip_norm: float = 1.0
     noise_multiplier: float = 1.0
@@ -202,7 +201,7 @@ class DPSGD(Defense):
         if epsilon <= MEANINGFUL_EPSILON:
             return ()
         return (
-            f"Epsilon is {epsilon:.3g} after {context.rounds} rounds (delta {self.delta:g}, {NEIGHBORS}): no meaningful "
+            f"Epsilon is {epsilon:.3g} after {context.rounds} rounds (delta {self.delta:g}, {ONE_IMAGE}): no meaningful "
             "guarantee, whatever the attacks tried here achieve.",
         )
 
@@ -244,7 +243,7 @@ class DPSGD(Defense):
         if not self._is_accounted(context):
             return None
         history = _history(context.state) or self._projected(context, context.participation)
-        return PrivacyBudget(self._epsilon(history), self.delta, NEIGHBORS)
+        return PrivacyBudget(self._epsilon(history), self.delta, ONE_IMAGE)
 
     def _is_accounted(self, context: ClientContext) -> bool:
         return bool(self.noise_multiplier) and context.training.sampling == "poisson" and context.training.mixup is None

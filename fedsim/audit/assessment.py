@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 
 from fedsim import strips
@@ -20,6 +21,7 @@ from fedsim.audit import attempt, noise, replay
 from fedsim.audit.attempt import Attempt
 from fedsim.audit.scores import auxiliary_of, by_view, joined, scores_of
 from fedsim.audit.text import plain
+from fedsim.errors import RunFolderError
 from fedsim.exchange import Finding, Trajectory, Truth, View
 from fedsim.findings.kinds import KINDS
 from fedsim.metrics import scoring
@@ -34,6 +36,7 @@ from fedsim.planning.planned import PlannedAttack, PlannedDefense
 from fedsim.recording.records import (
     SCHEMA,
     AnyRecord,
+    Budget,
     Found,
     Line,
     PluginUse,
@@ -45,6 +48,7 @@ from fedsim.recording.records import (
     TrainedOn,
     TrajectoryControl,
     ViewRecord,
+    fault,
 )
 from fedsim.recording.run_folder import RunFolder
 
@@ -99,6 +103,7 @@ def assess(plan: Plan, folder: RunFolder, task: Task, partner: View | None) -> A
             **{name: folder.relative(path) for name, path in assessed.artifacts.items()},
         },
         **({} if tried.message is None else {"message": tried.message}),
+        **({} if (budget := _budget(plan, folder, view)) is None else {"budget": budget}),
         **{name: value for name, value in assessed.optional.items() if value is not None},
     }
     if view.client is not None:
@@ -154,6 +159,29 @@ def _defenses(plan: Plan, folder: RunFolder, view: View) -> Iterator[PluginUse]:
             adds_noise=adds_noise,
         )
     yield from _by_strategy(plan)
+
+
+def _budget(plan: Plan, folder: RunFolder, view: View) -> Budget | None:
+    """Return what a view's only client claims over its rounds so far; None of several clients, and of an observed app.
+
+    Each of several clients has a budget of its own, and none is stated for what they sent together. What an observed app says
+    of its privacy is not of fedsim's defenses.
+
+    Raises:
+        RunFolderError: what the client stated is no budget.
+    """
+    from fedsim.wire import PRIVACY  # imports Flower
+
+    if plan.captured is not None or len(view.clients) != 1:
+        return None
+    last = folder.captures_of(view)[-1]
+    stated = folder.read_side(*last).get(PRIVACY)
+    try:
+        return None if stated is None else Budget.model_validate(stated)
+    except pydantic.ValidationError as error:
+        raise RunFolderError(
+            f"{folder.capture_path(*last)}: the privacy budget that it states is none: {fault(error)}. Restore the file."
+        ) from None
 
 
 def _stated(plan: Plan, view: View) -> list[str]:

@@ -1,8 +1,9 @@
 """Checks of the budgets that clients' defenses claim: one line of mechanisms.jsonl per client and defense.
 
 Each is checked on the client's first update, which the auditor computes again up to the defense, since a capture holds the
-protected one. The claim is the one for this update alone: what several rounds add up to is a theorem about the one round, and
-drawing cannot test it. Attacks see nothing of this.
+protected one; or, of a defense that protects local steps, on one step at the global weights of that round. The claim is the one
+for this update or step alone: what several add up to is a theorem about the one, and drawing cannot test it. Attacks see
+nothing of this.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from fedsim.audit import mechanism, replay
-from fedsim.audit.mechanism import CONFIDENCE, MechanismCheck
+from fedsim.audit import mechanism, private_step, replay
+from fedsim.audit.mechanism import CONFIDENCE, MechanismCheck, Release
 from fedsim.audit.text import plain, shown
 from fedsim.defense import ClientContext, PrivacyBudget
 from fedsim.errors import told
 from fedsim.federation import training
+from fedsim.federation.training import LocalRun
 from fedsim.planning.plan import Plan
 from fedsim.planning.planned import PlannedDefense
 from fedsim.recording.records import SCHEMA, Budget, MechanismRecord, PluginUse
@@ -46,7 +48,7 @@ def check_budgets(
     Args:
         plan: of a simulated run.
         folder: the run, locked.
-        draws: of each of two updates, for each check.
+        draws: of each of two neighbors, for each check.
         on_line: called with every new line.
 
     Raises:
@@ -85,6 +87,7 @@ def _is_current(claim: _Claim, line: MechanismRecord, draws: int, confidence: fl
     """Return whether a line tells of a claim what would be found now."""
     use = _use(claim.planned)
     is_same = (line.defense.name, line.defense.params, line.defense.version) == (use.name, use.params, use.version)
+    is_same = is_same and line.release == _release(claim.planned)
     is_enough = line.status == "not checked" or (line.draws >= draws and line.confidence == confidence)
     return is_same and is_enough and line.status != "failed"
 
@@ -98,20 +101,34 @@ def _check(plan: Plan, folder: RunFolder, claim: _Claim, draws: int, confidence:
     message = None
     try:
         run = training.prepared(plan, client, round, weights, past)
-        kept = copy.deepcopy(dict(run.context(planned).state))
-        update, _ = training.unprotected(run, training.proximal_mu(plan.scenario))
-        for before in run.defenses[: run.defenses.index(planned)]:
-            update = training.protected(run, before, update)
-
-        def context() -> ClientContext:
-            return replace(run.context(planned), participation=1, state=copy.deepcopy(kept))
-
-        found = mechanism.check_mechanism(planned.defense, update, context, seed, draws, confidence)
+        if _release(planned) == "step":
+            found = private_step.check_step(run, planned, seed, draws, confidence)
+        else:
+            found = _checked_update(run, planned, seed, draws, confidence)
     except (Exception, SystemExit) as error:  # noqa: BLE001  (boundary: a third party's code; its failure is a line)
         message = told(error)
     if found is None:
         message = message or "the defense claims a budget before the run, and none for the round"
     return _line(folder, claim, draws, seed, found, message, time.perf_counter() - started)
+
+
+def _checked_update(
+    run: LocalRun, planned: PlannedDefense, seed: int, draws: int, confidence: float
+) -> MechanismCheck | None:
+    """Check a defense on the update that the client makes before it; the model of `run` is trained."""
+    kept = copy.deepcopy(dict(run.context(planned).state))
+    update, _ = training.unprotected(run, training.proximal_mu(run.plan.scenario))
+    for before in run.defenses[: run.defenses.index(planned)]:
+        update = training.protected(run, before, update)
+
+    def context() -> ClientContext:
+        return replace(run.context(planned), participation=1, state=copy.deepcopy(kept))
+
+    return mechanism.check_mechanism(planned.defense, update, context, seed, draws, confidence)
+
+
+def _release(planned: PlannedDefense) -> Release:
+    return "step" if private_step.computes_gradient(planned.defense) else "update"
 
 
 def _line(
@@ -140,6 +157,8 @@ def _line(
         "statistic": None if found is None else found.statistic,
         "seconds": float(f"{seconds:.4g}"),
         "seed": seed,
+        # Of an update a line is what it has always been.
+        **({"release": "step"} if _release(claim.planned) == "step" else {}),
     }
     return MechanismRecord.model_validate(content)
 

@@ -14,7 +14,8 @@ draws choose the statistic and the threshold, the other half alone measure its e
 Differs from the paper: audits the protection of one update, not a training; the statistic is chosen among several, so that
 noise which is missing on one tensor is noticed.
 
-Needs: a defense that protects updates by `protect_update` alone. Cost: two protected updates a draw.
+Needs: a defense that protects updates by `protect_update` alone; of one that protects local steps see
+`fedsim.audit.private_step`. Cost: two protected updates a draw.
 """
 
 from __future__ import annotations
@@ -50,20 +51,22 @@ _CENTER = slice(187, 312)
 _ROUNDING = 1e-9  # of a bound, which is stated rounded down
 
 Floats = NDArray[np.float64]
+Release = Literal["update", "step"]
 
 
 @dataclass(frozen=True)
 class MechanismCheck:
-    """What draws from one defense say of the budget that it claims for one round.
+    """What draws from one defense say of the budget that it claims for one release.
 
     Args:
         status: `refuted` where the lower bound is above the claim; `not refuted` proves nothing; `not checked`.
-        claimed: for one update.
+        claimed: for one release.
         reason: why it was not checked.
         lower_bound: epsilon is at least this at the claimed delta, with this confidence; None where it was not checked.
         confidence: of the lower bound.
-        draws: of each of the two updates.
+        draws: of each of the two neighbors.
         statistic: which one told the outputs apart best: `all tensors`, `likelihood` or the name of a tensor.
+        release: what was drawn again: the protection of one `update`, or one local `step`.
     """
 
     status: Literal["refuted", "not refuted", "not checked"]
@@ -73,6 +76,7 @@ class MechanismCheck:
     confidence: float | None = None
     draws: int = 0
     statistic: str | None = None
+    release: Release = "update"
 
 
 class Bound(NamedTuple):
@@ -108,8 +112,7 @@ def check_mechanism(
     Raises:
         ValueError: too few draws, or an output that is not finite.
     """
-    if draws < FEWEST_DRAWS:
-        raise ValueError(f"draws: expected at least {FEWEST_DRAWS}, got {draws}.")
+    check_draws(draws)
     first = context()
     claimed = defense.budget(first)
     if claimed is None:
@@ -128,12 +131,22 @@ def check_mechanism(
     return MechanismCheck(status, claimed, None, found.epsilon, confidence, draws, found.statistic)
 
 
+def check_draws(draws: int) -> None:
+    """Refuse fewer draws than any bound can be read from.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    if draws < FEWEST_DRAWS:
+        raise ValueError(f"draws: expected at least {FEWEST_DRAWS}, got {draws}.")
+
+
 def _obstacle(defense: Defense, claimed: PrivacyBudget, update: Update) -> str | None:
     """Return why a claim cannot be checked, or None."""
     if type(defense).protect_update is Defense.protect_update:
-        return "it does nothing in protect_update, the only hook that is drawn again"
+        return "it does nothing in protect_update, and computes no gradient in train_step: these alone are drawn again"
     if acts_in_training(defense):
-        return "it takes part in the training, and only protect_update is drawn again"
+        return "it takes part in the training, and its protect_update alone is no release that could be drawn again"
     if claimed.neighbors not in ("replace", "add_remove"):
         return f"its neighbors are {claimed.neighbors!r:.80}; replace and add_remove can be checked"
     if not math.isfinite(claimed.epsilon):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedsim.recording.records import AnyRecord, EvaluationRecord, MechanismRecord  # imports torch
 
 _TOO_BAD = 3  # a verdict that --fail-on names, or a claimed privacy budget that is refuted
+_RELEASES = {"update": "round", "step": "local step"}  # what a claim is for, in words
 INTERRUPTED = 130
 """128 and the number of SIGINT, as shells have it."""
 
@@ -72,8 +73,9 @@ def _exit_by_verdict(folder: Path, fail_on: Verdict | None, mechanisms: Sequence
     for line in mechanisms:
         if line.status == "refuted" and line.claimed is not None and line.claimed.epsilon is not None:
             complain(
-                f"client {line.client}: {line.defense.title} claims epsilon {line.claimed.epsilon:.3g} for one round, and "
-                f"{line.draws:,} draws show at least {line.lower_bound:.3g} (delta {line.claimed.delta:g})."
+                f"client {line.client}: {line.defense.title} claims epsilon {line.claimed.epsilon:.3g} for one "
+                f"{_RELEASES[line.release]}, and {line.draws:,} draws show at least {line.lower_bound:.3g} "
+                f"(delta {line.claimed.delta:g})."
             )
     if any(line.status == "refuted" for line in mechanisms):
         complain(f"A claimed privacy budget is refuted; ends with exit code {_TOO_BAD}.")

@@ -24,11 +24,13 @@ from fedsim.scenario import Scenario, yaml_loader
 if TYPE_CHECKING:
     pass  # imports torch
 
+_EPSILON = "epsilon"  # a column of runs in which a client claims a budget
 _COLUMNS = {
     "round": "round",
     "client": "client",
     "attack": "attack",
     "defenses": "defenses",
+    _EPSILON: _EPSILON,
     "status": "status",
     "metric": "metric",
     "value": "value",
@@ -171,7 +173,7 @@ def audit(
     draws: Annotated[
         int | None,
         typer.Option(
-            min=100, max=10**7, help="With --mechanisms: how often, for each of two updates; 5,000 otherwise."
+            min=100, max=10**7, help="With --mechanisms: how often, for each of two neighbors; 5,000 otherwise."
         ),
     ] = None,
     executor: ExecutorOption = None,
@@ -345,11 +347,13 @@ def records(
     if as_csv:
         sys.stdout.write(tables.as_csv(rows))
         return
+    has_budgets = any(row[_EPSILON] is not None for row in rows)
+    columns = {title: column for title, column in _COLUMNS.items() if has_budgets or column != _EPSILON}
     table = Table(box=None, pad_edge=False)
-    for title in _COLUMNS:
+    for title in columns:
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row[column]) for column in _COLUMNS.values()))
+        table.add_row(*(_cell(row[column]) for column in columns.values()))
     terminal.out.print(table if rows else "No records yet.")
 
 

@@ -325,7 +325,15 @@ def gradient_step(run: LocalRun, index: int) -> float:
     progress = (run.round - 1 + index / len(run.steps)) / rounds
     batch = plan.data.read(run.steps[index], plan.scenario.training)
     images = plan.normalization.normalize(batch.images)
-    step = LocalStep(run.model, images, batch.labels, progress)
+    return defended_step(run, index, LocalStep(run.model, images, batch.labels, progress))
+
+
+def defended_step(run: LocalRun, index: int, step: LocalStep) -> float:
+    """Run a batch through the defenses as that of one step of the round, first listed outermost; returns the mean loss.
+
+    Raises:
+        DefenseFaultError: a hook returned what cannot be trained on.
+    """
     for planned in run.defenses:
         generator = run.generator("protect_batch", planned, index)
         images, labels = planned.defense.protect_batch(step.images, step.labels, run.context(planned), generator)
@@ -333,7 +341,7 @@ def gradient_step(run: LocalRun, index: int) -> float:
         if fault is not None:
             raise DefenseFaultError(planned, "protect_batch", fault)
         step = replace(step, images=images, labels=labels)
-    innermost = in_parts(run.innermost, plan.scenario.training.accumulate)
+    innermost = in_parts(run.innermost, run.plan.scenario.training.accumulate)
     proceed = _watched(run, len(run.defenses), innermost)
     for depth, planned in reversed(list(enumerate(run.defenses))):
         bound = _bound(planned, run.context(planned), run.generator("train_step", planned, index), proceed)

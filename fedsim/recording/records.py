@@ -208,6 +208,19 @@ class RecordedView(Line):
         return View(self.rounds, self.clients, self.scope, self.is_sum)
 
 
+class Budget(Line):
+    """What differential privacy promises one client after its rounds so far; None when no finite epsilon holds."""
+
+    epsilon: Value | None
+    delta: Value
+    neighbors: str
+
+    @property
+    def is_meaningful(self) -> bool:
+        """Whether it is a guarantee worth the name."""
+        return is_meaningful(self.epsilon, self.delta)
+
+
 class Scores(Line):
     """What a finding scores, what blind guesses score on the same truth, and the image that it shows best, by metric."""
 
@@ -217,7 +230,11 @@ class Scores(Line):
 
 
 class Attempted(Line):
-    """What every line of records.jsonl holds."""
+    """What every line of records.jsonl holds.
+
+    `budget` is what the defenses of the attacked client claim over all of its rounds up to `round`. There is none where they
+    claim none, where several clients are attacked at once, and of an observed app.
+    """
 
     schema_version: Literal[1] = pydantic.Field(SCHEMA, alias="schema")
     run: str | None = None
@@ -225,6 +242,7 @@ class Attempted(Line):
     client: Count | None = None
     attack: PluginUse
     defenses: Many[PluginUse] = ()
+    budget: Budget | None = None
     grants: Many[str] = ()
     workload: RecordedWorkload | None = None
     status: Status
@@ -259,6 +277,12 @@ class ViewRecord(Attempted):
     def _is_of_its_last_round(self) -> ViewRecord:
         if self.round != self.view.rounds[-1]:
             raise ValueError(f"view.rounds: expected {self.round} as the last one")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_budget_of_one_client(self) -> ViewRecord:
+        if self.budget is not None and len(self.view.clients) > 1:
+            raise ValueError(f"budget: expected none for {len(self.view.clients)} clients together")
         return self
 
     @property
@@ -323,24 +347,11 @@ class EvaluationRecord(Line):
     seed: int
 
 
-class Budget(Line):
-    """What differential privacy promises one client after its rounds so far; None when no finite epsilon holds."""
-
-    epsilon: Value | None
-    delta: Value
-    neighbors: str
-
-    @property
-    def is_meaningful(self) -> bool:
-        """Whether it is a guarantee worth the name."""
-        return is_meaningful(self.epsilon, self.delta)
-
-
 class MechanismRecord(Line):
     """One line of mechanisms.jsonl: the budget that a defense claims for one update of a client, and a lower bound on it.
 
-    `claimed` is for the one round; `message` says why it was not checked, or why that failed; `position` is the defense's in
-    the scenario.
+    `claimed` is for the one round; with `release` `step` for one local step on all of some images, of a defense that protects
+    steps. `message` says why it was not checked, or why that failed; `position` is the defense's in the scenario.
     """
 
     schema_version: Literal[1] = pydantic.Field(SCHEMA, alias="schema")
@@ -358,6 +369,7 @@ class MechanismRecord(Line):
     statistic: str | None = None
     seconds: Value
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**64)]
+    release: Literal["update", "step"] = "update"
 
 
 class Round(Line):

@@ -40,7 +40,8 @@ def _claimed(line: MechanismRecord) -> str:
     if line.claimed is None:
         return "-"
     epsilon = "∞" if line.claimed.epsilon is None else f"{line.claimed.epsilon:.3g}"
-    return f"{epsilon} (delta {line.claimed.delta:g}, {line.claimed.neighbors})"
+    release = "; one step on all images" if line.release == "step" else ""
+    return f"{epsilon} (delta {line.claimed.delta:g}, {line.claimed.neighbors}{release})"
 
 
 def rows(lines: Sequence[MechanismRecord]) -> list[dict[str, Any]]:
@@ -51,6 +52,7 @@ def rows(lines: Sequence[MechanismRecord]) -> list[dict[str, Any]]:
             "round": line.round,
             "defense": line.defense.title,
             "version": line.defense.version,
+            "release": line.release,
             "epsilon": None if line.claimed is None else line.claimed.epsilon,
             "delta": None if line.claimed is None else line.claimed.delta,
             "neighbors": None if line.claimed is None else line.claimed.neighbors,

@@ -31,6 +31,7 @@ def record_rows(records: Sequence[Attempted], naming: Naming) -> list[Row]:
             "version": record.attack.version,
             "params": record.attack.aware_key[1],
             "variant": record.attack.variant,
+            **_budget_columns(record),
             "status": record.status,
             **_score_columns(record, metric),
             "cautions": len(record.cautions),
@@ -41,6 +42,16 @@ def record_rows(records: Sequence[Attempted], naming: Naming) -> list[Row]:
         for record in records
         for metric in list[str | None](record.scores) or [None]
     ]
+
+
+def _budget_columns(record: Attempted) -> Row:
+    """Return what the client behind an attempt claims over its rounds so far; empty where it claims nothing."""
+    budget = record.budget
+    return {
+        "epsilon": budget.epsilon if budget else None,
+        "delta": budget.delta if budget else None,
+        "neighbors": budget.neighbors if budget else None,
+    }
 
 
 def _score_columns(record: Attempted, metric: str | None) -> Row:
@@ -152,6 +163,7 @@ def view_rows(records: Sequence[ViewRecord]) -> list[Row]:
             "rounds": " ".join(map(str, record.view.rounds)),
             "clients": " ".join(map(str, record.view.clients)),
             "is_sum": record.view.is_sum,
+            **_budget_columns(record),
             "status": record.status,
             "metric": metric,
             "value": None if metric is None else record.scores[metric].value,

@@ -7,10 +7,11 @@ import pytest
 from fedsim_defenses.dp_noise import DPNoise
 
 from fedsim.audit import budgets, mechanism
+from fedsim.defense import ONE_IMAGE, PrivacyBudget
 from fedsim.errors import RunFolderError
 from fedsim.federation import training
 from fedsim.recording.run_folder import RunFolder
-from fedsim.report import reading, rendering
+from fedsim.report import mechanisms, reading, rendering
 from fedsim.simulation import Progress
 from fedsim.verdicts.judge import Judge
 
@@ -26,8 +27,8 @@ OVERCLAIMS = {"name": "stubs:Overclaims", "params": {"epsilon": 0.5}}
 def run(tiny_plan, run_folder):
     """Return a function: defenses -> the plan and the folder of a run of two rounds with them."""
 
-    def make(*defenses):
-        plan = tiny_plan(model=SMALL, attacks=[], federation={"rounds": 2}, defenses=list(defenses))
+    def make(*defenses, **parts):
+        plan = tiny_plan(model=SMALL, attacks=[], federation={"rounds": 2}, defenses=list(defenses), **parts)
         folder = run_folder(plan)
         audits.simulate(plan, folder, Progress())
         return plan, RunFolder.open(folder.path)
@@ -86,6 +87,30 @@ def test_lines_are_kept_unless_more_draws_are_asked_for_or_the_check_failed(run)
     (folder.path / "mechanisms.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (again,) = audit(plan, folder)
     assert again.status == "not refuted"
+
+
+def test_a_defense_of_local_steps_is_checked_on_one_step(run):
+    plan, folder = run({"name": "dp_sgd", "clients": [0]}, training={"sampling": "poisson", "batch_size": 4})
+    (line,) = audit(plan, folder)
+    assert (line.status, line.release, line.draws) == ("not refuted", "step", DRAWS)
+    assert line.claimed.neighbors == ONE_IMAGE and 0 <= line.lower_bound < line.claimed.epsilon
+    (shown,) = mechanisms.claims([line])
+    assert shown.claimed == f"{line.claimed.epsilon:.3g} (delta 1e-05, {ONE_IMAGE}; one step on all images)"
+
+
+def test_a_defense_of_local_steps_that_an_earlier_version_could_not_check_is_checked(run, monkeypatch):
+    plan, folder = run({"name": "dp_sgd", "clients": [0]}, training={"sampling": "poisson", "batch_size": 4})
+    found = mechanism.MechanismCheck(
+        "not checked", PrivacyBudget(4.0, 1e-5, ONE_IMAGE), "it costs too much", release="step"
+    )
+    monkeypatch.setattr(budgets.private_step, "check_step", lambda *given: found)
+    (line,) = audit(plan, folder)
+    old = {name: value for name, value in line.as_json().items() if name != "release"}
+    folder.mechanisms.rewrite([{**old, "message": "it does nothing in protect_update"}])
+    (again,) = audit(plan, folder)
+    assert (again.message, again.release) == ("it costs too much", "step")
+    monkeypatch.setattr(budgets.private_step, "check_step", None)
+    assert audit(plan, folder) == [again], "a current line is left alone"
 
 
 def test_an_interrupted_check_goes_on_where_it_stopped(run, monkeypatch):

@@ -1,5 +1,4 @@
 import dataclasses
-import gc
 import pickle
 import types
 
@@ -7,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from objects import reachable
 from safetensors.torch import load
 from torch import Tensor, nn
 
@@ -118,24 +118,6 @@ def test_the_factory_travels_to_other_processes(observe):
 # Sealed truth
 
 SEALED = (Plan, Scenario, FederatedData, Pools, Pool, Truth, ThreatModel, PlannedDefense)
-
-
-def reachable(root):
-    """Yield every object that can be reached from `root` through values: fields, items, closures, bound objects.
-
-    Modules, classes and the globals of functions are left out: through these anything reaches anything in Python.
-    """
-    seen, waiting = set(), [root]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen or isinstance(item, types.ModuleType | type):
-            continue
-        seen.add(id(item))
-        yield item
-        if isinstance(item, types.FunctionType):
-            waiting += [item.__closure__, item.__defaults__, item.__kwdefaults__, item.__dict__]
-        else:
-            waiting += gc.get_referents(item)
 
 
 def test_the_walk_finds_what_a_closure_or_a_method_hides(tiny_plan):

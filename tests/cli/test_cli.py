@@ -350,12 +350,20 @@ def test_records_are_printed_as_a_table_as_json_and_as_csv(fedsim, finished, mon
     assert sum(line[:1].isdigit() for line in printed) == len(
         (finished / "tables" / "records.csv").read_text().splitlines()[1:]
     )
+    assert "epsilon" not in printed[0], "no client claims a budget"
     refused = fedsim("records", finished, "--json", "--csv")
     assert (refused.code, refused.message) == (2, "fedsim: records: give --json or --csv, and not both.\n")
     (finished / "records.jsonl").write_text("")
     assert json.loads(fedsim("records", finished, "--json").output) == []
     assert fedsim("records", finished, "--csv").output == ""
     assert fedsim("records", finished).output == "No records yet.\n"
+
+
+def test_printed_records_show_the_budget_of_clients_that_claim_one(fedsim, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    printed = fedsim("records", Path(__file__).parents[1] / "golden" / "run").output.splitlines()
+    assert printed[0].split()[3:6] == ["defenses", "epsilon", "status"]
+    assert {line.split()[4] for line in printed if line.startswith("1      1 ")} == {"3.5"}
 
 
 def test_list_of_an_unknown_kind_names_the_nearest(fedsim):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fedsim_defenses._accounting import MissingOpacusError, subsampled_epsilon
 from fedsim_defenses._position import occluded
-from fedsim_defenses.dp_sgd import DPSGD, NEIGHBORS, BudgetSpentError
+from fedsim_defenses.dp_sgd import DPSGD, BudgetSpentError
 from fedsim_defenses.mjp import MJP
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ from opacus.optimizers import DPOptimizer
 from scipy.stats import kstest, norm
 from torch import nn
 
-from fedsim.defense import LocalStep
+from fedsim.defense import ONE_IMAGE, LocalStep
 from fedsim.errors import ScenarioError
 from fedsim.federation.training import Past, local_update
 from fedsim.models import gradient_of, trained
@@ -276,7 +276,7 @@ def test_epsilon_composes_over_the_rounds_in_which_the_client_takes_part(tiny_pl
     for participations, round in enumerate((1, 3, 6), start=1):
         result = local_update(plan, 1, round, weights, past=past)
         epsilons.append(result.budget.epsilon)
-        assert (result.budget.delta, result.budget.neighbors) == (1e-5, NEIGHBORS)
+        assert (result.budget.delta, result.budget.neighbors) == (1e-5, ONE_IMAGE)
         past = Past(participations, ClientState.from_wire(result.state.to_wire()))
     expected = [of_opacus([(0.8, 2 / held, 3 * count)]) for count in (1, 2, 3)]
     assert epsilons == pytest.approx(expected, abs=1e-6)
@@ -320,7 +320,7 @@ def test_epsilon_stands_in_the_rounds_of_a_run_also_after_a_kill(tiny_plan, run_
             assert line["epsilon"][str(client)] == {
                 "epsilon": pytest.approx(of_opacus([(1.0, rate, 3 * count)]), abs=1e-6),
                 "delta": 1e-5,
-                "neighbors": NEIGHBORS,
+                "neighbors": ONE_IMAGE,
             }
 
 
@@ -424,7 +424,7 @@ def test_another_defense_that_may_mix_images_is_refused_on_the_same_client(tiny_
 def test_defenses_that_treat_images_alone_or_change_the_update_go_together_with_it(tiny_plan):
     others = [{"name": "mjp"}, {"name": "dp_sgd"}, {"name": "quantization"}]
     plan = tiny_plan(training=DELTA, defenses=others)
-    assert local_update(plan, 0, 1, plan.initial_weights()).budget.neighbors == NEIGHBORS
+    assert local_update(plan, 0, 1, plan.initial_weights()).budget.neighbors == ONE_IMAGE
 
 
 def test_one_noised_gradient_is_all_that_a_client_shares_and_is_accounted_as_one_step(tiny_plan):
