@@ -42,7 +42,7 @@ def train(
 
     Args:
         plan: the run's plan.
-        folder: the run, which the caller has locked; None trains without an observer, and keeps nothing.
+        folder: the run; None trains without an observer, and keeps nothing.
         on_round: called with each line of rounds.jsonl.
         options: where it runs; a private SuperLink without TLS otherwise.
 
@@ -57,6 +57,8 @@ def train(
         if folder is None:
             place = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedsim-run-"))
             folder = RunFolder.create(Path(place) / "run", plan.scenario)
+        # The ServerApp stops where nobody holds the folder any more.
+        stack.enter_context(folder.locked())
         credentials = None if options.tls is None else Credentials(options.tls.absolute())
         if credentials is not None:
             # Nodes that run already have keys of their own.

@@ -4,7 +4,7 @@ import sys
 import engines
 import pytest
 import torch
-from processes import command, is_running, wait_until
+from processes import command, elsewhere, is_running, wait_until
 
 from fedsim import process_tree, simulation
 from fedsim.deployment import certificates, commands, network
@@ -81,6 +81,17 @@ def test_a_deployment_with_tls_records_what_the_inline_engine_does_and_leaves_no
     assert deployed.model_digest() == inline.model_digest()
 
 
+_HELD = """
+from pathlib import Path
+from fedsim.errors import RunFolderError
+from fedsim.recording.run_folder import RunFolder
+try:
+    with RunFolder.open(Path(path)).locked():
+        found = False
+except RunFolderError:
+    found = True
+"""
+
 # What follows a run, with plain processes in the place of Flower's.
 
 _TELLING = """
@@ -137,6 +148,23 @@ shutil.copy({str(whole.path / "model.safetensors")!r}, sys.argv[1])
 tell("finished", True)"""
     found = stand_in(plan, told)
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+@pytest.mark.parametrize("is_observed", [True, False])
+def test_the_folder_is_held_while_the_server_app_works_also_where_nothing_is_observed(
+    monkeypatch, tiny_plan, run_folder, is_observed
+):
+    plan, held = tiny_plan(federation={"clients": 1, "rounds": 1}, attacks=[]), []
+
+    def submit(processes, plan, folder, options, is_observed):
+        held.append(elsewhere(_HELD, path=str(folder.path)))
+        folder.write_model(plan.initial_weights())
+
+    monkeypatch.setattr(network, "start", lambda *_: None)
+    monkeypatch.setattr(engine_deployment, "_submit", submit)
+    monkeypatch.setattr(engine_deployment, "_follow", lambda *_: None)
+    engine_deployment.train(plan, run_folder(plan) if is_observed else None)
+    assert held == [True]
 
 
 def test_a_fault_of_the_server_app_is_no_error_of_the_user(stand_in, tiny_plan):
