@@ -86,7 +86,6 @@ def test_sweep_files_go_by_name_and_every_cell_of_them_is_a_scenario(tmp_path, m
         "robustness_cifar10",
         "robustness_gain_cifar10",
         "robustness_vit_cifar10",
-        "span_defenses",
     ] and not {*shipped.sweeps()} & {*shipped.names()}
     for name in shipped.sweeps():
         stated = grid.sweep_file(shipped.find_for_sweep(name))

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -20,9 +20,6 @@ from fedsim.cli.preparation import load, prepared
 from fedsim.cli.terminal import note, say, write_json
 from fedsim.errors import FedsimError, RunFolderError, ScenarioError, printable_line
 from fedsim.scenario import Scenario, yaml_loader
-
-if TYPE_CHECKING:
-    pass  # imports torch
 
 _EPSILON = "epsilon"  # a column of runs in which a client claims a budget
 _COLUMNS = {
