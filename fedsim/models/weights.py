@@ -179,7 +179,7 @@ def _load_plain(model: nn.Module, content: Tensors, source: str) -> list[str]:
     """
     own = model.state_dict()
     head = [name for names in head_names(model) for name in names if name is not None]
-    place, stored = of_one_network(content, [name for name in own if name not in head])
+    place, stored = of_one_network(content, [name for name in own if name not in head] or head)
     fresh = [name for name in head if name not in stored or stored[name].shape != own[name].shape]
     kept = [name for name in own if name not in head or not fresh]
     # torch counts batches for a momentum that timm's models do not use; older files lack the count.
@@ -224,9 +224,11 @@ def of_one_network(content: Tensors, names: Sequence[str]) -> tuple[str, dict[st
         ForeignWeightsError: there are several, and none is known to be the one.
     """
     needed = [name for name in names if not name.endswith("num_batches_tracked")]
-    prefixes = {name.removesuffix(needed[0]) for name in content if name.endswith(needed[0])}
-    places = sorted(place for place in prefixes if all(f"{place}{name}" in content for name in needed))
-    place = _preferred(places, "networks")
+    found = {name.removesuffix(own) for own in needed for name in content if name.endswith(own)}
+    prefixes = sorted(place for place in found if not place or place.endswith("."))
+    held = {place: sum(f"{place}{name}" in content for name in needed) for place in prefixes}
+    # Of an incomplete network the one that has most is meant, so that what it lacks can be named.
+    place = _preferred([place for place in prefixes if held[place] == max(held.values())], "networks")
     return place, {name.removeprefix(place): tensor for name, tensor in content.items() if name.startswith(place)}
 
 

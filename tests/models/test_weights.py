@@ -1,5 +1,6 @@
 """Weights from a local file: what is taken over, and what is refused."""
 
+import sys
 import zipfile
 
 import pytest
@@ -21,6 +22,17 @@ def refusal(path, **named):
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+class Linear(torch.nn.Module):
+    """A classifier without a backbone."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.last = torch.nn.Linear(3 * 32 * 32, num_classes)
+
+    def forward(self, images):
+        return self.last(images.flatten(1))
 
 
 @pytest.fixture
@@ -167,6 +179,22 @@ def test_a_cnn_is_loaded_from_any_wrapper(prefix, tmp_path):
     torch.save({"epoch": 1, "state_dict": content}, tmp_path / "weights.pth")
     loaded = build(str(tmp_path / "weights.pth"), name="test_resnet").state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in other.items())
+
+
+def test_what_a_cnn_lacks_in_a_wrapper_is_named(tmp_path):
+    content = {f"backbone.{name}": tensor for name, tensor in build(name="test_resnet").state_dict().items()}
+    del content["backbone.layer1.0.conv1.weight"]
+    torch.save(content, tmp_path / "weights.pth")
+    assert "it lacks layer1.0.*. " in refusal(tmp_path / "weights.pth", name="test_resnet")
+
+
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_a_model_that_is_a_classifier_alone_is_loaded(prefix, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_linear", sys.modules[__name__])
+    saved = Linear(10).state_dict()
+    torch.save({f"{prefix}{name}": tensor for name, tensor in saved.items()}, tmp_path / "weights.pth")
+    loaded = build(str(tmp_path / "weights.pth"), name="my_linear:Linear").state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in saved.items())
 
 
 def test_two_networks_of_which_none_is_known_to_be_the_one_are_refused(tmp_path, trained):
