@@ -28,7 +28,7 @@ train them. Then estimates of label counts were shifted before they are rounded,
 `span_inversion` joined, and observed apps could name their own loss; then it learned of images with missing tokens.
 
 With digests for each attack: `gradvit` learned `paper`, and prior networks may come out of checkpoints. With the same
-generator it finds the same to the last bit, and so did eight others in a run before and after.
+generator it finds the same to the last bit, and so did all others that import these, each in a run before and after.
 """
 
 
